@@ -1,0 +1,1 @@
+"""The U-Net and the autoencoder's networks."""

@@ -1,0 +1,1 @@
+"""Probability distributions of the latents."""

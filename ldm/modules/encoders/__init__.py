@@ -1,0 +1,1 @@
+"""Text, class and image conditioners."""
