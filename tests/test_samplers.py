@@ -1,0 +1,246 @@
+"""DDIM and PLMS against closed forms and against `diffusers`."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, PNDMScheduler
+from torch.testing import assert_close
+
+from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.models.diffusion.plms import PLMSSampler
+from ldm.models.diffusion.sampler import guided_denoiser, join_conditioning, make_timesteps
+
+SHAPE = (2, 4, 4)
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+}
+
+
+class GaussianModel:
+    """The exact denoiser of data N(mean, spread²)."""
+
+    num_timesteps = 1000
+    device = torch.device("cpu")
+
+    def __init__(self, mean=0.7, spread=0.0):
+        self.mean, self.spread = mean, spread
+        self.alphas_cumprod = DDIMScheduler(**SCHEDULE).alphas_cumprod
+        self.seen = []
+
+    def apply_model(self, x, t, cond):
+        self.seen.append((int(t[0]), x.shape[0], cond))
+        alpha = self.alphas_cumprod.double()[t].view(-1, 1, 1, 1)
+        x = x.double()
+        top = (1 - alpha).sqrt() * (x - alpha.sqrt() * self.mean)
+        return top / (alpha * self.spread**2 + 1 - alpha)
+
+    def q_sample(self, x_start, t, noise):
+        alpha = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        return alpha.sqrt() * x_start + (1 - alpha).sqrt() * noise
+
+
+class WavyModel(GaussianModel):
+    """A non-linear denoiser that depends on everything, for comparisons step by step."""
+
+    def apply_model(self, x, t, cond):
+        self.seen.append((int(t[0]), x.shape[0], cond))
+        return torch.sin(3 * x + t.view(-1, 1, 1, 1) / 100) + 0.1 * cond.view(-1, 1, 1, 1)
+
+
+@pytest.fixture
+def noise():
+    return torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("divisor", [d for d in range(1, 1000) if 1000 % d == 0])
+def test_timesteps_are_the_originals_where_it_worked(divisor):
+    assert make_timesteps(divisor) == [t + 1 for t in range(0, 1000, 1000 // divisor)]
+
+
+def test_every_step_count_gives_that_many_distinct_timesteps():
+    for steps in range(1, 1001):
+        timesteps = make_timesteps(steps)
+        assert len(timesteps) == steps
+        assert timesteps == sorted(set(timesteps))
+        assert timesteps[0] >= 0
+        assert timesteps[-1] <= 999
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_step_counts_out_of_range_are_refused(steps):
+    with pytest.raises(ValueError, match=rf"1\.\.1000, got {steps}"):
+        make_timesteps(steps)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps"),
+    # PLMS in one step corrects at its own timestep, as the original's does: not exact.
+    [(DDIMSampler, 1)]
+    + [(s, n) for s in (DDIMSampler, PLMSSampler) for n in (2, 7, 50, 333, 501, 999, 1000)],
+)
+def test_one_point_of_data_is_reached_exactly(sampler, steps, noise):
+    # ε is constant along the trajectory, so every solver is exact: x_0 = √ā_0·mean + √(1-ā_0)·ε.
+    model = GaussianModel(spread=0.0)
+    noise = noise.double()
+    x, _ = sampler(model).sample(S=steps, batch_size=2, shape=SHAPE, x_T=noise, verbose=False)
+    first, last = (model.alphas_cumprod.double()[t] for t in (0, make_timesteps(steps)[-1]))
+    eps = (noise - last.sqrt() * model.mean) / (1 - last).sqrt()
+    want = first.sqrt() * model.mean + (1 - first).sqrt() * eps
+    assert_close(x, want, rtol=1e-5, atol=1e-6)
+    evaluations = steps + (sampler is PLMSSampler)
+    assert len(model.seen) == evaluations
+
+
+def gaussian_flow_error(sampler, steps, noise):
+    """Distance from the exact flow, on which (x - √ā·mean) / √(ā·spread² + 1 - ā) is constant."""
+    model = GaussianModel(mean=0.3, spread=0.5)
+    alphas = model.alphas_cumprod.double()
+    x, _ = sampler(model).sample(
+        S=steps, batch_size=2, shape=SHAPE, x_T=noise.double(), verbose=False
+    )
+    start, end = alphas[make_timesteps(steps)[-1]], alphas[0]
+    z = (noise - start.sqrt() * 0.3) / (start * 0.25 + 1 - start).sqrt()
+    want = end.sqrt() * 0.3 + (end * 0.25 + 1 - end).sqrt() * z
+    return (x - want).abs().max().item()
+
+
+def test_ddim_converges_to_the_flow_with_first_order(noise):
+    errors = [gaussian_flow_error(DDIMSampler, s, noise) for s in (50, 100, 200)]
+    for coarse, fine in pairwise(errors):
+        assert 1.6 < coarse / fine < 2.6
+
+
+def test_plms_is_much_closer_to_the_flow_than_ddim(noise):
+    assert gaussian_flow_error(PLMSSampler, 50, noise) < 0.1 * gaussian_flow_error(
+        DDIMSampler, 50, noise
+    )
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("steps", [10, 50])
+def test_ddim_equals_diffusers(eta, steps, noise):
+    model, cond = WavyModel(), torch.tensor([1.0, -1.0])
+    scheduler = DDIMScheduler(clip_sample=False, **SCHEDULE)
+    scheduler.set_timesteps(steps)
+    added = torch.randn(steps, *noise.shape, generator=torch.Generator().manual_seed(2))
+    x = noise
+    for i, t in enumerate(scheduler.timesteps):
+        eps = model.apply_model(x, t.repeat(2), cond)
+        x = scheduler.step(eps, t, x, eta=eta, variance_noise=added[i]).prev_sample
+    got, _ = DDIMSampler(model).sample(
+        S=steps, batch_size=2, shape=SHAPE, conditioning=cond, eta=eta, x_T=noise, verbose=False,
+        noise_source=lambda draw, shape: added[(draw - 1) // 2],
+    )  # fmt: skip
+    assert make_timesteps(steps)[::-1] == scheduler.timesteps.tolist()
+    assert_close(got, x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [4, 10, 50])
+def test_plms_equals_diffusers(steps, noise):
+    model, cond = WavyModel(), torch.tensor([1.0, -1.0])
+    scheduler = PNDMScheduler(skip_prk_steps=True, **SCHEDULE)
+    scheduler.set_timesteps(steps)
+    x = noise
+    for t in scheduler.timesteps:
+        x = scheduler.step(model.apply_model(x, t.repeat(2), cond), t, x).prev_sample
+    got, _ = PLMSSampler(model).sample(
+        S=steps, batch_size=2, shape=SHAPE, conditioning=cond, x_T=noise, verbose=False
+    )
+    assert_close(got, x, rtol=1e-4, atol=1e-4)
+
+
+def test_guidance_extrapolates_from_the_unconditional_half_in_one_batch(noise):
+    model = WavyModel()
+    cond, uncond = torch.tensor([1.0, -1.0]), torch.zeros(2)
+    t = torch.tensor([500, 500])
+    got = guided_denoiser(model, cond, uncond, 5.0)(noise, t)
+    assert model.seen[-1][1] == 4
+    assert_close(model.seen[-1][2], torch.tensor([0.0, 0.0, 1.0, -1.0]))
+    plain = [model.apply_model(noise, t, c) for c in (uncond, cond)]
+    assert_close(got, plain[0] + 5.0 * (plain[1] - plain[0]))
+
+
+def test_scale_one_evaluates_only_the_conditional_half(noise):
+    model = WavyModel()
+    guided_denoiser(model, torch.ones(2), torch.zeros(2), 1.0)(noise, torch.tensor([5, 5]))
+    assert model.seen[-1][1] == 2
+
+
+def test_conditioning_may_be_nested():
+    a, b = torch.zeros(1, 2), torch.ones(1, 2)
+    joined = join_conditioning({"c_crossattn": [a]}, {"c_crossattn": [b]})
+    assert_close(joined["c_crossattn"][0], torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+
+
+def test_the_mask_keeps_the_given_latent_at_each_steps_noise_level(noise):
+    model = GaussianModel(mean=0.0)
+    inputs = []
+    predict = model.apply_model
+    model.apply_model = lambda x, t, cond: inputs.append((x, t)) or predict(x, t, cond)
+    x0 = torch.full((2, *SHAPE), 2.0)
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[..., :2] = 1
+    x, _ = DDIMSampler(model).sample(
+        S=100, batch_size=2, shape=SHAPE, x_T=noise, mask=mask, x0=x0, verbose=False,
+        noise_source=lambda draw, shape: torch.full(tuple(shape), draw / 1000),
+    )  # fmt: skip
+    for step, (seen, t) in enumerate(inputs):
+        want = model.q_sample(x0, t, torch.full_like(x0, (2 + 2 * step) / 1000))
+        assert_close(seen[..., :2], want[..., :2])
+        assert (seen[..., 2:] - want[..., 2:]).abs().mean() > 0.1
+    assert x[..., 2:].abs().max() < 0.2
+
+
+def test_intermediates_and_callbacks(noise):
+    steps = []
+    x, intermediates = DDIMSampler(GaussianModel()).sample(
+        S=20, batch_size=2, shape=SHAPE, x_T=noise, verbose=False, log_every_t=5,
+        callback=steps.append,
+    )  # fmt: skip
+    assert steps == list(range(20))
+    assert len(intermediates["x_inter"]) == len(intermediates["pred_x0"]) == 1 + 5
+    assert_close(intermediates["x_inter"][0], noise)
+    assert_close(intermediates["x_inter"][-1], x)
+    assert_close(intermediates["pred_x0"][-1], torch.full_like(x, 0.7))
+
+
+def test_draws_are_numbered_and_never_shared():
+    draws = []
+
+    def source(draw, shape):
+        draws.append(draw)
+        return torch.zeros(*shape)
+
+    DDIMSampler(GaussianModel()).sample(
+        S=3, batch_size=2, shape=SHAPE, eta=1.0, verbose=False, noise_source=source,
+        mask=torch.ones(1), x0=torch.zeros(2, *SHAPE),
+    )  # fmt: skip
+    assert len(draws) == len(set(draws)) == 1 + 3 + 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mask": torch.ones(1)}, "mask and x0 go together"),
+        ({"x_T": torch.zeros(1, *SHAPE)}, r"x_T must have shape .*, got \(1, 2, 4, 4\)"),
+        ({"conditioning": torch.zeros(3, 5)}, "conditioning is for 3 samples, but batch_size is 2"),
+        ({"conditioning": {"c_concat": [torch.zeros(3, 5)]}}, "conditioning is for 3 samples"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DDIMSampler(GaussianModel()).sample(
+            S=2, batch_size=2, shape=SHAPE, verbose=False, **arguments
+        )
+
+
+def test_plms_refuses_eta_and_samplers_refuse_unknown_arguments():
+    with pytest.raises(ValueError, match=r"eta must be 0 with PLMS, got 0\.5"):
+        PLMSSampler(GaussianModel()).sample(S=2, batch_size=2, shape=SHAPE, eta=0.5)
+    with pytest.raises(TypeError, match="temprature"):
+        DDIMSampler(GaussianModel()).sample(S=2, batch_size=2, shape=SHAPE, temprature=1.0)
