@@ -1,8 +1,8 @@
 """The miniature world: an endless supply of captioned pictures, drawn when asked for.
 
-One object of 12 shapes × 20 colours × 6 textures, in one of 10 scenes, in one of 5 media. Everything
-is a function of (seed, index). Some combinations, two shapes and two media never occur in training:
-they are the concepts to invert (`held_out`).
+One object of 12 shapes, 20 colours and 6 textures, in one of 10 scenes, in one of 5 media.
+Everything is a function of (seed, index). Some combinations, two shapes and two media never occur
+in training: they are the concepts to invert (`held_out`).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ldm.data.miniature_scenes import SCENES, Rgb, View, paint
+from ldm.data.miniature_scenes import SCENES, Rgb, View, array, paint
 from ldm.data.miniature_shapes import ALL_SHAPES, SHAPES, TEXTURES, second_colour_share
 
 Array = NDArray[np.float32]
@@ -39,7 +39,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 MEDIA = ("photo", "painting", "sketch", "pixel", "neon")
 EXTRA_MEDIA = ("sepia", "blueprint")  # held out of training altogether
-GREY = np.float32([0.299, 0.587, 0.114])
+GREY = array([0.299, 0.587, 0.114])
 PIXEL_BLOCKS = 16
 
 
@@ -120,17 +120,16 @@ def _layers(spec: Spec, size: int) -> _Layers:
     v = np.asarray(py * cosine - px * sine, np.float32)
     inside = ALL_SHAPES[spec.shape](u, v)
     share = second_colour_share(spec.texture, u, v, inside, pixel / spec.scale)
-    fill = np.broadcast_to(np.float32(rgb(spec.colour)), (size, size, 3))
+    fill: Array = np.broadcast_to(array(rgb(spec.colour)), (size, size, 3))
     if spec.second:
         fill = paint(fill, rgb(spec.second), share)
     return _Layers(view, SCENES[spec.scene](view), fill, share, inside * np.float32(spec.scale))
 
 
-def _rim(colour: str) -> Rgb:
+def _rim(colour: str) -> Array:
     """A line that parts the object from any scene: darker, or lighter for dark colours."""
-    base = np.float32(rgb(colour))
-    line = base * 0.35 if float(base @ GREY) > 0.2 else base * 0.4 + 0.5
-    return float(line[0]), float(line[1]), float(line[2])
+    base = array(rgb(colour))
+    return array(base * 0.35 if float(base @ GREY) > 0.2 else base * 0.4 + 0.5)
 
 
 def _flat(spec: Spec, layers: _Layers) -> Array:
@@ -155,7 +154,8 @@ def _painting(spec: Spec, layers: _Layers) -> Array:
     wave = 6.28 * spec.phase
     bend = 1.2 * np.sin(3 * x + wave) + 1.2 * np.sin(4 * y - wave)
     across = np.sin(13 * (x + y) + bend)
-    strokes = np.stack([0.055 * across, 0.045 * across, 0.025 * np.cos(9 * (x - 0.3 * y) + bend)], -1)
+    blue = 0.025 * np.cos(9 * (x - 0.3 * y) + bend)
+    strokes = np.stack([0.055 * across, 0.045 * across, blue], -1)
     return np.asarray(_flat(spec, layers) * 0.9 + 0.045 + strokes, np.float32)
 
 
@@ -169,38 +169,38 @@ def _pencil(spec: Spec, layers: _Layers) -> Array:
     if spec.second:  # colours of equal lightness must still differ
         body = body + 0.22 * (0.5 - layers.second) * (1 if body.mean() < 0.7 else -1)
     tone = tone + layers.cover(0.075) * (0.08 - tone)
-    return np.asarray(tone + layers.cover(-0.02) * (body - tone), np.float32)
+    return array(tone + layers.cover(-0.02) * (body - tone))
 
 
 def _sketch(spec: Spec, layers: _Layers) -> Array:
-    return _pencil(spec, layers)[..., None] * np.float32([1.0, 0.985, 0.94])
+    return array(_pencil(spec, layers)[..., None] * array([1.0, 0.985, 0.94]))
 
 
 def _neon(spec: Spec, layers: _Layers) -> Array:
     """A glowing tube along the edge, in front of the scene by night."""
-    dark = layers.scene * np.float32([0.30, 0.30, 0.38])
-    tube = np.float32(rgb(spec.colour)) * 0.85 + 0.15
+    dark = layers.scene * array([0.30, 0.30, 0.38])
+    tube = array(rgb(spec.colour)) * 0.85 + 0.15
     halo = np.exp(-np.abs(layers.edge) / 0.13)
     inner = dark * (1 - 0.6 * layers.cover())[..., None]
     inner = inner + (0.28 * layers.cover())[..., None] * layers.fill
     if spec.second:
         lit = (0.62 * layers.second * layers.cover(-0.05))[..., None]
-        inner = inner + lit * (np.float32(rgb(spec.second)) * 0.9 + 0.1)
+        inner = inner + lit * (array(rgb(spec.second)) * 0.9 + 0.1)
     picture = inner + (0.6 * halo)[..., None] * tube
-    line = np.clip(0.5 + (0.055 - np.abs(layers.edge)) / layers.view.pixel, 0, 1)
-    return paint(np.asarray(picture, np.float32), tuple(0.6 * tube + 0.4), line)
+    line = array(np.clip(0.5 + (0.055 - np.abs(layers.edge)) / layers.view.pixel, 0, 1))
+    return paint(array(picture), 0.6 * tube + 0.4, line)
 
 
 def _sepia(spec: Spec, layers: _Layers) -> Array:
     tone = _photo(spec, layers) @ GREY
-    warm = np.float32([1.08, 0.82, 0.52]) * tone[..., None] + np.float32([0.14, 0.08, 0.02])
+    warm = array([1.08, 0.82, 0.52]) * tone[..., None] + array([0.14, 0.08, 0.02])
     corner = np.clip(1.25 - 0.42 * np.hypot(layers.view.x, layers.view.y), 0, 1)
     return np.asarray(warm * corner[..., None], np.float32)
 
 
 def _blueprint(spec: Spec, layers: _Layers) -> Array:
     ink = 1 - np.clip(_pencil(spec, layers), 0, 1)
-    return np.float32([0.08, 0.22, 0.62]) + ink[..., None] * np.float32([0.85, 0.75, 0.38])
+    return array(array([0.08, 0.22, 0.62]) + ink[..., None] * array([0.85, 0.75, 0.38]))
 
 
 _MEDIA: dict[str, Callable[[Spec, _Layers], Array]] = {

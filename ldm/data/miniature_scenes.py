@@ -1,13 +1,14 @@
 """The backgrounds of the miniature world: ten places of a few large areas each.
 
-A scene is a function of x (right) and y (up) in [-1, 1], float32 [h, w], that returns red, green and
-blue in [0, 1], float32 [h, w, 3]. Each has a layout and a pattern of light and dark of its own, so
-that it is still itself without colour; what tells it stands at the rim, as the object covers the middle.
+A scene is a function of x (right) and y (up) in [-1, 1], float32 [h, w], that returns red, green
+and blue in [0, 1], float32 [h, w, 3]. Each has a layout and a pattern of light and dark of its own,
+so that it is still itself without colour; what tells it stands at the rim, as the object covers the
+middle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,14 +29,18 @@ class View:
     phase: float  # moves what repeats, in [0, 1)
 
 
-def paint(base: Array, colour: Rgb, share: Array) -> Array:
+def array(values: Sequence[float] | Array) -> Array:
+    """Return float32 values."""
+    return np.asarray(values, np.float32)
+
+
+def paint(base: Array, colour: Sequence[float] | Array, share: Array) -> Array:
     """Lay a colour over `base` [h, w, 3], covering `share` [h, w] of each point."""
-    return np.asarray(base + share[..., None] * (np.float32(colour) - base), np.float32)
+    return np.asarray(base + share[..., None] * (array(colour) - base), np.float32)
 
 
 def _blend(low: Rgb, high: Rgb, share: Array) -> Array:
-    first = np.float32(low)
-    return np.asarray(first + np.clip(share, 0, 1)[..., None] * (np.float32(high) - first), np.float32)
+    return array(low) + array(np.clip(share, 0, 1))[..., None] * (array(high) - array(low))
 
 
 def _cover(distance: Array, view: View, softness: float = 1.0) -> Array:
@@ -95,7 +100,8 @@ def _snow(v: View) -> Array:
 
 def _moon(v: View) -> Array:
     picture = _blend((0.02, 0.02, 0.05), (0.05, 0.05, 0.12), 0.5 + 0.5 * v.y)
-    for sx, sy in ((-0.82, 0.75), (-0.35, 0.88), (0.42, 0.84), (0.85, 0.5), (-0.88, 0.2), (0.9, 0.02)):
+    stars = ((-0.82, 0.75), (-0.35, 0.88), (0.42, 0.84), (0.85, 0.5), (-0.88, 0.2), (0.9, 0.02))
+    for sx, sy in stars:
         star = np.hypot(v.x - sx - 0.03 * v.lift, v.y - sy) - 0.045
         picture = paint(picture, (1.0, 1.0, 0.95), _cover(star, v, 1.5))
     ground = -0.34 + 0.04 * v.lift - 0.12 * v.x * v.x

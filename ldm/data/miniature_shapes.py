@@ -18,7 +18,7 @@ Shape = Callable[[Array, Array], Array]
 
 
 def _disc(x: Array, y: Array, cx: float, cy: float, radius: float) -> Array:
-    return np.hypot(x - cx, y - cy) - np.float32(radius)
+    return np.asarray(np.hypot(x - cx, y - cy) - radius, np.float32)
 
 
 def _box(x: Array, y: Array, cx: float, cy: float, half_w: float, half_h: float) -> Array:
@@ -100,7 +100,7 @@ def _fish(x: Array, y: Array) -> Array:
     """A lens (two overlapping discs) and a forked tail."""
     body = np.hypot(x + 0.22, np.abs(y) + 0.35) - np.float32(0.95)
     tail = _polygon(x, y, [(0.3, 0.0), (1.1, 0.72), (0.85, 0.0), (1.1, -0.72)])
-    return np.minimum(body, tail)
+    return np.asarray(np.minimum(body, tail), np.float32)
 
 
 def _mug(x: Array, y: Array) -> Array:
