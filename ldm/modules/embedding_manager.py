@@ -1,0 +1,423 @@
+"""The learned words: their vectors, and the one place where these enter a text.
+
+The class keeps the original's name and parameters, and the state-dict name `string_to_param_dict`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.modules.embedding_file import WordFile, describe_width, read_words, write_words
+from ldm.modules.tokens import TextEmbedder, check_prompt, first_word_ids, placeholder_id
+from ldm.placeholders import DEFAULT_PLACEHOLDER, PER_IMAGE_PLACEHOLDERS
+from ldm.randomness import Purpose, generator
+from ldm.util import UserError
+
+logger = logging.getLogger(__name__)
+
+# Progressive words: one vector more after every 2000 optimiser steps (paper, section 5.1).
+PROGRESSIVE_STEPS = 2000
+INITIALIZER_MODES = ("mean", "sequence")
+
+
+def splice(ids: Tensor, vectors: Tensor, token_ids: Tensor, words: Sequence[Tensor]) -> Tensor:
+    """Put the words' vectors where their tokens stand (paper, section 4; reference, section 1).
+
+    A word of k vectors takes k positions; what follows shifts right, and the row is cut at n.
+
+    Args:
+        ids: token ids [b, n].
+        vectors: the tokens' own vectors [b, n, d]; not changed.
+        token_ids: id of each word's placeholder [w], distinct.
+        words: w tensors [k_i, d].
+
+    Returns:
+        [b, n, d] in the type of `vectors`.
+    """
+    batch, n, width = vectors.shape
+    counts = torch.tensor([len(word) for word in words], device=ids.device)
+    first_row = counts.cumsum(0) - counts
+    match = ids[..., None] == token_ids  # b n w
+    is_word, which = match.any(-1), match.int().argmax(-1)  # b n
+    span = torch.where(is_word, counts[which], 1)
+    end = span.cumsum(1)
+    position = torch.arange(n, device=ids.device).repeat(batch, 1)
+    # source[b, p]: the token whose span covers output position p. Spans are at least 1, so every
+    # position up to n is covered.
+    source = torch.searchsorted(end, position, right=True)
+    taken = is_word.gather(1, source)
+    row = first_row[which].gather(1, source) + position - (end - span).gather(1, source)
+    learned = torch.cat(list(words))[torch.where(taken, row, 0)]  # b n d
+    kept = vectors.gather(1, source[..., None].expand(-1, -1, width))
+    return torch.where(taken[..., None], learned.to(vectors.dtype), kept)
+
+
+class EmbeddingManager(nn.Module):
+    """Holds the vectors of learned words and splices them into token vectors.
+
+    A first word of several tokens starts the k vectors by `initializer_mode`:
+    "mean": each vector at the mean of the word's token vectors. The default: it works for every k
+    and for k=1, the paper's setting, is the only choice that uses the whole word.
+    "sequence": vector i at token i, the last repeated for what is left. The encoder then reads the
+    word as it would read its text, so training starts from its full meaning; needs k >= tokens.
+    For a word of one token both are the paper's: a copy in each vector.
+
+    Build the manager before or after the encoder's weights are there; after loading weights call
+    `initialize()`, which takes the first words' vectors anew.
+
+    Args:
+        embedder: the text encoder; used, not owned, so its weights are no part of this module.
+        placeholder_strings: the words to learn; ["*"] by default.
+        initializer_words: the first word of each placeholder, in order; a missing or empty one
+            starts from the original's U[0, 1) draw.
+        per_image_tokens: add one word for each training picture (22 Hebrew letters).
+        num_vectors_per_token: k, vectors of each word, at least 1.
+        progressive_words: start with one vector and use one more after every 2000 steps.
+        initializer_mode: "mean" or "sequence".
+        seed: of the U[0, 1) draw.
+
+    Raises:
+        UserError: a placeholder or first word the vocabulary cannot serve.
+        ValueError: `num_vectors_per_token` or `initializer_mode` out of range.
+    """
+
+    embedder: TextEmbedder
+    optimizer_step: Tensor
+    _token_ids: Tensor
+
+    def __init__(
+        self,
+        embedder: TextEmbedder,
+        placeholder_strings: Sequence[str] | None = None,
+        initializer_words: Sequence[str] | None = None,
+        per_image_tokens: bool = False,
+        num_vectors_per_token: int = 1,
+        progressive_words: bool = False,
+        initializer_mode: str = "mean",
+        seed: int = 23,
+    ) -> None:
+        super().__init__()
+        if num_vectors_per_token < 1:
+            raise ValueError(
+                f"num_vectors_per_token must be at least 1, got {num_vectors_per_token}"
+            )
+        if initializer_mode not in INITIALIZER_MODES:
+            raise ValueError(
+                f"initializer_mode must be one of {INITIALIZER_MODES}, got {initializer_mode!r}"
+            )
+        # Past nn.Module's bookkeeping: registered, the encoder would be saved and trained twice.
+        self.__dict__["embedder"] = embedder
+        self.progressive_words = progressive_words
+        self.initializer_mode = initializer_mode
+        self.num_vectors_per_token = num_vectors_per_token
+        self.seed = seed
+        self.metadata: dict[str, str] = {}  # more facts for saved files, from the training run
+        self.string_to_token_dict: dict[str, int] = {}
+        self.string_to_param_dict = nn.ParameterDict()
+        self._given: set[str] = set()  # words from a file or checkpoint, not from a first word
+        self._vocabulary_norms: dict[str, float] | None = None
+        self._step = 0
+        # Explicit devices: a model may be built under torch.device("meta"), words never are.
+        self.register_buffer("optimizer_step", torch.tensor(0, device="cpu"))
+        self.register_buffer("_token_ids", torch.empty(0, device="cpu"), persistent=False)
+
+        words = list(placeholder_strings or [DEFAULT_PLACEHOLDER])
+        first = list(initializer_words or [])
+        if len(first) > len(words):
+            raise UserError(f"{len(first)} initializer_words for {len(words)} placeholder_strings")
+        self.per_image_placeholders = PER_IMAGE_PLACEHOLDERS if per_image_tokens else ()
+        self.first_words = {p: w for p, w in zip(words, first, strict=False) if w}
+        for placeholder in (*words, *self.per_image_placeholders):
+            if placeholder in self.string_to_param_dict:
+                raise UserError(f"placeholder {placeholder!r} stands twice in placeholder_strings")
+            self._add(placeholder, torch.zeros(num_vectors_per_token, embedder.width, device="cpu"))
+        for placeholder in self.first_words:
+            self._first_word_ids(placeholder)
+        self._pending = True
+        if not embedder.vocab_table.is_meta:
+            self.initialize()
+
+    @property
+    def placeholders(self) -> list[str]:
+        """The words held, in the order they came."""
+        return list(self.string_to_token_dict)
+
+    def token_id(self, placeholder: str) -> int:
+        """Return the token id that stands for a word."""
+        self._require(placeholder)
+        return self.string_to_token_dict[placeholder]
+
+    def word(self, placeholder: str) -> Tensor:
+        """Return a word's vectors in use, [k, d]; of a progressive word the first ones only."""
+        self._require(placeholder)
+        self._ensure_initialized()
+        vectors: Tensor = self.string_to_param_dict[placeholder]
+        return vectors[: 1 + self._step // PROGRESSIVE_STEPS] if self.progressive_words else vectors
+
+    def forward(self, ids: Tensor, vectors: Tensor) -> Tensor:
+        """Replace placeholders: ids [b, n] and their vectors [b, n, d] → [b, n, d]."""
+        if not self.string_to_token_dict:
+            return vectors
+        return splice(ids, vectors, self._token_ids, [self.word(p) for p in self.placeholders])
+
+    def embedding_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield what training moves: each word's vectors."""
+        self._ensure_initialized()
+        return self.string_to_param_dict.parameters()
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Set each word that was not loaded to its first word, by the encoder's present weights."""
+        self._pending = False
+        self._vocabulary_norms = None
+        without = []
+        for index, placeholder in enumerate(self.placeholders):
+            if placeholder in self._given:
+                continue
+            parameter = self.string_to_param_dict[placeholder]
+            if placeholder in self.first_words:
+                parameter.copy_(self._first_vectors(placeholder))
+            else:
+                without.append(placeholder)
+                rng = generator(self.seed, index, Purpose.INITIAL_WORD)
+                parameter.copy_(torch.from_numpy(rng.random(tuple(parameter.shape), "float32")))
+        if without:
+            logger.warning(
+                "no first word for %s: starting from U[0, 1), far outside the scale of the "
+                "vocabulary (norm about %.0f against %.2f); give a coarse word instead",
+                " ".join(without),
+                (self.embedder.width / 3) ** 0.5,
+                self._vocabulary()["vocabulary/mean"],
+            )
+
+    def set_step(self, optimizer_step: int) -> None:
+        """Tell how many optimiser steps are done: it decides how many progressive vectors act."""
+        self._step = int(optimizer_step)
+        self.optimizer_step.fill_(self._step)
+
+    def coarse_loss(self) -> Tensor:
+        """Sum ‖v - v_coarse‖² over the vectors of all words with a first word (paper, section 5.1)."""
+        self._ensure_initialized()
+        terms = [
+            (self.string_to_param_dict[p] - self._first_vectors(p)).square().sum()
+            for p in self.placeholders
+            if p in self.first_words
+        ]
+        if not terms:
+            raise UserError("regularisation to the first word needs one: give initializer_words")
+        return torch.stack(terms).sum()
+
+    embedding_to_coarse_loss = coarse_loss
+
+    @torch.no_grad()
+    def norms(self) -> dict[str, float]:
+        """Return the words' norms against the vocabulary's.
+
+        Keys: `vocabulary/{mean,p05,p50,p95}`, and for each word `norm/WORD` (mean over its vectors
+        in use) and `norm_ratio/WORD` (over the vocabulary's mean).
+        """
+        report = dict(self._vocabulary())
+        for placeholder in self.placeholders:
+            norm = self.word(placeholder).float().norm(dim=-1).mean().item()
+            report[f"norm/{placeholder}"] = norm
+            report[f"norm_ratio/{placeholder}"] = norm / report["vocabulary/mean"]
+        return report
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise UserError for the first prompt that would lose a word it names.
+
+        See `ldm.modules.tokens.check_prompt`.
+        """
+        words = {p: (self.token_id(p), len(self.word(p))) for p in self.placeholders}
+        for prompt in prompts:
+            check_prompt(self.embedder, prompt, words)
+
+    def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+        """Write the words, `.pt` or `.safetensors`; per-image words serve training only: left out.
+
+        Args:
+            path: where; replaced if it exists.
+            metadata: facts beside the manager's own and `self.metadata`.
+        """
+        kept = [p for p in self.placeholders if p not in self.per_image_placeholders]
+        self._ensure_initialized()
+        facts = {
+            "placeholders": json.dumps(kept, ensure_ascii=False),
+            "first_words": json.dumps(self.first_words, ensure_ascii=False),
+            "encoder_family": self.embedder.family,
+            "encoder_width": str(self.embedder.width),
+            "step": str(self._step),
+            "seed": str(self.seed),
+            "progressive_words": str(self.progressive_words).lower(),
+        }
+        write_words(
+            path,
+            {p: self.string_to_param_dict[p] for p in kept},
+            {p: self.token_id(p) for p in kept},
+            {**facts, **self.metadata, **(metadata or {})},
+        )
+
+    def load(
+        self,
+        path: str | Path,
+        rename: Mapping[str, str] | None = None,
+        *,
+        keep_initial: bool = False,
+    ) -> list[str]:
+        """Take words from a file; several calls gather the words of several files.
+
+        The first call replaces the words of the configuration, as the original did: one that no
+        file brought would otherwise turn its placeholder into its first word. The file decides
+        the number of vectors; a progressive word goes on from the file's step.
+
+        Args:
+            path: any file that `embedding_file.read_words` reads.
+            rename: stored placeholder → placeholder to use.
+            keep_initial: keep the words that come from no file, to train them beside loaded ones.
+
+        Returns:
+            The placeholders it brought.
+
+        Raises:
+            UserError: unreadable file, vectors for another text encoder, a placeholder that is not
+                one known token, or one that is taken already.
+        """
+        file = read_words(path)
+        words = self._renamed(file, dict(rename or {}), path)
+        self._check_encoder(file, path)
+        for placeholder in words:
+            placeholder_id(self.embedder, placeholder)
+            if placeholder in self._given:
+                raise UserError(
+                    f"{str(path)!r}: word {placeholder!r} is loaded already: rename one of the two"
+                )
+        for placeholder in [p for p in self.placeholders if p not in self._given]:
+            if placeholder in words or not keep_initial:
+                self._remove(placeholder)
+        device = self._device()
+        for placeholder, vectors in words.items():
+            self._add(placeholder, vectors.to(device))
+            self._given.add(placeholder)
+        if self.progressive_words and file.metadata.get("step", "").isdigit():
+            self.set_step(int(file.metadata["step"]))
+        return list(words)
+
+    def clear(self) -> None:
+        """Forget every word, so that the next `load` starts afresh."""
+        for placeholder in self.placeholders:
+            self._remove(placeholder)
+
+    def _renamed(
+        self, file: WordFile, rename: dict[str, str], path: str | Path
+    ) -> dict[str, Tensor]:
+        absent = [old for old in rename if old not in file.words]
+        if absent:
+            raise UserError(f"{str(path)!r} has no word {absent[0]!r}; it holds {list(file.words)}")
+        names = [rename.get(p, p) for p in file.words]
+        if len(set(names)) < len(names):
+            raise UserError(
+                f"{str(path)!r}: after renaming, two words are called the same: {names}"
+            )
+        return dict(zip(names, file.words.values(), strict=True))
+
+    def _check_encoder(self, file: WordFile, path: str | Path) -> None:
+        ours = f"{self.embedder.family}, width {self.embedder.width}"
+        for placeholder, vectors in file.words.items():
+            width = vectors.shape[-1]
+            if width != self.embedder.width:
+                raise UserError(
+                    f"{str(path)!r}: word {placeholder!r} has width {width}, for "
+                    f"{describe_width(width)}; this model's text encoder is {ours}"
+                )
+        family = file.metadata.get("encoder_family", self.embedder.family)
+        if family != self.embedder.family:
+            raise UserError(
+                f"{str(path)!r} was learned for the text encoder {family!r}; this model's is {ours}"
+            )
+
+    def _add(self, placeholder: str, vectors: Tensor) -> None:
+        token = placeholder_id(self.embedder, placeholder)
+        for other, taken in self.string_to_token_dict.items():
+            if taken == token:
+                raise UserError(
+                    f"placeholders {other!r} and {placeholder!r} are the same token of the "
+                    f"{self.embedder.family} vocabulary: choose another for one of them"
+                )
+        try:
+            self.string_to_param_dict[placeholder] = nn.Parameter(vectors)
+        except KeyError as error:  # "a.b", "train": names torch cannot or will not register
+            raise UserError(
+                f"placeholder {placeholder!r} is a name PyTorch reserves: choose another"
+            ) from error
+        self.string_to_token_dict[placeholder] = token
+        self._refresh()
+
+    def _remove(self, placeholder: str) -> None:
+        del self.string_to_param_dict[placeholder]
+        del self.string_to_token_dict[placeholder]
+        self._given.discard(placeholder)
+        self.first_words.pop(placeholder, None)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        ids = list(self.string_to_token_dict.values())
+        self._token_ids = torch.tensor(ids, dtype=torch.long, device=self._device())
+
+    def _device(self) -> torch.device:
+        device = self.embedder.vocab_table.device
+        return torch.device("cpu") if device.type == "meta" else device
+
+    def _require(self, placeholder: str) -> None:
+        if placeholder not in self.string_to_token_dict:
+            raise UserError(f"no word {placeholder!r} is loaded; there are {self.placeholders}")
+
+    def _ensure_initialized(self) -> None:
+        if self._pending and not self.embedder.vocab_table.is_meta:
+            self.initialize()
+
+    def _first_word_ids(self, placeholder: str) -> list[int]:
+        word = self.first_words[placeholder]
+        ids = first_word_ids(self.embedder, word)
+        if self.initializer_mode == "sequence" and len(ids) > self.num_vectors_per_token:
+            raise UserError(
+                f"first word {word!r} has {len(ids)} tokens: initializer_mode 'sequence' needs "
+                f"num_vectors_per_token of at least that, got {self.num_vectors_per_token}"
+            )
+        return ids
+
+    def _first_vectors(self, placeholder: str) -> Tensor:
+        """Return the vectors [k, d] that a word with a first word starts from; no gradient."""
+        parameter: Tensor = self.string_to_param_dict[placeholder]
+        k, ids = len(parameter), self._first_word_ids(placeholder)
+        table = self.embedder.vocab_table.detach()
+        if self.initializer_mode == "sequence":
+            rows = table[[ids[min(i, len(ids) - 1)] for i in range(k)]]
+        else:
+            rows = table[ids].mean(0, keepdim=True).expand(k, -1)
+        return rows.to(parameter.device, parameter.dtype)
+
+    def _vocabulary(self) -> dict[str, float]:
+        if self._vocabulary_norms is None:
+            norms = self.embedder.vocab_table.detach().float().norm(dim=-1).cpu()
+            low, middle, high = norms.quantile(torch.tensor([0.05, 0.5, 0.95])).tolist()
+            self._vocabulary_norms = {
+                "vocabulary/mean": norms.mean().item(),
+                "vocabulary/p05": low,
+                "vocabulary/p50": middle,
+                "vocabulary/p95": high,
+            }
+        return self._vocabulary_norms
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        start = f"{prefix}string_to_param_dict."
+        self._given |= {p for p in self.placeholders if start + p in state_dict}
+        if f"{prefix}optimizer_step" in state_dict:
+            self._step = int(state_dict[f"{prefix}optimizer_step"])

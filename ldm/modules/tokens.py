@@ -1,0 +1,117 @@
+"""What the words need of a text encoder, and the checks of words against its vocabulary."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from torch import Tensor
+
+from ldm.placeholders import occurrences
+from ldm.util import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class TextEmbedder(Protocol):
+    """The part of a text encoder that words are made from.
+
+    `vocab_table` is the token embedding [V, d], without positions; `unknown_id` the id that text
+    outside the vocabulary becomes, None where the tokeniser knows every byte (CLIP).
+    """
+
+    max_length: int
+    family: str
+    width: int
+
+    @property
+    def unknown_id(self) -> int | None: ...
+    @property
+    def vocab_table(self) -> Tensor: ...
+    def tokenize(self, texts: list[str]) -> Tensor: ...
+    def word_ids(self, word: str) -> list[int]: ...
+
+
+def placeholder_id(embedder: TextEmbedder, placeholder: str) -> int:
+    """Return the one token id that stands for `placeholder`.
+
+    Raises:
+        UserError: the placeholder is empty, not exactly one token, or unknown to the vocabulary, so
+            that every unknown character would share its id.
+    """
+    ids = embedder.word_ids(placeholder) if placeholder.strip() else []
+    advice = "choose one symbol that captions do not use, such as * or @"
+    if len(ids) != 1:
+        raise UserError(
+            f"placeholder {placeholder!r} becomes {len(ids)} tokens of the {embedder.family} "
+            f"vocabulary and must be exactly one: {advice}"
+        )
+    if ids[0] == embedder.unknown_id:
+        raise UserError(
+            f"placeholder {placeholder!r} is unknown to the {embedder.family} vocabulary, so every "
+            f"other unknown character would name it too: {advice}"
+        )
+    if len(placeholder) > 1 and placeholder.isalnum():
+        logger.warning(
+            "placeholder %r is a word of the %s vocabulary: while the learned word is loaded, "
+            "prompts lose that word's own meaning",
+            placeholder,
+            embedder.family,
+        )
+    return ids[0]
+
+
+def first_word_ids(embedder: TextEmbedder, word: str) -> list[int]:
+    """Return the token ids of a first word of one or several tokens.
+
+    Raises:
+        UserError: the vocabulary does not know the word, or a part of it.
+    """
+    ids = embedder.word_ids(word)
+    if not ids or embedder.unknown_id in ids:
+        raise UserError(
+            f"first word {word!r} is unknown to the {embedder.family} vocabulary: choose a coarse, "
+            "common word for the object, such as 'cat' or 'sculpture'"
+        )
+    return ids
+
+
+def check_prompt(embedder: TextEmbedder, prompt: str, words: dict[str, tuple[int, int]]) -> None:
+    """Check that each learned word which `prompt` names reaches the text encoder whole.
+
+    Args:
+        embedder: the encoder whose tokeniser and length count.
+        prompt: one text.
+        words: placeholder → (token id, number of vectors).
+
+    Raises:
+        UserError: a placeholder in the text is no longer there after tokenising, or (part of) its
+            vectors would fall behind the encoder's last position.
+    """
+    named = {p: count for p in words if (count := occurrences(prompt, p))}
+    if not named:
+        return
+    ids = embedder.word_ids(prompt)
+    for placeholder, count in named.items():
+        found = ids.count(words[placeholder][0])
+        if found < count:
+            raise UserError(
+                f"prompt {prompt!r}: placeholder {placeholder!r} stands there {count} times but "
+                f"{found} times after tokenising: part it from other characters with spaces"
+            )
+    length = embedder.max_length
+    row = embedder.tokenize([prompt])[0].tolist()
+    vectors = dict(words.values())
+    end, reached = 0, dict.fromkeys(vectors, 0)
+    for token in row:
+        end += vectors.get(token, 1)
+        if token in vectors and end <= length:
+            reached[token] += 1
+    for placeholder in named:
+        token, k = words[placeholder]
+        if reached[token] < ids.count(token):
+            raise UserError(
+                f"prompt of {len(ids)} tokens: placeholder {placeholder!r} ({k} vectors) is cut off "
+                f"at the encoder's {length} positions: shorten the prompt or move the word forwards "
+                f"({prompt[:60]!r}…)"
+            )

@@ -1,0 +1,32 @@
+"""The strings that stand for learned words in a text. A leaf: data and modules both use it."""
+
+from __future__ import annotations
+
+import re
+
+DEFAULT_PLACEHOLDER = "*"
+
+# "Per-image tokens" (paper, section 5.1; the released code's names): one more word for each
+# training picture. The 22 Hebrew letters without final forms are single, known tokens of bert-base-uncased,
+# and no English caption uses them.
+PER_IMAGE_PLACEHOLDERS = tuple("אבגדהוזחטיכלמנסעפצקרשת")
+
+
+def occurrences(text: str, placeholder: str) -> int:
+    """Count how often `text` names `placeholder`.
+
+    A placeholder made of letters counts as a whole word, whatever its case ("cat" is not in
+    "category"); any other one counts wherever it stands ("*" is in "S*").
+    """
+    return len(_pattern(placeholder).findall(text))
+
+
+def replace(text: str, word: str, replacement: str) -> str:
+    """Put `replacement` where `text` names `word`, by the rule of `occurrences`."""
+    return _pattern(word).sub(lambda _: replacement, text)
+
+
+def _pattern(placeholder: str) -> re.Pattern[str]:
+    before = r"(?<!\w)" if placeholder[:1].isalnum() else ""
+    after = r"(?!\w)" if placeholder[-1:].isalnum() else ""
+    return re.compile(before + re.escape(placeholder) + after, re.IGNORECASE)
