@@ -170,7 +170,7 @@ def second_colour_share(texture: str, x: Array, y: Array, inside: Array, pixel: 
         ramp = np.clip((0.15 - y) / 0.75, 0, 1)
         return np.asarray(ramp * ramp * (3 - 2 * ramp), np.float32)
     elif texture == "border":
-        distance = -inside - 0.2
+        distance = -inside - 0.14
     else:
         return np.zeros_like(x)
     return np.asarray(np.clip(0.5 - distance / pixel, 0, 1), np.float32)

@@ -2,9 +2,9 @@
 
     python scripts/miniature/train_tokenizer.py
 
-Takes a few seconds and writes models/miniature/tokenizer/, which `BertTokenizer.from_pretrained` (and
-so `BERTEmbedder(tokenizer=…)`) reads. Pieces of words that no caption needs are dropped, so that a
-word the models have never read is [UNK], which the command lines report, rather than letters.
+Takes a few seconds and writes models/miniature/tokenizer/, which `BertTokenizer.from_pretrained`
+(and so `BERTEmbedder(tokenizer=…)`) reads. Pieces of words that no caption needs are dropped: a
+word the models have never read is then [UNK], which the command lines report, and not letters.
 """
 
 from __future__ import annotations
