@@ -1,0 +1,136 @@
+"""The command line of `main.py`. Imports nothing heavy, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+EXAMPLES = """examples:
+  learn a word from the pictures in DIR, as the paper did:
+    python main.py --base configs/finetune.yaml -t --data_root DIR --init_word cat \\
+        --actual_resume models/ldm/text2img-large/model.ckpt --gpus 0
+  go on with an interrupted run:
+    python main.py -t --resume logs/DIR2026-01-31T12-00-00_finetune
+  change any entry of the configuration:
+    python main.py --base X.yaml -t data.params.batch_size=2 lightning.trainer.max_steps=500
+"""
+
+# Options handed to the Lightning trainer as they are; `lightning.trainer.NAME=VALUE` reaches the rest.
+TRAINER_FLAGS = {
+    "max_steps": int,
+    "max_epochs": int,
+    "accumulate_grad_batches": int,
+    "accelerator": str,
+    "devices": str,
+    "num_nodes": int,
+    "strategy": str,
+    "precision": str,
+    "log_every_n_steps": int,
+    "val_check_interval": int,
+    "limit_val_batches": int,
+    "gradient_clip_val": float,
+}
+
+
+def flag(text: str) -> bool:
+    """Read yes/true/t/y/1 or no/false/f/n/0."""
+    if text.lower() in ("yes", "true", "t", "y", "1"):
+        return True
+    if text.lower() in ("no", "false", "f", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the run")
+    group.add_argument(
+        "-b", "--base", nargs="*", metavar="YAML", default=[], help="configurations, merged in order"
+    )
+    group.add_argument(
+        "-t", "--train", type=flag, nargs="?", const=True, default=False, help="train"
+    )
+    group.add_argument(
+        "--no-test", type=flag, nargs="?", const=True, default=False, help="no test at the end"
+    )
+    group.add_argument(
+        "-r", "--resume", metavar="PATH", default="", help="log folder or checkpoint to go on from"
+    )
+    group.add_argument("-s", "--seed", type=int, help="seed of everything random (default 23)")
+    group.add_argument(
+        "--scale_lr",
+        type=flag,
+        nargs="?",
+        const=True,
+        help="rate = accumulation x GPUs x batch x base_learning_rate (default true)",
+    )
+    group.add_argument("--threads", type=int, help="CPU threads of torch")
+    group.add_argument(
+        "-d", "--debug", type=flag, nargs="?", const=True, default=False, help="full error traces"
+    )
+
+
+def _add_folder(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the log folder, LOGDIR/<data><date>_<name><postfix>")
+    group.add_argument("-l", "--logdir", default="logs", help="parent of log folders (logs)")
+    group.add_argument("-n", "--name", default="", help="name of the run")
+    group.add_argument("-p", "--project", default="", help="parent folder inside LOGDIR")
+    group.add_argument("-f", "--postfix", default="", help="text after the name")
+    group.add_argument(
+        "--datadir_in_name",
+        type=flag,
+        nargs="?",
+        const=True,
+        default=True,
+        help="begin with the data folder's name (default true)",
+    )
+
+
+def _add_word(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("learning a word")
+    group.add_argument("--data_root", metavar="DIR", default="", help="folder of training pictures")
+    group.add_argument(
+        "--actual_resume", metavar="CKPT", default="", help="checkpoint of the model to start from"
+    )
+    group.add_argument(
+        "--embedding_manager_ckpt", metavar="FILE", default="", help="words to start from"
+    )
+    group.add_argument("--placeholder_string", metavar="WORD", default="", help="the new word (*)")
+    group.add_argument("--init_word", metavar="WORD", default="", help="its first value")
+    group.add_argument("--templates", metavar="FILE", default="", help="caption templates, one a line")
+    group.add_argument("--center_crop", action="store_true", help="crop pictures, do not squash them")
+    group.add_argument("--num_workers", type=int, help="processes that load pictures")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of `main.py`."""
+    parser = argparse.ArgumentParser(
+        prog="main.py",
+        description="Train a model from a configuration, or teach a frozen one a new word.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_run(parser)
+    _add_word(parser)
+    _add_folder(parser)
+    group = parser.add_argument_group("the trainer (Lightning)")
+    group.add_argument("--gpus", metavar="LIST", help="GPU numbers, as 0 or 0,1")
+    for name, kind in TRAINER_FLAGS.items():
+        group.add_argument(f"--{name}", type=kind, metavar=kind.__name__.upper())
+    parser.add_argument_group("overrides", "any a.b=c sets that entry of the configuration")
+    return parser
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; what is left over becomes `overrides`, a list of "a.b=c".
+
+    Exits with status 2 and one line where an argument is unknown.
+    """
+    parser = build_parser()
+    options, rest = parser.parse_known_args(argv)
+    options.overrides = [text.lstrip("-") for text in rest]
+    for text in rest:
+        key, equals, _ = text.lstrip("-").partition("=")
+        if not equals or (text.startswith("-") and "." not in key):
+            parser.error(f"unknown argument {text!r}: see --help; overrides are written a.b=c")
+    return options

@@ -1,0 +1,97 @@
+"""Logged values as one table, `metrics.csv`: a row for each logged step, columns as they appear."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+
+class CsvLogger(Logger):
+    """Write `path` with the columns step, seconds and one for each logged name.
+
+    A run that goes on keeps the rows before its first step, and `seconds` (of training, wall clock) counts
+    on from there. Lightning's own logger would delete the table of the interrupted run.
+
+    Args:
+        path: the table.
+        first_step: optimiser step from which the run goes on; later rows are dropped.
+    """
+
+    def __init__(self, path: Path, first_step: int = 0) -> None:
+        super().__init__()
+        self.path = path
+        self.rows: dict[int, dict[str, float]] = {}
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    values = {name: float(value) for name, value in row.items() if value}
+                    if values["step"] <= first_step:
+                        self.rows[int(values["step"])] = values
+        before = max((row.get("seconds", 0.0) for row in self.rows.values()), default=0.0)
+        self.start = time.monotonic() - before
+        self.changed = False
+
+    @property
+    def name(self) -> str:
+        """The logger's name."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """The logger's version; there is only one."""
+        return ""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> CsvLogger:
+        """Return this logger on the first process, a dummy elsewhere."""
+        return self
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
+        """Keep nothing: the configuration has its own folder."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add values to the row of an optimiser step."""
+        row = self.rows.setdefault(int(step or 0), {"step": float(step or 0)})
+        row["seconds"] = round(time.monotonic() - self.start, 3)
+        row.update({name: float(value) for name, value in metrics.items() if name != "epoch"})
+        self.changed = True
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the table, which stays small: a row for every `log_every_n_steps`."""
+        if not self.changed:
+            return
+        columns: dict[str, None] = {}
+        for row in self.rows.values():
+            columns.update(dict.fromkeys(row))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(columns))
+            writer.writeheader()
+            for _, row in sorted(self.rows.items()):
+                writer.writerow({name: _text(value) for name, value in row.items()})
+        temporary.replace(self.path)
+        self.changed = False
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is left."""
+        self.save()
+
+
+def _text(value: float) -> str:
+    if math.isfinite(value) and value == int(value):
+        return str(int(value))
+    return f"{value:.7g}"

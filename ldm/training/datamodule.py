@@ -1,0 +1,113 @@
+"""Data for a run, from configuration. The name `DataModuleFromConfig` is the original's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from ldm.training.sampler import FixedSampler, RunSampler
+from ldm.util import instantiate_from_config
+
+# A set of four pictures needs no crowd of processes.
+MOST_WORKERS = 4
+
+
+class DataModuleFromConfig(pl.LightningDataModule):
+    """Build datasets from configuration and serve them by sample index.
+
+    Args:
+        batch_size: samples in a micro-batch on one device.
+        train, validation, test, predict: target and params of a dataset, each optional.
+        wrap: accepted for old configurations; every dataset is indexed by sample, so none needs wrapping.
+        num_workers: loading processes; by default as many as there are cores, at most 4, and none where
+            pictures are not loaded at all (see `LatentCache`).
+        validation_samples: use only the first so many samples to validate and test.
+
+    Raises:
+        ValueError: a batch size or worker count out of range.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        train: Mapping[str, Any] | None = None,
+        validation: Mapping[str, Any] | None = None,
+        test: Mapping[str, Any] | None = None,
+        predict: Mapping[str, Any] | None = None,
+        wrap: bool = False,
+        num_workers: int | None = None,
+        validation_samples: int | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if num_workers is not None and num_workers < 0:
+            raise ValueError(f"num_workers must not be negative, got {num_workers}")
+        given = {"train": train, "validation": validation, "test": test, "predict": predict}
+        self.dataset_configs = {name: config for name, config in given.items() if config}
+        self.batch_size, self.wrap, self.num_workers = batch_size, wrap, num_workers
+        self.validation_samples = validation_samples
+        self.datasets: dict[str, Any] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Build every dataset, once."""
+        for name, config in self.dataset_configs.items():
+            if name not in self.datasets:
+                self.datasets[name] = instantiate_from_config(config)
+
+    def _workers(self, dataset: Any) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        return min(MOST_WORKERS, os.cpu_count() or 1) if getattr(dataset, "with_pictures", 1) else 0
+
+    def _loader(self, name: str, sampler: RunSampler | FixedSampler) -> DataLoader[Any]:
+        dataset = self.datasets[name]
+        workers = self._workers(dataset)
+        accelerator = self.trainer.accelerator if self.trainer else None
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=type(accelerator).__name__ == "CUDAAccelerator",
+        )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return an endless loader that begins at the trainer's present step."""
+        trainer = self.trainer
+        assert trainer is not None
+        sampler = RunSampler(
+            self.batch_size,
+            trainer.global_step,
+            trainer.accumulate_grad_batches,
+            trainer.global_rank,
+            trainer.world_size,
+        )
+        return self._loader("train", sampler)
+
+    def _fixed_loader(self, name: str) -> DataLoader[Any] | list[Any]:
+        if name not in self.datasets:
+            return []
+        length = len(self.datasets[name])
+        if self.validation_samples is not None:
+            length = min(length, self.validation_samples)
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        return self._loader(name, FixedSampler(length, rank, world))
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Return a loader over the validation set, in order."""
+        return self._fixed_loader("validation")
+
+    def test_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Return a loader over the test set, or the validation set where there is none."""
+        return self._fixed_loader("test" if "test" in self.datasets else "validation")
+
+    def predict_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Return a loader over the set to predict, in order."""
+        return self._fixed_loader("predict")

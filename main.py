@@ -1,0 +1,40 @@
+"""Train a model or learn a word: `python main.py --base configs/finetune.yaml -t ...`.
+
+Runs as a script, and is importable as `main`: configurations of the original code base name
+`main.DataModuleFromConfig`, `main.ImageLogger` and so on. The classes live in `ldm.training`; here they
+are looked up on demand, so that they exist once, and `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from ldm.training.arguments import parse
+from ldm.util import cli_main
+
+EXPORTS = {
+    "DataModuleFromConfig": "ldm.training.datamodule",
+    "ImageLogger": "ldm.training.picture_logger",
+    "SetupCallback": "ldm.training.callbacks",
+    "CUDACallback": "ldm.training.callbacks",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Look up a re-exported class (PEP 562)."""
+    if name not in EXPORTS:
+        raise AttributeError(f"module 'main' has no attribute {name!r}")
+    return getattr(importlib.import_module(EXPORTS[name]), name)
+
+
+def main() -> int:
+    """Read the command line, then import what is heavy and run."""
+    options = parse()
+    from ldm.training.run import run
+
+    return run(options)
+
+
+if __name__ == "__main__":
+    cli_main(main)
