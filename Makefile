@@ -1,0 +1,63 @@
+# Every command of the project. `make help` lists them.
+# Needs python 3.11 or newer with pip and venv; PYTHON=... chooses one.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help env lock test test-slow test-all check format demo benchmark miniature miniature-eval clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+env: $(STAMP)  ## make .venv from requirements.lock (once; quick the second time)
+
+# The project itself is installed editable, so that main.py and scripts/ find `ldm` and `main`.
+$(STAMP): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
+lock:  ## write requirements.lock anew from pyproject.toml's open ranges
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet torch==2.13.0
+	build/lock/bin/python -m pip install --quiet -e '.[dev]'
+	build/lock/bin/python -m pip freeze --exclude-editable | grep -viE '^nvidia-|^triton' \
+		| sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > requirements.lock
+
+test: env  ## the tests that need neither a GPU, nor the 1.4B weights, nor minutes
+	$(BIN)/python -m pytest
+
+test-slow: env  ## the slow tests (the demo from end to end and the like)
+	$(BIN)/python -m pytest -m "slow and not gpu and not weights"
+
+test-all: env  ## every test this machine can run, GPU and weights included
+	$(BIN)/python -m pytest -m ""
+
+check: env  ## ruff (lint and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: env  ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: env  ## learn a word with the miniature model and draw it: outputs/demo/index.html
+	$(BIN)/python scripts/demo.py $(DEMO_ARGS)
+
+benchmark: env  ## this implementation's ratios: caching, sdpa, precision
+	$(BIN)/python scripts/benchmark.py $(BENCHMARK_ARGS)
+
+miniature: env  ## train the miniature model from nothing (hours; resumable)
+	$(BIN)/python scripts/miniature/train.py $(MINIATURE_ARGS)
+
+miniature-eval: env  ## measure what models/miniature/README.md reports
+	$(BIN)/python scripts/miniature/evaluate.py $(MINIATURE_ARGS)
+
+clean:  ## remove caches (not .venv, logs or outputs)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
