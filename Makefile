@@ -16,6 +16,8 @@ env: $(STAMP)  ## make .venv from requirements.lock (once; quick the second time
 
 # The project itself is installed editable, so that main.py and scripts/ find `ldm` and `main`.
 $(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"python 3.11 or newer is needed, this is %d.%d: make env PYTHON=..." % sys.version_info[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
