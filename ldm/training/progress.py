@@ -68,6 +68,10 @@ class Progress(pl.Callback):
             self.shown = now
             self._show(self.line(trainer, float(outputs["loss"]), now))
 
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the validation's values in the row of the last step."""
+        pl_module.log("step", float(trainer.global_step))
+
     def _show(self, line: str) -> None:
         if self.terminal:
             sys.stderr.write(f"\r{line:<78}")

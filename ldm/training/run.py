@@ -16,6 +16,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from ldm.training.checkpoints import Checkpoints, read_step
 from ldm.training.config import RunConfig, load_config
 from ldm.training.csv_log import CsvLogger
+from ldm.training.latents import CacheLatents
 from ldm.training.progress import Progress
 from ldm.util import UserError, instantiate_from_config
 
@@ -37,7 +38,12 @@ def build_trainer(config: RunConfig, folder: Path, first_step: int) -> pl.Traine
     settings: dict[str, Any] = OmegaConf.to_container(config.lightning.trainer, resolve=True)  # type: ignore[assignment]
     settings.setdefault("max_steps", 5000)
     saving = OmegaConf.select(config.lightning, "modelcheckpoint.params") or {}
-    callbacks = [Checkpoints(folder / "checkpoints", **saving), Progress()]
+    caching = {"folder": folder / "checkpoints", **(config.lightning.get("latent_cache") or {})}
+    checkpoints = Checkpoints(folder / "checkpoints", **saving)
+    callbacks = [checkpoints, Progress(), CacheLatents(**caching)]
+    # Lightning counts batches here, not steps.
+    micro = settings.get("accumulate_grad_batches", 1)
+    settings.setdefault("val_check_interval", checkpoints.every * micro)
     loggers = [
         TensorBoardLogger(str(folder), name="logger", version="", purge_step=first_step or None),
         CsvLogger(folder / "logger" / "metrics.csv", first_step),
@@ -83,7 +89,9 @@ def run(options: argparse.Namespace) -> int:
     trainer = build_trainer(config, folder, read_step(last) if last else 0)
     model = instantiate_from_config(config.model)
     model.seed = config.run.seed
-    model.strict_loading = False
+    if model.strict_loading:  # a checkpoint holds only what is trained
+        model.strict_loading = False
+    model.train()
     set_rate(model, config, trainer)
     data = instantiate_from_config(config.data)
     log.info(f"logs in {folder}")
