@@ -2,7 +2,7 @@
 
 Written: the original's `.pt` (`string_to_token`, `string_to_param`) and `.safetensors`, whose
 header says where the words come from. Read: these, and what AUTOMATIC1111 (`.pt`, PNG), diffusers,
-kohya, invoke-training and OneTrainer write. A pickle may come from a stranger: nothing in it is run.
+kohya, invoke-training and OneTrainer write. A pickle may come from a stranger: none of it is run.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import io
 import json
 import os
 import pickle
+import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,43 @@ class WordFile:
     words: dict[str, Tensor]
     metadata: dict[str, str] = field(default_factory=dict)
     token_ids: dict[str, int] = field(default_factory=dict)
+
+
+def stored_step(file: WordFile) -> int:
+    """Return the optimiser step a file was written at, 0 where it does not say."""
+    text = file.metadata.get("step", "")
+    return int(text) if text.isdecimal() else 0
+
+
+def renamed(file: WordFile, rename: Mapping[str, str], path: str | Path) -> dict[str, Tensor]:
+    """Return the words of a file under new names; those not in `rename` keep theirs.
+
+    Raises:
+        UserError: `rename` names a word that is not there, or makes two words one.
+    """
+    absent = [old for old in rename if old not in file.words]
+    if absent:
+        raise UserError(f"{str(path)!r} has no word {absent[0]!r}; it holds {list(file.words)}")
+    names = [rename.get(p, p) for p in file.words]
+    if len(set(names)) < len(names):
+        raise UserError(f"{str(path)!r}: renaming gives two words one name: {names}")
+    return dict(zip(names, file.words.values(), strict=True))
+
+
+def check_encoder(file: WordFile, family: str, width: int, path: str | Path) -> None:
+    """Raise UserError where a file's words are not for text encoder `family` of `width`."""
+    ours = f"{family}, width {width}"
+    for placeholder, vectors in file.words.items():
+        if vectors.shape[-1] != width:
+            raise UserError(
+                f"{str(path)!r}: word {placeholder!r} has width {vectors.shape[-1]}, for "
+                f"{describe_width(vectors.shape[-1])}; this model's text encoder is {ours}"
+            )
+    theirs = file.metadata.get("encoder_family", family)
+    if theirs != family:
+        raise UserError(
+            f"{str(path)!r} was learned for the text encoder {theirs!r}; this model's is {ours}"
+        )
 
 
 def describe_width(width: int) -> str:
@@ -135,7 +173,7 @@ def write_words(
 
 
 def _parameters(tensors: dict[str, Tensor]) -> nn.ParameterDict | dict[str, Tensor]:
-    """Return a ParameterDict, as the original, or a dict for names it cannot hold ("a.b", "pop")."""
+    """Return a ParameterDict, as the original, or a dict for names it refuses ("a.b", "pop")."""
     try:
         return nn.ParameterDict({p: nn.Parameter(v) for p, v in tensors.items()})
     except KeyError:
@@ -176,20 +214,16 @@ def _read_pickle(path: Path) -> Any:
         with torch.serialization.safe_globals([nn.ParameterDict]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = _first_line(error, lambda line: "GLOBAL" in line or "global" in line)
+        forbidden = re.search(r"GLOBAL (\S+)", str(error))
+        if forbidden is None:
+            raise UserError(f"{str(path)!r} is not a readable embedding file") from error
         raise UserError(
-            f"{str(path)!r} refused: it is no plain embedding file and loading it could run code "
-            f"({reason})"
+            f"{str(path)!r} refused: loading it could run code, it asks for {forbidden[1]!r}; ask "
+            "its author for a .safetensors file"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{str(path)!r} is not a readable embedding file: {_first_line(error)}"
-        ) from error
-
-
-def _first_line(error: Exception, wanted: Callable[[str], bool] = bool) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if wanted(line)), lines[0] if lines else repr(error))[:200]
+        reason = (str(error).splitlines() or [repr(error)])[0][:200]
+        raise UserError(f"{str(path)!r} is not a readable embedding file: {reason}") from error
 
 
 def _read_png(path: Path) -> Any:
@@ -219,13 +253,15 @@ def _interpret(raw: Any, metadata: dict[str, str], name: str, path: Path) -> Wor
     token_ids: dict[str, int] = {}
     if "string_to_param" in raw:
         tensors = _named(raw["string_to_param"], path)
-        token_ids = {str(p): int(i) for p, i in (raw.get("string_to_token") or {}).items()}
-        facts = raw.get("metadata") or {k: raw[k] for k in AUTOMATIC_KEYS if raw.get(k) is not None}
-        metadata = metadata | {str(k): str(v) for k, v in facts.items()}
-        # AUTOMATIC1111 calls every word "*" and triggers on `name`: the stored key stays the name.
+        token_ids = _token_ids(raw.get("string_to_token"))
+        # AUTOMATIC1111 triggers on its own `name`; the stored key, mostly "*", stays the word's.
+        facts = raw.get("metadata")
+        if not isinstance(facts, Mapping):
+            facts = {k: raw[k] for k in AUTOMATIC_KEYS if raw.get(k) is not None}
+        metadata = {str(k): str(v) for k, v in facts.items()}
     elif {"clip_l", "clip_g"} & set(raw):
         raise UserError(
-            f"{str(path)!r} is a word for SDXL (clip_l, clip_g), which no model here reads"
+            f"{str(path)!r} is a word for SDXL (clip_l, clip_g): no model here reads it"
         )
     else:
         tensors = {name if key in NAMELESS_KEYS else str(key): raw[key] for key in raw}
@@ -233,6 +269,13 @@ def _interpret(raw: Any, metadata: dict[str, str], name: str, path: Path) -> Wor
     if not words:
         raise UserError(f"{str(path)!r} holds no words")
     return WordFile(words, metadata, {p: i for p, i in token_ids.items() if p in words})
+
+
+def _token_ids(stored: Any) -> dict[str, int]:
+    """Return the ids a file states, passing over what is no number: an id is only a hint."""
+    items = stored.items() if isinstance(stored, Mapping) else ()
+    numbers = ((p, i.item() if isinstance(i, Tensor) and i.numel() == 1 else i) for p, i in items)
+    return {str(p): i for p, i in numbers if isinstance(i, int)}
 
 
 def _named(params: Any, path: Path) -> dict[str, Any]:

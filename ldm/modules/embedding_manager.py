@@ -14,8 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.modules.embedding_file import WordFile, describe_width, read_words, write_words
-from ldm.modules.tokens import TextEmbedder, check_prompt, first_word_ids, placeholder_id
+from ldm.modules.embedding_file import (
+    check_encoder,
+    read_words,
+    renamed,
+    stored_step,
+    write_words,
+)
+from ldm.modules.splice import splice
+from ldm.modules.tokens import (
+    INITIALIZER_MODES,
+    TextEmbedder,
+    check_prompt,
+    first_vectors,
+    first_word_ids,
+    placeholder_id,
+    vocabulary_norms,
+)
 from ldm.placeholders import DEFAULT_PLACEHOLDER, PER_IMAGE_PLACEHOLDERS
 from ldm.randomness import Purpose, generator
 from ldm.util import UserError
@@ -24,39 +39,11 @@ logger = logging.getLogger(__name__)
 
 # Progressive words: one vector more after every 2000 optimiser steps (paper, section 5.1).
 PROGRESSIVE_STEPS = 2000
-INITIALIZER_MODES = ("mean", "sequence")
 
 
-def splice(ids: Tensor, vectors: Tensor, token_ids: Tensor, words: Sequence[Tensor]) -> Tensor:
-    """Put the words' vectors where their tokens stand (paper, section 4; reference, section 1).
-
-    A word of k vectors takes k positions; what follows shifts right, and the row is cut at n.
-
-    Args:
-        ids: token ids [b, n].
-        vectors: the tokens' own vectors [b, n, d]; not changed.
-        token_ids: id of each word's placeholder [w], distinct.
-        words: w tensors [k_i, d].
-
-    Returns:
-        [b, n, d] in the type of `vectors`.
-    """
-    batch, n, width = vectors.shape
-    counts = torch.tensor([len(word) for word in words], device=ids.device)
-    first_row = counts.cumsum(0) - counts
-    match = ids[..., None] == token_ids  # b n w
-    is_word, which = match.any(-1), match.int().argmax(-1)  # b n
-    span = torch.where(is_word, counts[which], 1)
-    end = span.cumsum(1)
-    position = torch.arange(n, device=ids.device).repeat(batch, 1)
-    # source[b, p]: the token whose span covers output position p. Spans are at least 1, so every
-    # position up to n is covered.
-    source = torch.searchsorted(end, position, right=True)
-    taken = is_word.gather(1, source)
-    row = first_row[which].gather(1, source) + position - (end - span).gather(1, source)
-    learned = torch.cat(list(words))[torch.where(taken, row, 0)]  # b n d
-    kept = vectors.gather(1, source[..., None].expand(-1, -1, width))
-    return torch.where(taken[..., None], learned.to(vectors.dtype), kept)
+def active_vectors(step: int) -> int:
+    """Return how many vectors of a progressive word are in use after `step` optimiser steps."""
+    return 1 + step // PROGRESSIVE_STEPS
 
 
 class EmbeddingManager(nn.Module):
@@ -121,7 +108,9 @@ class EmbeddingManager(nn.Module):
         self.metadata: dict[str, str] = {}  # more facts for saved files, from the training run
         self.string_to_token_dict: dict[str, int] = {}
         self.string_to_param_dict = nn.ParameterDict()
-        self._given: set[str] = set()  # words from a file or checkpoint, not from a first word
+        # Words whose vectors came from a file, and from a checkpoint's state dict.
+        self._from_file: set[str] = set()
+        self._from_checkpoint: set[str] = set()
         self._vocabulary_norms: dict[str, float] | None = None
         self._step = 0
         # Explicit devices: a model may be built under torch.device("meta"), words never are.
@@ -135,11 +124,11 @@ class EmbeddingManager(nn.Module):
         self.per_image_placeholders = PER_IMAGE_PLACEHOLDERS if per_image_tokens else ()
         self.first_words = {p: w for p, w in zip(words, first, strict=False) if w}
         for placeholder in (*words, *self.per_image_placeholders):
-            if placeholder in self.string_to_param_dict:
-                raise UserError(f"placeholder {placeholder!r} stands twice in placeholder_strings")
-            self._add(placeholder, torch.zeros(num_vectors_per_token, embedder.width, device="cpu"))
-        for placeholder in self.first_words:
-            self._first_word_ids(placeholder)
+            token_id = placeholder_id(embedder, placeholder, self.string_to_token_dict)
+            zeros = torch.zeros(num_vectors_per_token, embedder.width, device=self._device())
+            self._add(placeholder, token_id, zeros)
+        for word in self.first_words.values():
+            first_word_ids(embedder, word, num_vectors_per_token, initializer_mode)
         self._pending = True
         if not embedder.vocab_table.is_meta:
             self.initialize()
@@ -159,7 +148,7 @@ class EmbeddingManager(nn.Module):
         self._require(placeholder)
         self._ensure_initialized()
         vectors: Tensor = self.string_to_param_dict[placeholder]
-        return vectors[: 1 + self._step // PROGRESSIVE_STEPS] if self.progressive_words else vectors
+        return vectors[: active_vectors(self._step)] if self.progressive_words else vectors
 
     def forward(self, ids: Tensor, vectors: Tensor) -> Tensor:
         """Replace placeholders: ids [b, n] and their vectors [b, n, d] → [b, n, d]."""
@@ -177,9 +166,9 @@ class EmbeddingManager(nn.Module):
         """Set each word that was not loaded to its first word, by the encoder's present weights."""
         self._pending = False
         self._vocabulary_norms = None
-        without = []
+        initial, without = self._initial(), []
         for index, placeholder in enumerate(self.placeholders):
-            if placeholder in self._given:
+            if placeholder not in initial:
                 continue
             parameter = self.string_to_param_dict[placeholder]
             if placeholder in self.first_words:
@@ -203,7 +192,7 @@ class EmbeddingManager(nn.Module):
         self.optimizer_step.fill_(self._step)
 
     def coarse_loss(self) -> Tensor:
-        """Sum ‖v - v_coarse‖² over the vectors of all words with a first word (paper, section 5.1)."""
+        """Sum ‖v - v_coarse‖² over the vectors of words with a first word (paper, section 5.1)."""
         self._ensure_initialized()
         terms = [
             (self.string_to_param_dict[p] - self._first_vectors(p)).square().sum()
@@ -220,11 +209,11 @@ class EmbeddingManager(nn.Module):
     def norms(self) -> dict[str, float]:
         """Return the words' norms against the vocabulary's.
 
-        Keys: `vocabulary/{mean,p05,p50,p95}`, and for each word `norm/WORD` (mean over its vectors
-        in use) and `norm_ratio/WORD` (over the vocabulary's mean).
+        Keys: `vocabulary/{mean,p05,p50,p95}`, and for each lasting word `norm/WORD` (mean over its
+        vectors in use) and `norm_ratio/WORD` (over the vocabulary's mean).
         """
         report = dict(self._vocabulary())
-        for placeholder in self.placeholders:
+        for placeholder in self._lasting():
             norm = self.word(placeholder).float().norm(dim=-1).mean().item()
             report[f"norm/{placeholder}"] = norm
             report[f"norm_ratio/{placeholder}"] = norm / report["vocabulary/mean"]
@@ -240,13 +229,13 @@ class EmbeddingManager(nn.Module):
             check_prompt(self.embedder, prompt, words)
 
     def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-        """Write the words, `.pt` or `.safetensors`; per-image words serve training only: left out.
+        """Write the words, `.pt` or `.safetensors`; per-image words serve only training: left out.
 
         Args:
             path: where; replaced if it exists.
             metadata: facts beside the manager's own and `self.metadata`.
         """
-        kept = [p for p in self.placeholders if p not in self.per_image_placeholders]
+        kept = self._lasting()
         self._ensure_initialized()
         facts = {
             "placeholders": json.dumps(kept, ensure_ascii=False),
@@ -290,80 +279,63 @@ class EmbeddingManager(nn.Module):
                 one known token, or one that is taken already.
         """
         file = read_words(path)
-        words = self._renamed(file, dict(rename or {}), path)
-        self._check_encoder(file, path)
+        check_encoder(file, self.embedder.family, self.embedder.width, path)
+        words = renamed(file, rename or {}, path)
+        step = stored_step(file)
+        if file.metadata.get("progressive_words") == "true" and not self.progressive_words:
+            # Vectors that had not come into play yet would add copies of the first word.
+            words = {p: vectors[: active_vectors(step)] for p, vectors in words.items()}
         for placeholder in words:
-            placeholder_id(self.embedder, placeholder)
-            if placeholder in self._given:
+            if placeholder in self._from_file:
                 raise UserError(
                     f"{str(path)!r}: word {placeholder!r} is loaded already: rename one of the two"
                 )
-        for placeholder in [p for p in self.placeholders if p not in self._given]:
-            if placeholder in words or not keep_initial:
-                self._remove(placeholder)
-        device = self._device()
+        replaced = set() if keep_initial else set(self._initial()) - {*self.per_image_placeholders}
+        leaving = [p for p in self.placeholders if p in replaced or p in words]
+        others = {p: i for p, i in self.string_to_token_dict.items() if p not in leaving}
+        token_ids: dict[str, int] = {}
+        for placeholder in words:
+            taken = others | token_ids
+            token_ids[placeholder] = placeholder_id(self.embedder, placeholder, taken)
+        for placeholder in leaving:
+            self._remove(placeholder)
+        self.first_words = {p: w for p, w in self.first_words.items() if p in (*others, *words)}
         for placeholder, vectors in words.items():
-            self._add(placeholder, vectors.to(device))
-            self._given.add(placeholder)
-        if self.progressive_words and file.metadata.get("step", "").isdigit():
-            self.set_step(int(file.metadata["step"]))
+            self._add(placeholder, token_ids[placeholder], vectors.to(self._device()))
+            self._from_file.add(placeholder)
+        if self.progressive_words:
+            self.set_step(step)
         return list(words)
 
     def clear(self) -> None:
         """Forget every word, so that the next `load` starts afresh."""
         for placeholder in self.placeholders:
             self._remove(placeholder)
+        self.first_words = {}
 
-    def _renamed(
-        self, file: WordFile, rename: dict[str, str], path: str | Path
-    ) -> dict[str, Tensor]:
-        absent = [old for old in rename if old not in file.words]
-        if absent:
-            raise UserError(f"{str(path)!r} has no word {absent[0]!r}; it holds {list(file.words)}")
-        names = [rename.get(p, p) for p in file.words]
-        if len(set(names)) < len(names):
-            raise UserError(
-                f"{str(path)!r}: after renaming, two words are called the same: {names}"
-            )
-        return dict(zip(names, file.words.values(), strict=True))
+    def _lasting(self) -> list[str]:
+        return [p for p in self.placeholders if p not in self.per_image_placeholders]
 
-    def _check_encoder(self, file: WordFile, path: str | Path) -> None:
-        ours = f"{self.embedder.family}, width {self.embedder.width}"
-        for placeholder, vectors in file.words.items():
-            width = vectors.shape[-1]
-            if width != self.embedder.width:
-                raise UserError(
-                    f"{str(path)!r}: word {placeholder!r} has width {width}, for "
-                    f"{describe_width(width)}; this model's text encoder is {ours}"
-                )
-        family = file.metadata.get("encoder_family", self.embedder.family)
-        if family != self.embedder.family:
-            raise UserError(
-                f"{str(path)!r} was learned for the text encoder {family!r}; this model's is {ours}"
-            )
+    def _initial(self) -> list[str]:
+        """Return the words that come from the configuration only."""
+        given = self._from_file | self._from_checkpoint
+        return [p for p in self.placeholders if p not in given]
 
-    def _add(self, placeholder: str, vectors: Tensor) -> None:
-        token = placeholder_id(self.embedder, placeholder)
-        for other, taken in self.string_to_token_dict.items():
-            if taken == token:
-                raise UserError(
-                    f"placeholders {other!r} and {placeholder!r} are the same token of the "
-                    f"{self.embedder.family} vocabulary: choose another for one of them"
-                )
+    def _add(self, placeholder: str, token_id: int, vectors: Tensor) -> None:
         try:
             self.string_to_param_dict[placeholder] = nn.Parameter(vectors)
         except KeyError as error:  # "a.b", "train": names torch cannot or will not register
             raise UserError(
                 f"placeholder {placeholder!r} is a name PyTorch reserves: choose another"
             ) from error
-        self.string_to_token_dict[placeholder] = token
+        self.string_to_token_dict[placeholder] = token_id
         self._refresh()
 
     def _remove(self, placeholder: str) -> None:
         del self.string_to_param_dict[placeholder]
         del self.string_to_token_dict[placeholder]
-        self._given.discard(placeholder)
-        self.first_words.pop(placeholder, None)
+        self._from_file.discard(placeholder)
+        self._from_checkpoint.discard(placeholder)
         self._refresh()
 
     def _refresh(self) -> None:
@@ -382,42 +354,20 @@ class EmbeddingManager(nn.Module):
         if self._pending and not self.embedder.vocab_table.is_meta:
             self.initialize()
 
-    def _first_word_ids(self, placeholder: str) -> list[int]:
-        word = self.first_words[placeholder]
-        ids = first_word_ids(self.embedder, word)
-        if self.initializer_mode == "sequence" and len(ids) > self.num_vectors_per_token:
-            raise UserError(
-                f"first word {word!r} has {len(ids)} tokens: initializer_mode 'sequence' needs "
-                f"num_vectors_per_token of at least that, got {self.num_vectors_per_token}"
-            )
-        return ids
-
     def _first_vectors(self, placeholder: str) -> Tensor:
         """Return the vectors [k, d] that a word with a first word starts from; no gradient."""
         parameter: Tensor = self.string_to_param_dict[placeholder]
-        k, ids = len(parameter), self._first_word_ids(placeholder)
-        table = self.embedder.vocab_table.detach()
-        if self.initializer_mode == "sequence":
-            rows = table[[ids[min(i, len(ids) - 1)] for i in range(k)]]
-        else:
-            rows = table[ids].mean(0, keepdim=True).expand(k, -1)
-        return rows.to(parameter.device, parameter.dtype)
+        word, k = self.first_words[placeholder], len(parameter)
+        return first_vectors(self.embedder, word, k, self.initializer_mode).to(parameter)
 
     def _vocabulary(self) -> dict[str, float]:
         if self._vocabulary_norms is None:
-            norms = self.embedder.vocab_table.detach().float().norm(dim=-1).cpu()
-            low, middle, high = norms.quantile(torch.tensor([0.05, 0.5, 0.95])).tolist()
-            self._vocabulary_norms = {
-                "vocabulary/mean": norms.mean().item(),
-                "vocabulary/p05": low,
-                "vocabulary/p50": middle,
-                "vocabulary/p95": high,
-            }
+            self._vocabulary_norms = vocabulary_norms(self.embedder.vocab_table)
         return self._vocabulary_norms
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         start = f"{prefix}string_to_param_dict."
-        self._given |= {p for p in self.placeholders if start + p in state_dict}
+        self._from_checkpoint |= {p for p in self.placeholders if start + p in state_dict}
         if f"{prefix}optimizer_step" in state_dict:
             self._step = int(state_dict[f"{prefix}optimizer_step"])

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ldm.placeholders import occurrences
 from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
+
+INITIALIZER_MODES = ("mean", "sequence")
 
 
 class TextEmbedder(Protocol):
@@ -32,40 +36,53 @@ class TextEmbedder(Protocol):
     def word_ids(self, word: str) -> list[int]: ...
 
 
-def placeholder_id(embedder: TextEmbedder, placeholder: str) -> int:
+def placeholder_id(embedder: TextEmbedder, placeholder: str, others: Mapping[str, int]) -> int:
     """Return the one token id that stands for `placeholder`.
 
+    Args:
+        embedder: the encoder whose vocabulary counts.
+        placeholder: the string that shall stand for a word.
+        others: placeholders in use → their token ids.
+
     Raises:
-        UserError: the placeholder is empty, not exactly one token, or unknown to the vocabulary, so
-            that every unknown character would share its id.
+        UserError: the placeholder is empty, not exactly one token, unknown to the vocabulary (so
+            that every unknown character would share its id), or the token of another one.
     """
     ids = embedder.word_ids(placeholder) if placeholder.strip() else []
+    vocabulary = f"the {embedder.family} vocabulary"
     advice = "choose one symbol that captions do not use, such as * or @"
     if len(ids) != 1:
         raise UserError(
-            f"placeholder {placeholder!r} becomes {len(ids)} tokens of the {embedder.family} "
-            f"vocabulary and must be exactly one: {advice}"
+            f"placeholder {placeholder!r} becomes {len(ids)} tokens of {vocabulary} and must be "
+            f"exactly one: {advice}"
         )
     if ids[0] == embedder.unknown_id:
         raise UserError(
-            f"placeholder {placeholder!r} is unknown to the {embedder.family} vocabulary, so every "
-            f"other unknown character would name it too: {advice}"
+            f"placeholder {placeholder!r} is unknown to {vocabulary}, so every other unknown "
+            f"character would name it too: {advice}"
+        )
+    same = [other for other, taken in others.items() if taken == ids[0]]
+    if same:
+        raise UserError(
+            f"placeholders {same[0]!r} and {placeholder!r} are the same token of {vocabulary}: "
+            "choose another for one of them"
         )
     if len(placeholder) > 1 and placeholder.isalnum():
         logger.warning(
-            "placeholder %r is a word of the %s vocabulary: while the learned word is loaded, "
-            "prompts lose that word's own meaning",
+            "placeholder %r is a word of %s: while the learned word is loaded, prompts lose that "
+            "word's own meaning",
             placeholder,
-            embedder.family,
+            vocabulary,
         )
     return ids[0]
 
 
-def first_word_ids(embedder: TextEmbedder, word: str) -> list[int]:
+def first_word_ids(embedder: TextEmbedder, word: str, vectors: int, mode: str) -> list[int]:
     """Return the token ids of a first word of one or several tokens.
 
     Raises:
-        UserError: the vocabulary does not know the word, or a part of it.
+        UserError: the vocabulary does not know the word, or a part of it; or `mode` is "sequence"
+            and there are more tokens than `vectors`.
     """
     ids = embedder.word_ids(word)
     if not ids or embedder.unknown_id in ids:
@@ -73,7 +90,37 @@ def first_word_ids(embedder: TextEmbedder, word: str) -> list[int]:
             f"first word {word!r} is unknown to the {embedder.family} vocabulary: choose a coarse, "
             "common word for the object, such as 'cat' or 'sculpture'"
         )
+    if mode == "sequence" and len(ids) > vectors:
+        raise UserError(
+            f"first word {word!r} has {len(ids)} tokens: initializer_mode 'sequence' needs as many "
+            f"vectors, got {vectors}; raise num_vectors_per_token or use 'mean'"
+        )
     return ids
+
+
+def first_vectors(embedder: TextEmbedder, word: str, vectors: int, mode: str) -> Tensor:
+    """Return what a word of `vectors` vectors starts from: [vectors, d], no gradient.
+
+    "mean": each vector is the mean of the word's tokens. "sequence": vector i is token i, the last
+    token repeated for what is left.
+    """
+    ids = first_word_ids(embedder, word, vectors, mode)
+    table = embedder.vocab_table.detach()
+    if mode == "sequence":
+        return table[[ids[min(i, len(ids) - 1)] for i in range(vectors)]]
+    return table[ids].mean(0, keepdim=True).expand(vectors, -1)
+
+
+def vocabulary_norms(table: Tensor) -> dict[str, float]:
+    """Return mean and percentiles of the rows' norms of a token table [V, d]."""
+    norms = table.detach().float().norm(dim=-1).cpu()
+    low, middle, high = norms.quantile(torch.tensor([0.05, 0.5, 0.95])).tolist()
+    return {
+        "vocabulary/mean": norms.mean().item(),
+        "vocabulary/p05": low,
+        "vocabulary/p50": middle,
+        "vocabulary/p95": high,
+    }
 
 
 def check_prompt(embedder: TextEmbedder, prompt: str, words: dict[str, tuple[int, int]]) -> None:
@@ -111,7 +158,7 @@ def check_prompt(embedder: TextEmbedder, prompt: str, words: dict[str, tuple[int
         token, k = words[placeholder]
         if reached[token] < ids.count(token):
             raise UserError(
-                f"prompt of {len(ids)} tokens: placeholder {placeholder!r} ({k} vectors) is cut off "
-                f"at the encoder's {length} positions: shorten the prompt or move the word forwards "
-                f"({prompt[:60]!r}…)"
+                f"prompt {prompt!r} has {len(ids)} tokens: placeholder {placeholder!r} ({k} "
+                f"vectors) is cut off at the encoder's {length} positions: shorten the prompt or "
+                "move the word forwards"
             )
