@@ -64,10 +64,7 @@ def test_every_module_stands_in_a_layer() -> None:
 @pytest.mark.parametrize("path", sources("ldm"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_run_one_way(path: Path) -> None:
     here = path.relative_to(ROOT / "ldm").with_suffix("").parts
-    if here == ("__init__",):
-        allowed = set(MAY_IMPORT)
-    else:
-        allowed = MAY_IMPORT[layer(here)]
+    allowed = set(MAY_IMPORT) if here == ("__init__",) else MAY_IMPORT[layer(here)]
     for name in imports(path):
         package, *rest = name.split(".")
         assert package not in {"main", "scripts", "tests"}, f"{name} is above the library"

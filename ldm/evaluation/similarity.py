@@ -1,0 +1,108 @@
+"""The paper's two scores: how alike pictures are to the training set, and to their prompt.
+
+Gal et al. (arXiv 2208.01618) §5: cosines between CLIP embeddings. The feature extractor is
+injected: CLIP for the real model, the miniature's judge for the miniature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ldm.placeholders import replace
+
+
+class FeatureExtractor(Protocol):
+    """What embeds pictures and texts into one space, as CLIP does."""
+
+    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
+        """Embed pictures of any size: [len(images), d]; any length of vector."""
+        ...
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Embed texts: [len(texts), d]; any length of vector."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextSimilarity:
+    """Agreement of pictures with a prompt, in [-1, 1].
+
+    Attributes:
+        mean: mean over the pictures of the cosine with the prompt: what the authors' code computes,
+            and the score meant where only one is given.
+        of_average: cosine of the prompt with the pictures' average embedding: what the paper says.
+            The average's own length is lost, so this is never smaller in absolute value.
+    """
+
+    mean: float
+    of_average: float
+
+
+def _unit(features: Tensor, name: str) -> Tensor:
+    if features.ndim != 2 or not len(features):
+        raise ValueError(f"{name} must be features [n, d] with n >= 1, got {list(features.shape)}")
+    return F.normalize(features.float(), dim=-1)
+
+
+def pairwise_similarity(generated: Tensor, training: Tensor) -> float:
+    """Return the mean cosine over all pairs of rows of two sets of features [n, d], [m, d]."""
+    return float((_unit(generated, "generated") @ _unit(training, "training").T).mean())
+
+
+def own_similarity(features: Tensor) -> float:
+    """Return the mean cosine between different rows of one set of features [n, d], n >= 2.
+
+    Of training pictures this is what a perfect word could reach: the pictures' own variety.
+    """
+    n = len(features)
+    if n < 2:
+        raise ValueError(f"features must hold at least two pictures, got {n}")
+    unit = _unit(features, "features")
+    cosines = unit @ unit.T
+    return float((cosines.sum() - cosines.trace()) / (n * (n - 1)))
+
+
+def prompt_similarity(pictures: Tensor, prompt: Tensor) -> TextSimilarity:
+    """Compare features of pictures [n, d] with those of their prompt [d] or [1, d]."""
+    unit = _unit(pictures, "pictures")
+    text = _unit(prompt.reshape(1, -1), "prompt")[0]
+    average = F.normalize(unit.mean(0), dim=-1)
+    return TextSimilarity(mean=float((unit @ text).mean()), of_average=float(average @ text))
+
+
+def without_placeholders(prompt: str, placeholders: Sequence[str]) -> str:
+    """Take the placeholders out: "A photo of * on the moon" -> "A photo of on the moon"."""
+    for placeholder in placeholders:
+        prompt = replace(prompt, placeholder, "")
+    return " ".join(prompt.split())
+
+
+@torch.no_grad()
+def image_similarity(
+    extractor: FeatureExtractor,
+    generated: Sequence[Image.Image],
+    training: Sequence[Image.Image],
+) -> float:
+    """Return the mean cosine over all pairs (generated, training picture), in [-1, 1]."""
+    return pairwise_similarity(
+        extractor.image_features(generated), extractor.image_features(training)
+    )
+
+
+@torch.no_grad()
+def text_similarity(
+    extractor: FeatureExtractor,
+    generated: Sequence[Image.Image],
+    prompt: str,
+    placeholders: Sequence[str] = ("*",),
+) -> TextSimilarity:
+    """Compare pictures with the prompt they were drawn from, less its placeholders."""
+    text = without_placeholders(prompt, placeholders)
+    return prompt_similarity(extractor.image_features(generated), extractor.text_features([text]))
