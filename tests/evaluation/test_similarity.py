@@ -55,7 +55,7 @@ def test_own_similarity_leaves_out_each_picture_with_itself() -> None:
 
 
 def test_text_similarity_means_both_ways() -> None:
-    # Two pictures at right angles, the prompt along the first: mean of (1, 0), cosine of 45 degrees.
+    # Two pictures at right angles, the prompt along the first: mean of (1, 0), cosine of 45°.
     result = prompt_similarity(torch.tensor([[2.0, 0.0], [0.0, 3.0]]), torch.tensor([5.0, 0.0]))
     assert result.mean == pytest.approx(0.5)
     assert result.of_average == pytest.approx(0.5**0.5)
