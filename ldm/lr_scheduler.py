@@ -1,0 +1,94 @@
+"""Learning-rate schedules as multipliers of the base rate, for `torch.optim.lr_scheduler.LambdaLR`."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+
+
+class LambdaWarmUpCosineScheduler:
+    """Linear warm-up from `lr_start` to `lr_max`, then half a cosine down to `lr_min`.
+
+    Args:
+        warm_up_steps: optimiser steps of the warm-up.
+        max_decay_steps: step at which `lr_min` is reached.
+        verbosity_interval: accepted for old configurations; the rate is logged by the trainer.
+    """
+
+    def __init__(
+        self,
+        warm_up_steps: int,
+        lr_min: float,
+        lr_max: float,
+        lr_start: float,
+        max_decay_steps: int,
+        verbosity_interval: int = 0,
+    ) -> None:
+        self.warm_up_steps, self.max_decay_steps = warm_up_steps, max_decay_steps
+        self.lr_min, self.lr_max, self.lr_start = lr_min, lr_max, lr_start
+
+    def schedule(self, n: int, **_: int) -> float:
+        """Return the multiplier at optimiser step `n`."""
+        if n < self.warm_up_steps:
+            return self.lr_start + (self.lr_max - self.lr_start) * n / self.warm_up_steps
+        t = (n - self.warm_up_steps) / max(1, self.max_decay_steps - self.warm_up_steps)
+        return self.lr_min + 0.5 * (self.lr_max - self.lr_min) * (1 + math.cos(math.pi * min(t, 1)))
+
+    def __call__(self, n: int) -> float:
+        """Return the multiplier at optimiser step `n`."""
+        return self.schedule(n)
+
+
+class LambdaWarmUpCosineScheduler2:
+    """Cycles of linear warm-up from `f_start` to `f_max` and cosine decay to `f_min`.
+
+    Each argument but `verbosity_interval` is a list with one entry a cycle; `cycle_lengths` are
+    optimiser steps. After the last cycle the multiplier stays at its end.
+    """
+
+    def __init__(
+        self,
+        warm_up_steps: Sequence[int],
+        f_min: Sequence[float],
+        f_max: Sequence[float],
+        f_start: Sequence[float],
+        cycle_lengths: Sequence[int],
+        verbosity_interval: int = 0,
+    ) -> None:
+        lengths = {len(warm_up_steps), len(f_min), len(f_max), len(f_start), len(cycle_lengths)}
+        if len(lengths) != 1:
+            raise ValueError(f"the lists must have one entry a cycle each, got lengths {lengths}")
+        self.warm_up_steps, self.cycle_lengths = list(warm_up_steps), list(cycle_lengths)
+        self.f_min, self.f_max, self.f_start = list(f_min), list(f_max), list(f_start)
+        self.starts = [sum(self.cycle_lengths[:i]) for i in range(len(self.cycle_lengths))]
+
+    def _place(self, n: int) -> tuple[int, int]:
+        cycle = bisect_right(self.starts, n) - 1
+        return cycle, min(n - self.starts[cycle], self.cycle_lengths[cycle])
+
+    def _decay(self, cycle: int, n: int) -> float:
+        warm_up = self.warm_up_steps[cycle]
+        t = (n - warm_up) / max(1, self.cycle_lengths[cycle] - warm_up)
+        low, high = self.f_min[cycle], self.f_max[cycle]
+        return low + 0.5 * (high - low) * (1 + math.cos(math.pi * min(t, 1)))
+
+    def schedule(self, n: int, **_: int) -> float:
+        """Return the multiplier at optimiser step `n`."""
+        cycle, n = self._place(n)
+        warm_up, start = self.warm_up_steps[cycle], self.f_start[cycle]
+        if n < warm_up:
+            return start + (self.f_max[cycle] - start) * n / warm_up
+        return self._decay(cycle, n)
+
+    def __call__(self, n: int) -> float:
+        """Return the multiplier at optimiser step `n`."""
+        return self.schedule(n)
+
+
+class LambdaLinearScheduler(LambdaWarmUpCosineScheduler2):
+    """As its base, with a straight line in place of the cosine."""
+
+    def _decay(self, cycle: int, n: int) -> float:
+        length = self.cycle_lengths[cycle]
+        return self.f_min[cycle] + (self.f_max[cycle] - self.f_min[cycle]) * (length - n) / length

@@ -1,0 +1,238 @@
+"""First stages: the KL and VQ autoencoders, and the identity.
+
+State-dict names (`encoder.*`, `decoder.*`, `quant_conv`, `post_quant_conv`, `quantize.*`) are a public
+contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ldm.modules.diffusionmodules.model import Decoder, Encoder
+from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
+from ldm.modules.ema import LitEma
+from ldm.randomness import Purpose, normal
+from ldm.util import UserError, instantiate_from_config
+
+# The decoder alone reads these entries of a `ddconfig`.
+DECODER_ONLY = ("give_pre_end", "tanh_out")
+
+
+def _encoder_config(ddconfig: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in ddconfig.items() if key not in DECODER_ONLY}
+
+
+class Autoencoder(pl.LightningModule):
+    """What the KL and VQ autoencoders share: networks, batches, optimiser, averaged weights.
+
+    Args:
+        ddconfig: arguments of `Encoder` and `Decoder`.
+        lossconfig: target and params of the training loss; `torch.nn.Identity` for use without
+            training.
+        embed_dim: channels of the latent.
+        image_key: the batch's key for pictures, [b, h, w, c] in [−1, 1].
+        monitor: the logged value that picks the best checkpoint.
+        ema_decay: where given, keep averaged weights; they are used for validation.
+        scheduler_config: target and params of a learning-rate multiplier.
+        betas: of Adam; the default is the published autoencoders', chosen for adversarial training.
+        ckpt_path: a file with this autoencoder's weights.
+        ignore_keys: prefixes of the file's names to leave out.
+    """
+
+    learning_rate: float = 4.5e-6
+    seed: int = 23
+
+    def __init__(
+        self,
+        ddconfig: Mapping[str, Any],
+        lossconfig: Mapping[str, Any],
+        embed_dim: int,
+        image_key: str = "image",
+        monitor: str | None = None,
+        ema_decay: float | None = None,
+        scheduler_config: Mapping[str, Any] | None = None,
+        betas: Sequence[float] = (0.5, 0.9),
+        ckpt_path: str | None = None,
+        ignore_keys: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.embed_dim, self.image_key, self.monitor = embed_dim, image_key, monitor
+        self.betas, self.ckpt_path, self.ignore_keys = tuple(betas), ckpt_path, tuple(ignore_keys)
+        self.ema_decay, self.scheduler_config = ema_decay, scheduler_config
+        self.encoder = Encoder(**_encoder_config(ddconfig))
+        self.decoder = Decoder(**ddconfig)
+        self.loss = instantiate_from_config(lossconfig)
+        self.downsampling = 2 ** (len(self.encoder.down) - 1)
+
+    def finish(self) -> None:
+        """Once all weights exist: read a file's if one is named, start the averaged copy if asked."""
+        if self.ckpt_path is not None:
+            from ldm.checkpoint import load_state, read_state_dict
+
+            state = read_state_dict(self.ckpt_path)
+            load_state(self, {k: v for k, v in state.items() if not k.startswith(self.ignore_keys)})
+        self.model_ema = LitEma(self, self.ema_decay) if self.ema_decay is not None else None
+
+    def pictures(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the batch's pictures, [b, c, h, w] in [−1, 1]."""
+        return rearrange(batch[self.image_key], "b h w c -> b c h w").float().contiguous()
+
+    def configure_optimizers(self) -> Any:
+        """Adam with the betas of the published autoencoders, and the schedule if there is one."""
+        weights = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(weights, lr=self.learning_rate, betas=self.betas)
+        if self.scheduler_config is None:
+            return optimizer
+        schedule = instantiate_from_config(self.scheduler_config)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Let the averaged weights follow."""
+        if self.model_ema is not None:
+            self.model_ema(self)
+
+
+class AutoencoderKL(Autoencoder):
+    """Autoencoder with a Gaussian posterior; `encode` gives the posterior, `decode` a picture.
+
+    Arguments as `Autoencoder`'s, which names an unknown one.
+    """
+
+    def __init__(
+        self,
+        ddconfig: Mapping[str, Any],
+        lossconfig: Mapping[str, Any],
+        embed_dim: int,
+        **options: Any,
+    ) -> None:
+        super().__init__(ddconfig, lossconfig, embed_dim, **options)
+        if not ddconfig.get("double_z", True):
+            raise ValueError("AutoencoderKL needs ddconfig.double_z: true, got false")
+        z = ddconfig["z_channels"]
+        self.quant_conv = nn.Conv2d(2 * z, 2 * embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(embed_dim, z, 1)
+        self.finish()
+
+    def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
+        """Picture [b, 3, h, w] in [−1, 1] → posterior over [b, embed_dim, h/f, w/f]."""
+        return DiagonalGaussianDistribution(self.quant_conv(self.encoder(x)))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latent [b, embed_dim, h, w] → picture [b, 3, f·h, f·w], about [−1, 1]."""
+        return self.decoder(self.post_quant_conv(z))
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Return the reconstruction of a sampled latent, and the posterior."""
+        posterior = self.encode(x)
+        return self.decode(posterior.sample(noise)), posterior
+
+    def _step(self, batch: Mapping[str, Any], split: str) -> Tensor:
+        x = self.pictures(batch)
+        posterior = self.encode(x)
+        noise = None
+        if "sample" in batch:
+            samples = batch["sample"].tolist()
+            noise = normal(self.seed, samples, posterior.mean.shape[1:], Purpose.POSTERIOR)
+            noise = noise.to(posterior.mean)
+        decoded = self.decode(posterior.sample(noise))
+        loss, parts = self.loss(x, decoded.float(), posterior)
+        self.log_dict({f"{split}/{k}": v for k, v in parts.items()}, batch_size=len(x))
+        self.log(f"{split}/loss", loss.detach(), prog_bar=True, batch_size=len(x))
+        return loss
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Log the loss of a held-out batch; its noise is a function of the sample index."""
+        return self._step(batch, "val")
+
+    @torch.no_grad()
+    def log_images(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return `inputs` and `reconstruction` (the posterior's mean decoded), [b, 3, h, w]."""
+        x = self.pictures(batch).to(self.device)
+        return {"inputs": x, "reconstruction": self.decode(self.encode(x).mode())}
+
+
+def _vector_quantizer(n_embed: int, embed_dim: int, **options: Any) -> nn.Module:
+    try:
+        from taming.modules.vqvae.quantize import VectorQuantizer2
+    except ImportError as error:
+        raise UserError(
+            "a VQ autoencoder needs the package taming-transformers, which is not importable "
+            f"({error}); install it with: pip install taming-transformers"
+        ) from error
+    return VectorQuantizer2(n_embed, embed_dim, beta=0.25, **options)  # type: ignore[no-any-return]
+
+
+class VQModel(Autoencoder):
+    """Autoencoder with a codebook of `n_embed` vectors, from taming-transformers.
+
+    Args:
+        n_embed: entries of the codebook.
+        remap, sane_index_shape: passed to the quantiser.
+    """
+
+    def __init__(
+        self,
+        ddconfig: Mapping[str, Any],
+        lossconfig: Mapping[str, Any],
+        n_embed: int,
+        embed_dim: int,
+        remap: str | None = None,
+        sane_index_shape: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(ddconfig, lossconfig, embed_dim, **options)
+        z = ddconfig["z_channels"]
+        self.quantize = _vector_quantizer(
+            n_embed, embed_dim, remap=remap, sane_index_shape=sane_index_shape
+        )
+        self.quant_conv = nn.Conv2d(z, embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(embed_dim, z, 1)
+        self.finish()
+
+    def encode(self, x: Tensor) -> Any:
+        """Picture → (quantised latent, codebook loss, indices)."""
+        return self.quantize(self.quant_conv(self.encoder(x)))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Quantised latent [b, embed_dim, h, w] → picture."""
+        return self.decoder(self.post_quant_conv(z))
+
+
+class VQModelInterface(VQModel):
+    """A VQ autoencoder as first stage: diffusion runs before quantisation, decoding after it."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Picture → latent before quantisation, [b, embed_dim, h, w]."""
+        return self.quant_conv(self.encoder(x))
+
+    def decode(self, z: Tensor, force_not_quantize: bool = False) -> Tensor:
+        """Latent → picture, through the nearest codebook entries unless told otherwise."""
+        return super().decode(z if force_not_quantize else self.quantize(z)[0])
+
+
+class IdentityFirstStage(nn.Module):
+    """No first stage: latents are the pictures."""
+
+    downsampling = 1
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return `x`."""
+        return x
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Return `x`."""
+        return x
+
+
+__all__: Sequence[str] = ("AutoencoderKL", "IdentityFirstStage", "VQModel", "VQModelInterface")

@@ -1,0 +1,108 @@
+"""The noise schedule: twelve tables over the timesteps, computed once in double precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Table = npt.NDArray[np.float64]
+
+
+def make_beta_schedule(
+    schedule: str,
+    timesteps: int,
+    linear_start: float = 1e-4,
+    linear_end: float = 2e-2,
+    cosine_s: float = 8e-3,
+) -> Table:
+    """Return the betas, float64 [timesteps].
+
+    Args:
+        schedule: `linear` is linear in √β (the published models), `sqrt_linear` in β, `sqrt` its
+            square root, `cosine` that of Nichol & Dhariwal 2021.
+    """
+    if schedule == "linear":
+        return np.linspace(linear_start**0.5, linear_end**0.5, timesteps) ** 2
+    if schedule == "sqrt_linear":
+        return np.linspace(linear_start, linear_end, timesteps)
+    if schedule == "sqrt":
+        return np.linspace(linear_start, linear_end, timesteps) ** 0.5
+    if schedule == "cosine":
+        t = np.arange(timesteps + 1) / timesteps + cosine_s
+        alphas = np.cos(t / (1 + cosine_s) * np.pi / 2) ** 2
+        return np.clip(1 - alphas[1:] / alphas[:-1], 0, 0.999)
+    raise ValueError(f"beta_schedule must be linear, sqrt_linear, sqrt or cosine, got {schedule!r}")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The schedule's tables, each float32 [timesteps]; field names are those of checkpoints."""
+
+    betas: Tensor
+    alphas_cumprod: Tensor
+    alphas_cumprod_prev: Tensor
+    sqrt_alphas_cumprod: Tensor
+    sqrt_one_minus_alphas_cumprod: Tensor
+    log_one_minus_alphas_cumprod: Tensor
+    sqrt_recip_alphas_cumprod: Tensor
+    sqrt_recipm1_alphas_cumprod: Tensor
+    posterior_variance: Tensor
+    posterior_log_variance_clipped: Tensor
+    posterior_mean_coef1: Tensor
+    posterior_mean_coef2: Tensor
+
+    def tables(self) -> dict[str, Tensor]:
+        """Return the tables by name, in the order of checkpoints."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def make_schedule(betas: Table | Sequence[float], v_posterior: float = 0.0) -> Schedule:
+    """Derive every table from the betas (Ho et al. 2020, equations 4 and 7).
+
+    Args:
+        v_posterior: weight of β in the posterior's variance, (1−v)·β̃ + v·β.
+    """
+    betas = np.asarray(betas, dtype=np.float64)
+    alphas = 1.0 - betas
+    acp = np.cumprod(alphas)
+    prev = np.append(1.0, acp[:-1])
+    variance = (1 - v_posterior) * betas * (1 - prev) / (1 - acp) + v_posterior * betas
+    tables = {
+        "betas": betas,
+        "alphas_cumprod": acp,
+        "alphas_cumprod_prev": prev,
+        "sqrt_alphas_cumprod": np.sqrt(acp),
+        "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - acp),
+        "log_one_minus_alphas_cumprod": np.log(1 - acp),
+        "sqrt_recip_alphas_cumprod": np.sqrt(1 / acp),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / acp - 1),
+        "posterior_variance": variance,
+        # The variance is 0 at the first step; its logarithm is kept finite.
+        "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
+        "posterior_mean_coef1": betas * np.sqrt(prev) / (1 - acp),
+        "posterior_mean_coef2": (1 - prev) * np.sqrt(alphas) / (1 - acp),
+    }
+    # from_numpy keeps real values also where a model is built on the meta device.
+    return Schedule(**{k: torch.from_numpy(v.astype(np.float32)) for k, v in tables.items()})
+
+
+def variational_weights(schedule: Schedule, parameterization: str) -> Tensor:
+    """Weights of the variational bound's terms relative to the simple loss: [timesteps].
+
+    From Ho et al. 2020, equation 12, with the first entry, where the variance is 0, set to the second.
+    """
+    s = schedule
+    if parameterization == "eps":
+        alphas = 1.0 - s.betas
+        weights = s.betas**2 / (2 * s.posterior_variance * alphas * (1 - s.alphas_cumprod))
+    elif parameterization == "x0":
+        weights = 0.5 * s.alphas_cumprod.sqrt() / (2.0 - s.alphas_cumprod)
+    else:
+        raise ValueError(f"parameterization must be 'eps' or 'x0', got {parameterization!r}")
+    weights[0] = weights[1]
+    return weights

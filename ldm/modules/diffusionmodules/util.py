@@ -1,0 +1,65 @@
+"""Small parts the U-Net is made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
+
+
+def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+    """Sinusoids of the timesteps [b], cosines first: float32 [b, dim] (an odd last place is 0)."""
+    half = dim // 2
+    rates = torch.arange(half, device=timesteps.device, dtype=torch.float32) / half
+    angles = timesteps[:, None].float() * torch.exp(-math.log(max_period) * rates)[None]
+    out = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    return torch.nn.functional.pad(out, (0, dim % 2))
+
+
+def zero_module(module: nn.Module) -> nn.Module:
+    """Set a module's weights to zero, so that a residual branch starts as nothing."""
+    for weight in module.parameters():
+        nn.init.zeros_(weight)
+    return module
+
+
+def checkpoint(function: Callable[..., Tensor], enabled: bool, *inputs: Any) -> Tensor:
+    """Call `function(*inputs)`; where `enabled`, keep no activations and compute them again backwards.
+
+    Gradients reach both the inputs and the function's own weights.
+    """
+    if enabled and torch.is_grad_enabled():
+        result: Tensor = torch_checkpoint(function, *inputs, use_reentrant=False)
+        return result
+    return function(*inputs)
+
+
+class GroupNorm32(nn.GroupNorm):
+    """GroupNorm computed in float32 whatever the input's precision; the published eps is 1e-5."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32 or torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        weight, bias = self.weight.float(), self.bias.float()
+        out = torch.nn.functional.group_norm(x.float(), self.num_groups, weight, bias, self.eps)
+        return out.to(x.dtype)
+
+
+def conv_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
+    """Build a convolution over `dims` (1, 2 or 3) axes."""
+    if dims not in (1, 2, 3):
+        raise ValueError(f"dims must be 1, 2 or 3, got {dims}")
+    layer: nn.Module = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1](*args, **kwargs)
+    return layer
+
+
+def avg_pool_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
+    """Build an average pooling over `dims` (1, 2 or 3) axes."""
+    if dims not in (1, 2, 3):
+        raise ValueError(f"dims must be 1, 2 or 3, got {dims}")
+    layer: nn.Module = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[dims - 1](*args, **kwargs)
+    return layer

@@ -1,0 +1,326 @@
+"""Conditioners: text through BERT ids or CLIP, class labels, and pictures made smaller.
+
+Class names are a public contract: YAML files name them. The two text encoders share the protocol that the
+embedding manager and the samplers use (`tokenize`, `word_ids`, `vocab_table`, `encode`, …).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.modules.x_transformer import EmbeddingHook, Encoder, TransformerWrapper
+from ldm.util import UserError
+
+LOCAL_BERT = Path("models/ldm/text2img-large/bert-base-uncased")
+
+
+class AbstractEncoder(nn.Module):
+    """A conditioner: `encode(condition)` gives a tensor."""
+
+    def encode(self, condition: Any) -> Tensor:
+        """Encode a batch of conditions."""
+        raise NotImplementedError
+
+
+class ClassEmbedder(AbstractEncoder):
+    """Class labels [b] → one vector each, [b, 1, embed_dim].
+
+    Args:
+        key: the batch's key for labels, where a batch is passed.
+    """
+
+    def __init__(self, embed_dim: int, n_classes: int = 1000, key: str = "class") -> None:
+        super().__init__()
+        self.key = key
+        self.embedding = nn.Embedding(n_classes, embed_dim)
+
+    def forward(self, batch: Mapping[str, Tensor] | Tensor, key: str | None = None) -> Tensor:
+        """Embed the labels of a batch, or labels themselves."""
+        labels = batch[key or self.key] if isinstance(batch, Mapping) else batch
+        return self.embedding(labels[:, None])
+
+    def encode(self, condition: Mapping[str, Tensor] | Tensor) -> Tensor:
+        """As calling it."""
+        return self(condition)
+
+
+class SpatialRescaler(AbstractEncoder):
+    """Pictures [b, c, h, w] scaled `n_stages` times by `multiplier`, then mapped to `out_channels`."""
+
+    METHODS = ("nearest", "linear", "bilinear", "trilinear", "bicubic", "area")
+
+    def __init__(
+        self,
+        n_stages: int = 1,
+        method: str = "bilinear",
+        multiplier: float = 0.5,
+        in_channels: int = 3,
+        out_channels: int | None = None,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        if n_stages < 0:
+            raise ValueError(f"n_stages must be at least 0, got {n_stages}")
+        if method not in self.METHODS:
+            raise ValueError(f"method must be one of {self.METHODS}, got {method!r}")
+        self.n_stages = n_stages
+        self.rescale = partial(F.interpolate, scale_factor=multiplier, mode=method)
+        self.channel_mapper = (
+            nn.Identity()
+            if out_channels is None
+            else nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.n_stages):
+            x = self.rescale(x)
+        return self.channel_mapper(x)
+
+    def encode(self, condition: Tensor) -> Tensor:
+        """As calling it."""
+        return self(condition)
+
+
+class TextEncoder(AbstractEncoder):
+    """What the text encoders share: a tokeniser, and questions about words.
+
+    Attributes:
+        family: which vocabulary and width a word's vectors belong to.
+        width: of a token's vector.
+        max_length: tokens in a row; texts are padded or cut to it.
+    """
+
+    family: str
+    width: int
+    max_length: int
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    @property
+    def vocab_table(self) -> Tensor:
+        """The vocabulary's vectors, without positions: [vocabulary, width]."""
+        raise NotImplementedError
+
+    @property
+    def unknown_id(self) -> int | None:
+        """Id that stands for words the vocabulary lacks; none where every text has its own ids."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is."""
+        return self.vocab_table.device
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Return ids, padded and cut: int64 [b, max_length], on the encoder's device."""
+        ids = self.tokenizer(
+            list(texts), truncation=True, max_length=self.max_length, padding="max_length"
+        )["input_ids"]
+        return torch.tensor(ids, dtype=torch.int64, device=self.device)
+
+    def count_tokens(self, text: str) -> int:
+        """Return the number of tokens before cutting, special ones included."""
+        return len(self.tokenizer(text, verbose=False)["input_ids"])
+
+    def word_ids(self, word: str) -> list[int]:
+        """Return the ids of a word or words, without special tokens."""
+        return list(self.tokenizer(word, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def embed(self, ids: Tensor, embedding_manager: EmbeddingHook | None) -> Tensor:
+        """Encode ids [b, n] to [b, n, width]."""
+        raise NotImplementedError
+
+    def forward(
+        self, texts: Sequence[str], embedding_manager: EmbeddingHook | None = None
+    ) -> Tensor:
+        """Encode texts to [b, max_length, width].
+
+        Args:
+            embedding_manager: given ids and token vectors, returns the vectors to use in their place;
+                called before positions are added (paper §3).
+        """
+        return self.embed(self.tokenize(texts), embedding_manager)
+
+    def encode(
+        self, condition: Sequence[str], embedding_manager: EmbeddingHook | None = None
+    ) -> Tensor:
+        """As calling it."""
+        return self(condition, embedding_manager)
+
+
+def load_tokenizer(kind: str, source: str) -> Any:
+    """Load a `transformers` tokeniser, `BertTokenizerFast` or `CLIPTokenizerFast`.
+
+    Args:
+        source: a local folder, or a name on the hub (asked only if it is not in the local cache).
+
+    Raises:
+        UserError: it is in neither place; says how to get it.
+    """
+    import transformers
+
+    if os.sep in source and not Path(source).is_dir():
+        raise UserError(f"tokenizer folder {source!r} does not exist")
+    logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
+    loader = getattr(transformers, kind)
+    try:
+        try:
+            return loader.from_pretrained(source, local_files_only=True)
+        except OSError:
+            if Path(source).is_dir():
+                raise
+            return loader.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"cannot load the vocabulary {source!r} ({reason}); get it once with "
+            "scripts/download_models.sh, or give a folder: cond_stage_config.params.tokenizer"
+        ) from error
+
+
+class BERTEmbedder(TextEncoder):
+    """BERT's WordPiece ids through a transformer trained with the diffusion model.
+
+    Args:
+        n_embed: width of the transformer and of a word's vectors.
+        n_layer: pairs of attention and perceptron.
+        vocab_size: 30522 for bert-base-uncased.
+        max_seq_len: tokens in a row. No mask: pads are attended to, as in training of the 1.4B model.
+        embedding_dropout: share of the embedded text dropped while training.
+        tokenizer: a hub name or a folder with `vocab.txt`; by default the folder that
+            scripts/download_models.sh fills, where it exists, else bert-base-uncased.
+        heads, dim_head: of attention; the published model has 8 of 64.
+        device, use_tokenizer: accepted for old configurations; the encoder follows its module's
+            device, and always has its tokeniser.
+    """
+
+    family = "ldm-bert"
+
+    def __init__(
+        self,
+        n_embed: int,
+        n_layer: int,
+        vocab_size: int = 30522,
+        max_seq_len: int = 77,
+        device: str | None = None,
+        use_tokenizer: bool = True,
+        embedding_dropout: float = 0.0,
+        tokenizer: str | None = None,
+        heads: int = 8,
+        dim_head: int = 64,
+    ) -> None:
+        if not use_tokenizer:
+            raise ValueError("use_tokenizer must be true: prompts are texts")
+        if tokenizer is None:
+            tokenizer = str(LOCAL_BERT) if LOCAL_BERT.is_dir() else "bert-base-uncased"
+        super().__init__(load_tokenizer("BertTokenizerFast", tokenizer))
+        if len(self.tokenizer) > vocab_size:
+            raise UserError(
+                f"tokenizer {tokenizer!r} has {len(self.tokenizer)} entries, "
+                f"more than vocab_size {vocab_size}"
+            )
+        self.max_length, self.width = max_seq_len, n_embed
+        self.transformer = TransformerWrapper(
+            vocab_size, max_seq_len, Encoder(n_embed, n_layer, heads, dim_head), embedding_dropout
+        )
+
+    @property
+    def vocab_table(self) -> Tensor:
+        """The vocabulary's vectors: [vocab_size, n_embed]."""
+        return self.transformer.token_emb.weight
+
+    @property
+    def unknown_id(self) -> int | None:
+        """Id of [UNK]."""
+        return int(self.tokenizer.unk_token_id)
+
+    def embed(self, ids: Tensor, embedding_manager: EmbeddingHook | None) -> Tensor:
+        """Encode ids [b, n] to [b, n, n_embed]."""
+        return self.transformer(ids, True, embedding_manager)
+
+
+class FrozenCLIPEmbedder(TextEncoder):
+    """The text half of CLIP ViT-L/14, as Stable Diffusion 1 uses it: last hidden state.
+
+    Its weights come with the diffusion checkpoint; none are fetched here.
+
+    Args:
+        version: hub name of the vocabulary.
+        tokenizer: a folder or hub name to take instead.
+        max_length: tokens in a row.
+        device: accepted for old configurations; the encoder follows its module's device.
+    """
+
+    family = "clip"
+    width = 768
+
+    def __init__(
+        self,
+        version: str = "openai/clip-vit-large-patch14",
+        device: str | None = None,
+        max_length: int = 77,
+        tokenizer: str | None = None,
+    ) -> None:
+        super().__init__(load_tokenizer("CLIPTokenizerFast", tokenizer or version))
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        self.max_length = max_length
+        config = CLIPTextConfig(
+            hidden_size=self.width,
+            intermediate_size=4 * self.width,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            max_position_embeddings=77,
+            vocab_size=49408,
+            eos_token_id=49407,
+            bos_token_id=49406,
+        )
+        self.transformer = CLIPTextModel(config)
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Let no gradient reach the encoder's weights."""
+        self.transformer = self.transformer.eval()
+        self.requires_grad_(False)
+
+    @property
+    def _token_embedding(self) -> nn.Module:
+        return self.transformer.get_input_embeddings()  # type: ignore[no-any-return]
+
+    @property
+    def vocab_table(self) -> Tensor:
+        """The vocabulary's vectors: [49408, 768]."""
+        return self._token_embedding.weight  # type: ignore[return-value]
+
+    @property
+    def unknown_id(self) -> int | None:
+        """None: CLIP spells out whatever it does not know."""
+        return None
+
+    def embed(self, ids: Tensor, embedding_manager: EmbeddingHook | None) -> Tensor:
+        """Encode ids [b, n] to [b, n, 768]."""
+        if embedding_manager is None:
+            return self.transformer(input_ids=ids).last_hidden_state  # type: ignore[no-any-return]
+        manager = embedding_manager
+
+        def splice(_: nn.Module, inputs: tuple[Tensor, ...], vectors: Tensor) -> Tensor:
+            return manager(inputs[0], vectors)
+
+        # `transformers` has no place for token vectors of one's own; a hook on the lookup is one, and
+        # positions are added after it.
+        handle = self._token_embedding.register_forward_hook(splice)
+        try:
+            return self.transformer(input_ids=ids).last_hidden_state  # type: ignore[no-any-return]
+        finally:
+            handle.remove()

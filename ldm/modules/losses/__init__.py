@@ -1,0 +1,5 @@
+"""Losses that train an autoencoder."""
+
+from ldm.modules.losses.reconstruction import KLReconstruction
+
+__all__ = ["KLReconstruction"]
