@@ -44,14 +44,14 @@ STYLE_PHRASES = {
     "sepia": "sepia",
     "blueprint": "a blueprint",
 }
-_TEXTURE_PHRASES = {
+TEXTURE_PHRASES = {
     "stripes": "with {} stripes",
     "dots": "with {} dots",
     "checks": "with {} checks",
     "fade": "fading to {}",
     "border": "with a {} border",
 }
-_TEXTURE_ADJECTIVES = {
+TEXTURE_ADJECTIVES = {
     "plain": "plain",
     "stripes": "striped",
     "dots": "dotted",
@@ -79,7 +79,7 @@ def object_phrase(spec: Spec) -> str:
     noun = f"{spec.colour} {spec.shape}"
     if spec.texture == "plain":
         return noun
-    return f"{noun} {_TEXTURE_PHRASES[spec.texture].format(spec.second)}"
+    return f"{noun} {TEXTURE_PHRASES[spec.texture].format(spec.second)}"
 
 
 def full_caption(spec: Spec) -> str:
@@ -94,13 +94,13 @@ def _partial_object(spec: Spec, rng: np.random.Generator) -> str:
         return spec.shape
     if choice < 0.55:
         return f"{spec.colour} {spec.shape}"
-    adjective = _TEXTURE_ADJECTIVES[spec.texture]
+    adjective = TEXTURE_ADJECTIVES[spec.texture]
     if choice < 0.65:
         return f"{adjective} {spec.shape}"
     if choice < 0.8:
         return f"{adjective} {spec.colour} {spec.shape}"
     if choice < 0.9 and spec.texture != "plain":
-        return f"{spec.shape} {_TEXTURE_PHRASES[spec.texture].format(spec.second)}"
+        return f"{spec.shape} {TEXTURE_PHRASES[spec.texture].format(spec.second)}"
     return object_phrase(spec)
 
 
@@ -178,8 +178,8 @@ def vocabulary() -> list[str]:
         *SCENE_PHRASES.values(),
         *MEDIUM_PHRASES.values(),
         *STYLE_PHRASES.values(),
-        *(text.replace("{}", "") for text in _TEXTURE_PHRASES.values()),
-        *_TEXTURE_ADJECTIVES.values(),
+        *(text.replace("{}", "") for text in TEXTURE_PHRASES.values()),
+        *TEXTURE_ADJECTIVES.values(),
         "an in the style of",
     ]
     return sorted({word for text in phrases for word in text.replace("-", " - ").split()})

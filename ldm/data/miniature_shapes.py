@@ -152,7 +152,8 @@ def second_colour_share(texture: str, x: Array, y: Array, inside: Array, pixel: 
 
     Args:
         texture: one of `TEXTURES`.
-        x, y: local coordinates [h, w].
+        x: local coordinate to the right [h, w].
+        y: local coordinate upwards [h, w].
         inside: signed distance to the shape's edge [h, w].
         pixel: the width of a pixel in local coordinates, over which edges are softened.
     """

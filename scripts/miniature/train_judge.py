@@ -1,0 +1,226 @@
+"""Train the miniature's judge: a small `transformers` CLIP on pictures and captions of the world.
+
+    python scripts/miniature/train_judge.py                # about 45 minutes on a core; resumes
+    python scripts/miniature/train_judge.py --measure      # accuracies on unseen pictures
+
+The loss is CLIP's over the batch's captions plus a cross entropy for each attribute over its text
+prompts, which a batch of random captions teaches only slowly. Unlike the generator, the judge also
+sees the shapes and media that are held out: it has to recognise them. Pictures are flipped, blurred
+and made noisy at random, since those it will judge come out of a decoder.
+
+The state goes to logs/miniature-judge/last.pt every few minutes; at the end half-precision weights,
+configuration and tokeniser go to models/miniature/judge/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import BertTokenizer, CLIPConfig, CLIPModel
+
+from ldm.data.miniature import Spec, full_caption, render, sample_spec
+from ldm.data.miniature_grammar import caption
+from ldm.data.miniature_render import EXTRA_MEDIA
+from ldm.data.miniature_shapes import EXTRA_SHAPES
+from ldm.evaluation.judge import PROMPTS, Judge, encode_images, encode_texts
+from ldm.randomness import Purpose, generator
+
+SEED = 77
+UNSEEN = 2**41  # where the pictures for measuring begin
+COLOURLESS = ("sketch", "sepia", "blueprint")
+# How much each attribute counts in the loss.
+WEIGHTS = {"shape": 1.0, "colour": 1.0, "scene": 0.7, "medium": 0.5, "texture": 0.5, "detail": 0.5}
+LOG = logging.getLogger("judge")
+
+
+def judge_spec(index: int) -> Spec:
+    """Draw what a picture shows, held-out shapes and media included."""
+    spec = sample_spec(SEED, index)
+    rng = generator(SEED, index, Purpose.ORDER)
+    if rng.random() < 0.12:
+        spec = replace(spec, shape=list(EXTRA_SHAPES)[int(rng.integers(len(EXTRA_SHAPES)))])
+    if rng.random() < 0.1:
+        spec = replace(spec, medium=EXTRA_MEDIA[int(rng.integers(len(EXTRA_MEDIA)))])
+    return spec
+
+
+def labels(specs: list[Spec], attribute: str) -> Tensor:
+    """Return each picture's answer as an index into `PROMPTS[attribute]`; -100 where unseen."""
+    answers = list(PROMPTS[attribute])
+    found = []
+    for spec in specs:
+        if attribute == "detail":
+            answer = "plain" if spec.texture == "plain" else f"{spec.second} {spec.texture}"
+        else:
+            answer = getattr(spec, attribute)
+        hidden = attribute in ("colour", "detail") and spec.medium in COLOURLESS
+        found.append(-100 if hidden else answers.index(answer))
+    return torch.tensor(found)
+
+
+def draw(specs: list[Spec], size: int = 64) -> Tensor:
+    """Render: [n, 3, size, size] in [-1, 1]."""
+    return torch.from_numpy(np.stack([render(spec, size) for spec in specs])).permute(0, 3, 1, 2)
+
+
+def roughen(pictures: Tensor, seed: int) -> Tensor:
+    """Flip half of the pictures; blur, shift in brightness and add noise by random amounts."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def amount(high: float) -> Tensor:
+        return torch.rand(len(pictures), 1, 1, 1, generator=rng) * high
+
+    pictures = torch.where(amount(1) < 0.5, pictures.flip(-1), pictures)
+    soft = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    pictures = pictures + amount(1) * (soft - pictures)
+    pictures = pictures * (0.9 + amount(0.2)) + (amount(0.1) - 0.05)
+    noise = torch.randn(pictures.shape, generator=rng)
+    return pictures + amount(1) ** 2 * 0.15 * noise
+
+
+def build(tokenizer: BertTokenizer) -> CLIPModel:
+    """Return the untrained model, 1.0 M parameters."""
+    text = {
+        **{"vocab_size": len(tokenizer), "hidden_size": 96, "intermediate_size": 192},
+        **{"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 32},
+        **{"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0},
+    }
+    vision = {
+        **{"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4},
+        **{"num_attention_heads": 4, "image_size": 64, "patch_size": 8},
+    }
+    torch.manual_seed(SEED)
+    return CLIPModel(CLIPConfig(projection_dim=128, text_config=text, vision_config=vision))
+
+
+def loss_of(model: CLIPModel, tokenizer: BertTokenizer, step: int, batch: int) -> Tensor:
+    """Return one step's loss."""
+    indices = range(step * batch, (step + 1) * batch)
+    specs = [judge_spec(i) for i in indices]
+    rngs = [generator(SEED, i, Purpose.CAPTION) for i in indices]
+    texts = [
+        full_caption(spec) if rng.random() < 0.7 else caption(spec, rng)
+        for spec, rng in zip(specs, rngs, strict=True)
+    ]
+    prompts = [prompt for name in WEIGHTS for prompt in PROMPTS[name].values()]
+    scale = model.logit_scale.exp().clamp(max=60)
+    images = encode_images(model, roughen(draw(specs), step))
+    pairs = scale * images @ encode_texts(model, tokenizer, texts).T
+    target = torch.arange(batch)
+    loss = (F.cross_entropy(pairs, target) + F.cross_entropy(pairs.T, target)) / 2
+    answers = encode_texts(model, tokenizer, prompts)  # apart, as they are much shorter
+    asked = (scale * images @ answers.T).split([len(PROMPTS[name]) for name in WEIGHTS], dim=1)
+    for name, logits in zip(WEIGHTS, asked, strict=True):
+        loss = loss + WEIGHTS[name] * F.cross_entropy(logits, labels(specs, name))
+    return loss
+
+
+def rate_factor(step: int, steps: int, warmup: int) -> float:
+    """Rise linearly, then fall along a cosine to zero."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
+
+
+def train(options: argparse.Namespace, tokenizer: BertTokenizer) -> CLIPModel:
+    """Train from the last saved state, or from nothing."""
+    model = build(tokenizer).train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=options.rate, weight_decay=0.05, betas=(0.9, 0.98)
+    )
+    state_file, first = options.logdir / "last.pt", 0
+    if state_file.is_file():
+        state: dict[str, Any] = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+        LOG.info("going on from step %d of %s", first, state_file)
+    options.logdir.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    for step in range(first, options.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = options.rate * rate_factor(step, options.steps, options.warmup)
+        loss = loss_of(model, tokenizer, step, options.batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        done = step + 1
+        if done % options.every == 0 or done == options.steps:
+            seconds = (time.monotonic() - started) / (done - first)
+            LOG.info("step %d: loss %.3f, %.2f s a step", done, loss.item(), seconds)
+            model.eval()
+            LOG.info("  %s", measure(Judge(model, tokenizer), 256))
+            model.requires_grad_(True).train()
+            states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save({**states, "step": done}, state_file.with_suffix(".new"))
+            state_file.with_suffix(".new").replace(state_file)
+    return model
+
+
+def save(model: CLIPModel, tokenizer: BertTokenizer, folder: Path) -> None:
+    """Write what `CLIPModel.from_pretrained` reads, weights in half precision."""
+    model.eval().half().save_pretrained(folder)
+    model.float()
+    tokenizer.save_pretrained(folder)
+    preprocessor = {
+        **{"image_processor_type": "CLIPImageProcessor", "do_resize": True, "do_rescale": True},
+        **{"do_normalize": True, "do_center_crop": False, "do_convert_rgb": True, "resample": 3},
+        "size": {"height": 64, "width": 64},
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+    text = json.dumps(preprocessor, indent=2) + "\n"
+    (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
+
+
+def measure(judge: Judge, count: int) -> dict[str, float]:
+    """Return accuracies on unseen pictures of the training shapes and media.
+
+    Colour and detail are counted over photos and paintings.
+    """
+    specs = [sample_spec(SEED, UNSEEN + i) for i in range(count)]
+    features = judge.image_features(draw(specs))
+    accuracies = {}
+    for name in PROMPTS:
+        found, truth = judge.scores(features, name).argmax(-1), labels(specs, name)
+        counted = torch.ones_like(truth, dtype=torch.bool)
+        if name in ("colour", "detail"):
+            counted = torch.tensor([spec.medium in ("photo", "painting") for spec in specs])
+        accuracies[name] = round((found == truth)[counted].float().mean().item(), 4)
+    return accuracies
+
+
+def main() -> None:
+    """Train and save, or measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--warmup", type=int, default=300)
+    parser.add_argument("--every", type=int, default=200, help="steps between saved states")
+    parser.add_argument("--tokenizer", type=Path, default=Path("models/miniature/tokenizer"))
+    parser.add_argument("--out", type=Path, default=Path("models/miniature/judge"))
+    parser.add_argument("--logdir", type=Path, default=Path("logs/miniature-judge"))
+    parser.add_argument("--measure", action="store_true", help="only measure the saved judge")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if not options.measure:
+        tokenizer = BertTokenizer.from_pretrained(options.tokenizer)
+        save(train(options, tokenizer), tokenizer, options.out)
+    print(json.dumps(measure(Judge.load(options.out), 2048)))
+
+
+if __name__ == "__main__":
+    main()
