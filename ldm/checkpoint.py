@@ -1,0 +1,387 @@
+"""The one loader of model weights: `.ckpt` and `.safetensors`, read once, without running code.
+
+The model is built on torch's meta device and the file's tensors become its parameters, so nothing
+is initialised at random first and memory holds about one copy of the weights. Files are mapped into
+memory: what is not needed is not read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from ldm.checkpoint_names import describe, is_optional, match_names
+from ldm.util import UserError, instantiate_from_config
+
+logger = logging.getLogger(__name__)
+
+# Objects that training frameworks leave beside the weights. They are replaced by nothing at all; a
+# file that names anything else is refused.
+HARMLESS_PACKAGES = (
+    "pytorch_lightning.",
+    "lightning.",
+    "lightning_fabric.",
+    "omegaconf.",
+    "argparse.",
+    "collections.",
+    "numpy.",
+    "typing.",
+    "pathlib.",
+    "_codecs.encode",
+    "torch.nn.modules.container.ParameterDict",
+    "torch.nn.parameter.",
+    "builtins.set",
+    "builtins.dict",
+    "builtins.list",
+    "builtins.int",
+    "builtins.float",
+)
+HOW_TO_GET = (
+    "get the published weights with scripts/download_models.sh, or draw with the miniature: "
+    "--ckpt_path models/miniature"
+)
+
+
+class _Nothing:
+    """Stands for an object that is of no use here; accepts whatever a pickle does to it."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Nothing:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        """Forget the state."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a file and a model did not share.
+
+    Attributes:
+        missing: the model's entries that the file lacks and that are computed instead.
+        unexpected: the file's entries that the model has no place for.
+    """
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+            for what, names in (("missing", self.missing), ("unexpected", self.unexpected))
+            if names
+        )
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read a model file's tensors by name; they lie in the mapped file until they are used.
+
+    Args:
+        path: `.safetensors`, or a `.ckpt` or `.pt` that holds {"state_dict": …} or the names bare.
+
+    Raises:
+        UserError: no such file, or not a model's; one line says what it is.
+    """
+    path = Path(path)
+    kind = _file_kind(path)
+    if kind == "safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: truncated or damaged safetensors file ({error})") from error
+    content = _read_pickle(path, mapped=kind == "zip")
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: not a checkpoint; it holds a {type(content).__name__}")
+    if "string_to_param" in content:
+        raise UserError(
+            f"{path}: an embedding file, which holds learned words and not a model; "
+            "give it as --embedding_path"
+        )
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def load_state(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: str = "checkpoint",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> LoadReport:
+    """Give a model the weights of a state dict.
+
+    Tensors become the parameters of a model on the meta device, which needs all of its weights.
+    Into any other model they are copied; what the file lacks stays as it is, with a warning.
+
+    Args:
+        model: a diffusion model, or an autoencoder alone.
+        state: the file's tensors by name, as `read_state_dict` returns them.
+        source: what to call the file in errors.
+        device: where to put them; where they are, by default.
+        dtype: the parameters' type; the model's own, by default. Buffers keep their type.
+
+    Raises:
+        UserError: the weights are of another architecture; one line says of which.
+    """
+    own = model.state_dict()
+    pairs = match_names(list(own), list(state))
+    found = set(pairs.values())
+    missing = [name for name in own if name not in found]
+    wrong = {n: ours for n, ours in pairs.items() if state[n].shape != own[ours].shape}
+    absent = [name for name in missing if not is_optional(name)]
+    on_meta = any(p.is_meta for p in model.parameters())
+    if wrong or not pairs or (absent and on_meta):
+        raise UserError(f"{source}: {_refusal(state, own, wrong, absent)}")
+    weights = {name for name, _ in model.named_parameters()}
+    values = {}
+    for name, ours in pairs.items():
+        if ours.startswith("embedding_manager."):
+            continue
+        target = dtype if ours in weights and dtype is not None else own[ours].dtype
+        values[ours] = state[name].to(device=device, dtype=target)
+    model.load_state_dict(values, strict=False, assign=on_meta)
+    if absent:
+        logger.warning("%s lacks %d weights, such as %s", source, len(absent), absent[0])
+    return LoadReport(
+        missing=tuple(n for n in missing if not n.startswith("embedding_manager.")),
+        unexpected=tuple(name for name in state if name not in pairs),
+    )
+
+
+def load_model(
+    config: DictConfig | Mapping[str, Any] | str | Path,
+    checkpoint: str | Path | None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """Build the model of a configuration and load its weights; it is ready to draw or to train on.
+
+    Args:
+        config: a configuration with `model`, or the path of its YAML file.
+        checkpoint: the weights' file; None builds the model with new weights.
+        device: where the model goes.
+        dtype: the weights' type; float32 by default. Learned words stay in float32.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        UserError: files missing, unreadable, or of another architecture.
+    """
+    config = read_config(config)
+    if checkpoint is None:
+        model = instantiate_from_config(config.model)
+        return model.to(device=device).eval()
+    state = read_state_dict(checkpoint)
+    _without_other_files(config.model)
+    with torch.device("meta"):
+        model = instantiate_from_config(config.model)
+    report = load_state(model, state, source=str(checkpoint), device=device, dtype=dtype)
+    _fill_what_is_left(model, torch.device(device))
+    logger.info("%s: %d tensors read", checkpoint, len(state) - len(report.unexpected))
+    for line in _remarks(report):
+        logger.info("%s: %s", checkpoint, line)
+    model.to(device=device)
+    manager = getattr(model, "embedding_manager", None)
+    if manager is not None:
+        manager.initialize()
+    return model.eval()
+
+
+def read_config(config: DictConfig | Mapping[str, Any] | str | Path) -> DictConfig:
+    """Read a model's configuration; the caller may change what is returned.
+
+    A tokenizer folder named relative to the configuration's own folder is made absolute.
+
+    Raises:
+        UserError: the file is missing, no YAML, or has no `model`.
+    """
+    folder = None
+    if isinstance(config, str | Path):
+        place, folder = f"configuration {config}", Path(config).resolve().parent
+        loaded = _read_yaml(Path(config))
+    else:
+        place = "configuration"
+        plain = OmegaConf.to_container(config) if isinstance(config, DictConfig) else dict(config)
+        loaded = OmegaConf.create(plain)
+    if not isinstance(loaded, DictConfig) or "model" not in loaded:
+        raise UserError(f"{place} has no 'model': it is not the configuration of a model")
+    tokenizer = OmegaConf.select(loaded, "model.params.cond_stage_config.params.tokenizer")
+    if folder is not None and isinstance(tokenizer, str) and not Path(tokenizer).is_dir():
+        for candidate in (folder / tokenizer, Path(__file__).parents[1] / tokenizer):
+            if candidate.is_dir():
+                loaded.model.params.cond_stage_config.params.tokenizer = str(candidate)
+                break
+    return loaded
+
+
+def _read_yaml(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"configuration {path} does not exist")
+    try:
+        return OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+        raise UserError(f"configuration {path} is not YAML: {_one_line(error)}") from error
+
+
+def checkpoint_hash(path: str | Path) -> str:
+    """Tell files apart: 16 hexadecimal digits of the size and 64 samples of 64 KiB each.
+
+    It takes milliseconds for any size, and stays the same on every machine.
+    """
+    path = Path(path)
+    size, piece = path.stat().st_size, 64 * 1024
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for i in range(64):
+            file.seek(max(size - piece, 0) * i // 63)
+            digest.update(file.read(piece))
+    return digest.hexdigest()[:16]
+
+
+def _file_kind(path: Path) -> str:
+    """Return "safetensors", "zip" (torch's present format) or "pickle" (its old one)."""
+    if not path.exists():
+        raise UserError(f"checkpoint {path} does not exist: {HOW_TO_GET}")
+    if path.is_dir():
+        raise UserError(f"checkpoint {path} is a folder: give the file in it")
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise UserError(f"checkpoint {path}: {error.strerror}") from error
+    if not head:
+        raise UserError(f"{path}: an empty file; download it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: a git-lfs pointer, not the weights; run: git lfs pull")
+    if head.lstrip()[:1] == b"<":
+        raise UserError(f"{path}: an HTML page, not weights: the download failed; do it again")
+    if head.startswith(b"PK\x03\x04"):
+        return "zip"
+    if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") < min(size, 100_000_000):
+        return "safetensors"
+    if head[8:9] == b"{" and path.suffix == ".safetensors":
+        raise UserError(f"{path}: truncated at {size} bytes; download it again")
+    if head[:1] == b"\x80":
+        return "pickle"
+    raise UserError(f"{path}: not a checkpoint (neither torch's format nor safetensors)")
+
+
+def _read_pickle(path: Path, mapped: bool) -> Any:
+    try:
+        strangers = get_unsafe_globals_in_checkpoint(path) if mapped else []
+        refused = [name for name in strangers if not name.startswith(HARMLESS_PACKAGES)]
+        if refused:
+            raise UserError(
+                f"{path}: refused, because loading it would run code: it asks for {refused[0]}"
+            )
+        # A pair of an object and a name is what this torch function takes, whatever its stub says.
+        inert: list[Any] = [(_Nothing, name) for name in strangers]
+        with safe_globals(inert):
+            return torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: not a plain checkpoint, so refused ({_one_line(error)})"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        if isinstance(error, UserError):
+            raise
+        size = path.stat().st_size
+        raise UserError(
+            f"{path}: truncated or damaged at {size} bytes; download it again ({_one_line(error)})"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:160] if lines else type(error).__name__
+
+
+def _refusal(
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    wrong: Mapping[str, str],
+    absent: list[str],
+) -> str:
+    """Say what the file holds: `wrong` pairs names (file's, model's) of different shapes."""
+    found, wanted = describe(state), describe(own)
+    if found != wanted:
+        return (
+            f"found {found}; this configuration is {wanted}: "
+            "choose the configuration that belongs to the file"
+        )
+    if wrong:
+        theirs, ours = next(iter(wrong.items()))
+        shapes = f"{list(state[theirs].shape)}, not {list(own[ours].shape)}"
+        return f"found {found} of other sizes: {len(wrong)} differ, {theirs} has {shapes}"
+    return (
+        f"found {found}, but {len(absent)} of {len(own)} weights are missing, "
+        f"such as {absent[0]}: truncated, or another variant"
+    )
+
+
+def _without_other_files(model: DictConfig) -> None:
+    """Drop the weights' files that a configuration names for parts: the checkpoint has them all."""
+    for key in ("params.ckpt_path", "params.first_stage_config.params.ckpt_path"):
+        if OmegaConf.select(model, key) is not None:
+            OmegaConf.update(model, key, None)
+
+
+def _fill_what_is_left(model: nn.Module, device: torch.device) -> None:
+    """Give values to what the file lacked, or say which entry has none."""
+    for name, module in model.named_modules():
+        for key, buffer in list(module.named_buffers(recurse=False)):
+            if not buffer.is_meta:
+                continue
+            if key == "position_ids":  # 0..n-1, [1, n]
+                numbers = torch.arange(buffer.shape[-1], device=device)
+                module._buffers[key] = numbers.expand(buffer.shape).clone()
+            else:
+                module._buffers[key] = _average_of(model, name, key, device)
+        for key, weight in list(module.named_parameters(recurse=False)):
+            if weight.is_meta:  # `to_logits`, which nothing evaluates
+                empty = torch.zeros(weight.shape, device=device)
+                module._parameters[key] = nn.Parameter(empty, weight.requires_grad)
+
+
+def _average_of(model: nn.Module, module: str, key: str, device: torch.device) -> Tensor:
+    """A new averaged copy starts at the weights themselves."""
+    if module.endswith("model_ema"):
+        network = model.get_submodule(module.removesuffix("model_ema") + "model")
+        if key == "decay":
+            return torch.tensor(0.9999, device=device)
+        if key == "num_updates":
+            return torch.tensor(0, device=device)
+        for name, weight in network.named_parameters():
+            if name.replace(".", "") == key:
+                return weight.detach().to(device).clone()
+    raise RuntimeError(f"buffer {module}.{key} was built without a value and no file has one")
+
+
+def _remarks(report: LoadReport) -> list[str]:
+    """Say what was odd about a file; what every published file does is not."""
+    lines = []
+    shadows = [n for n in report.unexpected if n.startswith("model_ema.")]
+    if len(shadows) > 2:
+        lines.append(f"an averaged copy of {len(shadows) - 2} weights is there and not used")
+    known = ("model_ema.", "embedding_manager.")
+    others = [n for n in report.unexpected if not n.startswith(known) and not is_optional(n)]
+    if others or report.missing:
+        lines.append(str(LoadReport(report.missing, tuple(others))))
+    return lines
