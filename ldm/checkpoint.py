@@ -7,9 +7,7 @@ memory: what is not needed is not read.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,52 +16,22 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from ldm.checkpoint_file import checkpoint_hash, one_line, read_state_dict
 from ldm.checkpoint_names import describe, is_optional, match_names
 from ldm.util import UserError, instantiate_from_config
 
+__all__ = [
+    "LoadReport",
+    "checkpoint_hash",
+    "load_model",
+    "load_state",
+    "read_config",
+    "read_state_dict",
+]
 logger = logging.getLogger(__name__)
-
-# Objects that training frameworks leave beside the weights. They are replaced by nothing at all; a
-# file that names anything else is refused.
-HARMLESS_PACKAGES = (
-    "pytorch_lightning.",
-    "lightning.",
-    "lightning_fabric.",
-    "omegaconf.",
-    "argparse.",
-    "collections.",
-    "numpy.",
-    "typing.",
-    "pathlib.",
-    "_codecs.encode",
-    "torch.nn.modules.container.ParameterDict",
-    "torch.nn.parameter.",
-    "builtins.set",
-    "builtins.dict",
-    "builtins.list",
-    "builtins.int",
-    "builtins.float",
-)
-HOW_TO_GET = (
-    "get the published weights with scripts/download_models.sh, or draw with the miniature: "
-    "--ckpt_path models/miniature"
-)
-
-
-class _Nothing:
-    """Stands for an object that is of no use here; accepts whatever a pickle does to it."""
-
-    def __new__(cls, *_: Any, **__: Any) -> _Nothing:
-        return super().__new__(cls)
-
-    def __setstate__(self, state: Any) -> None:
-        """Forget the state."""
 
 
 @dataclass(frozen=True)
@@ -84,35 +52,6 @@ class LoadReport:
             for what, names in (("missing", self.missing), ("unexpected", self.unexpected))
             if names
         )
-
-
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read a model file's tensors by name; they lie in the mapped file until they are used.
-
-    Args:
-        path: `.safetensors`, or a `.ckpt` or `.pt` that holds {"state_dict": …} or the names bare.
-
-    Raises:
-        UserError: no such file, or not a model's; one line says what it is.
-    """
-    path = Path(path)
-    kind = _file_kind(path)
-    if kind == "safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: truncated or damaged safetensors file ({error})") from error
-    content = _read_pickle(path, mapped=kind == "zip")
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path}: not a checkpoint; it holds a {type(content).__name__}")
-    if "string_to_param" in content:
-        raise UserError(
-            f"{path}: an embedding file, which holds learned words and not a model; "
-            "give it as --embedding_path"
-        )
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def load_state(
@@ -236,81 +175,7 @@ def _read_yaml(path: Path) -> Any:
     try:
         return OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
-        raise UserError(f"configuration {path} is not YAML: {_one_line(error)}") from error
-
-
-def checkpoint_hash(path: str | Path) -> str:
-    """Tell files apart: 16 hexadecimal digits of the size and 64 samples of 64 KiB each.
-
-    It takes milliseconds for any size, and stays the same on every machine.
-    """
-    path = Path(path)
-    size, piece = path.stat().st_size, 64 * 1024
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        for i in range(64):
-            file.seek(max(size - piece, 0) * i // 63)
-            digest.update(file.read(piece))
-    return digest.hexdigest()[:16]
-
-
-def _file_kind(path: Path) -> str:
-    """Return "safetensors", "zip" (torch's present format) or "pickle" (its old one)."""
-    if not path.exists():
-        raise UserError(f"checkpoint {path} does not exist: {HOW_TO_GET}")
-    if path.is_dir():
-        raise UserError(f"checkpoint {path} is a folder: give the file in it")
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            head = file.read(512)
-    except OSError as error:
-        raise UserError(f"checkpoint {path}: {error.strerror}") from error
-    if not head:
-        raise UserError(f"{path}: an empty file; download it again")
-    if head.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path}: a git-lfs pointer, not the weights; run: git lfs pull")
-    if head.lstrip()[:1] == b"<":
-        raise UserError(f"{path}: an HTML page, not weights: the download failed; do it again")
-    if head.startswith(b"PK\x03\x04"):
-        return "zip"
-    if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") < min(size, 100_000_000):
-        return "safetensors"
-    if head[8:9] == b"{" and path.suffix == ".safetensors":
-        raise UserError(f"{path}: truncated at {size} bytes; download it again")
-    if head[:1] == b"\x80":
-        return "pickle"
-    raise UserError(f"{path}: not a checkpoint (neither torch's format nor safetensors)")
-
-
-def _read_pickle(path: Path, mapped: bool) -> Any:
-    try:
-        strangers = get_unsafe_globals_in_checkpoint(path) if mapped else []
-        refused = [name for name in strangers if not name.startswith(HARMLESS_PACKAGES)]
-        if refused:
-            raise UserError(
-                f"{path}: refused, because loading it would run code: it asks for {refused[0]}"
-            )
-        # A pair of an object and a name is what this torch function takes, whatever its stub says.
-        inert: list[Any] = [(_Nothing, name) for name in strangers]
-        with safe_globals(inert):
-            return torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: not a plain checkpoint, so refused ({_one_line(error)})"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
-        size = path.stat().st_size
-        raise UserError(
-            f"{path}: truncated or damaged at {size} bytes; download it again ({_one_line(error)})"
-        ) from error
-
-
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:160] if lines else type(error).__name__
+        raise UserError(f"configuration {path} is not YAML: {one_line(error)}") from error
 
 
 def _refusal(

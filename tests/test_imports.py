@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 # A layer may import itself and what stands before it; `data` is a leaf, `modules` does not know it.
 FOUNDATION = (
     *("util", "randomness", "placeholders", "image_io", "lr_scheduler"),
-    *("checkpoint", "checkpoint_names"),
+    *("checkpoint", "checkpoint_file", "checkpoint_names"),
 )
 MAY_IMPORT = {
     "foundation": {"foundation"},
@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "inference": {"foundation", "modules", "models", "inference"},
     "training": {"foundation", "data", "modules", "models", "inference", "training"},
     "evaluation": {"foundation", "data", "modules", "models", "inference", "evaluation"},
+    "cli": {"foundation", "data", "modules", "models", "inference", "evaluation", "cli"},
 }
 # torchvision and friends were the original's; the quantiser's package only with the extra `vq`.
 DONE_WITHOUT = {"torchvision", "clip", "albumentations", "test_tube", "cv2", "imageio", "kornia"}

@@ -1,4 +1,4 @@
-"""A tiny model as its user has it: configuration, weights, vocabulary and a learned word on disk."""
+"""A tiny model as its user has it: configuration, weights, vocabulary and learned words."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-VOCABULARY = """[PAD] [UNK] [CLS] [SEP] [MASK] * @ # a an the of on in photo painting red blue cat
-dog beach moon night ring star ##s , .""".split()
+VOCABULARY = [
+    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "*", "@", "#", ",", ".", "##s"),
+    *("a", "an", "the", "of", "on", "in", "photo", "painting", "red", "blue", "cat", "dog"),
+    *("beach", "moon", "night", "ring", "star"),
+]
 
 
 @dataclass(frozen=True)

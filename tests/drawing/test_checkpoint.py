@@ -305,7 +305,7 @@ def test_the_old_pickle_format_loads(tiny, tmp_path):
 
 def test_pickles_of_something_else_are_refused(tiny, tmp_path):
     path = tmp_path / "list.ckpt"
-    path.write_bytes(pickle.dumps([1, 2, 3]))
+    path.write_bytes(pickle.dumps([1, 2, 3], protocol=2))
     refused(tiny, path)
     with zipfile.ZipFile(tmp_path / "some.ckpt", "w") as file:
         file.writestr("readme.txt", "not a checkpoint")
