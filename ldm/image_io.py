@@ -1,0 +1,211 @@
+"""Pictures in and out: files → upright RGB, tensors in [-1, 1] ↔ PIL, grids, PNGs with settings."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import math
+import re
+import struct
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, PngImagePlugin
+from torch import Tensor
+
+from ldm.util import UserError
+
+IMAGE_SUFFIXES = frozenset(
+    ".png .jpg .jpeg .jpe .jfif .webp .bmp .gif .tif .tiff .ppm .pgm .avif .heic .heif".split()
+)
+SETTINGS_CHUNK = "settings"
+# What decoders raise on damaged files.
+DECODE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+# File names that Windows keeps for devices, whatever the suffix.
+RESERVED_NAMES = {"con", "prn", "aux", "nul"} | {
+    f"{p}{i}" for p in ("com", "lpt") for i in range(10)
+}
+
+
+def open_rgb(path: str | Path) -> Image.Image:
+    """Open a picture upright, as 8-bit RGB: EXIF rotation applied, transparency laid onto white.
+
+    Of an animation this is the first frame; 16-bit values are scaled to 8 bits.
+
+    Raises:
+        UserError: no such file, or not a picture that can be decoded.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            return _to_rgb(upright)
+    except FileNotFoundError as error:
+        raise UserError(f"picture {str(path)!r} does not exist") from error
+    except DECODE_ERRORS as error:
+        advice = "convert it to PNG or JPEG, or take it out of the folder"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"picture {str(path)!r} cannot be read ({reason}): {advice}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        # convert("RGB") would clip these instead of scaling them.
+        values = np.asarray(image, np.float64)
+        top = values.max(initial=0.0)
+        full = 1.0 if image.mode == "F" and top <= 1 else 65535.0 if top > 255 else 255.0
+        if image.mode.startswith("I;16"):
+            full = 65535.0
+        grey = np.clip(values / full * 255 + 0.5, 0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
+    if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "PA"):
+        over = image.convert("RGBA")
+        white = Image.new("RGBA", over.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, over).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_pil(picture: Tensor) -> Image.Image:
+    """Turn [c, h, w] in [-1, 1], c of 1 or 3, into an RGB picture; values outside are clamped.
+
+    Raises:
+        ValueError: another shape, or values that are no numbers.
+    """
+    if picture.ndim != 3 or picture.shape[0] not in (1, 3):
+        raise ValueError(f"picture must be [1 or 3, h, w], got {tuple(picture.shape)}")
+    values = picture.detach().to("cpu", torch.float32)
+    if not values.isfinite().all():
+        raise ValueError("picture holds undefined numbers; in half precision, try full precision")
+    levels = ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(levels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
+
+
+def from_pil(image: Image.Image) -> Tensor:
+    """Turn a picture into float32 [3, h, w] in [-1, 1]."""
+    levels = torch.from_numpy(np.array(image.convert("RGB")))
+    return levels.permute(2, 0, 1).float() / 127.5 - 1
+
+
+def make_grid(
+    pictures: Tensor, columns: int | None = None, padding: int = 2, fill: float = -1.0
+) -> Tensor:
+    """Lay pictures [b, c, h, w] out in rows: [c, rows·(h+padding)+padding, …].
+
+    Args:
+        pictures: at least one.
+        columns: pictures in a row; about a square by default.
+        padding: width of the lines around each, in pixels.
+        fill: value of the lines and of empty places.
+    """
+    b, c, h, w = pictures.shape
+    if b == 0:
+        raise ValueError("pictures is empty: a grid needs at least one")
+    if columns is not None and columns < 1:
+        raise ValueError(f"columns must be at least 1, got {columns}")
+    columns = min(columns or math.ceil(math.sqrt(b)), b)
+    rows = math.ceil(b / columns)
+    padded = pictures.new_full((rows * columns, c, h + padding, w + padding), fill)
+    padded[:b, :, padding:, padding:] = pictures
+    cells = padded.reshape(rows, columns, c, h + padding, w + padding)
+    grid = pictures.new_full(
+        (c, rows * (h + padding) + padding, columns * (w + padding) + padding), fill
+    )
+    # r k c h w → c (r h) (k w)
+    grid[:, : -padding or None, : -padding or None] = (
+        cells.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+    )
+    return grid
+
+
+def pil_grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
+    """Lay pictures of one size out in rows; see `make_grid`."""
+    sizes = {image.size for image in images}
+    if len(sizes) > 1:
+        raise ValueError(f"images must have one size, got {sorted(sizes)}")
+    return to_pil(make_grid(torch.stack([from_pil(image) for image in images]), columns))
+
+
+def safe_name(text: str, length: int = 80) -> str:
+    """Make a file name, without suffix, of any text: "a photo of *" → "a-photo-of".
+
+    Valid on every system. Letters of every script are kept; an empty name becomes "picture".
+    """
+    plain = unicodedata.normalize("NFKC", text)
+    name = re.sub(r"[^\w]+", "-", plain)
+    # Names end at 255 bytes on most file systems, and a letter may take four.
+    name = name.encode()[:length].decode(errors="ignore").strip("-_")
+    return f"{name}-" if name.lower() in RESERVED_NAMES else name or "picture"
+
+
+def save_png(
+    image: Image.Image, path: str | Path, settings: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a PNG, never over another file: where `path` is taken, the name gets -1, -2, ….
+
+    Args:
+        image: any picture.
+        path: wanted file, ending in .png; folders are made.
+        settings: what the picture was made with; kept in the text chunk "settings" as JSON, the
+            prompt also as plain text under "prompt".
+
+    Returns:
+        The file written.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"path must end in .png, got {str(path)!r}")
+    chunks = PngImagePlugin.PngInfo()
+    if settings:
+        chunks.add_itxt(SETTINGS_CHUNK, json.dumps(dict(settings), ensure_ascii=False))
+        if "prompt" in settings:
+            chunks.add_itxt("prompt", str(settings["prompt"]))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=chunks)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count():
+            free = path.with_stem(f"{path.stem}-{number}") if number else path
+            try:
+                # "x" leaves no gap between looking and writing: two processes cannot collide.
+                with free.open("xb") as file:
+                    file.write(buffer.getbuffer())
+            except FileExistsError:
+                continue
+            break
+    except OSError as error:
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    return free
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Return the settings that `save_png` stored, {} where there are none.
+
+    Raises:
+        UserError: not a readable picture, or a damaged chunk.
+    """
+    try:
+        with Image.open(path) as image:
+            text = getattr(image, "text", {}).get(SETTINGS_CHUNK)
+        settings = json.loads(text) if text else {}
+    except DECODE_ERRORS as error:
+        raise UserError(f"cannot read the settings of {str(path)!r}: {error}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"the settings of {str(path)!r} are no JSON object")
+    return settings
