@@ -6,12 +6,11 @@ is made as with any CLIP: by the text prompt whose embedding is nearest to the p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -26,6 +25,7 @@ from ldm.data.miniature_grammar import (
 )
 from ldm.data.miniature_render import COLOURS
 from ldm.data.miniature_shapes import ALL_SHAPES
+from ldm.image_io import from_pil
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -47,12 +47,6 @@ PROMPTS: dict[str, dict[str, str]] = {
 }
 _MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's own, over RGB in [0, 1]
 _STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def to_tensor(images: Iterable[Image.Image]) -> Tensor:
-    """Convert pictures of one size to float32 [n, 3, h, w] in [-1, 1]."""
-    arrays = [np.asarray(image.convert("RGB"), np.float32) / 127.5 - 1 for image in images]
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
 def preprocess(pictures: Tensor, size: int) -> Tensor:
@@ -124,7 +118,7 @@ class Judge:
         """Embed pictures, or a tensor [n, 3, h, w] in [-1, 1]: unit vectors [n, d] on the CPU."""
         if not isinstance(images, Tensor):
             size = picture_size(self.model)
-            scaled = [to_tensor([image]) for image in images]
+            scaled = [from_pil(image)[None] for image in images]
             images = torch.cat(
                 [F.interpolate(p, (size, size), mode="bicubic", antialias=True) for p in scaled]
             )

@@ -23,21 +23,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import BertTokenizer, CLIPConfig, CLIPModel
 
-from ldm.data.miniature import Spec, full_caption, render, sample_spec
+from ldm.data.miniature import Spec, full_caption, sample_spec
 from ldm.data.miniature_grammar import caption
 from ldm.data.miniature_render import EXTRA_MEDIA
 from ldm.data.miniature_shapes import EXTRA_SHAPES
 from ldm.evaluation.judge import PROMPTS, Judge, encode_images, encode_texts
+from ldm.evaluation.miniature import draw_specs, judge_accuracy, truth
 from ldm.randomness import Purpose, generator
 
 SEED = 77
-UNSEEN = 2**41  # where the pictures for measuring begin
 COLOURLESS = ("sketch", "sepia", "blueprint")
 # How much each attribute counts in the loss.
 WEIGHTS = {"shape": 1.0, "colour": 1.0, "scene": 0.7, "medium": 0.5, "texture": 0.5, "detail": 0.5}
@@ -58,20 +57,10 @@ def judge_spec(index: int) -> Spec:
 def labels(specs: list[Spec], attribute: str) -> Tensor:
     """Return each picture's answer as an index into `PROMPTS[attribute]`; -100 where unseen."""
     answers = list(PROMPTS[attribute])
-    found = []
-    for spec in specs:
-        if attribute == "detail":
-            answer = "plain" if spec.texture == "plain" else f"{spec.second} {spec.texture}"
-        else:
-            answer = getattr(spec, attribute)
-        hidden = attribute in ("colour", "detail") and spec.medium in COLOURLESS
-        found.append(-100 if hidden else answers.index(answer))
-    return torch.tensor(found)
-
-
-def draw(specs: list[Spec], size: int = 64) -> Tensor:
-    """Render: [n, 3, size, size] in [-1, 1]."""
-    return torch.from_numpy(np.stack([render(spec, size) for spec in specs])).permute(0, 3, 1, 2)
+    of_colour = attribute in ("colour", "detail")
+    hidden = [of_colour and spec.medium in COLOURLESS for spec in specs]
+    right = [answers.index(answer) for answer in truth(specs, attribute)]
+    return torch.tensor([-100 if h else answer for h, answer in zip(hidden, right, strict=True)])
 
 
 def roughen(pictures: Tensor, seed: int) -> Tensor:
@@ -115,7 +104,7 @@ def loss_of(model: CLIPModel, tokenizer: BertTokenizer, step: int, batch: int) -
     ]
     prompts = [prompt for name in WEIGHTS for prompt in PROMPTS[name].values()]
     scale = model.logit_scale.exp().clamp(max=60)
-    images = encode_images(model, roughen(draw(specs), step))
+    images = encode_images(model, roughen(draw_specs(specs), step))
     pairs = scale * images @ encode_texts(model, tokenizer, texts).T
     target = torch.arange(batch)
     loss = (F.cross_entropy(pairs, target) + F.cross_entropy(pairs.T, target)) / 2
@@ -161,7 +150,7 @@ def train(options: argparse.Namespace, tokenizer: BertTokenizer) -> CLIPModel:
             seconds = (time.monotonic() - started) / (done - first)
             LOG.info("step %d: loss %.3f, %.2f s a step", done, loss.item(), seconds)
             model.eval()
-            LOG.info("  %s", measure(Judge(model, tokenizer), 256))
+            LOG.info("  %s", judge_accuracy(Judge(model, tokenizer), 256))
             model.requires_grad_(True).train()
             states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             torch.save({**states, "step": done}, state_file.with_suffix(".new"))
@@ -185,23 +174,6 @@ def save(model: CLIPModel, tokenizer: BertTokenizer, folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
 
 
-def measure(judge: Judge, count: int) -> dict[str, float]:
-    """Return accuracies on unseen pictures of the training shapes and media.
-
-    Colour and detail are counted over photos and paintings.
-    """
-    specs = [sample_spec(SEED, UNSEEN + i) for i in range(count)]
-    features = judge.image_features(draw(specs))
-    accuracies = {}
-    for name in PROMPTS:
-        found, truth = judge.scores(features, name).argmax(-1), labels(specs, name)
-        counted = torch.ones_like(truth, dtype=torch.bool)
-        if name in ("colour", "detail"):
-            counted = torch.tensor([spec.medium in ("photo", "painting") for spec in specs])
-        accuracies[name] = round((found == truth)[counted].float().mean().item(), 4)
-    return accuracies
-
-
 def main() -> None:
     """Train and save, or measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -219,7 +191,7 @@ def main() -> None:
     if not options.measure:
         tokenizer = BertTokenizer.from_pretrained(options.tokenizer)
         save(train(options, tokenizer), tokenizer, options.out)
-    print(json.dumps(measure(Judge.load(options.out), 2048)))
+    print(json.dumps(judge_accuracy(Judge.load(options.out), 2048)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from ldm.data.miniature import Spec, render, sample_spec
-from ldm.evaluation.judge import PROMPTS, Judge, preprocess, to_tensor
+from ldm.evaluation.judge import PROMPTS, Judge, preprocess
+from ldm.image_io import from_pil
 from ldm.util import UserError
 
 MODELS = Path(__file__).parents[2] / "models" / "miniature"
@@ -50,7 +51,7 @@ def test_pictures_and_tensors_give_the_same_features(folder: Path) -> None:
     picture = render(Spec("star", "red"), 64)
     image = Image.fromarray(((picture + 1) * 127.5).round().astype(np.uint8))
     torch.testing.assert_close(
-        judge.image_features([image]), judge.image_features(to_tensor([image]))
+        judge.image_features([image]), judge.image_features(from_pil(image)[None])
     )
     mixed = judge.image_features([image, image.resize((32, 32)), image.convert("L")])
     assert mixed.shape == (3, 8)
