@@ -48,15 +48,16 @@ class LatentDiffusion(pl.LightningModule):
             among the params is a file of words to start from.
         timesteps, beta_schedule, linear_start, linear_end, cosine_s, given_betas: the noise schedule.
         loss_type: `l2` (the paper's) or `l1`.
-        parameterization: what the U-Net predicts: `eps` or `x0`.
+        parameterization: what the U-Net's output means: `eps`, `x0`, or `v` (Salimans & Ho 2022).
+            `apply_model` gives the noise for `eps` and `v`, the latent for `x0`.
         image_size: side of the latent, or [h, w].
         channels: of the latent.
         first_stage_key, cond_stage_key: keys of the batch.
         scale_factor: multiplies latents; with `scale_by_std` it is stored in the state dict.
         embedding_reg_weight: λ of λ‖v − v_coarse‖² (paper §4, "regularised").
         unfreeze_model, model_lr: train the U-Net and conditioner too, at their own rate.
-        snr_gamma: weigh the loss of timestep t by min(SNR, γ)/SNR (Hang et al. 2023), for training a
-            model from nothing; none, the paper's loss, weighs all timesteps alike.
+        loss_weighting: `simple`, the paper's, weighs all timesteps alike; `v` divides the error of the
+            noise by ā_t, which makes it the error of v: for training a model from nothing.
         use_ema: keep averaged weights of the U-Net.
         monitor: the logged value that picks the best checkpoint.
         scheduler_config: target and params of a learning-rate multiplier.
@@ -87,7 +88,7 @@ class LatentDiffusion(pl.LightningModule):
         original_elbo_weight: float = 0.0,
         learn_logvar: bool = False,
         logvar_init: float = 0.0,
-        snr_gamma: float | None = None,
+        loss_weighting: str = "simple",
         image_size: int | Sequence[int] = 256,
         channels: int = 3,
         first_stage_key: str = "image",
@@ -115,6 +116,8 @@ class LatentDiffusion(pl.LightningModule):
         super().__init__()
         if loss_type not in ("l1", "l2"):
             raise ValueError(f"loss_type must be 'l1' or 'l2', got {loss_type!r}")
+        if loss_weighting not in ("simple", "v"):
+            raise ValueError(f"loss_weighting must be 'simple' or 'v', got {loss_weighting!r}")
         if num_timesteps_cond not in (None, 1):
             raise ValueError(f"num_timesteps_cond must be 1, got {num_timesteps_cond}")
         self.loss_type, self.parameterization = loss_type, parameterization
@@ -141,7 +144,7 @@ class LatentDiffusion(pl.LightningModule):
             if given_betas is None
             else given_betas,
             v_posterior,
-            snr_gamma,
+            loss_weighting,
         )
         logvar = torch.full((self.num_timesteps,), float(logvar_init), device="cpu")
         self.learn_logvar = learn_logvar
@@ -166,20 +169,15 @@ class LatentDiffusion(pl.LightningModule):
 
     # -- building ---------------------------------------------------------------------------------
 
-    def _register_schedule(self, betas: Any, v_posterior: float, snr_gamma: float | None) -> None:
+    def _register_schedule(self, betas: Any, v_posterior: float, loss_weighting: str) -> None:
         schedule = make_schedule(betas, v_posterior)
         for name, table in schedule.tables().items():
             self.register_buffer(name, table)
         self.num_timesteps = len(schedule.betas)
         weights = variational_weights(schedule, self.parameterization)
         self.register_buffer("lvlb_weights", weights, persistent=False)
-        snr = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
-        if snr_gamma is None:
-            weight = torch.ones_like(snr)
-        elif self.parameterization == "eps":
-            weight = snr.clamp(max=snr_gamma) / snr
-        else:
-            weight = snr.clamp(max=snr_gamma)
+        ones = torch.ones_like(schedule.alphas_cumprod)
+        weight = ones / schedule.alphas_cumprod if loss_weighting == "v" else ones
         self.register_buffer("timestep_weights", weight, persistent=False)
 
     @staticmethod
@@ -258,12 +256,17 @@ class LatentDiffusion(pl.LightningModule):
         return scaled - self._at(self.sqrt_recipm1_alphas_cumprod, t) * noise
 
     def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Any) -> Tensor:
-        """Return the U-Net's prediction for x_noisy [b, c, h, w] at t [b].
+        """Return the predicted noise in x_noisy [b, c, h, w] at t [b]; for `x0` models, the latent.
 
         Args:
             cond: a tensor, a list of tensors, or {"c_concat": […], "c_crossattn": […]}.
         """
-        return self.model(x_noisy, t, **self.model.conditions(cond))  # type: ignore[no-any-return]
+        output: Tensor = self.model(x_noisy, t, **self.model.conditions(cond))
+        if self.parameterization != "v":
+            return output
+        # ε = √ā_t·v + √(1−ā_t)·x_t: whoever samples sees a model of the noise.
+        signal = self._at(self.sqrt_alphas_cumprod, t) * output
+        return signal + self._at(self.sqrt_one_minus_alphas_cumprod, t) * x_noisy
 
     # -- first stage and conditioner --------------------------------------------------------------
 
@@ -307,7 +310,7 @@ class LatentDiffusion(pl.LightningModule):
         """
         noise = torch.randn_like(x_start) if noise is None else noise
         output = self.apply_model(self.q_sample(x_start, t, noise), t, cond)
-        target = noise if self.parameterization == "eps" else x_start
+        target = x_start if self.parameterization == "x0" else noise
         difference = output.float() - target.float()
         error = difference.abs() if self.loss_type == "l1" else difference**2
         simple = error.flatten(1).mean(1)

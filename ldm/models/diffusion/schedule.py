@@ -97,12 +97,12 @@ def variational_weights(schedule: Schedule, parameterization: str) -> Tensor:
     From Ho et al. 2020, equation 12, with the first entry, where the variance is 0, set to the second.
     """
     s = schedule
-    if parameterization == "eps":
+    if parameterization in ("eps", "v"):
         alphas = 1.0 - s.betas
         weights = s.betas**2 / (2 * s.posterior_variance * alphas * (1 - s.alphas_cumprod))
     elif parameterization == "x0":
         weights = 0.5 * s.alphas_cumprod.sqrt() / (2.0 - s.alphas_cumprod)
     else:
-        raise ValueError(f"parameterization must be 'eps' or 'x0', got {parameterization!r}")
+        raise ValueError(f"parameterization must be 'eps', 'x0' or 'v', got {parameterization!r}")
     weights[0] = weights[1]
     return weights

@@ -1,0 +1,82 @@
+"""Train the miniature from nothing: autoencoder, diffusion model, judge. Hours; resumable.
+
+    python scripts/miniature/train.py [--threads 2] [--device 0]
+
+Each stage is a command line of its own, printed as it starts. A stage whose result is there is not
+run again; an interrupted one goes on from its last checkpoint. Work in progress lies in
+outputs/miniature, results in models/miniature.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from ldm.util import UserError, cli_main
+
+log = logging.getLogger(__name__)
+WORK = Path("outputs/miniature")
+RESULT = Path("models/miniature")
+
+
+def call(*words: str | Path) -> None:
+    """Run a command of the project with this Python; a failure ends the training."""
+    command = [sys.executable, *map(str, words)]
+    log.info("$ %s", shlex.join(["python", *command[1:]]))
+    status = subprocess.run(command, check=False).returncode
+    if status:
+        raise UserError(f"{words[0]} ended with status {status}; run the same command to go on")
+
+
+def train(stage: str, machine: list[str], *overrides: str) -> Path:
+    """Train a stage to its end with main.py and return its log folder."""
+    logs = WORK / "logs"
+    begun = sorted(p for p in logs.glob(f"*_{stage}") if (p / "checkpoints/last.ckpt").is_file())
+    if begun:
+        call("main.py", "-t", "--no-test", "--resume", begun[-1], *machine)
+        return begun[-1]
+    config = f"configs/miniature/{stage}.yaml"
+    options = ["--scale_lr", "false", "--no-test", "-l", str(logs), "-n", stage]
+    call("main.py", "--base", config, "-t", *options, *machine, *overrides)
+    return max(logs.glob(f"*_{stage}"))
+
+
+def scale_of(autoencoder: Path) -> str:
+    """Return the scale factor that export.py measured and stored."""
+    from safetensors import safe_open
+
+    with safe_open(str(autoencoder), framework="pt") as file:
+        return str(file.metadata()["scale"])
+
+
+def main() -> int:
+    """Read the command line and run what is left to do."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (2)")
+    parser.add_argument("--device", help="GPU number; the CPU by default")
+    parser.add_argument("--again", action="store_true", help="train also what is already there")
+    options = parser.parse_args()
+    machine = ["--threads", str(options.threads)]
+    machine += ["--gpus", options.device] if options.device else []
+
+    autoencoder = WORK / "autoencoder.safetensors"
+    if not autoencoder.is_file():
+        run = train("autoencoder", machine)
+        call("scripts/miniature/export.py", "autoencoder", "--run", run, "--output", autoencoder)
+    if options.again or not (RESULT / "model.safetensors").is_file():
+        run = train("diffusion", machine, f"model.params.scale_factor={scale_of(autoencoder)}")
+        call("scripts/miniature/export.py", "model", "--run", run, "--output", RESULT)
+    if options.again or not (RESULT / "judge" / "model.safetensors").is_file():
+        call("scripts/miniature/train_judge.py")
+    log.info("done: %s; measure it with: make miniature-eval", RESULT)
+    return 0
+
+
+if __name__ == "__main__":
+    cli_main(main)
