@@ -21,7 +21,10 @@ from torch import Tensor
 from ldm.util import UserError
 
 IMAGE_SUFFIXES = frozenset(
-    ".png .jpg .jpeg .jpe .jfif .webp .bmp .gif .tif .tiff .ppm .pgm .avif .heic .heif".split()
+    (
+        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+        *(".ppm", ".pgm", ".avif", ".heic", ".heif"),
+    )
 )
 SETTINGS_CHUNK = "settings"
 # What decoders raise on damaged files.

@@ -21,9 +21,9 @@ def occurrences(text: str, placeholder: str) -> int:
     return len(_pattern(placeholder).findall(text))
 
 
-def replace(text: str, word: str, replacement: str) -> str:
-    """Put `replacement` where `text` names `word`, by the rule of `occurrences`."""
-    return _pattern(word).sub(lambda _: replacement, text)
+def replace(text: str, word: str, replacement: str, count: int = 0) -> str:
+    """Put `replacement` where `text` names `word`, the first `count` times (0: each time)."""
+    return _pattern(word).sub(lambda _: replacement, text, count=count)
 
 
 def _pattern(placeholder: str) -> re.Pattern[str]:

@@ -1,0 +1,246 @@
+"""A few pictures of one object, captioned by templates that name the new word.
+
+The class keeps the original's name and parameters; `personalized_style` holds the style variant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ldm.data.folder import captions_of, insert_placeholder, list_pictures
+from ldm.data.templates import (
+    OBJECT_TEMPLATES,
+    check_placeholder,
+    fill,
+    find_templates,
+    with_second,
+)
+from ldm.image_io import open_rgb
+from ldm.placeholders import DEFAULT_PLACEHOLDER, PER_IMAGE_PLACEHOLDERS
+from ldm.randomness import Purpose, generator
+from ldm.util import UserError
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "linear": Image.Resampling.BILINEAR,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+SETS = ("train", "val", "validation", "test")
+# Decoded pictures up to this many bytes stay in memory; beyond, each is decoded when asked for.
+CACHE_BYTES = 2**30
+
+
+class PersonalizedBase:
+    """Pictures of a folder under captions with the placeholder, indexed by the run's samples.
+
+    What a sample shows and says is a function of (seed, sample). Each pass over the n pictures
+    takes them in an order of its own; validation takes them in order and never flips. A picture's
+    id is 2·place + (1 if flipped).
+
+    Args:
+        data_root: the folder; see `list_pictures` for what counts.
+        size: side in pixels of the square every picture is resized to, squashing it as the
+            original did; None leaves pictures as they are.
+        repeats: passes over the pictures in one epoch of training.
+        interpolation: one of `INTERPOLATIONS`.
+        flip_p: probability of a horizontal flip, in training.
+        set: "train", or "val" (also "validation", "test").
+        placeholder_token: stands for the word.
+        per_image_tokens: with probability `mixing_prob`, name a word of the picture's own too
+            (paper, section 5.1); at most 22 pictures.
+        center_crop: cut the middle square out before resizing.
+        mixing_prob: see `per_image_tokens`.
+        coarse_class_text: put before the placeholder, e.g. "cat" for "a photo of a cat *".
+        templates: name of a set, file, or list of texts with `{}`; the paper's by default.
+        captions: use the captions beside the pictures (`image.txt`, one a line, one of them drawn
+            for each sample); see `insert_placeholder` for where the word goes. Templates serve
+            pictures without one.
+        first_word: the coarse word that training starts from, which captions may name.
+        seed: of order, flips and captions.
+
+    Raises:
+        UserError: a folder, picture, caption or template that cannot serve; names it.
+        ValueError: an argument out of range; names it.
+    """
+
+    default_templates: ClassVar[tuple[str, ...]] = OBJECT_TEMPLATES
+    with_pictures: bool = True
+
+    def __init__(
+        self,
+        data_root: str | Path,
+        size: int | None = None,
+        repeats: int = 100,
+        interpolation: str = "bicubic",
+        flip_p: float = 0.5,
+        set: str = "train",
+        placeholder_token: str = DEFAULT_PLACEHOLDER,
+        per_image_tokens: bool = False,
+        center_crop: bool = False,
+        mixing_prob: float = 0.25,
+        coarse_class_text: str | None = None,
+        templates: str | Path | Sequence[str] | None = None,
+        captions: bool = False,
+        first_word: str | None = None,
+        seed: int = 23,
+    ) -> None:
+        _check_arguments(size, repeats, interpolation, flip_p, set, mixing_prob)
+        self.size, self.center_crop = size, center_crop
+        self.resampling = INTERPOLATIONS[interpolation]
+        self.training = set == "train"
+        self.flip_p = flip_p if self.training else 0.0
+        self.seed, self.mixing_prob = seed, mixing_prob
+
+        self.placeholder = placeholder_token
+        self.shown = (
+            f"{coarse_class_text} {placeholder_token}" if coarse_class_text else placeholder_token
+        )
+        self.templates = self.default_templates if templates is None else find_templates(templates)
+        self.dual_templates = with_second(self.templates)
+        check_placeholder(self.templates, placeholder_token)
+
+        self.paths = list_pictures(data_root)
+        self.length = len(self.paths) * (repeats if self.training else 1)
+        self.own_words = PER_IMAGE_PLACEHOLDERS if per_image_tokens else ()
+        if per_image_tokens:
+            self._check_own_words()
+        texts = captions_of(self.paths) if captions else ((),) * len(self.paths)
+        self.captions = tuple(
+            tuple(insert_placeholder(t, placeholder_token, first_word, self.shown) for t in own)
+            for own in texts
+        )
+        self._order: tuple[int, npt.NDArray[np.int64]] | None = None
+        self._cache: dict[int, npt.NDArray[np.uint8]] = {}
+        self._read_all()
+
+    def __len__(self) -> int:
+        """Return the samples in one epoch; any index from 0 on is valid."""
+        return self.length
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield the samples of the first epoch."""
+        return (self[sample] for sample in range(self.length))
+
+    def picture_ids(self) -> Sequence[int]:
+        """Return the id of every picture that samples may show, ascending."""
+        flips = [flip for flip, p in ((0, 1 - self.flip_p), (1, self.flip_p)) if p > 0]
+        return [2 * place + flip for place in range(len(self.paths)) for flip in flips]
+
+    def picture(self, picture_id: int) -> npt.NDArray[np.float32]:
+        """Return a picture, float32 [h, w, 3] in [-1, 1]."""
+        place, flipped = divmod(picture_id, 2)
+        if not 0 <= place < len(self.paths):
+            raise ValueError(f"picture_id must be below {2 * len(self.paths)}, got {picture_id}")
+        levels = self._cache[place] if place in self._cache else self._read(place)
+        if flipped:
+            levels = levels[:, ::-1]
+        return (levels / 127.5 - 1.0).astype(np.float32)
+
+    def __getitem__(self, sample: int) -> dict[str, Any]:
+        """Return `caption`, `picture` (its id), `sample`, and `image` if `with_pictures`."""
+        if sample < 0:
+            raise IndexError(f"sample must not be negative, got {sample}")
+        place = self._place(sample)
+        flipped = generator(self.seed, sample, Purpose.FLIP).random() < self.flip_p
+        picture_id = 2 * place + int(flipped)
+        item = {"caption": self.caption(sample, place), "picture": picture_id, "sample": sample}
+        return item | {"image": self.picture(picture_id)} if self.with_pictures else item
+
+    def caption(self, sample: int, place: int) -> str:
+        """Return what a sample says about the picture at `place`."""
+        if self.captions[place]:
+            own = self.captions[place]
+            return own[generator(self.seed, sample, Purpose.CAPTION).integers(len(own))]
+        draw = generator(self.seed, sample, Purpose.TEMPLATE)
+        if self.own_words and draw.random() < self.mixing_prob:
+            template = self.dual_templates[draw.integers(len(self.dual_templates))]
+            return fill(template, self.shown, self.own_words[place])
+        return fill(self.templates[draw.integers(len(self.templates))], self.shown)
+
+    def texts(self) -> list[str]:
+        """Return every caption that samples may have: to check that none loses the word."""
+        found = [text for own in self.captions for text in own]
+        if not all(self.captions):
+            found += [fill(template, self.shown) for template in self.templates]
+            found += [
+                fill(template, self.shown, word)
+                for word in self.own_words[: len(self.paths)]
+                for template in self.dual_templates
+            ]
+        return list(dict.fromkeys(found))
+
+    def _place(self, sample: int) -> int:
+        turn, step = divmod(sample, len(self.paths))
+        if not self.training:
+            return step
+        if self._order is None or self._order[0] != turn:
+            rng = generator(self.seed, turn, Purpose.ORDER)
+            self._order = (turn, rng.permutation(len(self.paths)))
+        return int(self._order[1][step])
+
+    def _check_own_words(self) -> None:
+        most = len(PER_IMAGE_PLACEHOLDERS)
+        if len(self.paths) > most:
+            raise UserError(
+                f"per_image_tokens has words for {most} pictures, and there are {len(self.paths)}: "
+                "take pictures out, or switch it off"
+            )
+        for word in (self.placeholder, *self.own_words):
+            check_placeholder(self.dual_templates, word)
+        for word in self.own_words:
+            if word == self.placeholder:
+                raise UserError(
+                    f"placeholder_token {word!r} is one of per_image_tokens' words: choose another"
+                )
+
+    def _read(self, place: int) -> npt.NDArray[np.uint8]:
+        image = open_rgb(self.paths[place])
+        if self.center_crop:
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            image = image.crop((left, top, left + side, top + side))
+        if self.size is not None:
+            image = image.resize((self.size, self.size), self.resampling)
+        return np.asarray(image)
+
+    def _read_all(self) -> None:
+        """Decode every picture once, so that a bad one shows before any expensive work."""
+        kept, shapes = 0, {}
+        for place, path in enumerate(self.paths):
+            levels = self._read(place)
+            shapes[levels.shape] = path.name
+            kept += levels.nbytes
+            if kept <= CACHE_BYTES:
+                self._cache[place] = levels
+        if len(shapes) > 1:
+            (h0, w0, _), (h1, w1, _) = list(shapes)[:2]
+            one, other = list(shapes.values())[:2]
+            raise UserError(
+                f"pictures differ in size, {one!r} is {w0}x{h0} and {other!r} {w1}x{h1}: set size"
+            )
+
+
+def _check_arguments(
+    size: int | None, repeats: int, interpolation: str, flip_p: float, set: str, mixing_prob: float
+) -> None:
+    if size is not None and size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(
+            f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}"
+        )
+    if set not in SETS:
+        raise ValueError(f"set must be one of {', '.join(SETS)}, got {set!r}")
+    for name, value in (("flip_p", flip_p), ("mixing_prob", mixing_prob)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {value}")

@@ -1,0 +1,151 @@
+"""The sentences a word is learned in (Gal et al. 2022, appendix D; the released code's variants).
+
+A template has `{}` where the word goes. Repeats are part of a list: they act as weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ldm.placeholders import occurrences
+from ldm.util import UserError
+
+
+def _each(pattern: str, *choices: Iterable[str]) -> tuple[str, ...]:
+    """Fill `pattern`'s angle brackets, <0> first, with every combination of choices."""
+    filled: tuple[str, ...] = (pattern,)
+    for place, words in enumerate(choices):
+        filled = tuple(text.replace(f"<{place}>", word) for text in filled for word in words)
+    return filled
+
+
+# The 27 of the paper.
+OBJECT_TEMPLATES = (
+    *_each("a photo of <0> {}", ["a", "the", "my", "one"]),
+    "the photo of a {}",
+    *_each("a <0> photo of <1> {}", ["cropped", "close-up", "good"], ["a", "the"]),
+    *_each("a <0> photo of the {}", ["dark", "bright"]),
+    "a rendering of a {}",
+    *_each("a rendition of <0> {}", ["a", "the"]),
+    *_each("a photo of <0> <1> {}", ["a", "the"], ["clean", "nice", "cool", "small"]),
+    "a photo of a dirty {}",
+    *_each("a photo of the <0> {}", ["weird", "large"]),
+)
+
+
+def _as(kind: str) -> tuple[str, ...]:
+    """Return the 27, those that begin "a photo of" beginning with `kind`."""
+    photo = "a photo of"
+    return tuple(
+        kind + text.removeprefix(photo) if text.startswith(photo) else text
+        for text in OBJECT_TEMPLATES
+    )
+
+
+# The list of the released code: the 27 three times over, as photos, illustrations and depictions.
+# 81 entries, 57 of them distinct, since only 15 begin with "a photo of".
+RELEASED_OBJECT_TEMPLATES = (
+    *OBJECT_TEMPLATES,
+    *_as("an illustration of"),
+    *_as("a depiction of"),
+)
+
+# 19 entries, 17 distinct.
+STYLE_TEMPLATES = (
+    "a painting in the style of {}",
+    *_each(
+        "a <0> painting in the style of {}",
+        [
+            *("cropped", "cropped", "clean", "dirty", "dark", "cool", "close-up", "close-up"),
+            *("bright", "good", "nice", "small", "weird", "large"),
+        ],
+    ),
+    "the painting in the style of {}",
+    *_each("a <0> in the style of {}", ["rendering", "picture", "rendition"]),
+)
+
+
+def with_second(templates: Sequence[str]) -> tuple[str, ...]:
+    """Return each template once, followed by a second word: "… {} with {}"."""
+    return tuple(dict.fromkeys(f"{template} with {{}}" for template in templates))
+
+
+# For per-image tokens: 27 and 17.
+DUAL_OBJECT_TEMPLATES = with_second(OBJECT_TEMPLATES)
+DUAL_STYLE_TEMPLATES = with_second(STYLE_TEMPLATES)
+
+TEMPLATE_SETS = {
+    "object": OBJECT_TEMPLATES,
+    "object-released": RELEASED_OBJECT_TEMPLATES,
+    "style": STYLE_TEMPLATES,
+}
+
+
+def fill(template: str, word: str, second: str | None = None) -> str:
+    """Put `word` into a template's `{}`; `second`, where given, into the last of them."""
+    if second is None:
+        return template.replace("{}", word)
+    head, _, tail = template.rpartition("{}")
+    return head.replace("{}", word) + second + tail
+
+
+def load_templates(path: str | Path) -> tuple[str, ...]:
+    """Read templates from a text file, one a line, without empty lines and lines that begin with #.
+
+    Raises:
+        UserError: no such file, not UTF-8 text, no templates, or a line without `{}`.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except OSError as error:
+        raise UserError(f"templates {str(path)!r} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"templates {str(path)!r} are not UTF-8 text: save them as such") from error
+    templates = []
+    for number, line in enumerate(lines, 1):
+        text = " ".join(line.split())
+        if not text or text.startswith("#"):
+            continue
+        if "{}" not in text:
+            raise UserError(
+                f"templates {str(path)!r}, line {number}: {text!r} has no {{}} for the word"
+            )
+        templates.append(text)
+    if not templates:
+        raise UserError(f"templates {str(path)!r} holds no templates: write one a line, with {{}}")
+    return tuple(templates)
+
+
+def find_templates(wanted: str | Path | Sequence[str]) -> tuple[str, ...]:
+    """Return templates by the name of a set, by file, or as given.
+
+    Raises:
+        UserError: see `load_templates`; also for a given template without `{}`.
+    """
+    if isinstance(wanted, (str, Path)):
+        named = TEMPLATE_SETS.get(str(wanted))
+        if named is None and not Path(wanted).is_file():
+            raise UserError(
+                f"templates {str(wanted)!r} is neither a file nor one of {', '.join(TEMPLATE_SETS)}"
+            )
+        return named or load_templates(wanted)
+    templates = tuple(wanted)
+    without = [template for template in templates if "{}" not in template]
+    if without or not templates:
+        raise UserError(f"templates need a {{}} for the word, got {without or 'none'}")
+    return templates
+
+
+def check_placeholder(templates: Sequence[str], placeholder: str) -> None:
+    """Raise UserError where the templates themselves contain the placeholder.
+
+    The learned word would then be trained, and drawn, where the sentence means something else.
+    """
+    for template in templates:
+        if occurrences(template.replace("{}", " "), placeholder):
+            raise UserError(
+                f"placeholder {placeholder!r} stands in the template {template!r} itself: choose "
+                "another placeholder, such as * or @"
+            )

@@ -1,0 +1,300 @@
+"""Folders of pictures: what is shown and said for each sample, and what is refused."""
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Subset
+
+from ldm.data import personalized, personalized_style
+from ldm.data.folder import insert_placeholder, list_pictures
+from ldm.data.personalized import PersonalizedBase
+from ldm.data.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
+from ldm.placeholders import PER_IMAGE_PLACEHOLDERS
+from ldm.util import UserError, instantiate_from_config
+
+
+def paint(path: Path, colour: int, width: int = 8, height: int = 6) -> None:
+    """A picture whose left half is `colour` and whose right half is black."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, : width // 2] = colour
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "pictures"
+    root.mkdir()
+    for i, name in enumerate(["c.png", "a.png", "b.PNG"]):
+        paint(root / name, 100 + 50 * i)
+    return root
+
+
+def colours(dataset):
+    """The bright half's value of each unflipped picture, in order of places."""
+    ids = [i for i in dataset.picture_ids() if i % 2 == 0]
+    return [round((dataset.picture(i)[0, 0, 0] + 1) * 127.5) for i in ids]
+
+
+class TestListing:
+    def test_is_sorted_by_name(self, folder):
+        assert colours(PersonalizedBase(folder)) == [150, 200, 100]
+
+    def test_skips_junk_and_folders_with_a_report(self, folder, caplog):
+        for name in (".DS_Store", "._a.png", "Thumbs.db", "notes.txt", "a.txt"):
+            (folder / name).write_text("x")
+        (folder / "old").mkdir()
+        paint(folder / "old" / "z.png", 9)
+        with caplog.at_level(logging.INFO):
+            dataset = PersonalizedBase(folder)
+        assert len(dataset.paths) == 3
+        (report,) = [r.message for r in caplog.records]
+        assert "3 pictures" in report
+        assert "4 other files (.DS_Store, ._a.png, Thumbs.db, notes.txt)" in report
+        assert "1 sub-folders (old)" in report
+
+    def test_of_nothing_is_an_error_that_says_what_is_there(self, tmp_path):
+        with pytest.raises(UserError, match="holds no pictures: put"):
+            list_pictures(tmp_path)
+        (tmp_path / "film.mp4").write_text("")
+        with pytest.raises(UserError, match=r"only 1 other files \(film.mp4\)"):
+            list_pictures(tmp_path)
+        with pytest.raises(UserError, match="not a folder"):
+            list_pictures(tmp_path / "film.mp4")
+        with pytest.raises(UserError, match="not a folder"):
+            list_pictures(tmp_path / "nowhere")
+
+    def test_a_broken_picture_is_found_at_once(self, folder):
+        (folder / "d.jpg").write_text("not a picture")
+        with pytest.raises(UserError, match=r"d\.jpg.*cannot be read"):
+            PersonalizedBase(folder)
+
+
+class TestPictures:
+    def test_are_squashed_to_a_square(self, tmp_path):
+        paint(tmp_path / "wide.png", 255, width=12, height=4)
+        image = PersonalizedBase(tmp_path, size=8, interpolation="nearest").picture(0)
+        assert image.shape == (8, 8, 3)
+        assert image.dtype == np.float32
+        assert (image[:, :4] == 1).all()
+        assert (image[:, 4:] == -1).all()
+
+    def test_equal_pillows_resize_of_the_whole_picture(self, tmp_path):
+        noise = np.random.default_rng(0).integers(0, 256, (9, 13, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "p.png")
+        got = PersonalizedBase(tmp_path, size=6).picture(0)
+        want = np.asarray(Image.fromarray(noise).resize((6, 6), Image.Resampling.BICUBIC))
+        assert np.array_equal(got, (want / 127.5 - 1.0).astype(np.float32))
+
+    def test_centre_crop_keeps_the_aspect(self, tmp_path):
+        pixels = np.zeros((4, 12, 3), np.uint8)
+        pixels[:, 4:8] = 255
+        Image.fromarray(pixels).save(tmp_path / "p.png")
+        assert (PersonalizedBase(tmp_path, size=4, center_crop=True).picture(0) == 1).all()
+
+    def test_flips_mirror(self, folder):
+        dataset = PersonalizedBase(folder)
+        assert dataset.picture_ids() == [0, 1, 2, 3, 4, 5]
+        assert np.array_equal(dataset.picture(3), dataset.picture(2)[:, ::-1])
+        for sample in range(60):
+            item = dataset[sample]
+            left = item["image"][0, 0, 0] > -1
+            assert left == (item["picture"] % 2 == 0)
+
+    def test_flip_probability_decides_which_pictures_there_are(self, folder):
+        ids = {p: PersonalizedBase(folder, flip_p=p).picture_ids() for p in (0, 1)}
+        assert ids == {0: [0, 2, 4], 1: [1, 3, 5]}
+        flips = [PersonalizedBase(folder, flip_p=0.25)[s]["picture"] % 2 for s in range(2000)]
+        assert np.mean(flips) == pytest.approx(0.25, abs=0.04)
+
+    def test_may_be_left_out(self, folder):
+        dataset = PersonalizedBase(folder)
+        dataset.with_pictures = False
+        assert set(dataset[0]) == {"caption", "picture", "sample"}
+
+    def test_beyond_the_cache_are_decoded_again(self, folder, monkeypatch):
+        cached = PersonalizedBase(folder)
+        monkeypatch.setattr(personalized, "CACHE_BYTES", 8 * 6 * 3)
+        dataset = PersonalizedBase(folder)
+        assert len(dataset._cache) == 1
+        assert all(np.array_equal(dataset.picture(i), cached.picture(i)) for i in range(6))
+
+    def test_without_a_size_must_agree(self, folder):
+        paint(folder / "d.png", 5, width=20)
+        with pytest.raises(UserError, match=r"differ in size.*set size"):
+            PersonalizedBase(folder)
+        assert len(PersonalizedBase(folder, size=4)) == 400
+
+    def test_that_are_not_there(self, folder):
+        with pytest.raises(ValueError, match="picture_id must be below 6, got 6"):
+            PersonalizedBase(folder).picture(6)
+
+
+class TestSamples:
+    def test_depend_on_seed_and_sample_alone(self, folder):
+        one, other = PersonalizedBase(folder, size=4), PersonalizedBase(folder, size=4)
+        samples = [907, 3, 44, 3]
+        for a, b in zip(
+            [one[s] for s in samples], [other[s] for s in samples[::-1]][::-1], strict=True
+        ):
+            assert np.array_equal(a.pop("image"), b.pop("image"))
+            assert a == b
+        stranger = PersonalizedBase(folder, size=4, seed=24)
+        assert [one[s]["caption"] for s in range(20)] != [stranger[s]["caption"] for s in range(20)]
+
+    def test_do_not_depend_on_workers(self, folder):
+        def batches(workers):
+            dataset = Subset(PersonalizedBase(folder, size=4), range(100, 108))
+            return list(DataLoader(dataset, batch_size=4, num_workers=workers))
+
+        for alone, helped in zip(batches(0), batches(1), strict=True):
+            torch.testing.assert_close(alone.pop("image"), helped.pop("image"), rtol=0, atol=0)
+            assert alone["caption"] == helped["caption"]
+            assert alone["picture"].tolist() == helped["picture"].tolist()
+
+    def test_make_the_batches_that_the_model_reads(self, folder):
+        batch = next(iter(DataLoader(PersonalizedBase(folder, size=4), batch_size=5)))
+        assert batch["image"].shape == (5, 4, 4, 3)
+        assert batch["image"].dtype == torch.float32
+        assert batch["sample"].tolist() == [0, 1, 2, 3, 4]
+        assert all("*" in caption for caption in batch["caption"])
+
+    def test_each_pass_shows_every_picture_once_in_its_own_order(self, folder):
+        dataset = PersonalizedBase(folder)
+        assert len(dataset) == 300
+        passes = [[dataset[3 * k + j]["picture"] // 2 for j in range(3)] for k in range(30)]
+        assert all(sorted(p) == [0, 1, 2] for p in passes)
+        assert len(set(map(tuple, passes))) == 6
+
+    def test_of_validation_come_in_order_and_never_flip(self, folder):
+        dataset = PersonalizedBase(folder, set="val", repeats=10, flip_p=1.0)
+        assert len(dataset) == 3
+        assert dataset.picture_ids() == [0, 2, 4]
+        assert [dataset[s]["picture"] for s in range(7)] == [0, 2, 4, 0, 2, 4, 0]
+
+    def test_can_be_walked_through(self, folder):
+        assert [item["sample"] for item in PersonalizedBase(folder, repeats=2)] == list(range(6))
+        with pytest.raises(IndexError):
+            PersonalizedBase(folder)[-1]
+
+
+class TestCaptions:
+    def test_use_every_template_about_equally(self, folder):
+        dataset = PersonalizedBase(folder)
+        counts = Counter(dataset.caption(s, 0) for s in range(5400))
+        assert (
+            set(counts) == {t.replace("{}", "*") for t in OBJECT_TEMPLATES} == set(dataset.texts())
+        )
+        assert min(counts.values()) > 120
+        assert max(counts.values()) < 290
+
+    def test_of_styles(self, folder):
+        dataset = personalized_style.PersonalizedBase(folder)
+        captions = {dataset.caption(s, 0) for s in range(1000)}
+        assert captions == {t.replace("{}", "*") for t in STYLE_TEMPLATES}
+
+    def test_name_the_placeholder_and_the_coarse_class(self, folder):
+        dataset = PersonalizedBase(folder, placeholder_token="@", coarse_class_text="cat")
+        assert all(item["caption"].endswith("cat @") for item in dataset)
+
+    def test_name_a_word_of_the_pictures_own_by_chance(self, folder):
+        dataset = PersonalizedBase(folder, per_image_tokens=True)
+        items = [dataset[s] for s in range(2000)]
+        dual = [i for i in items if any(p in i["caption"] for p in PER_IMAGE_PLACEHOLDERS)]
+        assert len(dual) / 2000 == pytest.approx(0.25, abs=0.04)
+        for item in dual:
+            own = PER_IMAGE_PLACEHOLDERS[item["picture"] // 2]
+            assert item["caption"].endswith(f"* with {own}")
+        assert {i["caption"] for i in items} <= set(dataset.texts())
+        assert len(dataset.texts()) == 27 + 3 * 27
+
+    def test_own_words_end_at_22_pictures(self, tmp_path):
+        for i in range(23):
+            paint(tmp_path / f"{i}.png", i)
+        with pytest.raises(UserError, match="words for 22 pictures, and there are 23"):
+            PersonalizedBase(tmp_path, per_image_tokens=True)
+        PersonalizedBase(tmp_path)
+
+    def test_from_templates_of_ones_own(self, folder, tmp_path):
+        path = tmp_path / "t.txt"
+        path.write_text("{} at sea\n")
+        assert PersonalizedBase(folder, templates=str(path))[0]["caption"] == "* at sea"
+        assert PersonalizedBase(folder, templates=["see {}"])[0]["caption"] == "see *"
+
+    def test_must_not_contain_the_placeholder_without_the_word(self, folder):
+        with pytest.raises(UserError, match="placeholder 'photo' stands in the template"):
+            PersonalizedBase(folder, placeholder_token="photo")
+        with pytest.raises(UserError, match="stands in the template"):
+            PersonalizedBase(folder, placeholder_token="with", per_image_tokens=True)
+        with pytest.raises(UserError, match="one of per_image_tokens' words"):
+            PersonalizedBase(folder, placeholder_token="א", per_image_tokens=True)
+
+
+class TestCaptionsBesidePictures:
+    def test_are_used_and_drawn_from_by_sample(self, folder, caplog):
+        (folder / "a.txt").write_text("a cat on a mat\n\na cat asleep\n")
+        (folder / "b.txt").write_text("{} in the sun")
+        dataset = PersonalizedBase(folder, captions=True, first_word="cat")
+        assert {dataset.caption(s, 0) for s in range(50)} == {"a * on a mat", "a * asleep"}
+        assert {dataset.caption(s, 1) for s in range(5)} == {"* in the sun"}
+        assert len({dataset.caption(s, 2) for s in range(500)}) == 27
+        assert "no caption beside c.png" in caplog.text
+        assert len(dataset.texts()) == 30
+
+    def test_are_not_read_unless_wanted(self, folder):
+        (folder / "a.txt").write_text("a cat on a mat")
+        assert "mat" not in {
+            w for item in PersonalizedBase(folder) for w in item["caption"].split()
+        }
+
+    @pytest.mark.parametrize(
+        ("caption", "result"),
+        [
+            ("a {} here and {} there", "a cat * here and cat * there"),
+            ("a * here", "a * here"),
+            ("a Cat and a cat in a category", "a cat * and a cat in a category"),
+            ("in the sun.", "in the sun, cat *"),
+        ],
+    )
+    def test_come_to_name_the_word(self, caption, result):
+        assert insert_placeholder(caption, "*", "cat", "cat *") == result
+
+    def test_without_any_is_an_error(self, folder):
+        with pytest.raises(UserError, match=r"write 'a.txt' beside 'a.png'"):
+            PersonalizedBase(folder, captions=True)
+        (folder / "a.txt").write_bytes(b"\xff\xfe\xfa")
+        with pytest.raises(UserError, match=r"a.txt.*not readable UTF-8"):
+            PersonalizedBase(folder, captions=True)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("size", 0, "size.*got 0"),
+        ("repeats", 0, "repeats.*got 0"),
+        ("interpolation", "cubic", "interpolation.*'cubic'"),
+        ("set", "training", "set.*'training'"),
+        ("flip_p", 1.5, "flip_p.*1.5"),
+        ("mixing_prob", -1, "mixing_prob.*-1"),
+    ],
+)
+def test_arguments_out_of_range(folder, argument, value, message):
+    with pytest.raises(ValueError, match=message):
+        PersonalizedBase(folder, **{argument: value})
+
+
+def test_builds_from_the_originals_configuration(folder):
+    dataset = instantiate_from_config(
+        {
+            "target": "ldm.data.personalized.PersonalizedBase",
+            "params": {"size": 8, "set": "train", "per_image_tokens": False, "repeats": 100},
+        },
+        data_root=str(folder),
+    )
+    assert len(dataset) == 300
+    with pytest.raises(TypeError, match="repeat"):
+        PersonalizedBase(folder, repeat=3)
