@@ -1,6 +1,6 @@
 """Train the miniature's judge: a small `transformers` CLIP on pictures and captions of the world.
 
-    python scripts/miniature/train_judge.py                # about 45 minutes on a core; resumes
+    python scripts/miniature/train_judge.py                # about half an hour on a core; resumes
     python scripts/miniature/train_judge.py --measure      # accuracies on unseen pictures
 
 The loss is CLIP's over the batch's captions plus a cross entropy for each attribute over its text
@@ -177,11 +177,11 @@ def save(model: CLIPModel, tokenizer: BertTokenizer, folder: Path) -> None:
 def main() -> None:
     """Train and save, or measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--warmup", type=int, default=300)
-    parser.add_argument("--every", type=int, default=200, help="steps between saved states")
+    parser.add_argument("--every", type=int, default=100, help="steps between saved states")
     parser.add_argument("--tokenizer", type=Path, default=Path("models/miniature/tokenizer"))
     parser.add_argument("--out", type=Path, default=Path("models/miniature/judge"))
     parser.add_argument("--logdir", type=Path, default=Path("logs/miniature-judge"))

@@ -1,0 +1,239 @@
+"""Measure the miniature and write the table of models/miniature/README.md (`make miniature-eval`).
+
+    python scripts/miniature/evaluate.py                               # everything, resumably
+    python scripts/miniature/evaluate.py --parts autoencoder judge     # some of it
+    python scripts/miniature/evaluate.py --parts concepts --concepts teal-star red-mug --again
+
+Parts: autoencoder (PSNR), judge (its accuracies), samples (does the judge see what captions ask
+for), words (learn a word for each concept with main.py), concepts (measure those words), table.
+What is measured already, in models/miniature/metrics.json, is not measured again without --again.
+Pictures go to examples/miniature/, learned words to examples/words/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PARTS = ("autoencoder", "judge", "samples", "words", "concepts", "table")
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "models" / "miniature"
+LOG = logging.getLogger("miniature-eval")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--concepts", nargs="+", metavar="NAME", help="only these (all)")
+    parser.add_argument("--again", action="store_true", help="measure anew what is there")
+    parser.add_argument("--model", type=Path, default=MODEL / "model.safetensors")
+    parser.add_argument("--config", type=Path, default=MODEL / "config.yaml")
+    parser.add_argument("--judge", type=Path, default=MODEL / "judge")
+    parser.add_argument("--finetune", type=Path, default=ROOT / "configs/miniature/finetune.yaml")
+    parser.add_argument("--finetune_style", type=Path, help="for styles (that of things)")
+    parser.add_argument("--words", type=Path, default=ROOT / "examples/words")
+    parser.add_argument("--pictures", type=Path, default=ROOT / "examples/miniature")
+    parser.add_argument("--metrics", type=Path, default=MODEL / "metrics.json")
+    parser.add_argument("--work", type=Path, default=ROOT / "outputs/miniature-eval")
+    parser.add_argument("--samples", type=int, default=256, help="captions to draw (256)")
+    parser.add_argument("--steps", type=int, default=50, help="DDIM steps (50)")
+    parser.add_argument("--scale", type=float, default=5.0, help="guidance (5)")
+    parser.add_argument("--batch_size", type=int, default=64)
+    return parser.parse_args(arguments)
+
+
+class Evaluation:
+    """The parts of the evaluation over one model, and the file of what is measured so far."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.metrics: dict[str, Any] = {}
+        if options.metrics.is_file():
+            self.metrics = json.loads(options.metrics.read_text(encoding="utf-8"))
+
+    def store(self, part: str, found: Any) -> None:
+        """Keep one part's numbers, rounded, at once: the evaluation may be interrupted."""
+
+        def rounded(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: rounded(v) for name, v in value.items()}
+            return round(value, 4) if isinstance(value, float) else value
+
+        self.metrics[part] = rounded(found)
+        text = json.dumps(self.metrics, indent=2) + "\n"
+        self.options.metrics.write_text(text, encoding="utf-8")
+        LOG.info("%s: %s", part, json.dumps(self.metrics[part]))
+
+    def wanted(self, part: str, name: str | None = None) -> bool:
+        """Tell whether something is still to be measured."""
+        known = self.metrics.get(part, {})
+        return self.options.again or not (known if name is None else name in known)
+
+    def load(self, *words: Path) -> Any:
+        """Load the model, and learned words."""
+        from ldm.inference import load_model, load_words
+
+        model = load_model(self.options.config, self.options.model)
+        load_words(model, *words)
+        return model
+
+    def draw(self, model: Any) -> Any:
+        """Return a function (prompts, pictures of each) → pictures."""
+        from ldm.inference import generate
+
+        options = self.options
+
+        def drawn(prompts: Sequence[str], each: int) -> list[Any]:
+            found = generate(
+                model,
+                list(prompts),
+                samples_per_prompt=each,
+                steps=options.steps,
+                scale=options.scale,
+                batch_size=options.batch_size,
+            )
+            return [picture.image for picture in found]
+
+        return drawn
+
+    def save(self, images: Sequence[Any], name: str, columns: int) -> None:
+        """Write a grid of pictures, twice as large as drawn."""
+        from ldm.image_io import pil_grid
+
+        path = self.options.pictures / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grid = pil_grid(images, columns)
+        grid.resize((2 * grid.width, 2 * grid.height), 0).save(path, optimize=True)
+
+    def concepts(self) -> list[Any]:
+        """Return the concepts asked for."""
+        from ldm.evaluation.miniature import load_concepts
+
+        return load_concepts(ROOT / "examples/concepts", self.options.concepts)
+
+    def measure_autoencoder(self) -> None:
+        """PSNR on unseen pictures."""
+        from ldm.evaluation.miniature import autoencoder_psnr
+
+        count = 1024
+        psnr, shown = autoencoder_psnr(self.load(), count)
+        self.save(shown, "reconstructions", 8)
+        self.store("autoencoder", {"psnr": psnr, "pictures": count})
+
+    def measure_judge(self) -> None:
+        """The judge's accuracies on unseen pictures."""
+        from ldm.evaluation.judge import Judge
+        from ldm.evaluation.miniature import judge_accuracy
+
+        count = 2048
+        accuracy = judge_accuracy(Judge.load(self.options.judge), count)
+        self.store("judge", {**accuracy, "pictures": count})
+
+    def measure_samples(self) -> None:
+        """What the judge sees in pictures of random captions."""
+        from ldm.evaluation.judge import Judge
+        from ldm.evaluation.miniature import caption_agreement
+
+        judge, draw = Judge.load(self.options.judge), self.draw(self.load())
+        started = time.monotonic()
+        count = self.options.samples
+        agreement, pictures, texts = caption_agreement(draw, judge, count)
+        seconds = time.monotonic() - started
+        self.save(pictures[:64], "samples", 8)
+        lines = [f"{i // 8 + 1}.{i % 8 + 1} {text}\n" for i, text in enumerate(texts[:64])]
+        (self.options.pictures / "samples.txt").write_text("".join(lines), encoding="utf-8")
+        rest = {"captions": count, "steps": self.options.steps, "scale": self.options.scale}
+        found = {**dataclasses.asdict(agreement), **rest, "seconds": seconds}
+        self.store("samples", found)
+
+    def learn_word(self, concept: Any) -> None:
+        """Learn one word by the command line that users have."""
+        options = self.options
+        base = options.finetune_style if concept.is_style else None
+        logs = options.work / concept.name
+        shutil.rmtree(logs, ignore_errors=True)
+        command = [sys.executable, str(ROOT / "main.py"), "--base", str(base or options.finetune)]
+        command += ["-t", "--no-test", "--actual_resume", str(options.model), "-l", str(logs)]
+        command += ["--data_root", str(ROOT / "examples/concepts" / concept.name)]
+        command += ["--placeholder_string", concept.placeholder]
+        command += ["--init_word", concept.first_word, "-n", concept.name]
+        started = time.monotonic()
+        logs.mkdir(parents=True)
+        with (logs / "output.txt").open("w", encoding="utf-8") as output:
+            done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        seconds = time.monotonic() - started
+        if done.returncode:
+            raise RuntimeError(f"learning {concept.name} failed: see {logs / 'output.txt'}")
+        found = sorted(logs.glob("*/checkpoints/embeddings.safetensors"))
+        options.words.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(found[-1], options.words / f"{concept.name}.safetensors")
+        record = {"seconds": seconds, "cores": os.cpu_count(), "first_word": concept.first_word}
+        self.store("words", {**self.metrics.get("words", {}), concept.name: record})
+
+    def measure_words(self) -> None:
+        """Learn the words that are not there yet."""
+        for concept in self.concepts():
+            if self.wanted("words", concept.name):
+                self.learn_word(concept)
+
+    def measure_concepts(self) -> None:
+        """Measure the learned words against the training pictures and the vocabulary."""
+        from ldm.data.miniature_grammar import vocabulary
+        from ldm.evaluation.judge import Judge
+        from ldm.evaluation.miniature import score_concept, vocabulary_features
+
+        judge = Judge.load(self.options.judge)
+        words = [word for word in vocabulary() if word.isalpha() and len(word) > 2]
+        features: dict[bool, Any] = {}
+        for concept in self.concepts():
+            file = self.options.words / f"{concept.name}.safetensors"
+            if not (self.wanted("concepts", concept.name) and file.is_file()):
+                continue
+            draw = self.draw(self.load(file))
+            kind = concept.is_style
+            if kind not in features:
+                LOG.info("drawing every word of the vocabulary (%d) to compare with", len(words))
+                features[kind] = vocabulary_features(draw, judge, words, concept.prompt, 4)
+            score, shown = score_concept(draw, judge, concept, features[kind])
+            given = [picture.resize((64, 64)) for picture in concept.pictures]
+            self.save([*given, *shown], f"concepts/{concept.name}", 5)
+            found = {**self.metrics.get("concepts", {}), concept.name: dataclasses.asdict(score)}
+            self.store("concepts", found)
+
+    def measure_table(self) -> None:
+        """Write the table into the model card."""
+        from ldm.evaluation.miniature_table import insert, table
+
+        text = table(self.metrics)
+        card = self.options.metrics.with_name("README.md")
+        insert(text, card)
+        print(text)
+
+
+def run() -> None:
+    """Measure the parts asked for."""
+    options = parse()
+    evaluation = Evaluation(options)
+    for part in PARTS:
+        several = part in ("words", "concepts", "table")
+        if part in options.parts and (several or evaluation.wanted(part)):
+            getattr(evaluation, f"measure_{part}")()
+
+
+if __name__ == "__main__":
+    from ldm.util import cli_main
+
+    cli_main(run)
