@@ -1,13 +1,14 @@
 """Train a model or learn a word: `python main.py --base configs/finetune.yaml -t ...`.
 
 Runs as a script, and is importable as `main`: configurations of the original code base name
-`main.DataModuleFromConfig`, `main.ImageLogger` and so on. The classes live in `ldm.training`; here they
-are looked up on demand, so that they exist once, and `--help` answers at once.
+`main.DataModuleFromConfig`, `main.ImageLogger` and so on. The classes live in `ldm.training`; here
+they are looked up on demand, so that they exist once, and `--help` answers at once.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 from ldm.training.arguments import parse
@@ -28,9 +29,9 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(EXPORTS[name]), name)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Read the command line, then import what is heavy and run."""
-    options = parse()
+    options = parse(argv)
     from ldm.training.run import run
 
     return run(options)

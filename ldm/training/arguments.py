@@ -15,7 +15,7 @@ EXAMPLES = """examples:
     python main.py --base X.yaml -t data.params.batch_size=2 lightning.trainer.max_steps=500
 """
 
-# Options handed to the Lightning trainer as they are; `lightning.trainer.NAME=VALUE` reaches the rest.
+# Handed to the Lightning trainer as they are; `lightning.trainer.NAME=VALUE` reaches the rest.
 TRAINER_FLAGS = {
     "max_steps": int,
     "max_epochs": int,
@@ -44,7 +44,7 @@ def flag(text: str) -> bool:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the run")
     group.add_argument(
-        "-b", "--base", nargs="*", metavar="YAML", default=[], help="configurations, merged in order"
+        "-b", "--base", nargs="*", metavar="YAML", default=[], help="configurations, merged"
     )
     group.add_argument(
         "-t", "--train", type=flag, nargs="?", const=True, default=False, help="train"
@@ -96,8 +96,8 @@ def _add_word(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--placeholder_string", metavar="WORD", default="", help="the new word (*)")
     group.add_argument("--init_word", metavar="WORD", default="", help="its first value")
-    group.add_argument("--templates", metavar="FILE", default="", help="caption templates, one a line")
-    group.add_argument("--center_crop", action="store_true", help="crop pictures, do not squash them")
+    group.add_argument("--templates", metavar="FILE", default="", help="captions, one a line")
+    group.add_argument("--center_crop", action="store_true", help="crop, do not squash")
     group.add_argument("--num_workers", type=int, help="processes that load pictures")
 
 

@@ -36,9 +36,9 @@ def _settle(loops: dict[str, Any], batches: int) -> None:
 class Checkpoints(pl.Callback):
     """Save `last.ckpt` every so many optimiser steps, at the end, and when asked to stop.
 
-    Ctrl-C, SIGTERM and SIGUSR1 let the step in progress end, save, and end the run without an exception; a
-    second Ctrl-C stops at once. Saving happens between steps, when averaged weights have followed, so that a
-    resumed run equals an uninterrupted one bit for bit.
+    Ctrl-C, SIGTERM and SIGUSR1 let the step in progress end, save, and end the run without an
+    exception; a second Ctrl-C stops at once. Saving happens between steps, when averaged weights
+    have followed, so that a resumed run equals an uninterrupted one bit for bit.
 
     Args:
         folder: where `last.ckpt` goes.
@@ -86,17 +86,14 @@ class Checkpoints(pl.Callback):
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> int | None:
-        """Between two steps: save if it is time, and stop if asked to."""
+    ) -> None:
+        """Between two steps, save if it is time."""
         # Lightning forgets to count this on some ways of resuming.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         if batch_idx % trainer.accumulate_grad_batches:
-            return None
-        stopping = self._stopping(trainer)
-        due = trainer.global_step % self.every == 0
-        if (due or stopping) and trainer.global_step != self.saved_at:
+            return
+        if trainer.global_step % self.every == 0 and trainer.global_step != self.saved_at:
             self.save(trainer, pl_module)
-        return None
 
     def on_train_batch_end(
         self,

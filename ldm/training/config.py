@@ -1,20 +1,35 @@
-"""The configuration of a run: YAML files and flags, merged and checked, once."""
+"""The configuration of a run: YAML files and flags, merged and checked, once.
+
+Every object gets its own part as plain arguments; nothing deeper reads a configuration.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ldm.training.arguments import TRAINER_FLAGS
-from ldm.util import UserError
+from ldm.util import UserError, get_obj_from_str
 
 SECTIONS = ("model", "data", "lightning", "run")
+# What `run:` may hold, and the value where nothing says otherwise.
+RUN_DEFAULTS: dict[str, Any] = {
+    "seed": 23,  # the paper's
+    "scale_lr": True,  # rate = accumulation x devices x batch x base_learning_rate
+    "base_checkpoint": None,  # the frozen model's weights (--actual_resume)
+    "random_base": False,  # allow a word to be taught to a model without weights
+    "threads": None,  # CPU threads
+    "tf32": False,  # faster, coarser float32 products on a GPU
+    "data_name": "",  # begins the log folder's name
+}
 
 
 @dataclass(frozen=True)
@@ -24,13 +39,21 @@ class RunConfig:
     Attributes:
         model, data: target and params.
         lightning: `trainer`, `callbacks`, `modelcheckpoint` and so on.
-        run: what the flags say: seed, base checkpoint, first word and so on.
+        run: what the flags say; keys of `RUN_DEFAULTS`.
     """
 
     model: DictConfig
     data: DictConfig
     lightning: DictConfig
     run: DictConfig
+
+    def save(self, folder: Path, date: str) -> None:
+        """Write `<date>-project.yaml` and `<date>-lightning.yaml`, from which the run can go on."""
+        project = OmegaConf.create({"model": self.model, "data": self.data})
+        rest = OmegaConf.create({"lightning": self.lightning, "run": self.run})
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(project, folder / f"{date}-project.yaml")
+        OmegaConf.save(rest, folder / f"{date}-lightning.yaml")
 
 
 def read_yaml(path: Path) -> DictConfig:
@@ -42,29 +65,135 @@ def read_yaml(path: Path) -> DictConfig:
         config = OmegaConf.load(path)
     except FileNotFoundError as error:
         raise UserError(f"no configuration at {path}: give an existing file to --base") from error
-    except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
+    except (YAMLError, OmegaConfBaseException, OSError) as error:
         line = " ".join(str(error).split())
         raise UserError(f"cannot read the configuration {path}: {line}") from error
     if not isinstance(config, DictConfig):
-        raise UserError(f"{path} is not a configuration: expected a mapping with 'model' and 'data'")
+        raise UserError(f"{path} is not a configuration: expected a mapping with 'model', 'data'")
     return config
+
+
+def log_folder_of(resume: str) -> tuple[Path, Path]:
+    """Return (log folder, checkpoint) of --resume, which may name either.
+
+    Raises UserError where there is nothing to go on from.
+    """
+    path = Path(resume)
+    if path.is_file():
+        return path.resolve().parent.parent, path
+    if not path.is_dir():
+        raise UserError(f"--resume {resume}: no such log folder or checkpoint")
+    last = path / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        raise UserError(f"--resume {resume}: it has no checkpoints/last.ckpt to go on from")
+    return path, last
 
 
 def merge(paths: Sequence[Path], overrides: Sequence[str]) -> DictConfig:
     """Merge YAML files from left to right, then overrides "a.b=c".
 
-    Raises UserError naming a section that is unknown.
+    Raises UserError naming a section that is missing.
     """
     parts = [read_yaml(path) for path in paths]
     merged = OmegaConf.merge(*parts, OmegaConf.from_dotlist(list(overrides)))
     assert isinstance(merged, DictConfig)
-    for name in merged:
-        if name not in SECTIONS:
-            raise UserError(f"unknown configuration key {name!r}: expected one of {SECTIONS}")
     for name in ("model", "data"):
-        if name not in merged:
-            raise UserError(f"the configuration has no section {name!r}: add it, or another --base")
+        if not isinstance(merged.get(name), DictConfig) or "target" not in merged[name]:
+            raise UserError(
+                f"the configuration has no {name!r} with a target: give a YAML with one to --base"
+            )
+        merged[name].params = merged[name].get("params") or {}
     return merged
+
+
+def accepts(config: DictConfig, name: str) -> bool:
+    """Tell whether the target of a configuration takes a parameter."""
+    return name in inspect.signature(get_obj_from_str(config.target)).parameters
+
+
+def datasets(data: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+    """Yield the data section's sets: (name, target and params)."""
+    for name in ("train", "validation", "test", "predict"):
+        config = data.params.get(name)
+        if config:
+            config.params = config.get("params") or {}
+            yield name, config
+
+
+def set_gpus(trainer: DictConfig, gpus: str | int | Sequence[int]) -> None:
+    """Translate the original's `gpus`, a list of GPU numbers; -1 is all of them."""
+    parts = str(gpus).split(",") if isinstance(gpus, str | int) else gpus
+    try:
+        numbers = [int(part) for part in parts if str(part).strip()]
+    except ValueError as error:
+        raise UserError(f"--gpus {gpus}: expected numbers, such as 0 or 0,1") from error
+    if not numbers:
+        raise UserError(f"--gpus {gpus!r}: expected numbers, such as 0 or 0,1")
+    trainer.accelerator = "gpu"
+    trainer.devices = -1 if numbers == [-1] else numbers
+
+
+def _apply_trainer_flags(trainer: DictConfig, options: argparse.Namespace) -> None:
+    for name in TRAINER_FLAGS:
+        if getattr(options, name) is not None:
+            trainer[name] = getattr(options, name)
+    gpus = options.gpus if options.gpus is not None else trainer.pop("gpus", None)
+    if gpus is not None:
+        set_gpus(trainer, gpus)
+    trainer.pop("gpus", None)
+
+
+def _apply_data_flags(data: DictConfig, options: argparse.Namespace) -> None:
+    """Hand the data flags to each set that knows them; a flag no set knows is an error."""
+    if options.num_workers is not None:
+        data.params.num_workers = options.num_workers
+    given = {
+        "data_root": options.data_root,
+        "templates": options.templates,
+        "center_crop": options.center_crop or None,
+    }
+    for name, value in given.items():
+        if not value:
+            continue
+        takers = [config for _, config in datasets(data) if accepts(config, name)]
+        if not takers:
+            raise UserError(f"--{name}: no set of this configuration's data takes it")
+        for config in takers:
+            config.params[name] = value
+
+
+def _apply_words(config: DictConfig, options: argparse.Namespace) -> None:
+    """Set the words in the manager *and* in the captions: the original forgot the captions."""
+    flags = ("placeholder_string", "init_word", "embedding_manager_ckpt")
+    personal = OmegaConf.select(config.model, "params.personalization_config")
+    if personal is None:
+        for flag in flags:
+            if getattr(options, flag):
+                raise UserError(f"--{flag}: this model learns no word (no personalization_config)")
+        return
+    personal.params = personal.get("params") or {}
+    if options.placeholder_string:
+        personal.params.placeholder_strings = [options.placeholder_string]
+    if options.init_word:
+        personal.params.initializer_words = [options.init_word]
+    if options.embedding_manager_ckpt:
+        personal.params.embedding_manager_ckpt = options.embedding_manager_ckpt
+    words = personal.params
+    placeholders = list(words.get("placeholder_strings") or ["*"])
+    for name, dataset in datasets(config.data):
+        if not accepts(dataset, "placeholder_token"):
+            continue
+        if options.placeholder_string or "placeholder_token" not in dataset.params:
+            dataset.params.placeholder_token = placeholders[0]
+        token = dataset.params.placeholder_token
+        if token not in placeholders:
+            raise UserError(
+                f"data.params.{name}: its captions say {token!r}, but the words to learn are "
+                f"{placeholders}: set placeholder_token and placeholder_strings alike"
+            )
+        # The run's seed decides templates and flips too.
+        if accepts(dataset, "seed") and "seed" not in dataset.params:
+            dataset.params.seed = config.run.seed
 
 
 def apply_flags(config: DictConfig, options: argparse.Namespace) -> None:
@@ -72,21 +201,42 @@ def apply_flags(config: DictConfig, options: argparse.Namespace) -> None:
     for section in ("run", "lightning"):
         config[section] = config.get(section) or {}
     config.lightning.trainer = config.lightning.get("trainer") or {}
-    run, trainer = config.run, config.lightning.trainer
+    run = config.run
     for name in ("seed", "scale_lr", "threads"):
         if getattr(options, name) is not None:
             run[name] = getattr(options, name)
-    run.setdefault("seed", 23)
-    run.setdefault("scale_lr", True)
-    for name in TRAINER_FLAGS:
-        if getattr(options, name) is not None:
-            trainer[name] = getattr(options, name)
-    if options.num_workers is not None:
-        config.data.params.num_workers = options.num_workers
+    if options.actual_resume:
+        run.base_checkpoint = options.actual_resume
+    for name, default in RUN_DEFAULTS.items():
+        run.setdefault(name, default)
+    if options.data_root:
+        run.data_name = Path(options.data_root).resolve().name
+    _apply_trainer_flags(config.lightning.trainer, options)
+    _apply_data_flags(config.data, options)
+    _apply_words(config, options)
 
 
 def load_config(options: argparse.Namespace) -> RunConfig:
-    """Return the merged configuration of a run."""
-    merged = merge([Path(path) for path in options.base], options.overrides)
-    apply_flags(merged, options)
+    """Return the merged configuration of a run.
+
+    Raises UserError for what cannot be read or does not fit together.
+    """
+    paths = [Path(path) for path in options.base]
+    if options.resume:
+        folder, _ = log_folder_of(options.resume)
+        for kind in ("lightning", "project"):
+            paths = sorted((folder / "configs").glob(f"*-{kind}.yaml"))[-1:] + paths
+    if not paths:
+        raise UserError("no configuration: give --base YAML, or --resume LOGFOLDER")
+    try:
+        merged = merge(paths, options.overrides)
+        unknown = [str(name) for name in merged if name not in SECTIONS]
+        if unknown:
+            raise UserError(
+                f"unknown configuration key {unknown[0]!r}: expected {', '.join(SECTIONS)}"
+            )
+        apply_flags(merged, options)
+    except OmegaConfBaseException as error:
+        line = " ".join(str(error).split())
+        raise UserError(f"the configuration does not fit together: {line}") from error
     return RunConfig(merged.model, merged.data, merged.lightning, merged.run)

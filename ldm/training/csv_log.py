@@ -10,15 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from lightning_fabric.loggers.logger import rank_zero_experiment
+from lightning_utilities.core.rank_zero import rank_zero_only
+from pytorch_lightning.loggers.logger import Logger
 
 
 class CsvLogger(Logger):
     """Write `path` with the columns step, seconds and one for each logged name.
 
-    A run that goes on keeps the rows before its first step, and `seconds` (of training, wall clock) counts
-    on from there. Lightning's own logger would delete the table of the interrupted run.
+    A run that goes on keeps the rows before its first step, and `seconds` (wall clock) counts on
+    from there. Lightning's own logger would delete the table of the interrupted run.
 
     Args:
         path: the table.

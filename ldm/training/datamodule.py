@@ -22,9 +22,9 @@ class DataModuleFromConfig(pl.LightningDataModule):
     Args:
         batch_size: samples in a micro-batch on one device.
         train, validation, test, predict: target and params of a dataset, each optional.
-        wrap: accepted for old configurations; every dataset is indexed by sample, so none needs wrapping.
-        num_workers: loading processes; by default as many as there are cores, at most 4, and none where
-            pictures are not loaded at all (see `LatentCache`).
+        wrap: accepted for old configurations; sets are indexed by sample, so none needs wrapping.
+        num_workers: loading processes; by default as many as there are cores, at most 4, and none
+            where pictures are not loaded at all (see `LatentCache`).
         validation_samples: use only the first so many samples to validate and test.
 
     Raises:
@@ -62,7 +62,10 @@ class DataModuleFromConfig(pl.LightningDataModule):
     def _workers(self, dataset: Any) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        return min(MOST_WORKERS, os.cpu_count() or 1) if getattr(dataset, "with_pictures", 1) else 0
+        if not getattr(dataset, "with_pictures", True):
+            return 0
+        free = getattr(os, "sched_getaffinity", None)
+        return min(MOST_WORKERS, len(free(0)) if free else os.cpu_count() or 1)
 
     def _loader(self, name: str, sampler: RunSampler | FixedSampler) -> DataLoader[Any]:
         dataset = self.datasets[name]

@@ -1,7 +1,7 @@
 """Latents of every picture, encoded once a run: the frozen first stage never works twice.
 
-What is kept is the posterior's mean and standard deviation, and each step samples from it, so training
-sees the same distribution as with encoding at every step (Gal et al. 2022 sample the posterior too).
+What is kept is the posterior's mean and standard deviation, and each step samples from it: training
+sees the same distribution as with encoding at every step (the paper samples the posterior too).
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class LatentCache:
     def __init__(self, ids: Sequence[int], mean: Tensor, std: Tensor) -> None:
         if len(ids) != len(mean) or mean.shape != std.shape:
             raise ValueError(
-                f"expected one mean and std for each of {len(ids)} ids, got {mean.shape}, {std.shape}"
+                f"expected one mean and std for each of {len(ids)} ids, "
+                f"got {tuple(mean.shape)} and {tuple(std.shape)}"
             )
         self.ids = torch.as_tensor(list(ids), dtype=torch.int64)
         if bool((self.ids[1:] <= self.ids[:-1]).any()):
@@ -81,7 +82,7 @@ class LatentCache:
         if not torch.equal(self.ids[rows], wanted):
             strangers = wanted[self.ids[rows] != wanted].tolist()
             raise ValueError(f"no latents of pictures {strangers}: picture_ids() must list them")
-        mean, std = (t[rows.to(t.device)].to(pictures.device).float() for t in (self.mean, self.std))
+        mean, std = (t[rows].to(pictures.device).float() for t in (self.mean, self.std))
         return DiagonalGaussianDistribution.from_moments(mean, std)
 
     def save(self, path: Path, fingerprint: str) -> None:
@@ -132,6 +133,8 @@ def encode_all(
         encode: pictures [b, 3, h, w] in [−1, 1] → posterior with `mean` and `std`.
         dataset: has `picture_ids()` and `picture(id)`.
         device: where to encode.
+        batch_size: pictures encoded at once.
+        workers: processes that load pictures, of a large set.
         share: (rank, world): this process encodes every world-th batch.
         add_up: sums a tensor over all processes; needed where there are several.
 
@@ -177,10 +180,10 @@ def _empty(mean: Tensor, count: int) -> list[Tensor]:
 
 
 class CacheLatents(pl.Callback):
-    """Encode the training and validation pictures before the first step, and feed the model from there.
+    """Encode the training and validation pictures before the first step, and feed the model.
 
-    Applies where the model can take latents (`posterior_source`), its first stage is frozen, and the set
-    can name its pictures (`picture_ids`). The set then loads no pictures any more.
+    Applies where the model can take latents (`posterior_source`), its first stage is frozen, and
+    the set can name its pictures (`picture_ids`). The set then loads no pictures any more.
 
     Args:
         folder: where large sets' latents are kept.
@@ -210,7 +213,7 @@ class CacheLatents(pl.Callback):
                 add_up=lambda t: _sum(trainer, t),
             )
             if cache is None:
-                log.info(f"{name}: the first stage has no posterior to keep, encoding at every step")
+                log.info(f"{name}: the first stage has no posterior to keep: encoding at each step")
                 return
             if large and trainer.is_global_zero:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -248,7 +251,7 @@ class CacheLatents(pl.Callback):
         self._feed_from(trainer, pl_module, "train")
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Feed from the test pictures, which are the validation pictures where there are no others."""
+        """Feed from the test pictures, or the validation pictures where there are no others."""
         names = trainer.datamodule.datasets  # type: ignore[attr-defined]
         self._feed_from(trainer, pl_module, "test" if "test" in names else "validation")
 

@@ -13,6 +13,13 @@ import pytorch_lightning as pl
 log = logging.getLogger(__name__)
 
 
+def logged(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Tell, at a batch's end, whether it ends a step whose values the trainer logs."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+    return whole and trainer.global_step % every == 0
+
+
 class Progress(pl.Callback):
     """A line on a terminal, renewed in place; in a file or a pipe, a line now and then.
 
@@ -59,7 +66,7 @@ class Progress(pl.Callback):
         now, step = time.monotonic(), trainer.global_step
         # One based: the row of step n holds the state after n steps.
         pl_module.log("step", float(step))
-        if step % trainer.log_every_n_steps == 0:
+        if logged(trainer, batch_idx):
             pl_module.log("train/steps_per_second", self._rate(trainer, now))
             self.last = (now, step)
         if not trainer.is_global_zero:

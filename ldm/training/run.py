@@ -1,9 +1,13 @@
-"""A run from its configuration: build, train, test."""
+"""A run from its configuration: check, build, train, test."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import math
+import os
+import warnings
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,89 +15,217 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.model_helpers import is_overridden
 
+from ldm.training.callbacks import CUDACallback, SetupCallback, StepSeed
 from ldm.training.checkpoints import Checkpoints, read_step
-from ldm.training.config import RunConfig, load_config
-from ldm.training.csv_log import CsvLogger
+from ldm.training.checks import check_captions, check_config, check_devices, check_folder
+from ldm.training.config import RunConfig, load_config, log_folder_of
 from ldm.training.latents import CacheLatents
 from ldm.training.progress import Progress
+from ldm.training.trainer import (
+    DEFAULT_STEPS,
+    accumulation,
+    build_trainer,
+    device_count,
+    loggers,
+    saving_options,
+    trainer_settings,
+)
+from ldm.training.words import WordNorms, metadata, save_words
 from ldm.util import UserError, instantiate_from_config
 
 log = logging.getLogger(__name__)
 
+# Tells the other processes of a run, which Lightning starts, the log folder of the first.
+FOLDER_VARIABLE = "LDM_LOG_FOLDER"
+DATE = "%Y-%m-%dT%H-%M-%S"
 
-def log_folder(options: argparse.Namespace) -> Path:
-    """Return the folder of this run's logs."""
+
+@dataclass(frozen=True)
+class Run:
+    """What a run consists of once it is set up.
+
+    Attributes:
+        folder: of its logs.
+        resume: checkpoint to go on from.
+    """
+
+    config: RunConfig
+    folder: Path
+    resume: Path | None
+    model: pl.LightningModule
+    data: Any
+    trainer: pl.Trainer
+    checkpoints: Checkpoints
+
+
+def log_folder(options: argparse.Namespace, config: RunConfig) -> Path:
+    """Return the folder of this run's logs: LOGDIR/[PROJECT/]<data><date>_<name><postfix>."""
+    if FOLDER_VARIABLE in os.environ:
+        return Path(os.environ[FOLDER_VARIABLE])
     if options.resume:
-        path = Path(options.resume)
-        return path if path.is_dir() else path.parent.parent
-    name = options.name or Path(options.base[0]).stem
-    date = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    return Path(options.logdir) / f"{date}_{name}{options.postfix}"
+        return log_folder_of(options.resume)[0]
+    data = config.run.data_name if options.datadir_in_name else ""
+    name = options.name or (Path(options.base[0]).stem if options.base else "")
+    stem = f"{data}{datetime.now():{DATE}}" + (f"_{name}" if name else "") + options.postfix
+    parent = Path(options.logdir) / options.project
+    folder, number = parent / stem, 2
+    while folder.exists():  # two runs begun in the same second
+        folder, number = parent / f"{stem}-{number}", number + 1
+    return folder
 
 
-def build_trainer(config: RunConfig, folder: Path, first_step: int) -> pl.Trainer:
-    """Return the Lightning trainer with this run's callbacks and loggers."""
-    settings: dict[str, Any] = OmegaConf.to_container(config.lightning.trainer, resolve=True)  # type: ignore[assignment]
-    settings.setdefault("max_steps", 5000)
-    saving = OmegaConf.select(config.lightning, "modelcheckpoint.params") or {}
-    caching = {"folder": folder / "checkpoints", **(config.lightning.get("latent_cache") or {})}
-    checkpoints = Checkpoints(folder / "checkpoints", **saving)
-    callbacks = [checkpoints, Progress(), CacheLatents(**caching)]
-    # Lightning counts batches here, not steps.
-    micro = settings.get("accumulate_grad_batches", 1)
-    settings.setdefault("val_check_interval", checkpoints.every * micro)
-    loggers = [
-        TensorBoardLogger(str(folder), name="logger", version="", purge_step=first_step or None),
-        CsvLogger(folder / "logger" / "metrics.csv", first_step),
-    ]
-    return pl.Trainer(
-        **settings,
-        max_epochs=-1,
-        callbacks=callbacks,
-        logger=loggers,
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-    )
+def build_model(config: RunConfig) -> Any:
+    """Return the model, with the base checkpoint's weights where there is one."""
+    base = config.run.base_checkpoint
+    if base:
+        from ldm.checkpoint import load_model
+
+        model = load_model(OmegaConf.create({"model": config.model}), base)
+    else:
+        model = instantiate_from_config(config.model)
+    model.seed = config.run.seed
+    if model.strict_loading:  # a run's checkpoint holds only what is trained
+        model.strict_loading = False
+    return model.train()
 
 
-def set_rate(model: pl.LightningModule, config: RunConfig, trainer: pl.Trainer) -> None:
+def _steps(settings: dict[str, Any], data: Any, images_per_step: int) -> int:
+    """Return the run's optimiser steps: `max_steps`, or `max_epochs` passes over the set."""
+    if settings.get("max_steps", -1) > 0:
+        return int(settings["max_steps"])
+    epochs = settings.get("max_epochs") or -1
+    if epochs > 0:
+        return math.ceil(len(data.datasets["train"]) * epochs / images_per_step)
+    log.info(f"no max_steps is given: {DEFAULT_STEPS}, as in the paper")
+    return DEFAULT_STEPS
+
+
+def _set_rate(model: Any, config: RunConfig, micro: int, devices: int, batch: int) -> None:
     """Set the model's learning rate and say how it came about."""
-    base, batch = config.model.base_learning_rate, config.data.params.batch_size
-    devices, micro = trainer.world_size, trainer.accumulate_grad_batches
-    rate = base * devices * micro * batch if config.run.scale_lr else base
-    model.learning_rate = rate
-    formula = f"{micro} accumulated x {devices} devices x {batch} a batch"
-    log.info(
-        f"learning rate {rate:.3g}, from {base:.3g}"
-        + (f" x {formula}" if config.run.scale_lr else " as it is")
-        + f"; {micro * devices * batch} pictures a step ({formula}); {trainer.max_steps} steps"
+    base = config.model.base_learning_rate
+    factor = micro * devices * batch if config.run.scale_lr else 1
+    model.learning_rate = base * factor
+    parts = f"{micro} accumulated x {devices} devices x {batch} in a batch"
+    origin = f"{base:g} x {parts}" if config.run.scale_lr else "not scaled"
+    log.info(f"effective learning rate {model.learning_rate:.4g} ({origin})")
+    log.info(f"{micro * devices * batch} pictures a step ({parts})")
+
+
+def _picture_files(data: Any) -> list[Path]:
+    """Return the files of the training pictures, where they are files."""
+    return [Path(path) for path in getattr(data.datasets.get("train"), "paths", ())]
+
+
+def _callbacks(config: RunConfig, folder: Path, saving: Checkpoints, date: str) -> list[Any]:
+    """Return the run's callbacks, the configuration's own last."""
+    wanted = OmegaConf.to_container(config.lightning.get("callbacks") or OmegaConf.create({}))
+    assert isinstance(wanted, dict)
+    own: dict[str, Any] = {
+        "image_logger": {"target": "main.ImageLogger", "params": {"seed": config.run.seed}}
+    }
+    for name, settings in own.items():
+        settings["params"].update((wanted.pop(name, None) or {}).get("params") or {})
+    caching = {"folder": folder / "checkpoints", **(config.lightning.get("latent_cache") or {})}
+    return [
+        SetupCallback(False, date, folder, folder / "checkpoints", folder / "configs", config),
+        StepSeed(config.run.seed),
+        CacheLatents(**caching),
+        WordNorms(),
+        Progress(),
+        saving,
+        CUDACallback(),
+        *(instantiate_from_config(settings) for settings in (own | wanted).values()),
+    ]
+
+
+def set_up(options: argparse.Namespace) -> Run:
+    """Check everything that can be checked cheaply, then build.
+
+    Raises UserError for whatever the user can mend.
+    """
+    config = load_config(options)
+    check_config(config)
+    settings = trainer_settings(config.lightning.trainer)
+    check_devices(config.lightning.trainer)
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    torch.set_float32_matmul_precision("high" if config.run.tf32 else "highest")
+    resume = log_folder_of(options.resume)[1] if options.resume else None
+    folder, date = log_folder(options, config), datetime.now().strftime(DATE)
+    data = instantiate_from_config(config.data)
+    data.setup()
+    if options.train and "train" not in data.datasets:
+        raise UserError("nothing to train on: the configuration has no data.params.train")
+    devices, batch = device_count(settings), config.data.params.batch_size
+    micro = settings["accumulate_grad_batches"] = accumulation(
+        config.lightning, settings, batch, devices
     )
+    settings["max_steps"] = _steps(settings, data, micro * devices * batch)
+    pl.seed_everything(config.run.seed, verbose=False)
+    model = build_model(config)
+    for dataset in data.datasets.values():
+        check_captions(model, dataset)
+    check_folder(folder)
+    _set_rate(model, config, micro, devices, batch)
+    manager = getattr(model, "embedding_manager", None)
+    if manager is not None:
+        facts = metadata(config, model.learning_rate, micro * devices * batch, _picture_files(data))
+        manager.metadata.update(facts)
+    saving = Checkpoints(
+        folder / "checkpoints", savers=(save_words,), **saving_options(config.lightning)
+    )
+    settings.setdefault("val_check_interval", saving.every)
+    trainer = build_trainer(
+        settings,
+        _callbacks(config, folder, saving, date),
+        loggers(config.lightning, folder, read_step(resume) if resume else 0),
+        config.lightning.get("find_unused_parameters", manager is not None),
+        devices,
+    )
+    return Run(config, folder, resume, model, data, trainer, saving)
+
+
+def quiet() -> None:
+    """Leave out what Lightning says that is untrue or of no use here."""
+    rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", "0"))
+    if rank != "0":
+        logging.getLogger().setLevel(logging.WARNING)
+    for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in (
+        ".*in eval mode at the start of training.*",  # frozen parts belong there
+        ".*Total length of `list` across ranks is zero.*",
+        ".*does not have many workers.*",
+        ".*isinstance.treespec, LeafSpec.*",
+    ):
+        warnings.filterwarnings("ignore", text)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do what the command line asks."""
-    config = load_config(options)
-    if config.run.get("threads"):
-        torch.set_num_threads(config.run.threads)
-    pl.seed_everything(config.run.seed)
-    folder = log_folder(options)
-    last = folder / "checkpoints" / "last.ckpt" if options.resume else None
-    if last is not None and not last.exists():
-        raise UserError(f"nothing to resume at {last}")
-    trainer = build_trainer(config, folder, read_step(last) if last else 0)
-    model = instantiate_from_config(config.model)
-    model.seed = config.run.seed
-    if model.strict_loading:  # a checkpoint holds only what is trained
-        model.strict_loading = False
-    model.train()
-    set_rate(model, config, trainer)
-    data = instantiate_from_config(config.data)
-    log.info(f"logs in {folder}")
-    trainer.fit(model, data, ckpt_path=str(last) if last else None)
+    """Do what the command line asks; return the exit status."""
+    quiet()
+    this = set_up(options)
+    log.info(f"logs in {this.folder}")
+    if options.train:
+        os.environ[FOLDER_VARIABLE] = str(this.folder)
+        try:
+            checkpoint = str(this.resume) if this.resume else None
+            this.trainer.fit(this.model, this.data, ckpt_path=checkpoint)
+        finally:
+            os.environ.pop(FOLDER_VARIABLE, None)
+        if this.checkpoints.signal is not None:
+            log.info(
+                f"stopped at step {this.trainer.global_step}; go on with: "
+                f"python main.py -t --resume {this.folder}"
+            )
+            return 128 + this.checkpoints.signal
+    testable = this.data.test_dataloader() and is_overridden("test_step", this.model)
+    if testable and not options.no_test:
+        checkpoint = str(this.resume) if this.resume and not options.train else None
+        this.trainer.test(this.model, this.data, ckpt_path=checkpoint, verbose=False)
+        for name, value in this.trainer.callback_metrics.items():
+            if name.startswith("test/"):
+                log.info(f"{name} {float(value):.5f}")
     return 0

@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 class RunSampler(Sampler[int]):
     """Yield this rank's sample indices, endlessly, from an optimiser step on.
 
-    The index of element j of micro-batch m of step s on rank r is ((s·accumulate + m)·world + r)·batch + j:
+    Element j of micro-batch m of step s on rank r is ((s·accumulate + m)·world + r)·batch + j:
     every step takes the next `accumulate·world·batch` indices, however they are shared out.
 
     Args:

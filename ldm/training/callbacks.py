@@ -1,0 +1,84 @@
+"""Small callbacks of a run. `SetupCallback` and `CUDACallback` are the original's names."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from ldm.training.config import RunConfig
+
+log = logging.getLogger(__name__)
+
+
+class SetupCallback(pl.Callback):
+    """Save the run's configuration in its log folder, before the first step.
+
+    Args:
+        resume: whether an earlier run goes on; its configurations stay beside the new ones.
+        now: date that begins the files' names.
+        logdir, ckptdir, cfgdir: the log folder, and in it those of checkpoints and configurations.
+        config: the merged configuration.
+    """
+
+    def __init__(
+        self, resume: bool, now: str, logdir: Path, ckptdir: Path, cfgdir: Path, config: RunConfig
+    ) -> None:
+        self.resume, self.now, self.config = resume, now, config
+        self.logdir, self.ckptdir, self.cfgdir = Path(logdir), Path(ckptdir), Path(cfgdir)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write the configurations, on the first process only."""
+        if stage != "fit" or not trainer.is_global_zero:
+            return
+        self.ckptdir.mkdir(parents=True, exist_ok=True)
+        self.config.save(self.cfgdir, self.now)
+
+
+class StepSeed(pl.Callback):
+    """Seed torch's own generator for each micro-batch, from (seed, batch, rank).
+
+    What draws from it (dropout, models without sample indices) is then the same however often
+    pictures are logged, and wherever a run was interrupted.
+
+    Args:
+        seed: the run's seed.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed before the batch."""
+        place = batch_idx * trainer.world_size + trainer.global_rank
+        # Knuth's multiplicative constant keeps runs with neighbouring seeds apart.
+        torch.manual_seed((self.seed * 2654435761 + place) % 2**63)
+
+
+class CUDACallback(pl.Callback):
+    """Say at the end how long training took and how much GPU memory it needed."""
+
+    def __init__(self) -> None:
+        self.start = 0.0
+        self.first_step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start measuring."""
+        self.start, self.first_step = time.monotonic(), trainer.global_step
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Report."""
+        seconds, steps = time.monotonic() - self.start, trainer.global_step - self.first_step
+        line = f"{steps} steps in {seconds:.1f} s"
+        if pl_module.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(pl_module.device) / 2**20
+            line += f", at most {peak:.0f} MiB of GPU memory"
+        log.info(line)

@@ -1,0 +1,232 @@
+"""Pictures of a run's progress: what goes in, what comes back, what the model draws by now.
+
+`ImageLogger` and its parameters are the original's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from ldm.image_io import from_pil, make_grid, to_pil
+
+log = logging.getLogger(__name__)
+
+SPLITS = {"train": "train", "val": "validation"}
+COLUMNS = 4
+# Guidance of `samples_scaled`, the paper's in evaluation.
+GUIDANCE = 5.0
+# Smallest side, in pixels, at which a caption can be read.
+CAPTION_SIDE = 192
+# Of the original's `log_images_kwargs`, what this logger knows, and its own name for it.
+OPTIONS = {
+    "ddim_steps": "ddim_steps",
+    "ddim_eta": "ddim_eta",
+    "unconditional_guidance_scale": "guidance",
+    "N": "max_images",
+}
+
+
+def grid(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Lay pictures of one size out in rows."""
+    return to_pil(make_grid(torch.stack([from_pil(p) for p in pictures]), COLUMNS))
+
+
+def write_caption(text: str, side: int) -> Image.Image:
+    """Return a white square of `side` pixels with a text on it."""
+    side = max(side, CAPTION_SIDE)
+    picture = Image.new("RGB", (side, side), "white")
+    lines = "\n".join(textwrap.wrap(text, 24))
+    ImageDraw.Draw(picture).text((4, 4), lines, "black", ImageFont.load_default(side // 16))
+    return picture
+
+
+@contextlib.contextmanager
+def quietly(module: Any) -> Iterator[None]:
+    """Within it a model draws and leaves no trace: its mode and the random state come back."""
+    was_training = module.training
+    devices = [module.device] if module.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        module.eval()
+        try:
+            yield
+        finally:
+            module.train(was_training)
+
+
+class ImageLogger(pl.Callback):
+    """Save grids as `images/{train,val}/<key>_gs-…_e-…_b-….jpg`, and to TensorBoard.
+
+    The pictures and captions are the same each time, the first of each set, and so is the noise:
+    grids can be compared. Keys: `inputs`, `reconstruction`, and of a diffusion model
+    `conditioning`, `samples` and `samples_scaled` (guided). Only the first process draws.
+
+    Args:
+        batch_frequency: optimiser steps between drawings.
+        max_images: pictures in a grid.
+        clamp, rescale: accepted for old configurations; pictures are always brought to 0…255.
+        increase_log_steps: draw at steps 1, 2, 4, 8 … below `batch_frequency` too.
+        disabled: draw nothing.
+        log_on_batch_idx: count micro-batches instead of steps.
+        log_first_step: draw before the first step too.
+        log_images_kwargs: the original's options: `ddim_steps`, `ddim_eta`, `N`,
+            `unconditional_guidance_scale`; others are left out, with a note.
+        ddim_steps: steps of a drawing; a drawing costs about as many evaluations per picture.
+        ddim_eta, guidance, seed: of the drawings.
+        splits: which of "train" and "val" to draw.
+    """
+
+    def __init__(
+        self,
+        batch_frequency: int = 500,
+        max_images: int = 4,
+        clamp: bool = True,
+        increase_log_steps: bool = False,
+        rescale: bool = True,
+        disabled: bool = False,
+        log_on_batch_idx: bool = False,
+        log_first_step: bool = False,
+        log_images_kwargs: Mapping[str, Any] | None = None,
+        ddim_steps: int = 25,
+        ddim_eta: float = 0.0,
+        guidance: float = GUIDANCE,
+        seed: int = 23,
+        splits: Sequence[str] = ("train", "val"),
+    ) -> None:
+        if batch_frequency < 1:
+            raise ValueError(f"batch_frequency must be at least 1, got {batch_frequency}")
+        if not set(splits) <= set(SPLITS):
+            raise ValueError(f"splits may hold {list(SPLITS)}, got {list(splits)}")
+        self.clamp, self.rescale = clamp, rescale
+        self.batch_frequency, self.max_images = batch_frequency, max_images
+        self.disabled, self.log_on_batch_idx = disabled, log_on_batch_idx
+        self.log_first_step, self.splits = log_first_step, tuple(splits)
+        self.ddim_steps, self.ddim_eta, self.guidance = ddim_steps, ddim_eta, guidance
+        self.seed, self.folder = seed, Path("images")
+        for name, value in (log_images_kwargs or {}).items():
+            if name in OPTIONS:
+                setattr(self, OPTIONS[name], value)
+            else:
+                log.info(f"image_logger.params.log_images_kwargs.{name} is left out")
+        doublings = range((batch_frequency - 1).bit_length() if increase_log_steps else 0)
+        self.early = {2**n for n in doublings}
+        self.drawn: dict[str, int] = {}
+
+    def due(self, count: int) -> bool:
+        """Tell whether pictures are to be drawn after `count` steps."""
+        return count > 0 and (count % self.batch_frequency == 0 or count in self.early)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Learn the folder from the logger."""
+        if trainer.loggers and trainer.loggers[0].save_dir:
+            self.folder = Path(trainer.loggers[0].save_dir) / "images"
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw what the untrained word gives, where asked for."""
+        if self.log_first_step and trainer.global_step == 0:
+            self.draw(trainer, pl_module, "train", 0)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Draw training pictures when it is time, once a step."""
+        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        count = batch_idx + 1 if self.log_on_batch_idx else trainer.global_step
+        if (whole or self.log_on_batch_idx) and self.due(count):
+            self.draw(trainer, pl_module, "train", batch_idx)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw validation pictures when it is time."""
+        if not trainer.sanity_checking and self.due(trainer.global_step):
+            self.draw(trainer, pl_module, "val", 0)
+
+    def draw(self, trainer: pl.Trainer, module: Any, split: str, batch_idx: int) -> None:
+        """Draw a set's grids and save them."""
+        datasets = getattr(trainer.datamodule, "datasets", {})  # type: ignore[attr-defined]
+        dataset = datasets.get(SPLITS[split])
+        skip = self.disabled or split not in self.splits or dataset is None
+        if skip or not trainer.is_global_zero or self.drawn.get(split) == trainer.global_step:
+            return
+        self.drawn[split] = trainer.global_step
+        try:
+            with quietly(module):
+                grids = self.grids(module, first_samples(dataset, self.max_images))
+        except ValueError as error:  # a run is worth more than its pictures
+            log.warning(f"no pictures at step {trainer.global_step}: {error}")
+            return
+        name = f"_gs-{trainer.global_step:06}_e-{trainer.current_epoch:06}_b-{batch_idx:06}.jpg"
+        folder = self.folder / split
+        folder.mkdir(parents=True, exist_ok=True)
+        for key, pictures in grids.items():
+            sheet = grid(pictures)
+            sheet.save(folder / f"{key}{name}", quality=95)
+            for logger in trainer.loggers:
+                board = getattr(getattr(logger, "experiment", None), "add_image", None)
+                if board is not None:
+                    pixels = np.asarray(sheet)
+                    board(f"{split}/{key}", pixels, trainer.global_step, dataformats="HWC")
+
+    def grids(self, module: Any, batch: dict[str, Any]) -> dict[str, list[Image.Image]]:
+        """Return a batch's pictures by key."""
+        drawer: Callable[..., dict[str, Tensor]] | None = getattr(module, "log_images", None)
+        if drawer is not None:
+            return {key: [to_pil(p) for p in x] for key, x in drawer(batch).items()}
+        if not hasattr(module, "get_learned_conditioning"):
+            return {}
+        return self._diffusion_grids(module, batch)
+
+    def _diffusion_grids(self, module: Any, batch: dict[str, Any]) -> dict[str, list[Image.Image]]:
+        x = module.pictures(batch)
+        posterior = module.encode_first_stage(x)
+        z = module.scale_factor * (posterior.mode() if hasattr(posterior, "mode") else posterior)
+        grids = {
+            "inputs": [to_pil(p) for p in x],
+            "reconstruction": [to_pil(p) for p in module.decode_first_stage(z)],
+        }
+        captions = batch.get(module.cond_stage_key)
+        if not isinstance(captions, list) or not isinstance(captions[0], str):
+            return grids
+        from ldm.inference import generate
+
+        side = x.shape[-1]
+        grids["conditioning"] = [write_caption(text, side) for text in captions]
+        for key, scale in (("samples", 1.0), ("samples_scaled", self.guidance)):
+            drawn = generate(
+                module,
+                captions,
+                steps=self.ddim_steps,
+                scale=scale,
+                eta=self.ddim_eta,
+                seed=self.seed,
+                height=x.shape[-2],
+                width=side,
+                batch_size=len(captions),
+            )
+            grids[key] = [picture.image for picture in drawn]
+        return grids
+
+
+def first_samples(dataset: Any, count: int) -> dict[str, Any]:
+    """Return a batch of a set's first samples, with pictures even where latents are cached."""
+    loaded = getattr(dataset, "with_pictures", True)
+    items = [dict(dataset[i]) for i in range(min(count, len(dataset)))]
+    if not loaded:
+        for item in items:
+            item["image"] = dataset.picture(item["picture"])
+    return default_collate(items)

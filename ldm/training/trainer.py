@@ -1,0 +1,184 @@
+"""The Lightning trainer of a run, from options of today and of the original's time."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy, Strategy
+
+from ldm.training.csv_log import CsvLogger
+from ldm.util import UserError, instantiate_from_config
+
+log = logging.getLogger(__name__)
+
+# Steps of a run whose configuration gives none: the paper's.
+DEFAULT_STEPS = 5000
+# Options of old trainers that have no meaning any more; accepted and left out.
+OUTDATED = {
+    "auto_select_gpus",
+    "check_val_every_n_epoch",
+    "checkpoint_callback",
+    "flush_logs_every_n_steps",
+    "move_metrics_to_cpu",
+    "prepare_data_per_node",
+    "progress_bar_refresh_rate",
+    "replace_sampler_ddp",
+    "resume_from_checkpoint",
+    "terminate_on_nan",
+    "track_grad_norm",
+    "weights_save_path",
+    "weights_summary",
+}
+# What the run itself decides.
+OWN: dict[str, Any] = {
+    "max_epochs": -1,  # one endless epoch; `max_steps` ends it
+    "check_val_every_n_epoch": None,
+    "num_sanity_val_steps": 0,
+    "use_distributed_sampler": False,
+    "enable_progress_bar": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+}
+# Options of the original's checkpoint callback without meaning here: one file, always the last.
+OUTDATED_SAVING = {"dirpath", "filename", "monitor", "save_last", "save_top_k", "verbose"}
+
+
+def trainer_settings(config: DictConfig) -> dict[str, Any]:
+    """Return the options of `pl.Trainer` from `lightning.trainer`, translated to today's.
+
+    Raises UserError naming an option that never was one.
+    """
+    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self", "logger", "callbacks"}
+    for old in ("distributed_backend", "accelerator"):
+        if settings.get(old) in ("ddp", "ddp_spawn", "ddp_fork"):
+            settings.setdefault("strategy", settings.pop(old))
+    for name in [name for name in settings if name in OUTDATED]:
+        log.info(f"lightning.trainer.{name} is outdated and left out")
+        del settings[name]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else "see `pl.Trainer`'s options"
+            raise UserError(f"unknown configuration key lightning.trainer.{name}: {hint}")
+    # Lightning's "auto" would take every GPU there is, and with it change the batch.
+    settings.setdefault("devices", 1)
+    # A list of numbers means GPUs; for the CPU it is a count.
+    if settings.get("accelerator") == "cpu" and isinstance(settings["devices"], list):
+        settings["devices"] = len(settings["devices"])
+    return settings
+
+
+def device_count(settings: dict[str, Any]) -> int:
+    """Return the number of processes, over all nodes, that trainer options lead to."""
+    devices, accelerator = settings["devices"], settings.get("accelerator", "auto")
+    if isinstance(devices, str) and "," in devices:
+        devices = [part for part in devices.split(",") if part.strip()]
+    if isinstance(devices, list):
+        count = len(devices)
+    elif devices in ("auto", "-1", -1):
+        count = 1 if accelerator in ("cpu", "mps") else max(1, torch.cuda.device_count())
+    else:
+        count = int(devices)
+    return count * int(settings.get("num_nodes", 1))
+
+
+def accumulation(config: DictConfig, settings: dict[str, Any], batch: int, devices: int) -> int:
+    """Return micro-batches a step: as given, or so that a step sees `lightning.images_per_step`.
+
+    Raises UserError where these do not divide.
+    """
+    wanted = config.get("images_per_step")
+    if "accumulate_grad_batches" in settings or wanted is None:
+        return int(settings.get("accumulate_grad_batches", 1))
+    if wanted % (batch * devices):
+        raise UserError(
+            f"lightning.images_per_step {wanted} is no multiple of {batch} (batch_size) x "
+            f"{devices} (devices): change batch_size, or set --accumulate_grad_batches"
+        )
+    return int(wanted // (batch * devices))
+
+
+def saving_options(config: DictConfig) -> dict[str, Any]:
+    """Return the options of `Checkpoints` from the original's section `modelcheckpoint`."""
+    options = dict(OmegaConf.select(config, "modelcheckpoint.params") or {})
+    for name in [name for name in options if name in OUTDATED_SAVING]:
+        log.info(f"lightning.modelcheckpoint.params.{name} is left out: the last state is saved")
+        del options[name]
+    unknown = set(options) - {"every_n_train_steps"}
+    if unknown:
+        raise UserError(
+            f"unknown configuration key lightning.modelcheckpoint.params.{unknown.pop()}: "
+            "known is every_n_train_steps"
+        )
+    return options
+
+
+def strategy(settings: dict[str, Any], devices: int, find_unused: bool) -> str | Strategy:
+    """Return how processes work together.
+
+    Buffers are the same everywhere, so they are not sent around. With several words a batch may
+    name only some of them, which DDP must be told.
+    """
+    wanted = settings.get("strategy", "auto")
+    if devices == 1 and wanted == "auto":
+        return "auto"
+    if wanted not in ("auto", "ddp", "ddp_spawn", "ddp_fork", "ddp_find_unused_parameters_true"):
+        return str(wanted)
+    methods = {"ddp_spawn": "spawn", "ddp_fork": "fork"}
+    return DDPStrategy(
+        start_method=methods.get(wanted, "popen"),  # type: ignore[arg-type]
+        find_unused_parameters=find_unused or wanted.endswith("true"),
+        broadcast_buffers=False,
+    )
+
+
+def loggers(config: DictConfig, folder: Path, first_step: int) -> list[Logger]:
+    """Return TensorBoard's logger, the table's, and one more where the configuration names it."""
+    wanted: list[Logger] = [
+        TensorBoardLogger(str(folder), name="logger", version="", purge_step=first_step or None),
+        CsvLogger(folder / "logger" / "metrics.csv", first_step),
+    ]
+    extra = config.get("logger")
+    if extra and "testtube" in str(extra.get("target", "")).lower():
+        log.info("lightning.logger: test-tube is no more; there are TensorBoard and metrics.csv")
+    elif extra and "target" in extra:
+        wanted.append(instantiate_from_config(extra))
+    return wanted
+
+
+def build_trainer(
+    settings: dict[str, Any],
+    callbacks: list[pl.Callback],
+    logger: list[Logger],
+    find_unused: bool,
+    devices: int,
+) -> pl.Trainer:
+    """Return the trainer.
+
+    Args:
+        settings: from `trainer_settings`, with `max_steps`; `val_check_interval` counts steps.
+        callbacks: of the run.
+        logger: the run's loggers.
+        find_unused: whether some trained weights may have no part in a batch.
+        devices: processes over all nodes.
+    """
+    micro = settings.get("accumulate_grad_batches", 1)
+    interval = settings.get("val_check_interval")
+    if not isinstance(interval, int) or interval < 1:
+        raise UserError(f"val_check_interval is a number of steps, got {interval!r}")
+    options = {
+        **settings,
+        **OWN,
+        "val_check_interval": interval * micro,
+        "strategy": strategy(settings, devices, find_unused),
+    }
+    return pl.Trainer(**options, callbacks=callbacks, logger=logger)
