@@ -6,8 +6,6 @@ embedding manager and the samplers use (`tokenize`, `word_ids`, `vocab_table`, `
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.modules.encoders.vocabulary import load_tokenizer
 from ldm.modules.x_transformer import EmbeddingHook, Encoder, TransformerWrapper
 from ldm.util import UserError
 
@@ -122,10 +121,16 @@ class TextEncoder(AbstractEncoder):
         """Where the encoder is."""
         return self.vocab_table.device
 
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Return ids, padded and cut: int64 [b, max_length], on the encoder's device."""
+    def tokenize(self, texts: str | Sequence[str]) -> Tensor:
+        """Return ids, padded and cut: int64 [b, max_length], on the encoder's device.
+
+        A single text is a batch of one.
+        """
+        if self.tokenizer is None:
+            raise ValueError(f"built with use_tokenizer: false, so give token ids, got {texts!r}")
+        texts = [texts] if isinstance(texts, str) else list(texts)
         ids = self.tokenizer(
-            list(texts), truncation=True, max_length=self.max_length, padding="max_length"
+            texts, truncation=True, max_length=self.max_length, padding="max_length"
         )["input_ids"]
         return torch.tensor(ids, dtype=torch.int64, device=self.device)
 
@@ -142,51 +147,25 @@ class TextEncoder(AbstractEncoder):
         raise NotImplementedError
 
     def forward(
-        self, texts: Sequence[str], embedding_manager: EmbeddingHook | None = None
+        self, texts: str | Sequence[str] | Tensor, embedding_manager: EmbeddingHook | None = None
     ) -> Tensor:
         """Encode texts to [b, max_length, width].
 
         Args:
+            texts: or their token ids [b, n].
             embedding_manager: given ids and token vectors, returns the vectors to use in their place;
                 called before positions are added (paper §3).
         """
-        return self.embed(self.tokenize(texts), embedding_manager)
+        ids = texts if isinstance(texts, Tensor) else self.tokenize(texts)
+        return self.embed(ids, embedding_manager)
 
     def encode(
-        self, condition: Sequence[str], embedding_manager: EmbeddingHook | None = None
+        self,
+        condition: str | Sequence[str] | Tensor,
+        embedding_manager: EmbeddingHook | None = None,
     ) -> Tensor:
         """As calling it."""
         return self(condition, embedding_manager)
-
-
-def load_tokenizer(kind: str, source: str) -> Any:
-    """Load a `transformers` tokeniser, `BertTokenizerFast` or `CLIPTokenizerFast`.
-
-    Args:
-        source: a local folder, or a name on the hub (asked only if it is not in the local cache).
-
-    Raises:
-        UserError: it is in neither place; says how to get it.
-    """
-    import transformers
-
-    if os.sep in source and not Path(source).is_dir():
-        raise UserError(f"tokenizer folder {source!r} does not exist")
-    logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
-    loader = getattr(transformers, kind)
-    try:
-        try:
-            return loader.from_pretrained(source, local_files_only=True)
-        except OSError:
-            if Path(source).is_dir():
-                raise
-            return loader.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"cannot load the vocabulary {source!r} ({reason}); get it once with "
-            "scripts/download_models.sh, or give a folder: cond_stage_config.params.tokenizer"
-        ) from error
 
 
 class BERTEmbedder(TextEncoder):
@@ -201,8 +180,8 @@ class BERTEmbedder(TextEncoder):
         tokenizer: a hub name or a folder with `vocab.txt`; by default the folder that
             scripts/download_models.sh fills, where it exists, else bert-base-uncased.
         heads, dim_head: of attention; the published model has 8 of 64.
-        device, use_tokenizer: accepted for old configurations; the encoder follows its module's
-            device, and always has its tokeniser.
+        use_tokenizer: false: conditions are token ids already, as layouts of boxes are.
+        device: accepted for old configurations; the encoder follows its module's device.
     """
 
     family = "ldm-bert"
@@ -220,12 +199,10 @@ class BERTEmbedder(TextEncoder):
         heads: int = 8,
         dim_head: int = 64,
     ) -> None:
-        if not use_tokenizer:
-            raise ValueError("use_tokenizer must be true: prompts are texts")
         if tokenizer is None:
             tokenizer = str(LOCAL_BERT) if LOCAL_BERT.is_dir() else "bert-base-uncased"
-        super().__init__(load_tokenizer("BertTokenizerFast", tokenizer))
-        if len(self.tokenizer) > vocab_size:
+        super().__init__(load_tokenizer("BertTokenizerFast", tokenizer) if use_tokenizer else None)
+        if use_tokenizer and len(self.tokenizer) > vocab_size:
             raise UserError(
                 f"tokenizer {tokenizer!r} has {len(self.tokenizer)} entries, "
                 f"more than vocab_size {vocab_size}"
@@ -243,7 +220,7 @@ class BERTEmbedder(TextEncoder):
     @property
     def unknown_id(self) -> int | None:
         """Id of [UNK]."""
-        return int(self.tokenizer.unk_token_id)
+        return None if self.tokenizer is None else int(self.tokenizer.unk_token_id)
 
     def embed(self, ids: Tensor, embedding_manager: EmbeddingHook | None) -> Tensor:
         """Encode ids [b, n] to [b, n, n_embed]."""

@@ -1,0 +1,89 @@
+"""Finding and loading the vocabulary of a text encoder: a folder, or a name on the hub.
+
+`transformers` is only handed folders that hold a vocabulary: where files are missing, its recent
+versions build a tokeniser without a single word and say nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from ldm.util import UserError
+
+# Any of these groups of files is a whole vocabulary.
+VOCABULARIES = {
+    "BertTokenizerFast": (("vocab.txt",), ("tokenizer.json",)),
+    "CLIPTokenizerFast": (("vocab.json", "merges.txt"), ("tokenizer.json",)),
+}
+FETCHED = ("vocab.txt", "vocab.json", "merges.txt", "tokenizer.json", "*_config.json", "special_*")
+ADVICE = (
+    "get it once with scripts/download_models.sh, or name a folder with "
+    "cond_stage_config.params.tokenizer"
+)
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def load_tokenizer(kind: str, source: str) -> Any:
+    """Load a `transformers` tokeniser.
+
+    Args:
+        kind: `BertTokenizerFast` or `CLIPTokenizerFast`.
+        source: a local folder, or a name on the hub, which is asked only if the vocabulary is not in
+            the local cache.
+
+    Raises:
+        UserError: it is in neither place, or unreadable; says how to get it.
+    """
+    folder = vocabulary_folder(kind, source)
+
+    import transformers
+
+    logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
+    try:
+        return getattr(transformers, kind).from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception for unreadable files
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot read the vocabulary in {folder} ({reason}); {ADVICE}") from error
+
+
+def vocabulary_folder(kind: str, source: str) -> Path:
+    """Return the folder with the vocabulary's files; fetch them from the hub where needed."""
+    if Path(source).is_dir():
+        if not _is_whole(kind, Path(source)):
+            wanted = " or ".join(" and ".join(files) for files in VOCABULARIES[kind])
+            raise UserError(
+                f"no vocabulary in folder {source!r}: it should hold {wanted}; {ADVICE}"
+            )
+        return Path(source)
+    if HUB_NAME.fullmatch(source) is None:
+        raise UserError(f"tokenizer folder {source!r} does not exist; {ADVICE}")
+    return _from_hub(kind, source)
+
+
+def _is_whole(kind: str, folder: Path) -> bool:
+    return any(all((folder / f).is_file() for f in files) for files in VOCABULARIES[kind])
+
+
+def _from_hub(kind: str, name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    reason = "it has no vocabulary's files"
+    for local_files_only in (True, False):
+        try:
+            folder = Path(
+                snapshot_download(
+                    name, allow_patterns=list(FETCHED), local_files_only=local_files_only
+                )
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            continue
+        if _is_whole(kind, folder):
+            return folder
+    raise UserError(
+        f"vocabulary {name!r} is neither a folder here, nor in the local cache, nor could it be "
+        f"fetched ({reason}); {ADVICE}"
+    )
