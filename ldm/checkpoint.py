@@ -137,7 +137,7 @@ def load_model(
         logger.info("%s: %s", checkpoint, line)
     model.to(device=device)
     manager = getattr(model, "embedding_manager", None)
-    if manager is not None:
+    if manager is not None and manager.first_words:  # without, a file is expected to bring vectors
         manager.initialize()
     return model.eval()
 
@@ -145,25 +145,26 @@ def load_model(
 def read_config(config: DictConfig | Mapping[str, Any] | str | Path) -> DictConfig:
     """Read a model's configuration; the caller may change what is returned.
 
-    A tokenizer folder named relative to the configuration's own folder is made absolute.
+    A tokenizer folder named relative to the configuration's own folder, or to the project's, is
+    made absolute.
 
     Raises:
         UserError: the file is missing, no YAML, or has no `model`.
     """
     folder = None
     if isinstance(config, str | Path):
-        place, folder = f"configuration {config}", Path(config).resolve().parent
+        name, folder = f"configuration {config}", Path(config).resolve().parent
         loaded = _read_yaml(Path(config))
     else:
-        place = "configuration"
+        name = "configuration"
         plain = OmegaConf.to_container(config) if isinstance(config, DictConfig) else dict(config)
         loaded = OmegaConf.create(plain)
     if not isinstance(loaded, DictConfig) or "model" not in loaded:
-        raise UserError(f"{place} has no 'model': it is not the configuration of a model")
+        raise UserError(f"{name} has no 'model': it is not the configuration of a model")
     tokenizer = OmegaConf.select(loaded, "model.params.cond_stage_config.params.tokenizer")
-    if folder is not None and isinstance(tokenizer, str) and not Path(tokenizer).is_dir():
-        for candidate in (folder / tokenizer, Path(__file__).parents[1] / tokenizer):
-            if candidate.is_dir():
+    if isinstance(tokenizer, str) and not Path(tokenizer).is_dir():
+        for place in (folder, Path(__file__).parents[1]):
+            if place is not None and (candidate := place / tokenizer).is_dir():
                 loaded.model.params.cond_stage_config.params.tokenizer = str(candidate)
                 break
     return loaded

@@ -1,0 +1,110 @@
+"""What command lines share: one-line errors, where a model's files are, which device to use.
+
+Imports nothing heavy, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ldm.util import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+WEIGHTS = ("model.safetensors", "model.ckpt")
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes only whole option names, and says what is wrong in one line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError in place of printing the usage."""
+        raise UserError(f"{message} (see --help)")
+
+
+def find_model(checkpoint: str, config: str | None, default_config: str) -> tuple[Path, Path]:
+    """Find a model's configuration and weights.
+
+    Args:
+        checkpoint: the weights' file, a folder that has them as model.safetensors or model.ckpt, or
+            the name of a folder under models/, such as "miniature". Paths are looked up from here
+            and then from the project's folder.
+        config: the configuration; where none is given, config.yaml beside the weights.
+        default_config: the configuration where neither is there.
+
+    Raises:
+        UserError: one of the files does not exist; says how to get weights.
+    """
+    weights = _find(checkpoint)
+    if not weights.exists() and Path(checkpoint).name == checkpoint:
+        weights = next((p for p in (_find(f"models/{checkpoint}"),) if p.is_dir()), weights)
+    if weights.is_dir():
+        folder = weights
+        weights = next((p for name in WEIGHTS if (p := folder / name).is_file()), folder)
+        if weights is folder:
+            raise UserError(f"folder {checkpoint} has no {' or '.join(WEIGHTS)}")
+    if not weights.is_file():
+        raise UserError(
+            f"checkpoint {checkpoint} does not exist: get the published weights with "
+            "scripts/download_models.sh, or draw with the miniature: --ckpt_path models/miniature"
+        )
+    beside = weights.with_name("config.yaml")
+    if config is not None:
+        chosen = _find(config)
+    else:
+        chosen = beside if beside.is_file() else _find(default_config)
+    if not chosen.is_file():
+        raise UserError(f"configuration {config or default_config} does not exist")
+    return chosen, weights
+
+
+def choose_device(name: str) -> str:
+    """Return the device to draw on; "auto" takes a GPU where there is one.
+
+    Raises:
+        UserError: an unknown device, or one that this machine does not have.
+    """
+    import torch
+
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    if found == "cpu" and torch.backends.mps.is_available():
+        found = "mps"
+    if name == "auto":
+        return found
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
+        raise UserError(f"device {name!r} is unknown: give auto, cpu, cuda, cuda:1 or mps")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {name!r} was asked for, but this machine has no usable CUDA GPU")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name!r} does not exist: there are {torch.cuda.device_count()}")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device 'mps' was asked for, but this machine has none")
+    return name
+
+
+def check_output_folder(path: str | Path) -> Path:
+    """Check that files can be written into a folder, which need not exist yet.
+
+    Raises:
+        UserError: they cannot.
+    """
+    path = Path(path)
+    existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise UserError(f"output folder {path}: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"output folder {path}: {existing} is not writable")
+    return path
+
+
+def _find(path: str) -> Path:
+    here, there = Path(path).expanduser(), ROOT / path
+    return there if not here.exists() and there.exists() else here

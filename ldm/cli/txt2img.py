@@ -1,0 +1,368 @@
+"""The command line of scripts/txt2img.py and scripts/stable_txt2img.py, unlike in defaults only."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.cli.common import Parser, check_output_folder, choose_device, find_model
+from ldm.util import UserError
+
+if TYPE_CHECKING:
+    from ldm.inference import Picture
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What one of the two commands takes where nothing is said."""
+
+    command: str
+    description: str
+    checkpoint: str
+    config: str
+    steps: int
+    scale: float
+    iterations: int
+    samples: int
+    precision: str
+
+
+LATENT_DIFFUSION = Defaults(
+    command="scripts/txt2img.py",
+    description="Draw pictures from text with the 1.4B latent diffusion model, and learned words.",
+    checkpoint="models/ldm/text2img-large/model.ckpt",
+    config="configs/latent-diffusion/txt2img-1p4B-eval_with_tokens.yaml",
+    steps=200,
+    scale=5.0,
+    iterations=1,
+    samples=4,
+    precision="full",
+)
+STABLE_DIFFUSION = Defaults(
+    command="scripts/stable_txt2img.py",
+    description="Draw pictures from text with Stable Diffusion 1, and learned words.",
+    checkpoint="models/ldm/stable-diffusion-v1/model.ckpt",
+    config="configs/stable-diffusion/v1-inference.yaml",
+    steps=50,
+    scale=7.5,
+    iterations=2,
+    samples=3,
+    precision="autocast",
+)
+
+EXAMPLES = """examples:
+  draw a learned word:
+    python {command} --prompt "a photo of * on the moon" --embedding_path embeddings.pt
+  with the miniature model, which comes with the project:
+    python {command} --ckpt_path models/miniature --prompt "a red star on the beach"
+  two words, the second of which was also learned as "*":
+    python {command} --embedding_path cat.pt @=style.pt --prompt "a photo of * in the style of @"
+  many prompts, a line each, from a file or a pipe:
+    python {command} --from-file prompts.txt
+    cat prompts.txt | python {command} --from-file -
+"""
+
+
+def parse(defaults: Defaults, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line.
+
+    Raises:
+        UserError: unknown or malformed options.
+    """
+    parser = Parser(
+        prog=defaults.command,
+        description=defaults.description,
+        epilog=EXAMPLES.format(command=defaults.command),
+    )
+    _add_what(parser)
+    _add_model(parser, defaults)
+    _add_how(parser, defaults)
+    _add_output(parser)
+    return parser.parse_args(arguments)
+
+
+def _add_what(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what to draw")
+    group.add_argument("--prompt", metavar="TEXT", help="what to draw")
+    group.add_argument(
+        "--negative_prompt", metavar="TEXT", default="", help="what to lead away from"
+    )
+    group.add_argument("--from-file", metavar="FILE", help='prompts, a line each; "-" is stdin')
+    group.add_argument(
+        "--embedding_path",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="[WORD=]FILE",
+        help="files of learned words; with WORD= the file's one word gets that name",
+    )
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=42,
+        help="of the first picture; the next have the numbers after it (42)",
+    )
+    group.add_argument(
+        "--fixed_code", action="store_true", help="begin every prompt with the same seeds"
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
+    group = parser.add_argument_group("the model")
+    group.add_argument(
+        "--ckpt_path",
+        "--ckpt",
+        metavar="PATH",
+        default=defaults.checkpoint,
+        help=f"weights, or a folder with model.safetensors or model.ckpt ({defaults.checkpoint})",
+    )
+    group.add_argument(
+        "--config",
+        metavar="YAML",
+        help=f"the model's configuration; by default config.yaml beside the weights, or else "
+        f"{defaults.config}",
+    )
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    group.add_argument(
+        "--precision",
+        choices=("full", "autocast"),
+        default=defaults.precision,
+        help=f"float32, or half precision where it is safe ({defaults.precision})",
+    )
+    group.add_argument("--C", type=int, metavar="N", help="latent channels; only checked")
+    group.add_argument("--f", type=int, metavar="N", help="downsampling factor; only checked")
+
+
+def _add_how(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
+    group = parser.add_argument_group("how to draw")
+    group.add_argument(
+        "--ddim_steps", type=int, default=defaults.steps, help=f"1..1000 ({defaults.steps})"
+    )
+    group.add_argument("--plms", action="store_true", help="sample by PLMS in place of DDIM")
+    group.add_argument("--ddim_eta", type=float, default=0.0, help="0 is deterministic, 1 is DDPM")
+    group.add_argument(
+        "--scale", type=float, default=defaults.scale, help=f"guidance ({defaults.scale})"
+    )
+    group.add_argument("--H", type=int, metavar="PIXELS", help="height (the model's own)")
+    group.add_argument("--W", type=int, metavar="PIXELS", help="width (the model's own)")
+    group.add_argument(
+        "--n_samples",
+        type=int,
+        default=defaults.samples,
+        help=f"pictures of a prompt drawn at a time ({defaults.samples})",
+    )
+    group.add_argument(
+        "--n_iter",
+        type=int,
+        default=defaults.iterations,
+        help=f"how many times ({defaults.iterations})",
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("where to put it (nothing is overwritten)")
+    group.add_argument("--outdir", metavar="DIR", default="outputs/txt2img-samples")
+    group.add_argument("--skip_grid", action="store_true", help="no grid for each prompt")
+    group.add_argument("--skip_save", action="store_true", help="no single pictures")
+    group.add_argument("--n_rows", type=int, default=0, help="pictures in a grid's row")
+
+
+def run(options: argparse.Namespace, defaults: Defaults) -> int:
+    """Draw what the options say.
+
+    Raises:
+        UserError: anything wrong with them, before weights are read where that can be known.
+    """
+    _check(options)
+    prompts = read_prompts(options.prompt, options.from_file)
+    folder = check_output_folder(options.outdir)
+    config, weights = find_model(options.ckpt_path, options.config, defaults.config)
+    words = [split_word(item) for item in options.embedding_path]
+    device = choose_device(options.device)
+
+    from ldm.checkpoint import checkpoint_hash
+    from ldm.inference import latent_shape, load_model
+    from ldm.modules.embedding_file import read_words
+
+    for _, path in words:
+        read_words(path)
+    # On the CPU the weights lie unread in the mapped file until all is checked.
+    model = load_model(config, weights)
+    _check_latent(model, options)
+    latent_shape(model, options.H, options.W)
+    _load_words(model, words, [*prompts, options.negative_prompt])
+    model.to(device)
+    facts = {
+        "checkpoint": str(weights),
+        "checkpoint_hash": checkpoint_hash(weights),
+        "config": str(config),
+        "embeddings": list(options.embedding_path),
+    }
+    count = options.n_iter * options.n_samples
+    for number, prompt in enumerate(prompts):
+        first = options.seed + (0 if options.fixed_code else number * count)
+        _save(_draw(model, prompt, first, count, options), folder, options, facts)
+    return 0
+
+
+def _draw(
+    model: Any, prompt: str, seed: int, count: int, options: argparse.Namespace
+) -> list[Picture]:
+    import torch
+
+    from ldm.inference import generate
+
+    try:
+        return generate(
+            model,
+            [prompt],
+            samples_per_prompt=count,
+            steps=options.ddim_steps,
+            scale=options.scale,
+            eta=options.ddim_eta,
+            seed=seed,
+            height=options.H,
+            width=options.W,
+            sampler="plms" if options.plms else "ddim",
+            negative_prompt=options.negative_prompt,
+            batch_size=options.n_samples,
+            precision=options.precision,
+            progress=sys.stderr.isatty(),
+        )
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of memory for {options.n_samples} pictures at a time: lower --n_samples, or give "
+            "--precision autocast"
+        ) from error
+
+
+def read_prompts(prompt: str | None, from_file: str | None) -> list[str]:
+    """Return the prompts: the one given, or a file's lines without the empty ones.
+
+    Raises:
+        UserError: none, both, or an unreadable file.
+    """
+    if (prompt is None) == (from_file is None):
+        raise UserError("give either --prompt TEXT or --from-file FILE")
+    if prompt is not None:
+        return [prompt]
+    try:
+        if from_file == "-":
+            text = sys.stdin.read()
+        else:
+            text = Path(str(from_file)).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"--from-file {from_file}: {reason}") from error
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise UserError(f"--from-file {from_file}: no prompts in it")
+    return prompts
+
+
+def split_word(item: str) -> tuple[str | None, str]:
+    """Split WORD=FILE, where there is no file of that whole name: (word or None, file)."""
+    word, equals, path = item.partition("=")
+    if equals and word and path and not Path(item).exists():
+        return word, path
+    return None, item
+
+
+def _load_words(model: Any, words: Sequence[tuple[str | None, str]], prompts: list[str]) -> None:
+    from ldm.inference import load_words
+    from ldm.modules.embedding_file import read_words
+    from ldm.placeholders import occurrences
+
+    manager = model.embedding_manager
+    if not words and manager is not None:
+        # Words that come from the configuration alone were never learned.
+        for word in manager.placeholders:
+            for prompt in prompts:
+                if occurrences(prompt, word):
+                    raise UserError(
+                        f"prompt {prompt!r} names {word!r}, but no word is loaded: give its file "
+                        "as --embedding_path"
+                    )
+        manager.clear()
+    for name, path in words:
+        rename = None
+        if name is not None:
+            held = list(read_words(path).words)
+            if len(held) != 1:
+                raise UserError(f"{name}={path}: the file holds {len(held)} words: {held}")
+            rename = {held[0]: name}
+        loaded = load_words(model, path, rename=rename)
+        logger.info("%s: %s", path, " ".join(loaded))
+    if words:
+        model.embedding_manager.check_prompts(prompts)
+        held = model.embedding_manager.placeholders
+        if not any(occurrences(prompt, word) for prompt in prompts for word in held):
+            logger.warning(
+                "no prompt names a loaded word (%s): they have no effect", " ".join(held)
+            )
+
+
+def _check(options: argparse.Namespace) -> None:
+    for flag in ("n_samples", "n_iter"):
+        if getattr(options, flag) < 1:
+            raise UserError(f"--{flag} must be at least 1, got {getattr(options, flag)}")
+    if options.n_rows < 0:
+        raise UserError(f"--n_rows must be at least 0, got {options.n_rows}")
+    if not 1 <= options.ddim_steps <= 1000:
+        raise UserError(f"--ddim_steps must lie in 1..1000, got {options.ddim_steps}")
+    if not (math.isfinite(options.scale) and options.scale >= 0):
+        raise UserError(f"--scale must be at least 0, got {options.scale}")
+    if not 0 <= options.ddim_eta <= 1:
+        raise UserError(f"--ddim_eta must lie in 0..1, got {options.ddim_eta}")
+    if options.plms and options.ddim_eta:
+        raise UserError(f"--ddim_eta must be 0 with --plms, got {options.ddim_eta}")
+    if not 0 <= options.seed < 2**62:
+        raise UserError(f"--seed must lie in 0..2^62, got {options.seed}")
+    for flag in ("H", "W"):
+        side = getattr(options, flag)
+        if side is not None and (side < 8 or side % 8):
+            raise UserError(f"--{flag} must be a multiple of 8, got {side}")
+    if options.skip_grid and options.skip_save:
+        raise UserError("--skip_grid and --skip_save together leave nothing to write")
+
+
+def _check_latent(model: Any, options: argparse.Namespace) -> None:
+    for flag, have in (("C", model.channels), ("f", model.first_stage_downsampling)):
+        wanted = getattr(options, flag)
+        if wanted is not None and wanted != have:
+            raise UserError(f"--{flag} {wanted} does not fit the model, which has {have}")
+
+
+def _save(
+    pictures: Sequence[Picture],
+    folder: Path,
+    options: argparse.Namespace,
+    facts: dict[str, Any],
+) -> None:
+    """Write single pictures to samples/, and a prompt's grid beside that folder."""
+    from ldm.image_io import pil_grid, safe_name, save_png
+
+    name = safe_name(pictures[0].prompt)
+    if not options.skip_save:
+        for picture in pictures:
+            path = folder / "samples" / f"{name}_{picture.seed}.png"
+            save_png(picture.image, path, {**picture.settings, **facts})
+    if not options.skip_grid:
+        grid = pil_grid([p.image for p in pictures], options.n_rows or options.n_samples)
+        settings = {**pictures[0].settings, "pictures": len(pictures), **facts}
+        logger.info("%s", save_png(grid, folder / f"{name}.png", settings))
+    else:
+        logger.info("%d pictures in %s", len(pictures), folder / "samples")
+
+
+def main(defaults: Defaults, arguments: Sequence[str] | None = None) -> int:
+    """Run one of the two commands."""
+    return run(parse(defaults, arguments), defaults)

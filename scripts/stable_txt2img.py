@@ -1,0 +1,8 @@
+#!/usr/bin/env python
+"""Draw pictures from text with Stable Diffusion 1: `--help` has examples."""
+
+from ldm.cli.txt2img import STABLE_DIFFUSION, main
+from ldm.util import cli_main
+
+if __name__ == "__main__":
+    cli_main(lambda: main(STABLE_DIFFUSION))
