@@ -22,7 +22,7 @@ from ldm.data.miniature import MiniatureWorld, Spec, render
 from ldm.data.miniature_grammar import SCENE_PHRASES, STYLE_PHRASES, caption, full_caption
 from ldm.evaluation.judge import PROMPTS, Judge
 from ldm.evaluation.similarity import own_similarity, pairwise_similarity
-from ldm.image_io import from_pil, open_rgb, to_pil
+from ldm.image_io import open_rgb, to_pil
 from ldm.util import UserError
 
 # (prompts, pictures of each) -> pictures, those of one prompt side by side.
@@ -255,7 +255,7 @@ def score_concept(
     Returns:
         The scores, and pictures to show: of the word, then of the scene prompts.
     """
-    training = judge.image_features(torch.stack([from_pil(p) for p in concept.pictures]))
+    training = judge.image_features(concept.pictures)
     best = max(vocabulary, key=lambda word: pairwise_similarity(vocabulary[word], training))
 
     def likeness(prompt: str, count: int) -> float:
