@@ -28,10 +28,11 @@ from ldm.modules.tokens import (
     check_prompt,
     first_vectors,
     first_word_ids,
+    per_image_placeholders,
     placeholder_id,
     vocabulary_norms,
 )
-from ldm.placeholders import DEFAULT_PLACEHOLDER, PER_IMAGE_PLACEHOLDERS
+from ldm.placeholders import DEFAULT_PLACEHOLDER
 from ldm.randomness import Purpose, generator
 from ldm.util import UserError
 
@@ -61,7 +62,7 @@ class EmbeddingManager(nn.Module):
 
     Args:
         embedder: the text encoder; used, not owned, so its weights are no part of this module.
-        placeholder_strings: the words to learn; ["*"] by default.
+        placeholder_strings: the words to learn, ["*"] by default; [] where files bring them.
         initializer_words: the first word of each placeholder, in order; a missing or empty one
             starts from the original's U[0, 1) draw.
         per_image_tokens: add one word for each training picture (22 Hebrew letters).
@@ -117,11 +118,11 @@ class EmbeddingManager(nn.Module):
         self.register_buffer("optimizer_step", torch.tensor(0, device="cpu"))
         self.register_buffer("_token_ids", torch.empty(0, device="cpu"), persistent=False)
 
-        words = list(placeholder_strings or [DEFAULT_PLACEHOLDER])
+        words = [DEFAULT_PLACEHOLDER] if placeholder_strings is None else list(placeholder_strings)
         first = list(initializer_words or [])
         if len(first) > len(words):
             raise UserError(f"{len(first)} initializer_words for {len(words)} placeholder_strings")
-        self.per_image_placeholders = PER_IMAGE_PLACEHOLDERS if per_image_tokens else ()
+        self.per_image_placeholders = per_image_placeholders(embedder) if per_image_tokens else ()
         self.first_words = {p: w for p, w in zip(words, first, strict=False) if w}
         for placeholder in (*words, *self.per_image_placeholders):
             token_id = placeholder_id(embedder, placeholder, self.string_to_token_dict)
@@ -224,7 +225,8 @@ class EmbeddingManager(nn.Module):
 
         See `ldm.modules.tokens.check_prompt`.
         """
-        words = {p: (self.token_id(p), len(self.word(p))) for p in self.placeholders}
+        # All vectors of a progressive word count: training will bring them into play.
+        words = {p: (self.token_id(p), len(v)) for p, v in self.string_to_param_dict.items()}
         for prompt in prompts:
             check_prompt(self.embedder, prompt, words)
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ldm.placeholders import occurrences
+from ldm.placeholders import PER_IMAGE_PLACEHOLDERS, occurrences
 from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class TextEmbedder(Protocol):
     def unknown_id(self) -> int | None: ...
     @property
     def vocab_table(self) -> Tensor: ...
-    def tokenize(self, texts: list[str]) -> Tensor: ...
+    def count_tokens(self, text: str) -> int: ...
     def word_ids(self, word: str) -> list[int]: ...
 
 
@@ -75,6 +75,18 @@ def placeholder_id(embedder: TextEmbedder, placeholder: str, others: Mapping[str
             vocabulary,
         )
     return ids[0]
+
+
+def per_image_placeholders(embedder: TextEmbedder) -> tuple[str, ...]:
+    """Return the placeholders of per-image words; UserError where the vocabulary lacks them."""
+    for letter in PER_IMAGE_PLACEHOLDERS:
+        ids = embedder.word_ids(letter)
+        if len(ids) != 1 or ids[0] == embedder.unknown_id:
+            raise UserError(
+                f"per_image_tokens names its words by the 22 Hebrew letters, and {letter!r} is no "
+                f"token of the {embedder.family} vocabulary: set per_image_tokens to false"
+            )
+    return PER_IMAGE_PLACEHOLDERS
 
 
 def first_word_ids(embedder: TextEmbedder, word: str, vectors: int, mode: str) -> list[int]:
@@ -147,10 +159,12 @@ def check_prompt(embedder: TextEmbedder, prompt: str, words: dict[str, tuple[int
                 f"{found} times after tokenising: part it from other characters with spaces"
             )
     length = embedder.max_length
-    row = embedder.tokenize([prompt])[0].tolist()
+    # Both tokenisers put one special token before the text and one behind it, and cut the text for
+    # both to fit; splicing then pushes what follows a word further back.
+    special = embedder.count_tokens(prompt) - len(ids)
     vectors = dict(words.values())
-    end, reached = 0, dict.fromkeys(vectors, 0)
-    for token in row:
+    end, reached = special // 2, dict.fromkeys(vectors, 0)
+    for token in ids[: length - special]:
         end += vectors.get(token, 1)
         if token in vectors and end <= length:
             reached[token] += 1

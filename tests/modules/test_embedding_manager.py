@@ -1,6 +1,7 @@
 """The learned words: where they start, how they enter a text, what is saved, what is refused."""
 
 import copy
+import itertools
 import json
 import logging
 
@@ -49,9 +50,9 @@ def test_only_the_words_are_parameters(embedder):
     assert (manager.word("*").grad.abs().sum(-1) > 0).all()
 
 
-def test_without_words_a_text_passes_unchanged(embedder):
-    manager = EmbeddingManager(embedder, ["*"], ["cat"])
-    manager.clear()
+def test_without_words_a_text_passes_unchanged(embedder, caplog):
+    manager = EmbeddingManager(embedder, [])
+    assert not caplog.records
     ids = embedder.tokenize(["a photo of *"])
     torch.testing.assert_close(
         manager(ids, embedder.vocab_table[ids]), embedder.vocab_table[ids], rtol=0, atol=0
@@ -166,6 +167,24 @@ class TestPrompts:
             with pytest.raises(UserError, match=r"cut off at the encoder's 10 positions"):
                 manager.check_prompts([prompt])
 
+    def test_agree_with_what_splicing_leaves(self, embedder):
+        """The check passes exactly where every vector of each named word reaches the encoder."""
+        manager = EmbeddingManager(embedder, ["*", "@"], ["cat", "cat"], num_vectors_per_token=2)
+        with torch.no_grad():
+            for value, placeholder in enumerate(manager.placeholders):
+                manager.word(placeholder).copy_(
+                    100.0 + torch.arange(12.0).reshape(2, 6) + 50 * value
+                )
+        for words in itertools.product(["a", "*", "@"], repeat=7):
+            out = encode(manager, " ".join(words))[0]
+            whole = (out >= 100).all(-1).sum() == 2 * sum(w in "*@" for w in words)
+            try:
+                manager.check_prompts([" ".join(words)])
+            except UserError:
+                assert not whole, words
+            else:
+                assert whole, words
+
     def test_several_words_push_each_other_out(self, embedder):
         manager = EmbeddingManager(embedder, ["*", "@"], ["cat", "cat"], num_vectors_per_token=4)
         manager.check_prompts(["* @"])
@@ -178,6 +197,9 @@ class TestProgressive:
         manager = EmbeddingManager(
             embedder, ["*"], ["cat"], num_vectors_per_token=3, progressive_words=True
         )
+        manager.check_prompts(["a a a a a *"])
+        with pytest.raises(UserError, match="cut off"):  # the third vector would be
+            manager.check_prompts(["a a a a a a a *"])
         for step, active in [(0, 1), (1999, 1), (2000, 2), (3999, 2), (4000, 3), (9000, 3)]:
             manager.set_step(step)
             for _ in range(3):
@@ -218,6 +240,13 @@ class TestPerImageTokens:
         assert not any(p in key for key in manager.norms() for p in PER_IMAGE_PLACEHOLDERS)
         manager.load(tmp_path / "e.pt")
         assert set(manager.placeholders) == {"*", *PER_IMAGE_PLACEHOLDERS}
+
+    def test_need_a_vocabulary_that_has_the_letters(self, embedder):
+        embedder.pieces[embedder.pieces.index("ק")] = "x"
+        with pytest.raises(
+            UserError, match=r"per_image_tokens.*'ק'.*set per_image_tokens to false"
+        ):
+            EmbeddingManager(embedder, ["*"], ["cat"], per_image_tokens=True)
 
 
 class TestRegularisation:
@@ -273,8 +302,11 @@ class TestFiles:
         assert [len(manager.word(p)) for p in manager.placeholders] == [1, 2]
         assert manager.token_id("@") == 5
         manager.save(tmp_path / "both.pt")
-        other = EmbeddingManager(embedder)
+        other = EmbeddingManager(embedder, [])
         assert other.load(tmp_path / "both.pt") == ["*", "@"]
+        other.clear()
+        assert other.placeholders == []
+        assert other.load(tmp_path / "a.pt") == ["*"]
 
     def test_may_leave_the_configurations_words(self, embedder, tmp_path):
         write_words(tmp_path / "a.pt", {"@": torch.ones(1, 6)}, {"@": 5})

@@ -46,6 +46,9 @@ class FakeEmbedder:
                     break
         return ids
 
+    def count_tokens(self, text):
+        return 2 + len(self.word_ids(text))
+
     def tokenize(self, texts):
         rows = []
         for text in texts:
