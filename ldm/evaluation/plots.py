@@ -121,9 +121,8 @@ def _draw(
     if any(line.label for line in lines) or any(band.label for band in bands):
         axes.legend(frameon=False, fontsize=9)
     buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(
-        buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    )
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=no_metadata)
     return _inline(buffer.getvalue(), f"{labels[1]} over {labels[0]}")
 
 
