@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from ldm.cli.common import check_output_folder, find_model
-from ldm.cli.txt2img import LATENT_DIFFUSION, STABLE_DIFFUSION, main, parse, split_word
+from ldm.cli.txt2img import main, split_word
+from ldm.cli.txt2img_options import LATENT_DIFFUSION, STABLE_DIFFUSION, parse
 from ldm.image_io import read_settings
 from ldm.modules.encoders.modules import TextEncoder
 from ldm.util import UserError

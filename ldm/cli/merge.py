@@ -1,0 +1,265 @@
+"""The command line of merge_embeddings.py: several files of learned words into one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldm.cli.common import ROOT, Parser, check_output_folder
+from ldm.util import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ldm.modules.embedding_file import WordFile
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES = """examples:
+  two words with names of their own:
+    python merge_embeddings.py --manager_ckpts cat.pt style.pt --output_path both.pt
+  both were learned as "*"; the second becomes "@":
+    python merge_embeddings.py --manager_ckpts cat.pt style.pt --output_path both.pt --rename '*=@'
+  three of the name, for Stable Diffusion:
+    python merge_embeddings.py -sd --manager_ckpts a.pt b.pt c.pt --output_path all.pt \\
+        --rename '*=@' '*=#'
+"""
+BERT_WIDTH, CLIP_WIDTH = 1280, 768
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word on its way from a file into the merged one."""
+
+    source: Path
+    stored: str
+    name: str
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line.
+
+    Raises:
+        UserError: unknown or malformed options.
+    """
+    parser = Parser(
+        prog="merge_embeddings.py",
+        description="Merge files of learned words into one. No word is ever overwritten: where two "
+        "have one name, say how to rename them.",
+        epilog=EXAMPLES,
+    )
+    parser.add_argument(
+        "--manager_ckpts", nargs="+", required=True, metavar="FILE", help="files of learned words"
+    )
+    parser.add_argument(
+        "--output_path", required=True, metavar="FILE", help="merged file, .pt or .safetensors"
+    )
+    parser.add_argument(
+        "--rename",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="OLD=NEW",
+        help="rename a word; of several with this name, the first keeps it unless there is a "
+        "renaming for each",
+    )
+    parser.add_argument(
+        "-sd",
+        "--stable_diffusion",
+        action="store_true",
+        help="the words are for Stable Diffusion: CLIP's vocabulary in place of BERT's",
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="FOLDER", help="vocabulary to look new names up in, for a .pt file"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing output file")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Merge what the options say.
+
+    Raises:
+        UserError: unreadable files, words of one name, words for different text encoders, a new
+            name that is not one known token.
+    """
+    output = Path(options.output_path)
+    if output.suffix not in (".pt", ".safetensors"):
+        raise UserError(f"--output_path must end in .pt or .safetensors, got {output}")
+    check_output_folder(output.parent)
+    if output.exists() and not options.force:
+        raise UserError(f"{output} exists: give another --output_path, or --force to replace it")
+
+    from ldm.modules.embedding_file import read_words, write_words
+
+    sources = [Path(path) for path in options.manager_ckpts]
+    files = [read_words(path) for path in sources]
+    words = name_words(sources, files, options.rename)
+    by_source = list(zip(sources, files, strict=True))
+    vectors = {w.name: file.words[w.stored] for w, file in _pairs(words, by_source)}
+    width = _common_width(words, vectors, options.stable_diffusion)
+    stated = {
+        w.name: file.token_ids[w.stored]
+        for w, file in _pairs(words, by_source)
+        if w.name == w.stored and w.stored in file.token_ids
+    }
+    ids = stated
+    if output.suffix == ".pt":
+        new = [name for name in vectors if name not in stated]
+        ids = {**stated, **_look_up(new, options, width)}
+        _check_ids(ids)
+    write_words(output, vectors, ids, _metadata(words, by_source, width))
+    for word in words:
+        change = "" if word.name == word.stored else f" (was {word.stored})"
+        logger.info("%s%s from %s: %d vectors", word.name, change, word.source,
+                    len(vectors[word.name]))  # fmt: skip
+    logger.info("%s: %d words", output, len(words))
+    return 0
+
+
+def name_words(
+    sources: Sequence[Path], files: Sequence[WordFile], renames: Sequence[str]
+) -> list[Word]:
+    """Give each word of the files its name in the merged file.
+
+    Renamings of a name go to the words that bear it, in the files' order; where there is one fewer
+    than words, the first word keeps its name.
+
+    Raises:
+        UserError: two words would have one name, or a renaming fits no word.
+    """
+    pairs = [_split(rename) for rename in renames]
+    bearers = Counter(stored for file in files for stored in file.words)
+    for old, count in Counter(old for old, _ in pairs).items():
+        if count > bearers[old]:
+            held = ", ".join(repr(name) for name in bearers)
+            raise UserError(
+                f"--rename {old}=…: {count} renamings for {bearers[old]} words of that name; "
+                f"the files hold {held}"
+            )
+    words: list[Word] = []
+    met: Counter[str] = Counter()
+    for source, file in zip(sources, files, strict=True):
+        for stored in file.words:
+            new = [n for old, n in pairs if old == stored]
+            keeping = bearers[stored] - len(new) if new else bearers[stored]
+            place = met[stored] - keeping
+            met[stored] += 1
+            words.append(Word(source, stored, new[place] if place >= 0 else stored))
+    _check_names(words)
+    return words
+
+
+def _check_names(words: Sequence[Word]) -> None:
+    taken: dict[str, Word] = {}
+    for word in words:
+        other = taken.setdefault(word.name, word)
+        if other is not word:
+            raise UserError(
+                f"{other.source} and {word.source} both bring the word {word.name!r}: rename one "
+                f"with --rename '{word.stored}=NEW'"
+            )
+
+
+def _split(rename: str) -> tuple[str, str]:
+    old, equals, new = rename.partition("=")
+    if not (old and equals and new):
+        raise UserError(f"--rename takes OLD=NEW, got {rename!r}")
+    return old, new
+
+
+def _pairs(
+    words: Sequence[Word], by_source: Sequence[tuple[Path, WordFile]]
+) -> list[tuple[Word, WordFile]]:
+    """Pair each word with its file; one path given twice is two sources of the same content."""
+    files = dict(by_source)
+    return [(word, files[word.source]) for word in words]
+
+
+def _common_width(words: Sequence[Word], vectors: dict[str, Tensor], stable: bool) -> int:
+    widths = {word.name: vectors[word.name].shape[-1] for word in words}
+    width = widths[words[0].name]
+    for word in words:
+        if widths[word.name] != width:
+            raise UserError(
+                f"{words[0].source} is for a text encoder of width {width} and {word.source} for "
+                f"one of {widths[word.name]}: they cannot be used together"
+            )
+    if stable and width != CLIP_WIDTH:
+        raise UserError(f"-sd is for words of width {CLIP_WIDTH}; these have {width}")
+    if not stable and width == CLIP_WIDTH:
+        raise UserError(f"words of width {width} are for Stable Diffusion: add -sd")
+    return width
+
+
+def _look_up(names: Sequence[str], options: argparse.Namespace, width: int) -> dict[str, int]:
+    """Return the token ids of new names, which the original's readers of a .pt file need."""
+    if not names:
+        return {}
+    kind = "CLIPTokenizerFast" if options.stable_diffusion else "BertTokenizerFast"
+    source = options.tokenizer
+    if source is None:
+        if width not in (BERT_WIDTH, CLIP_WIDTH):
+            raise UserError(
+                f"no published model has words of width {width}: give its vocabulary as "
+                "--tokenizer FOLDER, or write .safetensors, which needs none"
+            )
+        local = ROOT / "models/ldm/text2img-large/bert-base-uncased"
+        source = str(local) if local.is_dir() else "bert-base-uncased"
+        if options.stable_diffusion:
+            source = "openai/clip-vit-large-patch14"
+
+    from ldm.modules.encoders.vocabulary import load_tokenizer
+
+    tokenizer = load_tokenizer(kind, source)
+    ids = {}
+    for name in names:
+        found = list(tokenizer(name, add_special_tokens=False, verbose=False)["input_ids"])
+        unknown = kind.startswith("Bert") and tokenizer.unk_token_id in found
+        if len(found) != 1 or unknown:
+            what = "unknown to" if unknown else f"{len(found)} tokens of"
+            raise UserError(
+                f"the name {name!r} is {what} the vocabulary and must be one token: choose another "
+                "symbol, such as @ or &"
+            )
+        ids[name] = int(found[0])
+    return ids
+
+
+def _check_ids(ids: dict[str, int]) -> None:
+    by_id: dict[int, str] = {}
+    for name, token in ids.items():
+        other = by_id.setdefault(token, name)
+        if other != name:
+            raise UserError(f"{other!r} and {name!r} are the same token: rename one of them")
+
+
+def _metadata(
+    words: Sequence[Word], by_source: Sequence[tuple[Path, WordFile]], width: int
+) -> dict[str, str]:
+    families = {file.metadata.get("encoder_family") for _, file in by_source} - {None}
+    facts = {
+        "placeholders": json.dumps([word.name for word in words], ensure_ascii=False),
+        "merged_from": json.dumps([str(word.source) for word in words], ensure_ascii=False),
+        "words": json.dumps(
+            {word.name: file.metadata for word, file in _pairs(words, by_source)},
+            ensure_ascii=False,
+        ),
+        "encoder_width": str(width),
+    }
+    if len(families) > 1:
+        raise UserError(f"the words are for different text encoders: {sorted(map(str, families))}")
+    if families:
+        facts["encoder_family"] = str(families.pop())
+    return facts
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    return run(parse(arguments))
