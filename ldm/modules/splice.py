@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -22,7 +23,7 @@ def splice(ids: Tensor, vectors: Tensor, token_ids: Tensor, words: Sequence[Tens
     Returns:
         [b, n, d] in the type of `vectors`.
     """
-    batch, n, width = vectors.shape
+    batch, n = ids.shape
     counts = torch.tensor([len(word) for word in words], device=ids.device)
     first_row = counts.cumsum(0) - counts
     match = ids[..., None] == token_ids  # b n w
@@ -35,6 +36,6 @@ def splice(ids: Tensor, vectors: Tensor, token_ids: Tensor, words: Sequence[Tens
     source = torch.searchsorted(end, position, right=True)
     taken = is_word.gather(1, source)
     row = first_row[which].gather(1, source) + position - (end - span).gather(1, source)
-    learned = torch.cat(list(words))[torch.where(taken, row, 0)]  # b n d
-    kept = vectors.gather(1, source[..., None].expand(-1, -1, width))
+    learned = F.embedding(torch.where(taken, row, 0), torch.cat(list(words)))  # b n d
+    kept = vectors[torch.arange(batch, device=ids.device)[:, None], source]
     return torch.where(taken[..., None], learned.to(vectors.dtype), kept)
