@@ -97,6 +97,7 @@ def _add_word(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--placeholder_string", metavar="WORD", default="", help="the new word (*)")
     group.add_argument("--init_word", metavar="WORD", default="", help="its first value")
     group.add_argument("--templates", metavar="FILE", default="", help="captions, one a line")
+    group.add_argument("--captions", action="store_true", help="use image.txt beside image.jpg")
     group.add_argument("--center_crop", action="store_true", help="crop, do not squash")
     group.add_argument("--num_workers", type=int, help="processes that load pictures")
 

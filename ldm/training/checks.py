@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from ldm.training.config import RUN_DEFAULTS, RunConfig
+from ldm.training.config import RUN_DEFAULTS, RunConfig, accepts, datasets
 from ldm.util import UserError, get_obj_from_str
 
 LIGHTNING_KEYS = (
@@ -26,7 +26,9 @@ LIGHTNING_KEYS = (
 )
 # Parameters that a parent takes out before it builds the object.
 TAKEN_BY_PARENT = {"ldm.modules.embedding_manager.EmbeddingManager": {"embedding_manager_ckpt"}}
-# Captions looked at before training.
+# Parameters that a parent adds.
+GIVEN_BY_PARENT = {"embedder"}
+# Captions looked at before training, of a set that cannot list all.
 CAPTIONS_CHECKED = 64
 
 
@@ -64,6 +66,11 @@ def check_targets(config: Any, where: str, extra: tuple[str, ...] = ()) -> None:
     if not any(p.kind is p.VAR_KEYWORD for p in signature.values()):
         allowed = {n for n in signature if n != "self"} | TAKEN_BY_PARENT.get(config.target, set())
         _known(f"{where}.params", list(params), allowed)
+    for name, parameter in signature.items():
+        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        needed = named and parameter.default is parameter.empty and name not in GIVEN_BY_PARENT
+        if needed and name not in (*params, "self", "data_root"):
+            raise UserError(f"the configuration lacks {where}.params.{name}, which has no default")
     for name in params:
         check_targets(params[name], f"{where}.params.{name!s}")
 
@@ -79,6 +86,7 @@ def check_config(config: RunConfig) -> None:
     _known("run", config.run, RUN_DEFAULTS)
     if "base_learning_rate" not in config.model:
         raise UserError("the configuration has no model.base_learning_rate")
+    _check_words(config)
     base = config.run.base_checkpoint
     if base and not Path(base).is_file():
         raise UserError(
@@ -86,12 +94,26 @@ def check_config(config: RunConfig) -> None:
             "to get the weights"
         )
     personal = config.model.params.get("personalization_config")
+    for name, dataset in datasets(config.data):
+        if accepts(dataset, "data_root") and not dataset.params.get("data_root"):
+            raise UserError(f"no pictures for data.params.{name}: give their folder, --data_root DIR")
     has_weights = base or config.model.params.get("ckpt_path")
     if personal and not has_weights and not config.run.random_base:
         raise UserError(
             "a word is taught to a trained model: name its weights with --actual_resume CKPT "
             "(run.random_base=true goes without)"
         )
+
+
+def _check_words(config: RunConfig) -> None:
+    """Raise UserError where captions name words of single pictures that nothing learns."""
+    path = "params.personalization_config.params.per_image_tokens"
+    learned = OmegaConf.select(config.model, path, default=False)
+    for name, dataset in datasets(config.data):
+        if dataset.params.get("per_image_tokens") and not learned:
+            raise UserError(
+                f"data.params.{name}.params.per_image_tokens is true: set model.{path} alike"
+            )
 
 
 def check_devices(trainer: DictConfig) -> None:
@@ -136,16 +158,22 @@ def check_captions(model: Any, dataset: Any) -> None:
     manager = getattr(model, "embedding_manager", None)
     if manager is None or getattr(model, "unfreeze_model", False):
         return
-    loaded, dataset.with_pictures = getattr(dataset, "with_pictures", True), False
-    try:
-        samples = range(min(len(dataset), CAPTIONS_CHECKED))
-        captions = [dataset[i].get(model.cond_stage_key) for i in samples]
-    finally:
-        dataset.with_pictures = loaded
+    captions = _captions(dataset, model.cond_stage_key)
     for caption in captions:
         if not isinstance(caption, str) or not any(p in caption for p in manager.placeholders):
             raise UserError(
                 f"the training caption {caption!r} names no word to learn "
                 f"({', '.join(manager.placeholders)}): check placeholder_token and the templates"
             )
-    manager.check_prompts(sorted(set(captions)))
+    manager.check_prompts(captions)
+
+
+def _captions(dataset: Any, key: str) -> list[Any]:
+    """Return every caption of a set that can list them, else those of its first samples."""
+    if hasattr(dataset, "texts"):
+        return list(dataset.texts())
+    loaded, dataset.with_pictures = getattr(dataset, "with_pictures", True), False
+    try:
+        return [dataset[i].get(key) for i in range(min(len(dataset), CAPTIONS_CHECKED))]
+    finally:
+        dataset.with_pictures = loaded

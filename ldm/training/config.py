@@ -150,7 +150,8 @@ def _apply_data_flags(data: DictConfig, options: argparse.Namespace) -> None:
     given = {
         "data_root": options.data_root,
         "templates": options.templates,
-        "center_crop": options.center_crop or None,
+        "captions": options.captions,
+        "center_crop": options.center_crop,
     }
     for name, value in given.items():
         if not value:
@@ -191,9 +192,11 @@ def _apply_words(config: DictConfig, options: argparse.Namespace) -> None:
                 f"data.params.{name}: its captions say {token!r}, but the words to learn are "
                 f"{placeholders}: set placeholder_token and placeholder_strings alike"
             )
-        # The run's seed decides templates and flips too.
-        if accepts(dataset, "seed") and "seed" not in dataset.params:
-            dataset.params.seed = config.run.seed
+        # The run's seed decides templates and flips too; captions may name the first word.
+        facts = {"seed": config.run.seed, "first_word": (words.get("initializer_words") or [None])[0]}
+        for key, value in facts.items():
+            if accepts(dataset, key) and key not in dataset.params:
+                dataset.params[key] = value
 
 
 def apply_flags(config: DictConfig, options: argparse.Namespace) -> None:
@@ -209,10 +212,11 @@ def apply_flags(config: DictConfig, options: argparse.Namespace) -> None:
         run.base_checkpoint = options.actual_resume
     for name, default in RUN_DEFAULTS.items():
         run.setdefault(name, default)
-    if options.data_root:
-        run.data_name = Path(options.data_root).resolve().name
     _apply_trainer_flags(config.lightning.trainer, options)
     _apply_data_flags(config.data, options)
+    root = OmegaConf.select(config.data, "params.train.params.data_root")
+    if root:
+        run.data_name = Path(root).resolve().name
     _apply_words(config, options)
 
 

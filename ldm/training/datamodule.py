@@ -25,7 +25,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
         wrap: accepted for old configurations; sets are indexed by sample, so none needs wrapping.
         num_workers: loading processes; by default as many as there are cores, at most 4, and none
             where pictures are not loaded at all (see `LatentCache`).
-        validation_samples: use only the first so many samples to validate and test.
+        validation_samples: samples to validate and test with, always the first ones; more than the
+            set has pictures means several noises for each. By default one pass over the set.
 
     Raises:
         ValueError: a batch size or worker count out of range.
@@ -96,9 +97,9 @@ class DataModuleFromConfig(pl.LightningDataModule):
     def _fixed_loader(self, name: str) -> DataLoader[Any] | list[Any]:
         if name not in self.datasets:
             return []
-        length = len(self.datasets[name])
-        if self.validation_samples is not None:
-            length = min(length, self.validation_samples)
+        length = self.validation_samples
+        if length is None:
+            length = len(self.datasets[name])
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         return self._loader(name, FixedSampler(length, rank, world))

@@ -76,6 +76,16 @@ def log_folder(options: argparse.Namespace, config: RunConfig) -> Path:
     return folder
 
 
+def build(section: Any, where: str) -> Any:
+    """Build an object; a value out of range is the user's to mend."""
+    try:
+        return instantiate_from_config(section)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
 def build_model(config: RunConfig) -> Any:
     """Return the model, with the base checkpoint's weights where there is one."""
     base = config.run.base_checkpoint
@@ -84,7 +94,7 @@ def build_model(config: RunConfig) -> Any:
 
         model = load_model(OmegaConf.create({"model": config.model}), base)
     else:
-        model = instantiate_from_config(config.model)
+        model = build(config.model, "model")
     model.seed = config.run.seed
     if model.strict_loading:  # a run's checkpoint holds only what is trained
         model.strict_loading = False
@@ -154,7 +164,7 @@ def set_up(options: argparse.Namespace) -> Run:
     torch.set_float32_matmul_precision("high" if config.run.tf32 else "highest")
     resume = log_folder_of(options.resume)[1] if options.resume else None
     folder, date = log_folder(options, config), datetime.now().strftime(DATE)
-    data = instantiate_from_config(config.data)
+    data = build(config.data, "data")
     data.setup()
     if options.train and "train" not in data.datasets:
         raise UserError("nothing to train on: the configuration has no data.params.train")
