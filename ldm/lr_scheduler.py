@@ -1,9 +1,9 @@
-"""Learning-rate schedules as multipliers of the base rate, for `torch.optim.lr_scheduler.LambdaLR`."""
+"""Learning-rate schedules: multipliers of the base rate, for torch's `LambdaLR`."""
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Sequence
 
 
@@ -23,7 +23,7 @@ class LambdaWarmUpCosineScheduler:
         lr_max: float,
         lr_start: float,
         max_decay_steps: int,
-        verbosity_interval: int = 0,
+        verbosity_interval: int = 0,  # noqa: ARG002
     ) -> None:
         self.warm_up_steps, self.max_decay_steps = warm_up_steps, max_decay_steps
         self.lr_min, self.lr_max, self.lr_start = lr_min, lr_max, lr_start
@@ -54,7 +54,7 @@ class LambdaWarmUpCosineScheduler2:
         f_max: Sequence[float],
         f_start: Sequence[float],
         cycle_lengths: Sequence[int],
-        verbosity_interval: int = 0,
+        verbosity_interval: int = 0,  # noqa: ARG002
     ) -> None:
         lengths = {len(warm_up_steps), len(f_min), len(f_max), len(f_start), len(cycle_lengths)}
         if len(lengths) != 1:
@@ -64,7 +64,8 @@ class LambdaWarmUpCosineScheduler2:
         self.starts = [sum(self.cycle_lengths[:i]) for i in range(len(self.cycle_lengths))]
 
     def _place(self, n: int) -> tuple[int, int]:
-        cycle = bisect_right(self.starts, n) - 1
+        # The step at which two cycles meet ends the earlier one.
+        cycle = max(0, bisect_left(self.starts, n) - 1)
         return cycle, min(n - self.starts[cycle], self.cycle_lengths[cycle])
 
     def _decay(self, cycle: int, n: int) -> float:

@@ -1,12 +1,13 @@
 """First stages: the KL and VQ autoencoders, and the identity.
 
-State-dict names (`encoder.*`, `decoder.*`, `quant_conv`, `post_quant_conv`, `quantize.*`) are a public
-contract.
+State-dict names (`encoder.*`, `decoder.*`, `quant_conv`, `post_quant_conv`, `quantize.*`) are a
+public contract.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
@@ -63,7 +64,7 @@ class Autoencoder(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.embed_dim, self.image_key, self.monitor = embed_dim, image_key, monitor
-        self.betas, self.ckpt_path, self.ignore_keys = tuple(betas), ckpt_path, tuple(ignore_keys)
+        self.betas, self.ckpt_path, self.ignore_keys = betas, ckpt_path, tuple(ignore_keys)
         self.ema_decay, self.scheduler_config = ema_decay, scheduler_config
         self.encoder = Encoder(**_encoder_config(ddconfig))
         self.decoder = Decoder(**ddconfig)
@@ -71,7 +72,10 @@ class Autoencoder(pl.LightningModule):
         self.downsampling = 2 ** (len(self.encoder.down) - 1)
 
     def finish(self) -> None:
-        """Once all weights exist: read a file's if one is named, start the averaged copy if asked."""
+        """Read a file of weights if one is named, start the averaged copy if asked.
+
+        Called once all weights exist.
+        """
         if self.ckpt_path is not None:
             from ldm.checkpoint import load_state, read_state_dict
 
@@ -86,7 +90,8 @@ class Autoencoder(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam with the betas of the published autoencoders, and the schedule if there is one."""
         weights = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(weights, lr=self.learning_rate, betas=self.betas)
+        first, second = self.betas
+        optimizer = torch.optim.Adam(weights, lr=self.learning_rate, betas=(first, second))
         if self.scheduler_config is None:
             return optimizer
         schedule = instantiate_from_config(self.scheduler_config)
@@ -97,6 +102,10 @@ class Autoencoder(pl.LightningModule):
         """Let the averaged weights follow."""
         if self.model_ema is not None:
             self.model_ema(self)
+
+    def ema_scope(self) -> AbstractContextManager[None]:
+        """Within it the autoencoder has its averaged weights, if there are some."""
+        return nullcontext() if self.model_ema is None else self.model_ema.applied_to(self)
 
 
 class AutoencoderKL(Autoencoder):
@@ -142,18 +151,33 @@ class AutoencoderKL(Autoencoder):
             noise = normal(self.seed, samples, posterior.mean.shape[1:], Purpose.POSTERIOR)
             noise = noise.to(posterior.mean)
         decoded = self.decode(posterior.sample(noise))
-        loss, parts = self.loss(x, decoded.float(), posterior)
+        loss, parts = self.loss(x, decoded.float(), posterior, **self._progress())
         self.log_dict({f"{split}/{k}": v for k, v in parts.items()}, batch_size=len(x))
         self.log(f"{split}/loss", loss.detach(), prog_bar=True, batch_size=len(x))
         return loss
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+    def _progress(self) -> dict[str, Any]:
+        """What an adversarial loss needs to know beside the pictures."""
+        if not getattr(self.loss, "adversarial", False):
+            return {}
+        return {"step": self.global_step, "last_layer": self.decoder.last_layer}
+
+    def on_fit_start(self) -> None:
+        """Refuse to train without a loss."""
+        if isinstance(self.loss, nn.Identity):
+            raise UserError(
+                "lossconfig.target torch.nn.Identity is for using an autoencoder; to train one, "
+                "name ldm.modules.losses.KLReconstruction or LPIPSWithDiscriminator"
+            )
+
+    def training_step(self, batch: Mapping[str, Any], _batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         return self._step(batch, "train")
 
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+    def validation_step(self, batch: Mapping[str, Any], _batch_idx: int) -> Tensor:
         """Log the loss of a held-out batch; its noise is a function of the sample index."""
-        return self._step(batch, "val")
+        with self.ema_scope():
+            return self._step(batch, "val")
 
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -168,9 +192,9 @@ def _vector_quantizer(n_embed: int, embed_dim: int, **options: Any) -> nn.Module
     except ImportError as error:
         raise UserError(
             "a VQ autoencoder needs the package taming-transformers, which is not importable "
-            f"({error}); install it with: pip install taming-transformers"
+            f"({error}); install it with: pip install taming-transformers-rom1504 torchvision"
         ) from error
-    return VectorQuantizer2(n_embed, embed_dim, beta=0.25, **options)  # type: ignore[no-any-return]
+    return VectorQuantizer2(n_embed, embed_dim, beta=0.25, **options)
 
 
 class VQModel(Autoencoder):

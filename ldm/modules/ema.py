@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -67,3 +70,13 @@ class LitEma(nn.Module):
         """Write back what `store` kept."""
         torch._foreach_copy_(self._pairs(model)[1], self._kept)
         self._kept = []
+
+    @contextmanager
+    def applied_to(self, model: nn.Module) -> Iterator[None]:
+        """Within it `model` has the averaged weights."""
+        self.store(model)
+        self.copy_to(model)
+        try:
+            yield
+        finally:
+            self.restore(model)

@@ -1,12 +1,13 @@
 """The text transformer of the 1.4B model: pre-normed, bidirectional, learned positions.
 
-Attribute names (`attn_layers.layers.0.1.to_q`, `pos_emb.emb`, …) are those of published checkpoints; a
-layer is the list [norm, function], attention and perceptron alternating.
+Attribute names (`attn_layers.layers.0.1.to_q`, `pos_emb.emb`, …) are those of published
+checkpoints; a layer is the list [norm, function], attention and perceptron alternating.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -47,7 +48,8 @@ class Encoder(nn.Module):
                 self.layers.append(nn.ModuleList([nn.LayerNorm(dim), function]))
 
     def forward(self, x: Tensor) -> Tensor:
-        for norm, function in self.layers:  # type: ignore[misc]
+        for layer in self.layers:
+            norm, function = cast(nn.ModuleList, layer)
             x = x + function(norm(x))
         return x
 

@@ -46,10 +46,10 @@ class DiffusionWrapper(nn.Module):
             options["context"] = torch.cat(list(c_crossattn or ()), dim=1)
         if self.conditioning_key == "adm":
             options["y"] = (c_crossattn or ())[0]
-        return self.diffusion_model(x, t, **options)  # type: ignore[no-any-return]
+        return self.diffusion_model(x, t, **options)
 
     def conditions(self, cond: Any) -> dict[str, Any]:
-        """Name a condition (tensor, list of tensors, or already a mapping) as `forward` takes it."""
+        """Name a condition (tensor, tensors, or already a mapping) as `forward` takes it."""
         if isinstance(cond, Mapping):
             return dict(cond)
         if self.conditioning_key is None:

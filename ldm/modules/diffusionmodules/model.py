@@ -1,7 +1,7 @@
 """The autoencoder's networks: encoder and decoder of "latent diffusion" (Rombach et al. 2022).
 
-Attribute names (`down.0.block.0.norm1`, `mid.attn_1`, …) are a public contract: they are the names in
-published checkpoints.
+Attribute names (`down.0.block.0.norm1`, `mid.attn_1`, …) are a public contract: they are the names
+in published checkpoints.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Encoder(nn.Module):
         self,
         *,
         ch: int,
-        out_ch: int,
+        out_ch: int,  # noqa: ARG002
         ch_mult: Sequence[int] = (1, 2, 4, 8),
         num_res_blocks: int,
         attn_resolutions: Sequence[int],
@@ -185,10 +185,10 @@ class Decoder(nn.Module):
         attn_resolutions: Sequence[int],
         dropout: float = 0.0,
         resamp_with_conv: bool = True,
-        in_channels: int,
+        in_channels: int,  # noqa: ARG002
         resolution: int,
         z_channels: int,
-        double_z: bool = True,
+        double_z: bool = True,  # noqa: ARG002
         attn_type: str = "vanilla",
         num_groups: int = 32,
         give_pre_end: bool = False,

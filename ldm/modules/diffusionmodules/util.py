@@ -28,7 +28,7 @@ def zero_module(module: nn.Module) -> nn.Module:
 
 
 def checkpoint(function: Callable[..., Tensor], enabled: bool, *inputs: Any) -> Tensor:
-    """Call `function(*inputs)`; where `enabled`, keep no activations and compute them again backwards.
+    """Call `function(*inputs)`; where `enabled`, keep no activations but compute them twice.
 
     Gradients reach both the inputs and the function's own weights.
     """

@@ -1,7 +1,7 @@
 """Conditioners: text through BERT ids or CLIP, class labels, and pictures made smaller.
 
-Class names are a public contract: YAML files name them. The two text encoders share the protocol that the
-embedding manager and the samplers use (`tokenize`, `word_ids`, `vocab_table`, `encode`, …).
+Class names are a public contract: YAML files name them. The two text encoders share the protocol
+that the embedding manager and the samplers use: `tokenize`, `word_ids`, `vocab_table`, `encode`, …
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +53,7 @@ class ClassEmbedder(AbstractEncoder):
 
 
 class SpatialRescaler(AbstractEncoder):
-    """Pictures [b, c, h, w] scaled `n_stages` times by `multiplier`, then mapped to `out_channels`."""
+    """Pictures [b, c, h, w] scaled `n_stages` times, then mapped to `out_channels`."""
 
     METHODS = ("nearest", "linear", "bilinear", "trilinear", "bicubic", "area")
 
@@ -153,8 +153,8 @@ class TextEncoder(AbstractEncoder):
 
         Args:
             texts: or their token ids [b, n].
-            embedding_manager: given ids and token vectors, returns the vectors to use in their place;
-                called before positions are added (paper §3).
+            embedding_manager: given ids and token vectors, returns the vectors to use in their
+                place; called before positions are added (paper §3).
         """
         ids = texts if isinstance(texts, Tensor) else self.tokenize(texts)
         return self.embed(ids, embedding_manager)
@@ -175,7 +175,7 @@ class BERTEmbedder(TextEncoder):
         n_embed: width of the transformer and of a word's vectors.
         n_layer: pairs of attention and perceptron.
         vocab_size: 30522 for bert-base-uncased.
-        max_seq_len: tokens in a row. No mask: pads are attended to, as in training of the 1.4B model.
+        max_seq_len: tokens in a row. No mask: pads are attended to, as the 1.4B model was trained.
         embedding_dropout: share of the embedded text dropped while training.
         tokenizer: a hub name or a folder with `vocab.txt`; by default the folder that
             scripts/download_models.sh fills, where it exists, else bert-base-uncased.
@@ -192,7 +192,7 @@ class BERTEmbedder(TextEncoder):
         n_layer: int,
         vocab_size: int = 30522,
         max_seq_len: int = 77,
-        device: str | None = None,
+        device: str | None = None,  # noqa: ARG002
         use_tokenizer: bool = True,
         embedding_dropout: float = 0.0,
         tokenizer: str | None = None,
@@ -245,7 +245,7 @@ class FrozenCLIPEmbedder(TextEncoder):
     def __init__(
         self,
         version: str = "openai/clip-vit-large-patch14",
-        device: str | None = None,
+        device: str | None = None,  # noqa: ARG002
         max_length: int = 77,
         tokenizer: str | None = None,
     ) -> None:
@@ -268,17 +268,17 @@ class FrozenCLIPEmbedder(TextEncoder):
 
     def freeze(self) -> None:
         """Let no gradient reach the encoder's weights."""
-        self.transformer = self.transformer.eval()
+        self.eval()
         self.requires_grad_(False)
 
     @property
     def _token_embedding(self) -> nn.Module:
-        return self.transformer.get_input_embeddings()  # type: ignore[no-any-return]
+        return self.transformer.get_input_embeddings()
 
     @property
     def vocab_table(self) -> Tensor:
         """The vocabulary's vectors: [49408, 768]."""
-        return self._token_embedding.weight  # type: ignore[return-value]
+        return cast(Tensor, self._token_embedding.weight)
 
     @property
     def unknown_id(self) -> int | None:
@@ -288,16 +288,16 @@ class FrozenCLIPEmbedder(TextEncoder):
     def embed(self, ids: Tensor, embedding_manager: EmbeddingHook | None) -> Tensor:
         """Encode ids [b, n] to [b, n, 768]."""
         if embedding_manager is None:
-            return self.transformer(input_ids=ids).last_hidden_state  # type: ignore[no-any-return]
+            return self.transformer(input_ids=ids).last_hidden_state
         manager = embedding_manager
 
         def splice(_: nn.Module, inputs: tuple[Tensor, ...], vectors: Tensor) -> Tensor:
             return manager(inputs[0], vectors)
 
-        # `transformers` has no place for token vectors of one's own; a hook on the lookup is one, and
-        # positions are added after it.
+        # `transformers` has no place for token vectors of one's own; a hook on the lookup is one,
+        # and positions are added after it.
         handle = self._token_embedding.register_forward_hook(splice)
         try:
-            return self.transformer(input_ids=ids).last_hidden_state  # type: ignore[no-any-return]
+            return self.transformer(input_ids=ids).last_hidden_state
         finally:
             handle.remove()

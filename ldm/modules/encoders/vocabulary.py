@@ -31,8 +31,8 @@ def load_tokenizer(kind: str, source: str) -> Any:
 
     Args:
         kind: `BertTokenizerFast` or `CLIPTokenizerFast`.
-        source: a local folder, or a name on the hub, which is asked only if the vocabulary is not in
-            the local cache.
+        source: a local folder, or a name on the hub, which is asked only if the vocabulary is not
+            in the local cache.
 
     Raises:
         UserError: it is in neither place, or unreadable; says how to get it.
