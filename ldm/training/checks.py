@@ -96,7 +96,9 @@ def check_config(config: RunConfig) -> None:
     personal = config.model.params.get("personalization_config")
     for name, dataset in datasets(config.data):
         if accepts(dataset, "data_root") and not dataset.params.get("data_root"):
-            raise UserError(f"no pictures for data.params.{name}: give their folder, --data_root DIR")
+            raise UserError(
+                f"no pictures for data.params.{name}: give their folder, --data_root DIR"
+            )
     has_weights = base or config.model.params.get("ckpt_path")
     if personal and not has_weights and not config.run.random_base:
         raise UserError(

@@ -95,7 +95,12 @@ def merge(paths: Sequence[Path], overrides: Sequence[str]) -> DictConfig:
     Raises UserError naming a section that is missing.
     """
     parts = [read_yaml(path) for path in paths]
-    merged = OmegaConf.merge(*parts, OmegaConf.from_dotlist(list(overrides)))
+    for text in overrides:
+        try:
+            parts.append(OmegaConf.from_dotlist([text]))
+        except (YAMLError, OmegaConfBaseException) as error:
+            raise UserError(f"cannot read the override {text!r}: is a quote missing?") from error
+    merged = OmegaConf.merge(*parts)
     assert isinstance(merged, DictConfig)
     for name in ("model", "data"):
         if not isinstance(merged.get(name), DictConfig) or "target" not in merged[name]:
@@ -193,7 +198,10 @@ def _apply_words(config: DictConfig, options: argparse.Namespace) -> None:
                 f"{placeholders}: set placeholder_token and placeholder_strings alike"
             )
         # The run's seed decides templates and flips too; captions may name the first word.
-        facts = {"seed": config.run.seed, "first_word": (words.get("initializer_words") or [None])[0]}
+        facts = {
+            "seed": config.run.seed,
+            "first_word": (words.get("initializer_words") or [None])[0],
+        }
         for key, value in facts.items():
             if accepts(dataset, key) and key not in dataset.params:
                 dataset.params[key] = value

@@ -154,7 +154,7 @@ def encode_all(
     # A rank without a share still takes part in the sum, so it must learn the shape.
     for places, pictures in zip(batches[rank::world] or batches[:1], loader, strict=False):
         posterior = encode(pictures.to(device))
-        if not hasattr(posterior, "std"):
+        if isinstance(posterior, Tensor):
             return None
         if not moments:
             moments = _empty(posterior.mean, len(ids))

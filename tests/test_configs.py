@@ -1,0 +1,153 @@
+"""Every shipped YAML builds, on the meta device: names and parameters are right."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from ldm.models import autoencoder
+from ldm.training.arguments import parse
+from ldm.training.checks import check_config, check_targets
+from ldm.training.config import load_config
+from ldm.training.trainer import accumulation, saving_options, trainer_settings
+from ldm.util import UserError, instantiate_from_config
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+NAMES = [str(path.relative_to(ROOT / "configs")) for path in CONFIGS]
+FINETUNING = [name for name in NAMES if "finetune" in name]
+# Parameters in millions, as their publishers count them.
+SIZES = {
+    "finetune.yaml": ("model", 872.3),
+    "finetune_style.yaml": ("model", 872.3),
+    "latent-diffusion/txt2img-1p4B-eval.yaml": ("cond_stage_model", 582.0),
+    "stable-diffusion/v1-inference.yaml": ("model", 859.5),
+    "latent-diffusion/celebahq-ldm-vq-4.yaml": ("model", 274.1),
+    "latent-diffusion/ffhq-ldm-vq-4.yaml": ("model", 274.1),
+    "latent-diffusion/lsun_bedrooms-ldm-vq-4.yaml": ("model", 274.1),
+    "latent-diffusion/lsun_churches-ldm-kl-8.yaml": ("model", 294.97),
+    "latent-diffusion/cin256-v2.yaml": ("model", 400.9),
+}
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bert")
+    words = "[PAD] [UNK] [CLS] [SEP] [MASK] * sculpture painting star"
+    (folder / "vocab.txt").write_text("\n".join(words.split()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clip")
+    letters = sorted({*"*abcdefghijklmnopqrstuvwxyz"})
+    words = [*letters, *(f"{x}</w>" for x in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(
+        "{" + ", ".join(f'"{word}": {i}' for i, word in enumerate(words)) + "}"
+    )
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return folder
+
+
+def read(name: str, bert: Path, clip: Path) -> DictConfig:
+    """Read a configuration, with a small vocabulary in place of the published one."""
+    config = OmegaConf.load(ROOT / "configs" / name)
+    assert isinstance(config, DictConfig)
+    encoder = OmegaConf.select(config, "model.params.cond_stage_config")
+    if isinstance(encoder, DictConfig) and encoder.target.endswith(
+        ("BERTEmbedder", "CLIPEmbedder")
+    ):
+        folder = bert if encoder.target.endswith("BERTEmbedder") else clip
+        encoder.params = {**(encoder.get("params") or {}), "tokenizer": str(folder)}
+    # Weights of a part are made by another run.
+    stage = OmegaConf.select(config, "model.params.first_stage_config.params")
+    if stage is not None:
+        stage.pop("ckpt_path", None)
+    return config
+
+
+class Quantizer(nn.Module):
+    """Stands for taming-transformers' codebook."""
+
+    def __init__(self, n_embed: int, embed_dim: int, **_: Any) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(n_embed, embed_dim)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_builds(name: str, bert: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = read(name, bert, clip)
+    check_targets(config.model, "model", ("base_learning_rate",))
+    if "-vq-" in name or "cin256" in name:
+        monkeypatch.setattr(autoencoder, "_vector_quantizer", Quantizer)
+    with torch.device("meta"):
+        model = instantiate_from_config(config.model)
+    if name in SIZES:
+        part, millions = SIZES[name]
+        count = sum(p.numel() for p in model.get_submodule(part).parameters()) / 1e6
+        assert count == pytest.approx(millions, abs=0.06)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "-vq-" in n])
+def test_vq_without_its_package_says_so(
+    name: str, bert: Path, clip: Path, without_taming: None
+) -> None:
+    with (
+        torch.device("meta"),
+        pytest.raises(UserError, match="needs the package taming-transformers"),
+    ):
+        instantiate_from_config(read(name, bert, clip).model)
+
+
+@pytest.fixture
+def without_taming(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("taming", "taming.modules", "taming.modules.vqvae.quantize"):
+        monkeypatch.setitem(sys.modules, module, None)
+
+
+@pytest.mark.parametrize("name", FINETUNING)
+def test_a_finetuning_configuration_passes_every_check(name: str, tmp_path: Path) -> None:
+    base = tmp_path / "model.ckpt"
+    base.touch()
+    options = parse(
+        [
+            *("--base", str(ROOT / "configs" / name), "-t", "--data_root", str(tmp_path)),
+            *("--actual_resume", str(base), "--init_word", "cat", "--gpus", "0"),
+        ]
+    )
+    config = load_config(options)
+    check_config(config)
+    assert trainer_settings(config.lightning.trainer)["max_steps"] > 0
+    assert saving_options(config.lightning)["every_n_train_steps"] > 0
+    words = config.model.params.personalization_config.params
+    assert list(words.initializer_words) == ["cat"]
+    assert config.data.params.train.params.placeholder_token == words.placeholder_strings[0]
+
+
+@pytest.mark.parametrize("name", ["finetune.yaml", "finetune_style.yaml"])
+@pytest.mark.parametrize(("devices", "micro"), [(1, 2), (2, 1)])
+def test_the_papers_rate_and_batch(name: str, devices: int, micro: int) -> None:
+    config = OmegaConf.load(ROOT / "configs" / name)
+    batch = config.data.params.batch_size
+    assert accumulation(config.lightning, {}, batch, devices) == micro
+    images = batch * devices * micro
+    assert images == 8
+    assert config.model.base_learning_rate * images == pytest.approx(0.04)
+    assert config.lightning.trainer.max_steps == 5000
+
+
+def test_the_names_are_the_originals() -> None:
+    assert {
+        "latent-diffusion/txt2img-1p4B-eval.yaml",
+        "latent-diffusion/txt2img-1p4B-finetune.yaml",
+        "stable-diffusion/v1-finetune.yaml",
+        "stable-diffusion/v1-inference.yaml",
+        "autoencoder/autoencoder_kl_32x32x4.yaml",
+    } <= set(NAMES)

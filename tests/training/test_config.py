@@ -1,0 +1,255 @@
+"""Flags and files become one configuration; what does not fit is refused in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from ldm.training import run as run_module
+from ldm.training.arguments import parse
+from ldm.training.checks import check_config, check_devices
+from ldm.training.config import load_config
+from ldm.training.run import log_folder, set_up
+from ldm.training.trainer import accumulation, device_count, saving_options, trainer_settings
+from ldm.util import UserError
+
+Arguments = list[str]
+
+
+def test_files_merge_and_overrides_win(arguments: Arguments, tmp_path: Path) -> None:
+    extra = tmp_path / "extra.yaml"
+    extra.write_text("data: {params: {batch_size: 7}}\nlightning: {trainer: {max_steps: 9}}\n")
+    arguments.insert(3, str(extra))
+    config = load_config(parse([*arguments, "lightning.trainer.max_steps=11"]))
+    assert config.data.params.batch_size == 7
+    assert config.lightning.trainer.max_steps == 11
+    assert load_config(parse([*arguments, "--max_steps", "12"])).lightning.trainer.max_steps == 12
+    check_config(config)
+
+
+def test_the_placeholder_reaches_captions_and_manager(arguments: Arguments) -> None:
+    this = set_up(parse([*arguments, "--placeholder_string", "@"]))
+    assert this.model.embedding_manager.placeholders == ["@"]
+    for dataset in this.data.datasets.values():
+        assert all("@" in dataset[i]["caption"] for i in range(20))
+        assert all("*" not in text for text in dataset.texts())
+
+
+def test_a_placeholder_of_the_file_reaches_captions_too(arguments: Arguments) -> None:
+    words = "model.params.personalization_config.params.placeholder_strings=['@']"
+    config = load_config(parse([*arguments, words]))
+    assert config.data.params.train.params.placeholder_token == "@"
+    clash = "data.params.train.params.placeholder_token=a"
+    with pytest.raises(UserError, match=r"captions say 'a', but the words to learn are \['@'\]"):
+        load_config(parse([*arguments, words, clash]))
+
+
+def test_data_flags_reach_every_set(arguments: Arguments, tmp_path: Path) -> None:
+    lines = tmp_path / "templates.txt"
+    lines.write_text("my {}\n")
+    flags = ["--templates", str(lines), "--center_crop", "--captions", "--seed", "5"]
+    config = load_config(parse([*arguments, *flags, "--num_workers", "0"]))
+    for name in ("train", "validation"):
+        params = config.data.params[name].params
+        assert (params.templates, params.center_crop, params.captions) == (str(lines), True, True)
+        assert params.seed == 5
+        assert params.first_word == "dog"
+    assert config.data.params.num_workers == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "devices"), [("0", [0]), ("0,", [0]), ("0,1", [0, 1]), ("2", [2]), ("-1", -1)]
+)
+def test_gpus_with_or_without_a_comma(
+    arguments: Arguments, text: str, devices: list[int] | int
+) -> None:
+    trainer = load_config(parse([*arguments, "--gpus", text])).lightning.trainer
+    assert trainer.accelerator == "gpu"
+    assert trainer.devices == devices
+
+
+def test_gpus_of_an_old_file(arguments: Arguments) -> None:
+    trainer = load_config(parse([*arguments, "lightning.trainer.gpus='0,1'"])).lightning.trainer
+    assert trainer.devices == [0, 1]
+    assert "gpus" not in trainer
+    with pytest.raises(UserError, match="expected numbers, such as 0 or 0,1"):
+        load_config(parse([*arguments, "--gpus", "all"]))
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        (
+            "model.params.unet_config.params.chanel_mult=[1]",
+            "chanel_mult: did you mean 'channel_mu",
+        ),
+        ("data.params.train.params.repeat=3", "data.params.train.params.repeat: did you mean 'rep"),
+        ("data.params.bach_size=3", "data.params.bach_size: did you mean 'batch_size'"),
+        ("lightning.trainr.max_steps=3", "lightning.trainr: did you mean 'trainer'"),
+        ("run.sed=3", "run.sed: did you mean 'seed'"),
+        ("model.learning_rate=3", "model.learning_rate"),
+        ("modle.params=3", "unknown configuration key 'modle'"),
+    ],
+)
+def test_an_unknown_key_is_named(arguments: Arguments, override: str, named: str) -> None:
+    with pytest.raises(UserError, match=named.replace("[", r"\[")):
+        check_config(load_config(parse([*arguments, override])))
+
+
+def test_an_override_that_is_no_yaml(arguments: Arguments) -> None:
+    with pytest.raises(UserError, match=r"cannot read the override 'data\.x=\[@\]'"):
+        load_config(parse([*arguments, "data.x=[@]"]))
+
+
+def test_an_unknown_trainer_option_is_named() -> None:
+    with pytest.raises(UserError, match=r"lightning\.trainer\.max_step: did you mean 'max_steps'"):
+        trainer_settings(OmegaConf.create({"max_step": 3}))
+
+
+def test_options_of_old_trainers() -> None:
+    old = {"accelerator": "ddp", "replace_sampler_ddp": False, "benchmark": True}
+    assert trainer_settings(OmegaConf.create(old)) == {
+        "strategy": "ddp", "benchmark": True, "devices": 1,
+    }  # fmt: skip
+    section = OmegaConf.create({"modelcheckpoint": {"params": {"save_top_k": 3}}})
+    assert saving_options(section) == {}
+    section.modelcheckpoint.params = {"every": 3}
+    with pytest.raises(UserError, match="every_n_train_steps"):
+        saving_options(section)
+
+
+def test_devices_are_counted() -> None:
+    assert device_count({"devices": [0, 1], "num_nodes": 2}) == 4
+    assert device_count({"devices": "0,1"}) == 2
+    assert device_count({"devices": "auto", "accelerator": "cpu"}) == 1
+    assert device_count({"devices": 3, "accelerator": "cpu"}) == 3
+
+
+def test_images_per_step() -> None:
+    config = OmegaConf.create({"images_per_step": 8})
+    assert accumulation(config, {}, batch=4, devices=1) == 2
+    assert accumulation(config, {}, batch=4, devices=2) == 1
+    assert accumulation(config, {"accumulate_grad_batches": 3}, batch=4, devices=2) == 3
+    with pytest.raises(UserError, match=r"images_per_step 8 is no multiple of 3 \(batch_size\)"):
+        accumulation(config, {}, batch=3, devices=1)
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match="torch finds none: use --accelerator cpu"):
+        check_devices(OmegaConf.create({"accelerator": "gpu", "devices": [0]}))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="GPU 1 is asked for"):
+        check_devices(OmegaConf.create({"accelerator": "gpu", "devices": [0, 1]}))
+    check_devices(OmegaConf.create({"accelerator": "gpu", "devices": [0]}))
+
+
+def test_the_rate_follows_the_pictures_a_step(arguments: Arguments) -> None:
+    this = set_up(parse([*arguments, "--accumulate_grad_batches", "4"]))
+    assert this.model.learning_rate == pytest.approx(0.005 * 4 * 2)
+    this = set_up(parse([*arguments, "--scale_lr", "false"]))
+    assert this.model.learning_rate == pytest.approx(0.005)
+
+
+def test_a_run_without_steps_takes_the_papers(arguments: Arguments) -> None:
+    this = set_up(parse([*arguments, "lightning.trainer.max_steps=-1"]))
+    assert this.trainer.max_steps == 5000
+    flags = ["lightning.trainer.max_steps=-1", "--max_epochs", "2"]
+    this = set_up(parse([*arguments, *flags]))
+    assert this.trainer.max_steps == 300  # 3 pictures x 100 repeats x 2 / 2 a step
+
+
+def test_names_of_log_folders(arguments: Arguments, tmp_path: Path) -> None:
+    def name(*flags: str) -> str:
+        options = parse([*arguments, *flags])
+        return str(log_folder(options, load_config(options)).relative_to(tmp_path / "logs"))
+
+    assert name("-n", "x", "-f", "_y").startswith("mugs2")
+    assert name("-n", "x", "-f", "_y").endswith("_x_y")
+    assert name("--datadir_in_name", "false").startswith("2")
+    assert name().endswith("_tiny")
+    assert name("-p", "project").startswith("project/mugs")
+
+
+def test_two_runs_of_one_second_have_two_folders(
+    arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "DATE", "now")
+    options = parse(arguments)
+    config = load_config(options)
+    first = log_folder(options, config)
+    first.mkdir(parents=True)
+    assert log_folder(options, config).name == f"{first.name}-2"
+
+
+Change = Callable[[Arguments, Path], Arguments]
+
+
+def _flag(name: str, value: str) -> Change:
+    return lambda arguments, _: [*arguments, name, value]
+
+
+def _empty_folder(arguments: Arguments, folder: Path) -> Arguments:
+    return [*arguments, "--data_root", str(folder)]
+
+
+def _without(name: str) -> Change:
+    def change(arguments: Arguments, _: Path) -> Arguments:
+        place = arguments.index(name)
+        return arguments[:place] + arguments[place + 2 :]
+
+    return change
+
+
+def _not_weights(arguments: Arguments, folder: Path) -> Arguments:
+    path = folder / "model.ckpt"
+    torch.save({"state_dict": {"weight": torch.zeros(2)}}, path)
+    return [*arguments, "--actual_resume", str(path)]
+
+
+def _blocked(arguments: Arguments, folder: Path) -> Arguments:
+    (folder / "file").touch()
+    return [*arguments, "-l", str(folder / "file" / "logs")]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_flag("--data_root", "/nowhere"), "/nowhere"),
+        (_empty_folder, "no "),
+        (_without("--data_root"), "give their folder, --data_root DIR"),
+        (_flag("--actual_resume", "/nowhere.ckpt"), "/nowhere.ckpt: no such file"),
+        (_without("--actual_resume"), "name its weights with --actual_resume"),
+        (_not_weights, "model.ckpt"),
+        (_flag("--init_word", "xylophone"), "xylophone"),
+        (_flag("--placeholder_string", "xylophone"), "xylophone"),
+        (_flag("--placeholder_string", "photo"), "photo"),
+        (_flag("--templates", "/nowhere.txt"), "/nowhere.txt"),
+        (_flag("--base", "/nowhere.yaml"), "no configuration at /nowhere.yaml"),
+        (_flag("--resume", "/nowhere"), "no such log folder or checkpoint"),
+        (_blocked, "cannot write to the log folder"),
+        (_flag("--val_check_interval", "0"), "val_check_interval is a number of steps"),
+        (_flag("--devices", "2"), "images_per_step 6 is no multiple"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: Arguments, tmp_path: Path, change: Change, message: str
+) -> None:
+    more = ["lightning.images_per_step=6"] if "images_per_step" in message else []
+    with pytest.raises(UserError, match=message) as caught:
+        set_up(parse([*change(arguments, tmp_path), *more]))
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "logs").glob("*/checkpoints/*"))
+
+
+def test_captions_must_name_the_word(arguments: Arguments, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ldm.data.personalized import PersonalizedBase
+
+    monkeypatch.setattr(PersonalizedBase, "texts", lambda self: ["a photo of a cat"])
+    with pytest.raises(UserError, match="'a photo of a cat' names no word to learn"):
+        set_up(parse(arguments))
