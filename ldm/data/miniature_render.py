@@ -71,7 +71,7 @@ class Spec:
             ("shape", self.shape, ALL_SHAPES),
             ("colour", self.colour, COLOURS),
             ("texture", self.texture, TEXTURES),
-            ("second", self.second, {"": 0} | COLOURS if self.texture == "plain" else COLOURS),
+            ("second", self.second, ("",) if self.texture == "plain" else COLOURS),
             ("scene", self.scene, SCENES),
             ("medium", self.medium, MEDIA + EXTRA_MEDIA),
         ):
@@ -227,4 +227,19 @@ def render(spec: Spec, size: int = 64) -> Array:
     return np.asarray(np.clip(picture, 0, 1) * 2 - 1, np.float32)
 
 
-__all__ = ["COLOURS", "EXTRA_MEDIA", "MEDIA", "SCENES", "SHAPES", "TEXTURES", "Spec", "render"]
+def silhouette(spec: Spec, size: int = 64) -> Array:
+    """Return how much of each pixel the object covers: float32 [size, size] in [0, 1]."""
+    return np.asarray(_layers(spec, size).cover(), np.float32)
+
+
+__all__ = [
+    "COLOURS",
+    "EXTRA_MEDIA",
+    "MEDIA",
+    "SCENES",
+    "SHAPES",
+    "TEXTURES",
+    "Spec",
+    "render",
+    "silhouette",
+]

@@ -4,9 +4,11 @@
     python scripts/miniature/train_judge.py --measure      # accuracies on unseen pictures
 
 The loss is CLIP's over the batch's captions plus a cross entropy for each attribute over its text
-prompts, which a batch of random captions teaches only slowly. Unlike the generator, the judge also
-sees the shapes and media that are held out: it has to recognise them. Pictures are flipped, blurred
-and made noisy at random, since those it will judge come out of a decoder.
+prompts, which a batch of random captions teaches only slowly, plus a cross entropy of the object's
+silhouette, read from each patch by a linear layer that is thrown away afterwards: it makes the
+patches see outlines long before captions would. Unlike the generator, the judge sees the shapes
+and media held out as well: it has to recognise them. Pictures are flipped, blurred and made noisy
+at random, since those it will judge come out of a decoder.
 
 The state goes to logs/miniature-judge/last.pt every few minutes; at the end half-precision weights,
 configuration and tokeniser go to models/miniature/judge/.
@@ -23,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,16 +33,17 @@ from transformers import BertTokenizer, CLIPConfig, CLIPModel
 
 from ldm.data.miniature import Spec, full_caption, sample_spec
 from ldm.data.miniature_grammar import caption
-from ldm.data.miniature_render import EXTRA_MEDIA
+from ldm.data.miniature_render import EXTRA_MEDIA, silhouette
 from ldm.data.miniature_shapes import EXTRA_SHAPES
-from ldm.evaluation.judge import PROMPTS, Judge, encode_images, encode_texts
+from ldm.evaluation.judge import PROMPTS, Judge, encode_texts, preprocess
 from ldm.evaluation.miniature import draw_specs, judge_accuracy, truth
 from ldm.randomness import Purpose, generator
 
 SEED = 77
 COLOURLESS = ("sketch", "sepia", "blueprint")
 # How much each attribute counts in the loss.
-WEIGHTS = {"shape": 1.0, "colour": 1.0, "scene": 0.7, "medium": 0.5, "texture": 0.5, "detail": 0.5}
+WEIGHTS = {"shape": 2.0, "colour": 1.0, "scene": 0.7, "medium": 0.5, "texture": 0.5, "detail": 0.4}
+OUTLINE_WEIGHT = 4.0
 LOG = logging.getLogger("judge")
 
 
@@ -63,14 +67,20 @@ def labels(specs: list[Spec], attribute: str) -> Tensor:
     return torch.tensor([-100 if h else answer for h, answer in zip(hidden, right, strict=True)])
 
 
+def flip(pictures: Tensor, seed: int) -> Tensor:
+    """Flip half of the pictures [n, c, h, w]."""
+    rng = torch.Generator().manual_seed(seed)
+    chosen = torch.rand(len(pictures), 1, 1, 1, generator=rng) < 0.5
+    return torch.where(chosen, pictures.flip(-1), pictures)
+
+
 def roughen(pictures: Tensor, seed: int) -> Tensor:
-    """Flip half of the pictures; blur, shift in brightness and add noise by random amounts."""
+    """Blur, shift in brightness and add noise by random amounts."""
     rng = torch.Generator().manual_seed(seed)
 
     def amount(high: float) -> Tensor:
         return torch.rand(len(pictures), 1, 1, 1, generator=rng) * high
 
-    pictures = torch.where(amount(1) < 0.5, pictures.flip(-1), pictures)
     soft = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, 1)
     pictures = pictures + amount(1) * (soft - pictures)
     pictures = pictures * (0.9 + amount(0.2)) + (amount(0.1) - 0.05)
@@ -93,8 +103,28 @@ def build(tokenizer: BertTokenizer) -> CLIPModel:
     return CLIPModel(CLIPConfig(projection_dim=128, text_config=text, vision_config=vision))
 
 
-def loss_of(model: CLIPModel, tokenizer: BertTokenizer, step: int, batch: int) -> Tensor:
+class Student(torch.nn.Module):
+    """The judge, and the layer that reads each patch's pixels of the silhouette off it."""
+
+    def __init__(self, model: CLIPModel) -> None:
+        super().__init__()
+        vision = model.config.vision_config
+        self.clip = model
+        self.patch = vision.patch_size
+        self.outline = torch.nn.Linear(vision.hidden_size, self.patch**2)
+
+    def embed(self, pictures: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Return unit vectors [n, d], and the cross entropy of the silhouettes [n, 1, h, w]."""
+        seen = self.clip.vision_model(pixel_values=preprocess(pictures, pictures.shape[-1]))
+        features = F.normalize(self.clip.visual_projection(seen.pooler_output), dim=-1)
+        guess = self.outline(seen.last_hidden_state[:, 1:]).transpose(1, 2)
+        wanted = F.unfold(masks, self.patch, stride=self.patch)
+        return features, F.binary_cross_entropy_with_logits(guess, wanted)
+
+
+def loss_of(student: Student, tokenizer: BertTokenizer, step: int, batch: int) -> Tensor:
     """Return one step's loss."""
+    model = student.clip
     indices = range(step * batch, (step + 1) * batch)
     specs = [judge_spec(i) for i in indices]
     rngs = [generator(SEED, i, Purpose.CAPTION) for i in indices]
@@ -104,10 +134,13 @@ def loss_of(model: CLIPModel, tokenizer: BertTokenizer, step: int, batch: int) -
     ]
     prompts = [prompt for name in WEIGHTS for prompt in PROMPTS[name].values()]
     scale = model.logit_scale.exp().clamp(max=60)
-    images = encode_images(model, roughen(draw_specs(specs), step))
+    masks = torch.from_numpy(np.stack([silhouette(spec) for spec in specs]))[:, None]
+    both = flip(torch.cat([draw_specs(specs), masks], dim=1), step)
+    images, outline = student.embed(roughen(both[:, :3], step), both[:, 3:])
     pairs = scale * images @ encode_texts(model, tokenizer, texts).T
     target = torch.arange(batch)
     loss = (F.cross_entropy(pairs, target) + F.cross_entropy(pairs.T, target)) / 2
+    loss = loss + OUTLINE_WEIGHT * outline
     answers = encode_texts(model, tokenizer, prompts)  # apart, as they are much shorter
     asked = (scale * images @ answers.T).split([len(PROMPTS[name]) for name in WEIGHTS], dim=1)
     for name, logits in zip(WEIGHTS, asked, strict=True):
@@ -124,14 +157,15 @@ def rate_factor(step: int, steps: int, warmup: int) -> float:
 
 def train(options: argparse.Namespace, tokenizer: BertTokenizer) -> CLIPModel:
     """Train from the last saved state, or from nothing."""
-    model = build(tokenizer).train()
+    model = build(tokenizer)
+    student = Student(model).train()
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=options.rate, weight_decay=0.05, betas=(0.9, 0.98)
+        student.parameters(), lr=options.rate, weight_decay=0.05, betas=(0.9, 0.98)
     )
     state_file, first = options.logdir / "last.pt", 0
     if state_file.is_file():
         state: dict[str, Any] = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
+        student.load_state_dict(state["student"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
         LOG.info("going on from step %d of %s", first, state_file)
@@ -140,10 +174,10 @@ def train(options: argparse.Namespace, tokenizer: BertTokenizer) -> CLIPModel:
     for step in range(first, options.steps):
         for group in optimizer.param_groups:
             group["lr"] = options.rate * rate_factor(step, options.steps, options.warmup)
-        loss = loss_of(model, tokenizer, step, options.batch)
+        loss = loss_of(student, tokenizer, step, options.batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         done = step + 1
         if done % options.every == 0 or done == options.steps:
@@ -152,7 +186,7 @@ def train(options: argparse.Namespace, tokenizer: BertTokenizer) -> CLIPModel:
             model.eval()
             LOG.info("  %s", judge_accuracy(Judge(model, tokenizer), 256))
             model.requires_grad_(True).train()
-            states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            states = {"student": student.state_dict(), "optimizer": optimizer.state_dict()}
             torch.save({**states, "step": done}, state_file.with_suffix(".new"))
             state_file.with_suffix(".new").replace(state_file)
     return model
@@ -178,10 +212,10 @@ def main() -> None:
     """Train and save, or measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--warmup", type=int, default=300)
-    parser.add_argument("--every", type=int, default=100, help="steps between saved states")
+    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--rate", type=float, default=1.2e-3)
+    parser.add_argument("--warmup", type=int, default=200)
+    parser.add_argument("--every", type=int, default=125, help="steps between saved states")
     parser.add_argument("--tokenizer", type=Path, default=Path("models/miniature/tokenizer"))
     parser.add_argument("--out", type=Path, default=Path("models/miniature/judge"))
     parser.add_argument("--logdir", type=Path, default=Path("logs/miniature-judge"))

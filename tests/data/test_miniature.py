@@ -20,7 +20,16 @@ from ldm.data.miniature import (
     sample_spec,
 )
 from ldm.data.miniature_grammar import SCENE_PHRASES, vocabulary
-from ldm.data.miniature_render import COLOURS, EXTRA_MEDIA, GREY, MEDIA, SCENES, SHAPES, TEXTURES
+from ldm.data.miniature_render import (
+    COLOURS,
+    EXTRA_MEDIA,
+    GREY,
+    MEDIA,
+    SCENES,
+    SHAPES,
+    TEXTURES,
+    silhouette,
+)
 from ldm.data.miniature_shapes import ALL_SHAPES, EXTRA_SHAPES
 
 TOKENIZER = Path(__file__).parents[2] / "models" / "miniature" / "tokenizer"
@@ -91,6 +100,18 @@ def test_sketches_have_no_colour_and_pixel_art_has_blocks() -> None:
     pixel = render(Spec("star", "red", medium="pixel"), 64)
     blocks = pixel[::4, ::4].repeat(4, 0).repeat(4, 1)
     np.testing.assert_array_equal(pixel, blocks)
+
+
+def test_the_silhouette_is_where_the_object_is() -> None:
+    spec = replace(sample_spec(0, 1), shape="ring", medium="photo", texture="plain", second="")
+    spec = replace(spec, dx=0.0, dy=0.0, scale=0.6)
+    mask = silhouette(spec, 64)
+    assert (mask.shape, mask.dtype) == ((64, 64), np.float32)
+    assert (mask.min(), mask.max()) == (0, 1)
+    blue, white = (render(replace(spec, colour=c), 64) for c in ("blue", "white"))
+    changed = np.abs(blue - white).max(-1) > 1
+    assert (changed == (mask > 0.5)).mean() > 0.95
+    assert mask[32, 32] == 0  # a ring's middle
 
 
 def test_scenes_differ_even_without_colour() -> None:
