@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "inference": {"foundation", "modules", "models", "inference"},
     "training": {"foundation", "data", "modules", "models", "inference", "training"},
     "evaluation": {"foundation", "data", "modules", "models", "inference", "evaluation"},
+    # the bodies of the command lines: with main.py and scripts/, above everything
     "cli": {"foundation", "data", "modules", "models", "inference", "evaluation", "cli"},
 }
 # torchvision and friends were the original's; the quantiser's package only with the extra `vq`.

@@ -1,4 +1,4 @@
-"""`scripts/demo.py`: learn a word with the miniature, draw it, score it, and lay it all on a page."""
+"""`scripts/demo.py`: learn a word with the miniature, draw it, score it, lay it all on a page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +20,8 @@ from ldm.cli.common import ROOT, Parser, check_output_folder
 from ldm.util import UserError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from ldm.evaluation.demo import Drawing, Painter, Scores
     from ldm.evaluation.demo_page import DemoResult
     from ldm.evaluation.miniature import Concept
@@ -31,7 +32,15 @@ EXAMPLES = """examples:
   python scripts/demo.py --concept red-mug --second sepia
   python scripts/demo.py --concept blueprint --steps 200 --outdir outputs/blueprint
 """
-MODEL = ROOT / "models/miniature"
+# Option, where it points by default, what it is.
+FILES = (
+    ("base", "configs/miniature/finetune.yaml", "configuration of the training"),
+    ("config", "models/miniature/config.yaml", "configuration of the model"),
+    ("ckpt", "models/miniature/model.safetensors", "its weights"),
+    ("judge", "models/miniature/judge", "folder of the CLIP that scores"),
+    ("concepts", "examples/concepts", "folder of what can be learned"),
+    ("words", "examples/words", "folder of shipped words"),
+)
 SECOND_PLACEHOLDERS = ("@", "&")  # the shipped word's new name: the first that is free
 STYLE_DATA = (
     "data.params.train.target=ldm.data.personalized_style.PersonalizedBase",
@@ -57,12 +66,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ddim_steps", type=int, default=50, help="of the sampler (50)")
     parser.add_argument("--scale", type=float, default=5.0, help="of guidance (5)")
     group = parser.add_argument_group("other files")
-    group.add_argument("--base", type=Path, default=ROOT / "configs/miniature/finetune.yaml")
-    group.add_argument("--config", type=Path, default=MODEL / "config.yaml")
-    group.add_argument("--ckpt", type=Path, default=MODEL / "model.safetensors")
-    group.add_argument("--judge", type=Path, default=MODEL / "judge")
-    group.add_argument("--concepts", type=Path, default=ROOT / "examples/concepts")
-    group.add_argument("--words", type=Path, default=ROOT / "examples/words")
+    for name, default, text in FILES:
+        group.add_argument(
+            f"--{name}", type=Path, default=ROOT / default, metavar="PATH", help=text
+        )
     return parser.parse_args(argv)
 
 
@@ -120,6 +127,7 @@ def training_command(options: argparse.Namespace, concept: Concept) -> list[str]
     command += ["--init_word", concept.first_word, "--placeholder_string", concept.placeholder]
     command += ["--seed", str(options.seed), "--max_steps", str(options.steps)]
     command += ["--logdir", _short(options.outdir.absolute() / "logs"), "--name", concept.name]
+    command += ["--log_every_n_steps", str(max(1, options.steps // 80))]
     command += [f"lightning.modelcheckpoint.params.every_n_train_steps={every}"]
     return command + list(STYLE_DATA if concept.is_style else ())
 
@@ -142,10 +150,11 @@ def learn(options: argparse.Namespace, concept: Concept) -> Path:
     run = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, check=False)
     if run.returncode:
         raise UserError(f"main.py ended with status {run.returncode}: see above")
-    folders = sorted((options.outdir / "logs").glob("*/checkpoints"))
-    if not folders:
-        raise UserError(f"main.py left no log folder in {options.outdir / 'logs'}")
-    return folders[-1].parent
+    folders = (options.outdir / "logs").glob(f"*_{concept.name}/checkpoints/embeddings.pt")
+    newest = max(folders, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        raise UserError(f"main.py left no word in {options.outdir / 'logs'}")
+    return newest.parent.parent
 
 
 def draw_all(
@@ -156,11 +165,14 @@ def draw_all(
     watch: Watch,
 ) -> DemoResult:
     """Draw the word and its first word in every prompt, and score the pictures."""
+    from transformers.utils import logging as transformers_logging
+
     from ldm.evaluation.demo import PROMPTS, Painter, Scores, read_curves, saved_words
     from ldm.evaluation.demo_page import DemoResult
     from ldm.evaluation.judge import Judge
     from ldm.inference import load_model
 
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with watch.time("load"):
         model = load_model(options.config, options.ckpt)
         judge = Judge.load(options.judge)
@@ -200,7 +212,7 @@ class Studio:
     second: tuple[Path, str]
     watch: Watch
 
-    def draw(self, text: str, learned: Path | None, samples: int = 0) -> list:
+    def draw(self, text: str, learned: Path | None, samples: int = 0) -> list[Image]:
         """Draw a prompt with {word} and {second}; `learned` None draws the first word."""
         word = self.concept.placeholder if learned else self.concept.first_word
         words: dict[Path, Mapping[str, str]] = {learned: {}} if learned else {}
@@ -240,13 +252,12 @@ def _wrapped(command: Sequence[str]) -> str:
 
 
 def write(result: DemoResult, outdir: Path) -> None:
-    """Write index.html, metrics.json, and the pictures as PNG grids under grids/."""
+    """Write index.html, metrics.json, and the pictures as PNG grids under grids/CONCEPT/."""
     from ldm.evaluation.demo_page import build_page
     from ldm.image_io import pil_grid, safe_name
 
-    grids = outdir / "grids"
-    shutil.rmtree(grids, ignore_errors=True)
-    grids.mkdir(parents=True)
+    grids = outdir / "grids" / result.concept.name
+    grids.mkdir(parents=True, exist_ok=True)
     pil_grid(result.concept.pictures, len(result.concept.pictures)).save(grids / "training.png")
     steps = [picture for _, pictures in result.over_steps for picture in pictures]
     pil_grid(steps, len(result.over_steps[0][1])).save(grids / "over-steps.png")

@@ -6,7 +6,6 @@ Below it stands the vocabulary's own word that it began from; above it, the trai
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,77 +22,27 @@ from ldm.evaluation.similarity import (
     prompt_similarity,
     without_placeholders,
 )
-from ldm.image_io import open_rgb
 from ldm.inference import generate, load_words
+from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.util import UserError
 
-SECOND_PLACEHOLDER = "@"
-# What is asked of the word: (kind, prompt). {word} is the learned word, {second} a shipped one.
-PLAIN_PROMPT = {"object": "a photo of {word}", "style": "a picture in the style of {word}"}
+# What is asked of a word: (kind, prompt). {word} is the learned word, {second} a shipped one.
 PROMPTS = {
     "object": (
-        ("scene", "a photo of {word} on the beach"),
-        ("scene", "a photo of {word} on the moon"),
-        ("medium", "a painting of {word} in the forest"),
-        ("medium", "pixel art of {word} at sunset"),
-        ("composition", "a photo of {word} on the beach in the style of {second}"),
+        ("scene", "a photo of a {word} on the beach"),
+        ("scene", "a photo of a {word} on the moon"),
+        ("medium", "a painting of a {word} in the forest"),
+        ("medium", "pixel art of a {word} at sunset"),
+        ("composition", "a photo of a {word} on the beach in the style of {second}"),
     ),
     "style": (
-        ("object", "a red heart on the beach in the style of {word}"),
-        ("object", "a yellow fish in the sea in the style of {word}"),
+        ("scene", "a red heart on the beach in the style of {word}"),
+        ("scene", "a yellow fish in the sea in the style of {word}"),
         ("scene", "a green mug in the forest in the style of {word}"),
         ("scene", "a white star on the moon in the style of {word}"),
-        ("composition", "a photo of {second} on the beach in the style of {word}"),
+        ("composition", "a {second} on the beach in the style of {word}"),
     ),
 }
-
-
-@dataclass(frozen=True)
-class Concept:
-    """Something to learn: a folder of pictures under `examples/concepts` and what is known of it.
-
-    Attributes:
-        name: the folder's name.
-        folder: where the training pictures are.
-        kind: "object" or "style".
-        placeholder: the new word as it is typed.
-        first_word: the vocabulary's word it begins from.
-        description: what it is, in the vocabulary's words.
-    """
-
-    name: str
-    folder: Path
-    kind: str
-    placeholder: str
-    first_word: str
-    description: str
-
-    def pictures(self) -> list[Image.Image]:
-        """Open the training pictures, sorted by name."""
-        return [open_rgb(path) for path in sorted(self.folder.glob("*.png"))]
-
-
-def read_concept(folder: Path, name: str) -> Concept:
-    """Read one concept from `folder/concepts.json` and `folder/name/`.
-
-    Raises:
-        UserError: there is no such concept; the message lists those there are.
-    """
-    index = folder / "concepts.json"
-    if not index.is_file():
-        raise UserError(f"no concepts in {folder}: {index.name} is missing")
-    concepts = json.loads(index.read_text("utf-8"))
-    if name not in concepts:
-        raise UserError(f"no concept {name!r} in {folder}; there are {', '.join(concepts)}")
-    entry = concepts[name]
-    return Concept(
-        name=name,
-        folder=folder / name,
-        kind=entry["kind"],
-        placeholder=entry["placeholder"],
-        first_word=entry["first_word"],
-        description=entry["words"],
-    )
 
 
 @dataclass(frozen=True)
@@ -134,7 +83,8 @@ class Painter:
             words: embedding file → its placeholders' new names.
             samples: pictures, or 0 for the painter's own number.
         """
-        self.model.embedding_manager = None
+        encoder = self.model.cond_stage_model
+        self.model.embedding_manager = EmbeddingManager(encoder, placeholder_strings=[])
         for path, rename in (words or {}).items():
             load_words(self.model, path, rename=dict(rename) or None)
         count = samples or self.samples

@@ -9,7 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from ldm.evaluation.demo import Concept, Drawing
+from ldm.evaluation.demo import Drawing
+from ldm.evaluation.miniature import Concept
 from ldm.evaluation.plots import Band, Line, line_plot
 from ldm.evaluation.report import (
     Block,
@@ -33,7 +34,7 @@ class DemoResult:
     """Everything that the demo shows.
 
     Attributes:
-        concept: what was learned, and its training pictures in `training`.
+        concept: what was learned, with its training pictures.
         over_steps: (optimiser step, pictures of the plain prompt from the same noises); 0 is the
             first word.
         plain: the word alone ("a photo of *").
@@ -48,7 +49,6 @@ class DemoResult:
     """
 
     concept: Concept
-    training: Sequence[Image.Image]
     over_steps: Sequence[tuple[int, Sequence[Image.Image]]]
     plain: Drawing
     drawings: Sequence[Drawing]
@@ -112,9 +112,9 @@ def build_page(result: DemoResult) -> Page:
     concept = result.concept
     word = concept.placeholder
     return Page(
-        title=f"A new word for {concept.description}",
+        title=f"A new word for {concept.words}",
         lead=(
-            f"From {len(result.training)} pictures the model learned the word {word} in "
+            f"From {len(concept.pictures)} pictures the model learned the word {word} in "
             f"{result.steps} steps. Only the word's vector was trained, beginning at "
             f"“{concept.first_word}”; the model itself stayed as it was."
         ),
@@ -122,7 +122,7 @@ def build_page(result: DemoResult) -> Page:
             Section(
                 "The pictures it learned from, and the word alone",
                 [
-                    Row("Training pictures", result.training),
+                    Row("Training pictures", concept.pictures),
                     Row(
                         result.plain.prompt,
                         result.plain.pictures[: len(result.drawings[0].pictures)],
