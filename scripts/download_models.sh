@@ -1,0 +1,165 @@
+#!/usr/bin/env bash
+# Get the published weights and vocabularies, once; everything works offline afterwards.
+# `scripts/download_models.sh --help` says how.
+set -euo pipefail
+
+# Mirrors may be given in the environment, e.g. MODEL_URL=https://... scripts/download_models.sh
+MODEL_URL=${MODEL_URL:-https://ommer-lab.com/files/latent-diffusion/nitro/txt2img-f8-large/model.ckpt}
+# The tensors alone take 6,151,841,556 bytes: anything shorter is not the whole file.
+MODEL_MIN_BYTES=${MODEL_MIN_BYTES:-6151841556}
+VOCAB_URL=${VOCAB_URL:-https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt}
+VOCAB_MD5=${VOCAB_MD5:-64800d5d8528ce344256daf115d4965e}
+CLIP_URL=${CLIP_URL:-https://huggingface.co/openai/clip-vit-large-patch14/resolve/main}
+
+usage() {
+    cat <<'TEXT'
+usage: scripts/download_models.sh [--root DIR] [vocabulary] [model] [clip]
+
+  vocabulary   BERT's WordPiece vocabulary, 0.2 MB, MD5 verified
+  model        the 1.4B latent diffusion model, 6.2 GB; resumed where it was interrupted
+  clip         CLIP's vocabulary, 1.5 MB, for Stable Diffusion checkpoints
+
+Without a name: vocabulary and model. Files go to models/ldm/ under DIR (the project's folder).
+
+No checksum of model.ckpt was ever published. Its size and contents are verified, and its SHA-256
+is written beside it, so that a later run, or another machine, can tell whether the file is the same.
+TEXT
+}
+
+fail() {
+    echo "error: $*" >&2
+    exit 1
+}
+
+digest() { # digest md5|sha256 FILE
+    if command -v "${1}sum" >/dev/null; then
+        "${1}sum" "$2" | cut -d' ' -f1
+    elif [ "$1" = md5 ]; then
+        md5 -q "$2"
+    else
+        shasum -a 256 "$2" | cut -d' ' -f1
+    fi
+}
+
+fetch() { # fetch URL FILE: into FILE.part, from where an interrupted run left it
+    mkdir -p "$(dirname "$2")" || fail "cannot write to $(dirname "$2")"
+    echo "fetching $1"
+    if command -v curl >/dev/null; then
+        curl --fail --location --retry 3 --continue-at - --output "$2.part" "$1" ||
+            fail "download of $1 stopped; run this again to go on from where it is"
+    elif command -v wget >/dev/null; then
+        wget --tries=3 --continue --output-document="$2.part" "$1" ||
+            fail "download of $1 stopped; run this again to go on from where it is"
+    else
+        fail "neither curl nor wget is installed"
+    fi
+}
+
+# Files without a published checksum: the first download's is recorded, later ones must agree.
+verify_recorded() { # verify_recorded FILE
+    local record="$1.sha256" sum
+    sum=$(digest sha256 "$1")
+    if [ -f "$record" ]; then
+        [ "$(cut -d' ' -f1 "$record")" = "$sum" ] ||
+            fail "$1 is not what $record says: delete both, and download again"
+        echo "$1: as recorded, SHA-256 $sum"
+    else
+        echo "$sum  $(basename "$1")" >"$record"
+        echo "$1: SHA-256 $sum, recorded beside it (none was published to compare with)"
+    fi
+}
+
+vocabulary() {
+    local file="$root/models/ldm/text2img-large/bert-base-uncased/vocab.txt"
+    if [ ! -f "$file" ]; then
+        fetch "$VOCAB_URL" "$file"
+        if [ "$(digest md5 "$file.part")" != "$VOCAB_MD5" ]; then
+            rm -f "$file.part"
+            fail "the vocabulary from $VOCAB_URL has another checksum than $VOCAB_MD5"
+        fi
+        mv "$file.part" "$file"
+    fi
+    [ "$(digest md5 "$file")" = "$VOCAB_MD5" ] ||
+        fail "$file has another checksum than $VOCAB_MD5: delete it, and run this again"
+    echo "$file: MD5 $VOCAB_MD5"
+}
+
+clip() {
+    local folder="$root/models/ldm/stable-diffusion-v1/clip-vit-large-patch14" name
+    for name in vocab.json merges.txt tokenizer_config.json; do
+        if [ ! -f "$folder/$name" ]; then
+            fetch "$CLIP_URL/$name" "$folder/$name"
+            mv "$folder/$name.part" "$folder/$name"
+        fi
+        verify_recorded "$folder/$name"
+    done
+}
+
+model() {
+    local file="$root/models/ldm/text2img-large/model.ckpt" size
+    if [ ! -f "$file" ]; then
+        fetch "$MODEL_URL" "$file"
+        size=$(wc -c <"$file.part")
+        if [ "$(head -c 2 "$file.part")" != PK ]; then
+            rm -f "$file.part"
+            fail "$MODEL_URL gave a file of $size bytes that is no checkpoint"
+        fi
+        [ "$size" -ge "$MODEL_MIN_BYTES" ] ||
+            fail "$file.part has $size bytes of at least $MODEL_MIN_BYTES: run this again to go on"
+        mv "$file.part" "$file"
+    fi
+    check_contents "$file"
+    verify_recorded "$file"
+}
+
+check_contents() { # check_contents FILE: the loader says which model it is
+    local python=${PYTHON:-$project/.venv/bin/python}
+    [ -x "$python" ] || python=$(command -v python3 || true)
+    if [ -z "$python" ] || ! "$python" -c 'import ldm.checkpoint' 2>/dev/null; then
+        echo "$1: contents not looked into, because the project is not installed (make env)"
+        return
+    fi
+    "$python" - "$1" <<'PYTHON' || exit 1
+import sys
+
+from ldm.checkpoint import read_state_dict
+from ldm.checkpoint_names import describe
+from ldm.util import UserError, cli_main
+
+
+def check() -> None:
+    found = describe(read_state_dict(sys.argv[1]))
+    if not found.startswith("latent diffusion with a BERT text encoder, context 1280"):
+        raise UserError(f"{sys.argv[1]}: not the 1.4B model but {found}; delete it")
+    print(f"{sys.argv[1]}: {found}")
+
+
+cli_main(check)
+PYTHON
+}
+
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$project
+wanted=()
+while [ $# -gt 0 ]; do
+    case $1 in
+    -h | --help)
+        usage
+        exit 0
+        ;;
+    --root)
+        [ $# -ge 2 ] || fail "--root takes a folder"
+        root=$2
+        shift
+        ;;
+    vocabulary | model | clip) wanted+=("$1") ;;
+    *) fail "unknown argument $1 (see --help)" ;;
+    esac
+    shift
+done
+if [ ${#wanted[@]} -eq 0 ]; then
+    wanted=(vocabulary model)
+fi
+for part in "${wanted[@]}"; do
+    "$part"
+done

@@ -1,0 +1,131 @@
+"""scripts/download_models.sh, from a folder that stands for the web."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "download_models.sh"
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("bash") and shutil.which("curl")), reason="needs bash and curl"
+)
+
+
+@pytest.fixture
+def web(tmp_path):
+    folder = tmp_path / "web"
+    folder.mkdir()
+    return folder
+
+
+def download(tmp_path, *parts, **environment):
+    return subprocess.run(
+        ["bash", str(SCRIPT), "--root", str(tmp_path / "project"), *parts],
+        capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )  # fmt: skip
+
+
+def vocabulary(web, text="[PAD]\n[UNK]\n" * 500):
+    file = web / "vocab.txt"
+    file.write_text(text)
+    md5 = hashlib.md5(file.read_bytes()).hexdigest()
+    return {"VOCAB_URL": file.as_uri(), "VOCAB_MD5": md5}
+
+
+def test_the_vocabulary_is_verified_and_kept(web, tmp_path):
+    settings = vocabulary(web)
+    result = download(tmp_path, "vocabulary", **settings)
+    assert result.returncode == 0, result.stderr
+    file = tmp_path / "project/models/ldm/text2img-large/bert-base-uncased/vocab.txt"
+    assert file.read_bytes() == (web / "vocab.txt").read_bytes()
+    (web / "vocab.txt").unlink()  # offline from now on
+    assert download(tmp_path, "vocabulary", **settings).returncode == 0
+    file.write_text("changed")
+    result = download(tmp_path, "vocabulary", **settings)
+    assert result.returncode == 1
+    assert "has another checksum" in result.stderr
+
+
+def test_an_interrupted_download_goes_on(web, tmp_path):
+    settings = vocabulary(web)
+    part = tmp_path / "project/models/ldm/text2img-large/bert-base-uncased/vocab.txt.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes((web / "vocab.txt").read_bytes()[:1000])
+    assert download(tmp_path, "vocabulary", **settings).returncode == 0
+    assert part.with_suffix("").read_bytes() == (web / "vocab.txt").read_bytes()
+
+
+def test_a_wrong_vocabulary_is_thrown_away(web, tmp_path):
+    result = download(tmp_path, "vocabulary", **{**vocabulary(web), "VOCAB_MD5": "0" * 32})
+    assert result.returncode == 1
+    assert "has another checksum than 000" in result.stderr
+    assert not [p for p in (tmp_path / "project").rglob("*") if p.is_file()]
+
+
+def test_a_link_that_is_dead_is_an_error(tmp_path):
+    result = download(tmp_path, "vocabulary", VOCAB_URL=(tmp_path / "absent").as_uri())
+    assert result.returncode == 1
+    assert "error: download of" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"<html>gone</html>", "that is no checkpoint"), (b"PK\x03\x04short", "of at least")],
+)
+def test_a_model_that_is_none_or_too_short_is_refused(web, tmp_path, content, message):
+    (web / "model.ckpt").write_bytes(content)
+    result = download(tmp_path, "model", MODEL_URL=(web / "model.ckpt").as_uri())
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert not (tmp_path / "project/models/ldm/text2img-large/model.ckpt").exists()
+
+
+@pytest.mark.parametrize(("context", "accepted"), [(1280, True), (768, False)])
+def test_the_model_must_be_the_one_that_was_meant(web, tmp_path, context, accepted):
+    state = {
+        "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3),
+        "model.diffusion_model.middle_block.1.attn2.to_k.weight": torch.zeros(8, context),
+        "cond_stage_model.transformer.attn_layers.layers.0.0.weight": torch.zeros(8),
+        "first_stage_model.quant_conv.bias": torch.zeros(8),
+    }
+    torch.save({"state_dict": state}, web / "model.ckpt")
+    settings = {"MODEL_URL": (web / "model.ckpt").as_uri(), "MODEL_MIN_BYTES": "1000"}
+    settings |= {"PYTHON": sys.executable, "PYTHONPATH": str(SCRIPT.parents[1])}
+    result = download(tmp_path, "model", **settings)
+    record = tmp_path / "project/models/ldm/text2img-large/model.ckpt.sha256"
+    assert (result.returncode == 0) is accepted
+    assert record.exists() is accepted
+    if accepted:
+        sha256 = hashlib.sha256((web / "model.ckpt").read_bytes()).hexdigest()
+        assert record.read_text() == f"{sha256}  model.ckpt\n"
+    else:
+        assert "not the 1.4B model but latent diffusion" in result.stderr
+
+
+def test_files_without_a_published_checksum_must_stay_what_they_were(web, tmp_path):
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        (web / name).write_text(f"{name}\n")
+    result = download(tmp_path, "clip", CLIP_URL=web.as_uri())
+    assert result.returncode == 0, result.stderr
+    assert "recorded beside it (none was published" in result.stdout
+    assert "as recorded" in download(tmp_path, "clip", CLIP_URL=web.as_uri()).stdout
+    folder = tmp_path / "project/models/ldm/stable-diffusion-v1/clip-vit-large-patch14"
+    (folder / "merges.txt").write_text("changed")
+    result = download(tmp_path, "clip", CLIP_URL=web.as_uri())
+    assert result.returncode == 1
+    assert "is not what" in result.stderr
+
+
+def test_help_and_unknown_arguments(tmp_path):
+    assert "vocabulary and model" in download(tmp_path, "--help").stdout
+    result = download(tmp_path, "weights")
+    assert result.returncode == 1
+    assert result.stderr == "error: unknown argument weights (see --help)\n"
