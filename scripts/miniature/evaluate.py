@@ -87,7 +87,8 @@ class Evaluation:
         from ldm.inference import load_model, load_words
 
         model = load_model(self.options.config, self.options.model)
-        load_words(model, *words)
+        if words:
+            load_words(model, *words)
         return model
 
     def draw(self, model: Any) -> Any:
