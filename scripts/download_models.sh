@@ -114,8 +114,7 @@ model() {
 
 check_contents() { # check_contents FILE: the loader says which model it is
     local python=${PYTHON:-$project/.venv/bin/python}
-    [ -x "$python" ] || python=$(command -v python3 || true)
-    if [ -z "$python" ] || ! "$python" -c 'import ldm.checkpoint' 2>/dev/null; then
+    if ! "$python" -c 'import ldm.checkpoint' 2>/dev/null; then
         echo "$1: contents not looked into, because the project is not installed (make env)"
         return
     fi
