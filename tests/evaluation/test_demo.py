@@ -7,47 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
-from safetensors.torch import save_file
 
 from ldm.cli import demo as cli
 from ldm.evaluation.demo import Drawing, Painter, Scores, read_curves, saved_words
 from ldm.evaluation.demo_page import DemoResult, build_page
 from ldm.evaluation.miniature import Concept, load_concepts
 from ldm.modules.embedding_file import write_words
-from ldm.util import UserError, instantiate_from_config
+from ldm.util import UserError
 
 ROOT = Path(__file__).parents[2]
-TOKENIZER = ROOT / "models/miniature/tokenizer"
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained miniature of the shipped form, with a judge and a word to compose with."""
-    from transformers import BertTokenizer, CLIPConfig, CLIPModel
-
-    folder = tmp_path_factory.mktemp("miniature")
-    torch.manual_seed(0)
-    config = OmegaConf.load(ROOT / "configs/miniature/finetune.yaml")
-    del config.model.params.personalization_config
-    weights = instantiate_from_config(config.model).state_dict()
-    # Layers that begin at zero would hide the word.
-    weights = {k: v if v.any() else torch.randn_like(v) / 10 for k, v in weights.items()}
-    save_file({k: v.contiguous() for k, v in weights.items()}, folder / "model.safetensors")
-    OmegaConf.save(OmegaConf.create({"model": config.model}), folder / "config.yaml")
-    tokenizer = BertTokenizer.from_pretrained(TOKENIZER)
-    small = {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2
-    }  # fmt: skip
-    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 32, "eos_token_id": 3, **small}
-    vision = {"image_size": 64, "patch_size": 32, **small}
-    judge = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
-    judge.save_pretrained(folder / "judge")
-    tokenizer.save_pretrained(folder / "judge")
-    width = config.model.params.cond_stage_config.params.n_embed
-    write_words(folder / "words" / "sepia.safetensors", {"*": torch.randn(1, width)}, {"*": 5})
-    return folder
 
 
 def arguments(model: Path, outdir: Path, *more: str) -> list[str]:
@@ -58,9 +27,11 @@ def arguments(model: Path, outdir: Path, *more: str) -> list[str]:
     ]
 
 
-def test_the_demo_learns_draws_scores_and_reports(model_folder: Path, tmp_path: Path) -> None:
+def test_the_demo_learns_draws_scores_and_reports(
+    untrained_miniature: Path, tmp_path: Path
+) -> None:
     few = ["--steps", "4", "--ddim_steps", "1", "--samples", "2", "--scored", "2"]
-    assert cli.main(arguments(model_folder, tmp_path, *few)) == 0
+    assert cli.main(arguments(untrained_miniature, tmp_path, *few)) == 0
     html = (tmp_path / "index.html").read_text("utf-8")
     for text in ("teal star with yellow dots", "a photo of a * on the moon", "in the style of @"):
         assert text in html
@@ -77,10 +48,14 @@ def test_the_demo_learns_draws_scores_and_reports(model_folder: Path, tmp_path: 
     assert found["steps"] == 4
 
 
-def test_words_over_the_steps_are_different_words(model_folder: Path, tmp_path: Path) -> None:
+def test_words_over_the_steps_are_different_words(
+    untrained_miniature: Path, tmp_path: Path
+) -> None:
     from ldm.inference import load_model
 
-    model = load_model(model_folder / "config.yaml", model_folder / "model.safetensors")
+    model = load_model(
+        untrained_miniature / "config.yaml", untrained_miniature / "model.safetensors"
+    )
     width = model.cond_stage_model.width
     for step in (1, 2):
         word = {"*": torch.randn(1, width)}
@@ -107,10 +82,10 @@ def test_words_over_the_steps_are_different_words(model_folder: Path, tmp_path: 
     ],
 )
 def test_a_wrong_argument_is_one_line_before_any_training(
-    more: tuple[str, ...], said: str, model_folder: Path, tmp_path: Path
+    more: tuple[str, ...], said: str, untrained_miniature: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=said) as error:
-        cli.main(arguments(model_folder, tmp_path, *more))
+        cli.main(arguments(untrained_miniature, tmp_path, *more))
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
