@@ -131,7 +131,8 @@ def load_model(
     with torch.device("meta"):
         model = instantiate_from_config(config.model)
     report = load_state(model, state, source=str(checkpoint), device=device, dtype=dtype)
-    _fill_what_is_left(model, torch.device(device))
+    decay = (config.model.get("params") or {}).get("ema_decay") or 0.9999
+    _fill_what_is_left(model, torch.device(device), decay)
     logger.info("%s: %d tensors read", checkpoint, len(state) - len(report.unexpected))
     for line in _remarks(report):
         logger.info("%s: %s", checkpoint, line)
@@ -209,7 +210,7 @@ def _without_other_files(model: DictConfig) -> None:
             OmegaConf.update(model, key, None)
 
 
-def _fill_what_is_left(model: nn.Module, device: torch.device) -> None:
+def _fill_what_is_left(model: nn.Module, device: torch.device, ema_decay: float) -> None:
     """Give values to what the file lacked, or say which entry has none."""
     for name, module in model.named_modules():
         for key, buffer in list(module.named_buffers(recurse=False)):
@@ -218,26 +219,28 @@ def _fill_what_is_left(model: nn.Module, device: torch.device) -> None:
             if key == "position_ids":  # 0..n-1, [1, n]
                 numbers = torch.arange(buffer.shape[-1], device=device)
                 module._buffers[key] = numbers.expand(buffer.shape).clone()
+            elif name.endswith("model_ema"):
+                above = model.get_submodule(name.rpartition(".")[0])
+                module._buffers[key] = _start_of_average(above, key, ema_decay).to(device)
             else:
-                module._buffers[key] = _average_of(model, name, key, device)
+                raise RuntimeError(
+                    f"buffer {name}.{key} has no value, and the file has none for it"
+                )
         for key, weight in list(module.named_parameters(recurse=False)):
             if weight.is_meta:  # `to_logits`, which nothing evaluates
                 empty = torch.zeros(weight.shape, device=device)
                 module._parameters[key] = nn.Parameter(empty, weight.requires_grad)
 
 
-def _average_of(model: nn.Module, module: str, key: str, device: torch.device) -> Tensor:
-    """A new averaged copy starts at the weights themselves."""
-    if module.endswith("model_ema"):
-        network = model.get_submodule(module.removesuffix("model_ema") + "model")
-        if key == "decay":
-            return torch.tensor(0.9999, device=device)
-        if key == "num_updates":
-            return torch.tensor(0, device=device)
-        for name, weight in network.named_parameters():
-            if name.replace(".", "") == key:
-                return weight.detach().to(device).clone()
-    raise RuntimeError(f"buffer {module}.{key} was built without a value and no file has one")
+def _start_of_average(owner: nn.Module, key: str, decay: float) -> Tensor:
+    """Return the first value of an averaged copy's buffer: the weight itself, or a counter."""
+    if key in ("decay", "num_updates"):
+        return torch.tensor(decay if key == "decay" else 0)
+    # A diffusion model averages its `model`, an autoencoder itself.
+    network = getattr(owner, "model", None)
+    followed = network if isinstance(network, nn.Module) else owner
+    weights = {name.replace(".", ""): w for name, w in followed.named_parameters()}
+    return weights[key].detach().clone()
 
 
 def _remarks(report: LoadReport) -> list[str]:

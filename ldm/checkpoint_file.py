@@ -53,6 +53,12 @@ class _Nothing:
         """Forget the state."""
 
 
+def _stand_in(name: str) -> type[_Nothing]:
+    """Return a class that a pickle takes for the one it calls `name`."""
+    module, _, plain = name.rpartition(".")
+    return type(plain, (_Nothing,), {"__module__": module, "__qualname__": plain})
+
+
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a model file's tensors by name; they lie in the mapped file until they are used.
 
@@ -134,9 +140,7 @@ def _read_pickle(path: Path, mapped: bool) -> Any:
             raise UserError(
                 f"{path}: refused, because loading it would run code: it asks for {refused[0]}"
             )
-        # A pair of an object and a name is what this torch function takes, whatever its stub says.
-        inert: list[Any] = [(_Nothing, name) for name in strangers]
-        with safe_globals(inert):
+        with safe_globals([_stand_in(name) for name in strangers]):
             return torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(

@@ -137,17 +137,28 @@ def test_an_autoencoder_takes_its_part_of_a_whole_model(tiny):
 
 def test_averaged_copies_start_at_the_weights(tiny, tmp_path):
     config = read_config(tiny.config)
-    config.model.params.use_ema = True
+    config.model.params.use_ema, config.model.params.ema_decay = True, 0.5
     del config.model.params["personalization_config"]
     model = load_model(config, tiny.checkpoint)
     name = "input_blocks.0.0.weight"
     shadow = getattr(model.model_ema, "diffusion_model" + name.replace(".", ""))
     assert_close(shadow, model.model.diffusion_model.get_parameter(name))
+    assert model.model_ema.decay == 0.5
+    assert model.model_ema.num_updates == 0
     full = {f"model_ema.{k}": v for k, v in model.model_ema.state_dict().items()}
     full["model_ema.diffusion_modelinput_blocks00weight"] = torch.zeros_like(shadow)
     save_file({**load_file(tiny.checkpoint), **full}, tmp_path / "full.safetensors")
     again = load_model(config, tmp_path / "full.safetensors")
     assert again.model_ema.diffusion_modelinput_blocks00weight.abs().max() == 0
+
+
+def test_an_autoencoder_with_an_average_loads_alone(tiny):
+    part = OmegaConf.to_container(read_config(tiny.config).model.params.first_stage_config)
+    part["params"]["ema_decay"] = 0.9
+    model = load_model({"model": part}, tiny.checkpoint)
+    shadow = model.model_ema.get_buffer("encoderconv_inweight")
+    assert_close(shadow, load_file(tiny.checkpoint)["first_stage_model.encoder.conv_in.weight"])
+    assert model.model_ema.decay == pytest.approx(0.9)
 
 
 class ClipShaped(nn.Module):
