@@ -5,8 +5,9 @@
 
 The loss is CLIP's over the batch's captions plus a cross entropy for each attribute over its text
 prompts, which a batch of random captions teaches only slowly, plus a cross entropy of the object's
-silhouette, read from each patch by a linear layer that is thrown away afterwards: it makes the
-patches see outlines long before captions would. Unlike the generator, the judge sees the shapes
+silhouette, read by linear layers that are thrown away afterwards from each patch, and in a quarter
+of the resolution from the pooled vector: the patches see outlines, and the pooled vector gathers
+them, long before captions would teach it. Unlike the generator, the judge sees the shapes
 and media held out as well: it has to recognise them. Pictures are flipped, blurred and made noisy
 at random, since those it will judge come out of a decoder.
 
@@ -104,7 +105,7 @@ def build(tokenizer: BertTokenizer) -> CLIPModel:
 
 
 class Student(torch.nn.Module):
-    """The judge, and the layer that reads each patch's pixels of the silhouette off it."""
+    """The judge, and the layers that read the silhouette off its patches and its pooled vector."""
 
     def __init__(self, model: CLIPModel) -> None:
         super().__init__()
@@ -112,14 +113,18 @@ class Student(torch.nn.Module):
         self.clip = model
         self.patch = vision.patch_size
         self.outline = torch.nn.Linear(vision.hidden_size, self.patch**2)
+        self.layout = torch.nn.Linear(vision.hidden_size, (vision.image_size // 4) ** 2)
 
     def embed(self, pictures: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Return unit vectors [n, d], and the cross entropy of the silhouettes [n, 1, h, w]."""
+        """Return unit vectors [n, d], and the two readings' cross entropy of masks [n, 1, h, w]."""
         seen = self.clip.vision_model(pixel_values=preprocess(pictures, pictures.shape[-1]))
         features = F.normalize(self.clip.visual_projection(seen.pooler_output), dim=-1)
         guess = self.outline(seen.last_hidden_state[:, 1:]).transpose(1, 2)
         wanted = F.unfold(masks, self.patch, stride=self.patch)
-        return features, F.binary_cross_entropy_with_logits(guess, wanted)
+        loss = F.binary_cross_entropy_with_logits(guess, wanted)
+        coarse = F.avg_pool2d(masks, 4).flatten(1)
+        layout = self.layout(seen.pooler_output)
+        return features, loss + F.binary_cross_entropy_with_logits(layout, coarse)
 
 
 def loss_of(student: Student, tokenizer: BertTokenizer, step: int, batch: int) -> Tensor:
