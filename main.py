@@ -8,11 +8,12 @@ they are looked up on demand, so that they exist once, and `--help` answers at o
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from ldm.training.arguments import parse
-from ldm.util import cli_main
+from ldm.util import UserError, cli_main
 
 EXPORTS = {
     "DataModuleFromConfig": "ldm.training.datamodule",
@@ -34,7 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     from ldm.training.run import run
 
-    return run(options)
+    try:
+        return run(options)
+    except UserError:
+        if options.debug:
+            traceback.print_exc()
+        raise
 
 
 if __name__ == "__main__":

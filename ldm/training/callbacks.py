@@ -58,7 +58,13 @@ class StepSeed(pl.Callback):
         """Seed before the batch."""
         place = batch_idx * trainer.world_size + trainer.global_rank
         # Knuth's multiplicative constant keeps runs with neighbouring seeds apart.
-        torch.manual_seed((self.seed * 2654435761 + place) % 2**63)
+        seed = (self.seed * 2654435761 + place) % 2**63
+        # Not torch.manual_seed, which goes through every kind of device there might be.
+        torch.default_generator.manual_seed(seed)
+        if pl_module.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        elif pl_module.device.type == "mps":
+            torch.mps.manual_seed(seed)
 
 
 class CUDACallback(pl.Callback):

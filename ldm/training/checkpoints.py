@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+
+from ldm.util import UserError
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +40,8 @@ def _settle(loops: dict[str, Any], batches: int) -> None:
 class Checkpoints(pl.Callback):
     """Save `last.ckpt` every so many optimiser steps, at the end, and when asked to stop.
 
-    Ctrl-C, SIGTERM and SIGUSR1 let the step in progress end, save, and end the run without an
-    exception; a second Ctrl-C stops at once. Saving happens between steps, when averaged weights
+    Ctrl-C and SIGTERM let the step in progress end, save, and end the run without an exception; a
+    second Ctrl-C stops at once. Saving happens between steps, when averaged weights
     have followed, so that a resumed run equals an uninterrupted one bit for bit.
 
     Args:
@@ -67,15 +71,14 @@ class Checkpoints(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the signals, and note where the run begins."""
         self.saved_at = trainer.global_step
-        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-            number = getattr(signal, name, None)
-            if number is not None:
+        if threading.current_thread() is threading.main_thread():  # no other may take signals
+            for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._on_signal)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the signals back."""
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._handlers = {}
 
     def _stopping(self, trainer: pl.Trainer) -> bool:
@@ -113,13 +116,18 @@ class Checkpoints(pl.Callback):
             self.save(trainer, pl_module)
 
     def save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Write `last.ckpt`, whole or not at all, and what else belongs to a save."""
-        # Written beside and renamed: a kill in the middle leaves the old one.
-        trainer.save_checkpoint(self.folder / "last.ckpt.part", weights_only=False)
+        """Write what belongs to a save, and then `last.ckpt`, whole or not at all."""
+        manager = getattr(module, "embedding_manager", None)
+        if manager is not None:
+            manager.set_step(trainer.global_step)
         if trainer.is_global_zero:
-            (self.folder / "last.ckpt.part").replace(self.folder / "last.ckpt")
             for saver in self.savers:
                 saver(trainer, module, self.folder)
+        # Written beside and renamed: a kill in the middle leaves the old one.
+        part = self.folder / "last.ckpt.part"
+        trainer.save_checkpoint(part, weights_only=False)
+        if trainer.is_global_zero:
+            part.replace(self.folder / "last.ckpt")
         self.saved_at = trainer.global_step
 
     def on_save_checkpoint(
@@ -131,5 +139,17 @@ class Checkpoints(pl.Callback):
 
 
 def read_step(path: Path) -> int:
-    """Return the optimiser step at which a training checkpoint was saved."""
-    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    """Return the optimiser step at which a training checkpoint was saved.
+
+    Raises UserError for any other file.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if "fit_loop" in content["loops"]:
+            return int(content["global_step"])
+    except (UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError):
+        pass
+    raise UserError(
+        f"--resume {path}: not a checkpoint of a run of main.py; weights to start from are given "
+        "as --actual_resume"
+    )

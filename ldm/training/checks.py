@@ -136,16 +136,20 @@ def check_devices(trainer: DictConfig) -> None:
 
 
 def check_folder(folder: Path) -> None:
+    """Raise UserError where the log folder could not be made or written to; makes nothing."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {there}, for the logs: choose another --logdir")
+
+
+def make_folder(folder: Path) -> None:
     """Make the log folder.
 
-    Raises UserError where it cannot be written to.
+    Raises UserError where it cannot be written to after all.
     """
     try:
         for name in ("checkpoints", "configs", "images"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe{os.getpid()}"
-        probe.touch()
-        probe.unlink()
     except OSError as error:
         raise UserError(
             f"cannot write to the log folder {folder}: {error.strerror}; choose another --logdir"

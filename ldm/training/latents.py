@@ -200,9 +200,11 @@ class CacheLatents(pl.Callback):
         count = len(dataset.picture_ids())
         large = count >= PICTURES_WORTH_A_FILE
         mark = fingerprint(module.first_stage_model, dataset) if large else ""
-        path = self.folder / f"latents-{name}-{mark[:12]}.safetensors"
+        folder = Path(trainer.strategy.broadcast(self.folder))
+        path = folder / f"latents-{name}-{mark[:12]}.safetensors"
         cache = LatentCache.load(path, mark) if large else None
-        if cache is None:
+        # All processes or none: encoding is shared work.
+        if not trainer.strategy.reduce_boolean_decision(cache is not None, all=True):
             cache = encode_all(
                 module.encode_first_stage,
                 dataset,
@@ -216,8 +218,9 @@ class CacheLatents(pl.Callback):
                 log.info(f"{name}: the first stage has no posterior to keep: encoding at each step")
                 return
             if large and trainer.is_global_zero:
-                self.folder.mkdir(parents=True, exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 cache.save(path, mark)
+        assert cache is not None
         log.info(f"{name}: latents of {count} pictures in {time.monotonic() - start:.1f} s")
         dataset.with_pictures = False
         self.caches[id(dataset)] = cache

@@ -64,9 +64,9 @@ class Progress(pl.Callback):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         now, step = time.monotonic(), trainer.global_step
-        # One based: the row of step n holds the state after n steps.
-        pl_module.log("step", float(step))
         if logged(trainer, batch_idx):
+            # One based: the row of step n holds the state after n steps.
+            pl_module.log("step", float(step))
             pl_module.log("train/steps_per_second", self._rate(trainer, now))
             self.last = (now, step)
         if not trainer.is_global_zero:

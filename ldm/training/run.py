@@ -14,12 +14,19 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from ldm.training.callbacks import CUDACallback, SetupCallback, StepSeed
 from ldm.training.checkpoints import Checkpoints, read_step
-from ldm.training.checks import check_captions, check_config, check_devices, check_folder
+from ldm.training.checks import (
+    check_captions,
+    check_config,
+    check_devices,
+    check_folder,
+    make_folder,
+)
 from ldm.training.config import RunConfig, load_config, log_folder_of
 from ldm.training.latents import CacheLatents
 from ldm.training.progress import Progress
@@ -163,7 +170,9 @@ def set_up(options: argparse.Namespace) -> Run:
         torch.set_num_threads(config.run.threads)
     torch.set_float32_matmul_precision("high" if config.run.tf32 else "highest")
     resume = log_folder_of(options.resume)[1] if options.resume else None
+    first_step = read_step(resume) if resume else 0
     folder, date = log_folder(options, config), datetime.now().strftime(DATE)
+    check_folder(folder)
     data = build(config.data, "data")
     data.setup()
     if options.train and "train" not in data.datasets:
@@ -177,7 +186,8 @@ def set_up(options: argparse.Namespace) -> Run:
     model = build_model(config)
     for dataset in data.datasets.values():
         check_captions(model, dataset)
-    check_folder(folder)
+    if first_process():
+        make_folder(folder)
     _set_rate(model, config, micro, devices, batch)
     manager = getattr(model, "embedding_manager", None)
     if manager is not None:
@@ -190,17 +200,21 @@ def set_up(options: argparse.Namespace) -> Run:
     trainer = build_trainer(
         settings,
         _callbacks(config, folder, saving, date),
-        loggers(config.lightning, folder, read_step(resume) if resume else 0),
+        loggers(config.lightning, folder, first_step),
         config.lightning.get("find_unused_parameters", manager is not None),
         devices,
     )
     return Run(config, folder, resume, model, data, trainer, saving)
 
 
+def first_process() -> bool:
+    """Tell whether this is the first of a run's processes, or the only one."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def quiet() -> None:
     """Leave out what Lightning says that is untrue or of no use here."""
-    rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", "0"))
-    if rank != "0":
+    if not first_process():
         logging.getLogger().setLevel(logging.WARNING)
     for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -217,6 +231,10 @@ def run(options: argparse.Namespace) -> int:
     """Do what the command line asks; return the exit status."""
     quiet()
     this = set_up(options)
+    testable = this.data.test_dataloader() and is_overridden("test_step", this.model)
+    testing = bool(testable) and not options.no_test
+    if not options.train and not testing:
+        raise UserError("nothing to do: give -t to train")
     log.info(f"logs in {this.folder}")
     if options.train:
         os.environ[FOLDER_VARIABLE] = str(this.folder)
@@ -231,8 +249,7 @@ def run(options: argparse.Namespace) -> int:
                 f"python main.py -t --resume {this.folder}"
             )
             return 128 + this.checkpoints.signal
-    testable = this.data.test_dataloader() and is_overridden("test_step", this.model)
-    if testable and not options.no_test:
+    if testing:
         checkpoint = str(this.resume) if this.resume and not options.train else None
         this.trainer.test(this.model, this.data, ckpt_path=checkpoint, verbose=False)
         for name, value in this.trainer.callback_metrics.items():

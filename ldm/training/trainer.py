@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,11 @@ def trainer_settings(config: DictConfig) -> dict[str, Any]:
             hint = f"did you mean {near[0]!r}?" if near else "see `pl.Trainer`'s options"
             raise UserError(f"unknown configuration key lightning.trainer.{name}: {hint}")
     # Lightning's "auto" would take every GPU there is, and with it change the batch.
-    settings.setdefault("devices", 1)
+    # Under torchrun these are known; Lightning's own processes see the same command line again.
+    local = os.environ.get("LOCAL_WORLD_SIZE")
+    settings.setdefault("devices", int(local or 1))
+    if local:
+        settings.setdefault("num_nodes", int(os.environ["WORLD_SIZE"]) // int(local))
     # A list of numbers means GPUs; for the CPU it is a count.
     if settings.get("accelerator") == "cpu" and isinstance(settings["devices"], list):
         settings["devices"] = len(settings["devices"])

@@ -58,7 +58,6 @@ def save_words(trainer: pl.Trainer, module: Any, folder: Path) -> None:
     manager = getattr(module, "embedding_manager", None)
     if manager is None:
         return
-    manager.set_step(trainer.global_step)
     for stem in ("embeddings", f"embeddings_gs-{trainer.global_step}"):
         for suffix in (".pt", ".safetensors"):
             manager.save(folder / f"{stem}{suffix}")

@@ -122,6 +122,12 @@ def test_options_of_old_trainers() -> None:
         saving_options(section)
 
 
+def test_torchrun_says_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    assert trainer_settings(OmegaConf.create({})) == {"devices": 2, "num_nodes": 3}
+
+
 def test_devices_are_counted() -> None:
     assert device_count({"devices": [0, 1], "num_nodes": 2}) == 4
     assert device_count({"devices": "0,1"}) == 2
@@ -212,6 +218,12 @@ def _not_weights(arguments: Arguments, folder: Path) -> Arguments:
     return [*arguments, "--actual_resume", str(path)]
 
 
+def _not_a_run(arguments: Arguments, folder: Path) -> Arguments:
+    path = folder / "weights.ckpt"
+    torch.save({"state_dict": {"weight": torch.zeros(2)}}, path)
+    return [*arguments, "--resume", str(path)]
+
+
 def _blocked(arguments: Arguments, folder: Path) -> Arguments:
     (folder / "file").touch()
     return [*arguments, "-l", str(folder / "file" / "logs")]
@@ -232,7 +244,8 @@ def _blocked(arguments: Arguments, folder: Path) -> Arguments:
         (_flag("--templates", "/nowhere.txt"), "/nowhere.txt"),
         (_flag("--base", "/nowhere.yaml"), "no configuration at /nowhere.yaml"),
         (_flag("--resume", "/nowhere"), "no such log folder or checkpoint"),
-        (_blocked, "cannot write to the log folder"),
+        (_not_a_run, "not a checkpoint of a run of main.py"),
+        (_blocked, "cannot write to .*file, for the logs"),
         (_flag("--val_check_interval", "0"), "val_check_interval is a number of steps"),
         (_flag("--devices", "2"), "images_per_step 6 is no multiple"),
     ],

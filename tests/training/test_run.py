@@ -15,8 +15,10 @@ from safetensors import safe_open
 
 import main
 from ldm.checkpoint import checkpoint_hash, read_state_dict
+from ldm.modules.embedding_file import read_words
 from ldm.training import run as run_module
 from ldm.training.callbacks import CUDACallback
+from ldm.util import UserError
 from tests.training.conftest import Outcome
 
 Learn = Callable[..., Outcome]
@@ -145,6 +147,42 @@ def test_an_interrupted_run_goes_on_exactly(
     checkpoint = first.folder / "checkpoints" / "last.ckpt"
     assert main.main(["-t", "--resume", str(checkpoint), "--max_steps", "6"]) == 0
     assert torch.equal(resumed.word(), learn("six", "--max_steps", "6", *micro).word())
+
+
+def test_without_training_a_run_is_only_tested(
+    learn: Learn, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcome = learn("done")
+    before = (outcome.folder / "checkpoints" / "last.ckpt").read_bytes()
+    with caplog.at_level("INFO"):
+        assert main.main(["--resume", str(outcome.folder)]) == 0
+    tested = [m for m in caplog.messages if m.startswith("test/loss_simple")]
+    assert tested == [f"test/loss_simple {float(outcome.table()[-1]['test/loss_simple']):.5f}"]
+    assert (outcome.folder / "checkpoints" / "last.ckpt").read_bytes() == before
+    with pytest.raises(UserError, match="nothing to do: give -t to train"):
+        main.main(["--resume", str(outcome.folder), "--no-test"])
+
+
+def test_an_unfrozen_model_moves_at_its_own_rate(learn: Learn) -> None:
+    unfrozen = ("model.params.unfreeze_model=true", "model.params.model_lr=1.0e-4")
+    outcome = learn("unfrozen", *unfrozen, "model.params.embedding_reg_weight=0.1")
+    content = torch.load(outcome.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert [g["lr"] for g in content["optimizer_states"][0]["param_groups"]] == [0.01, 1e-4]
+    parts = {name.split(".")[0] for name in content["state_dict"]}
+    assert parts == {"embedding_manager", "model", "cond_stage_model"}
+
+
+def test_progressive_words_go_on_where_they_were(learn: Learn) -> None:
+    words = "model.params.personalization_config.params"
+    progressive = (f"{words}.progressive_words=true", f"{words}.num_vectors_per_token=2")
+    outcome = learn("progressive", *progressive)
+    facts = read_words(outcome.folder / "checkpoints" / "embeddings.safetensors").metadata
+    assert (facts["step"], facts["progressive_words"]) == ("2", "true")
+    # The second vector has no part in the picture yet; only weight decay touches it.
+    assert outcome.word().shape[0] == 2
+    assert main.main(["-t", "--resume", str(outcome.folder), "--max_steps", "3"]) == 0
+    content = torch.load(outcome.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert int(content["state_dict"]["embedding_manager.optimizer_step"]) == 3
 
 
 def test_two_processes_learn_what_one_learns(arguments: list[str], learn: Learn) -> None:
