@@ -25,6 +25,10 @@ def make_beta_schedule(
     Args:
         schedule: `linear` is linear in √β (the published models), `sqrt_linear` in β, `sqrt` its
             square root, `cosine` that of Nichol & Dhariwal 2021.
+        timesteps: how many.
+        linear_start: the first β; for `sqrt`, its square.
+        linear_end: the last one, likewise.
+        cosine_s: offset of `cosine`.
     """
     if schedule == "linear":
         return np.linspace(linear_start**0.5, linear_end**0.5, timesteps) ** 2
@@ -65,6 +69,7 @@ def make_schedule(betas: Table | Sequence[float], v_posterior: float = 0.0) -> S
     """Derive every table from the betas (Ho et al. 2020, equations 4 and 7).
 
     Args:
+        betas: β_t, each in (0, 1).
         v_posterior: weight of β in the posterior's variance, (1−v)·β̃ + v·β.
     """
     betas = np.asarray(betas, dtype=np.float64)
@@ -94,7 +99,7 @@ def make_schedule(betas: Table | Sequence[float], v_posterior: float = 0.0) -> S
 def variational_weights(schedule: Schedule, parameterization: str) -> Tensor:
     """Weights of the variational bound's terms relative to the simple loss: [timesteps].
 
-    From Ho et al. 2020, equation 12, with the first entry, where the variance is 0, set to the second.
+    From Ho et al. 2020, equation 12; the first, where the variance is 0, is set to the second.
     """
     s = schedule
     if parameterization in ("eps", "v"):

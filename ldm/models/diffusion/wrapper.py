@@ -38,15 +38,18 @@ class DiffusionWrapper(nn.Module):
         c_concat: Sequence[Tensor] | None = None,
         c_crossattn: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """Predict the noise in x [b, c, h, w] at timesteps t [b]."""
+        """Predict the noise in x [b, c, h, w] at timesteps t [b], in the precision of x."""
         options: dict[str, Tensor] = {}
+        # A network held in half precision is handed what it computes with.
+        weights = next(self.diffusion_model.parameters(), x).dtype
+        inputs = x
         if self.conditioning_key in ("concat", "hybrid"):
-            x = torch.cat([x, *(c_concat or ())], dim=1)
+            inputs = torch.cat([x, *(c_concat or ())], dim=1)
         if self.conditioning_key in ("crossattn", "hybrid"):
-            options["context"] = torch.cat(list(c_crossattn or ()), dim=1)
+            options["context"] = torch.cat(list(c_crossattn or ()), dim=1).to(weights)
         if self.conditioning_key == "adm":
             options["y"] = (c_crossattn or ())[0]
-        return self.diffusion_model(x, t, **options)
+        return self.diffusion_model(inputs.to(weights), t, **options).to(x.dtype)
 
     def conditions(self, cond: Any) -> dict[str, Any]:
         """Name a condition (tensor, tensors, or already a mapping) as `forward` takes it."""

@@ -1,0 +1,374 @@
+"""The loss, its draws, what is frozen, what is kept: `LatentDiffusion` at tiny sizes."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
+from ldm.randomness import Purpose, normal
+from tests.models.latent_models import (
+    FIRST_STAGE,
+    IDENTITY,
+    UNET,
+    WORDS,
+    batch,
+    plain_model,
+    text_model,
+    unet,
+)
+from tests.modules.weights import randomize
+
+
+@pytest.fixture
+def model(tmp_path):
+    return text_model(tmp_path, personalization_config=WORDS)
+
+
+def latents(size=3):
+    rng = torch.Generator().manual_seed(9)
+    x, noise = torch.randn(2, size, 3, 8, 8, generator=rng)
+    return x, noise, torch.tensor([0, 400, 999])[:size]
+
+
+def test_noising_and_its_inverse():
+    model = plain_model()
+    x, noise, t = latents()
+    abar = model.alphas_cumprod[t].reshape(3, 1, 1, 1)
+    noisy = model.q_sample(x, t, noise)
+    assert_close(noisy, abar.sqrt() * x + (1 - abar).sqrt() * noise)
+    assert_close(model.predict_start_from_noise(noisy, t, noise), x, rtol=1e-3, atol=1e-3)
+    v = abar.sqrt() * noise - (1 - abar).sqrt() * x
+    assert_close(model.predict_noise_from_v(noisy, t, v), noise)
+    assert model.q_sample(x, t).std() > 0.5
+
+
+@pytest.mark.parametrize("loss_type", ["l1", "l2"])
+def test_the_plain_loss_is_the_error_of_the_noise(loss_type):
+    model = plain_model(loss_type=loss_type)
+    x, noise, t = latents()
+    result = model.p_losses(x, None, t, noise)
+    error = model.apply_model(model.q_sample(x, t, noise), t, None) - noise
+    expected = error.abs().mean() if loss_type == "l1" else error.square().mean()
+    assert_close(result.loss, expected)
+    assert_close(result.terms["loss_simple"], expected.detach())
+    assert not any(term.requires_grad for term in result.terms.values())
+
+
+def test_every_weight_of_the_loss():
+    model = plain_model(logvar_init=0.4, l_simple_weight=0.7, original_elbo_weight=0.01)
+    x, noise, t = latents()
+    error = model.apply_model(model.q_sample(x, t, noise), t, None) - noise
+    simple = error.square().mean((1, 2, 3))
+    vlb = (model.lvlb_weights[t] * simple).mean()
+    weighted = (simple / torch.tensor(0.4).exp() + 0.4).mean()
+    result = model.p_losses(x, None, t, noise)
+    assert_close(result.loss, 0.7 * weighted + 0.01 * vlb)
+    assert_close(result.terms["loss_vlb"], vlb.detach())
+
+
+def test_a_learned_log_variance_gets_a_gradient():
+    model = plain_model(learn_logvar=True)
+    x, noise, t = latents()
+    model.p_losses(x, None, t, noise).loss.backward()
+    assert (model.logvar.grad != 0).nonzero().flatten().tolist() == t.tolist()
+    assert "logvar" in model.state_dict()
+
+
+def test_x0_models_are_trained_on_the_latent():
+    model = plain_model(parameterization="x0")
+    x, noise, t = latents()
+    output = model.apply_model(model.q_sample(x, t, noise), t, None)
+    assert_close(model.p_losses(x, None, t, noise).loss, (output - x).square().mean())
+
+
+def test_v_models_look_like_models_of_the_noise():
+    """Weighted by 1/ā, the noise's error is that of v = √ā·ε − √(1−ā)·x_0."""
+    model = plain_model(parameterization="v", loss_weighting="v")
+    x, noise, t = latents()
+    abar = model.alphas_cumprod[t].reshape(3, 1, 1, 1)
+    noisy = model.q_sample(x, t, noise)
+    output = model.model(noisy, t)
+    v = abar.sqrt() * noise - (1 - abar).sqrt() * x
+    expected = (output - v).square().mean()
+    assert_close(model.p_losses(x, None, t, noise).loss, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_loss_of_a_batch_is_that_of_its_samples(model):
+    """Noise, timestep and posterior are functions of (seed, sample): batching changes nothing."""
+    torch.manual_seed(1)
+    whole = model.training_step(batch(3), 0)
+    parts = [model.training_step(batch(1, first=i), 0) for i in range(3)]
+    assert_close(whole, torch.stack(parts).mean())
+    assert_close(whole, model.training_step(batch(3), 0))
+    assert (whole - model.training_step(batch(3, first=3), 0)).abs() > 1e-4
+    model.seed = 24
+    assert (whole - model.training_step(batch(3), 0)).abs() > 1e-4
+
+
+def test_latents_are_scaled_samples_of_the_posterior(model):
+    data = batch(2)
+    posterior = model.encode_first_stage(model.pictures(data))
+    noise = normal(model.seed, [0, 1], (3, 8, 8), Purpose.POSTERIOR)
+    assert_close(model.latents(data), 0.5 * (posterior.mean + posterior.std * noise))
+    assert_close(model.decode_first_stage(0.5 * noise), model.first_stage_model.decode(noise))
+    model.posterior_source = lambda given: DiagonalGaussianDistribution(
+        torch.cat([given["sample"].reshape(2, 1, 1, 1) * torch.ones(2, 1, 2, 2)] * 2, 1)
+    )
+    noise = normal(model.seed, [0, 1], (1, 2, 2), Purpose.POSTERIOR)
+    ids = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1)
+    assert_close(model.latents({"sample": data["sample"]}), 0.5 * (ids + (ids / 2).exp() * noise))
+
+
+def test_batches_without_sample_numbers_draw_from_torch(model):
+    data = {k: v for k, v in batch(2).items() if k != "sample"}
+    torch.manual_seed(3)
+    first = model.training_step(data, 0)
+    assert (first - model.training_step(data, 0)).abs() > 0
+    torch.manual_seed(3)
+    assert_close(model.training_step(data, 0), first)
+
+
+def test_only_the_words_are_trained(model):
+    model.train()
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert len(trained) == 1
+    assert trained[0].startswith("embedding_manager.")
+    for part in (model.model, model.first_stage_model, model.cond_stage_model):
+        assert not any(module.training for module in part.modules())
+    assert model.training
+    model.training_step(batch(3), 0).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is not None] == trained
+    (group,) = model.configure_optimizers().param_groups
+    assert group["weight_decay"] == 0.01
+    assert len(group["params"]) == 1
+
+
+def test_an_unfrozen_model_has_its_own_rate(tmp_path):
+    model = text_model(
+        tmp_path,
+        personalization_config=WORDS,
+        unfreeze_model=True,
+        model_lr=1e-7,
+        cond_stage_trainable=True,
+    ).train()
+    model.learning_rate = 0.1
+    words, others = model.configure_optimizers().param_groups
+    assert (words["lr"], others["lr"]) == (0.1, 1e-7)
+    names = {n for n, p in model.named_parameters() if any(p is q for q in others["params"])}
+    assert {n.split(".")[0] for n in names} == {"model", "cond_stage_model"}
+    assert model.model.training
+    assert not model.first_stage_model.training
+
+
+def test_without_words_the_network_is_trained(tmp_path):
+    model = text_model(tmp_path).train()
+    names = {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad}
+    assert names == {"model"}
+    both = text_model(tmp_path, cond_stage_trainable=True).train()
+    names = {n.split(".")[0] for n, p in both.named_parameters() if p.requires_grad}
+    assert names == {"model", "cond_stage_model"}
+
+
+def test_a_schedule_of_the_rate():
+    scheduler = {
+        "target": "ldm.lr_scheduler.LambdaLinearScheduler",
+        "params": {
+            "warm_up_steps": [2],
+            "cycle_lengths": [10],
+            "f_start": [0.5],
+            "f_max": [1.0],
+            "f_min": [1.0],
+        },
+    }
+    model = plain_model(scheduler_config=scheduler)
+    model.learning_rate = 0.2
+    (optimizer,), (entry,) = model.configure_optimizers()
+    assert entry["interval"] == "step"
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+def test_a_checkpoint_of_a_run_holds_what_is_trained(tmp_path, model):
+    def kept(of):
+        checkpoint = {"state_dict": of.state_dict()}
+        of.on_save_checkpoint(checkpoint)
+        return set(checkpoint["state_dict"])
+
+    assert {n.split(".")[0] for n in kept(model)} == {"embedding_manager"}
+    idle_copy = text_model(tmp_path, personalization_config=WORDS, use_ema=True)
+    assert {n.split(".")[0] for n in kept(idle_copy)} == {"embedding_manager"}
+    full = text_model(tmp_path, use_ema=True, scale_by_std=True, scale_factor=1.0)
+    assert {n.split(".")[0] for n in kept(full)} == {"model", "model_ema", "scale_factor"}
+    assert not full.strict_loading
+
+
+def test_regularisation_pulls_the_word_to_its_first_word(tmp_path):
+    model = text_model(tmp_path, personalization_config=WORDS, embedding_reg_weight=0.3)
+    x, noise, t = latents()
+    with torch.no_grad():
+        encoder = model.cond_stage_model
+        cat = encoder.vocab_table[encoder.word_ids("cat")]
+        model.embedding_manager.word("*").copy_(cat + 1.0)
+    cond = model.get_learned_conditioning(["*"] * 3)
+    result = model.p_losses(x, cond, t, noise)
+    assert_close(result.terms["loss_embedding_reg"], torch.tensor(16.0))
+    assert_close(result.loss.detach(), result.terms["loss_simple"] + 0.3 * 16)
+
+
+def test_averaged_weights_and_their_scope():
+    model = plain_model(use_ema=True, ema_decay=0.9)
+    weight = model.model.diffusion_model.out[2].weight
+    averaged = model.model_ema.diffusion_modelout2weight.clone()
+    own = weight.detach().clone()
+    assert (own - averaged).abs().max() > 0  # the copy is of the weights before `randomize`
+
+    def fail():
+        with model.ema_scope():
+            assert_close(weight.detach(), averaged)
+            raise KeyError("inside")
+
+    with pytest.raises(KeyError, match="inside"):
+        fail()
+    assert_close(weight.detach(), own)
+    model.on_train_batch_end(None, None, 0)
+    decay = 2 / 11
+    assert_close(model.model_ema.diffusion_modelout2weight, decay * averaged + (1 - decay) * own)
+    without = plain_model()
+    with without.ema_scope():
+        assert without.model_ema is None
+
+
+def test_validation_logs_both_and_the_words_leave_the_averages_alone(tmp_path):
+    model = text_model(tmp_path, personalization_config=WORDS, use_ema=True)
+    logged = {}
+    model.log_dict = lambda terms, batch_size: logged.update(terms)
+    model.validation_step(batch(2), 0)
+    assert (logged["val/loss_simple"] - logged["val/loss_simple_ema"]).abs() > 1e-5
+    before = {n: b.clone() for n, b in model.model_ema.named_buffers()}
+    model.on_train_batch_end(None, None, 0)
+    assert_close(dict(model.model_ema.named_buffers()), before)
+
+
+def test_the_scale_is_measured_at_the_first_batch():
+    model = plain_model(scale_by_std=True, first_stage_config=FIRST_STAGE)
+    randomize(model.first_stage_model)
+    data = {"image": batch(3)["image"], "sample": torch.arange(3)}
+    raw = model.latents(data)
+    model.on_train_batch_start(data, 1)
+    assert model.scale_factor == 1
+    model.on_train_batch_start(data, 0)
+    assert_close(model.latents(data).std(), torch.tensor(1.0))
+    assert_close(model.scale_factor, 1 / raw.std())
+    model.on_train_batch_start({"image": 3 * data["image"], "sample": torch.arange(3)}, 0)
+    assert_close(model.scale_factor, 1 / raw.std())
+    assert "scale_factor" in model.state_dict()
+
+
+def test_conditions_that_are_pictures_are_stacked_on_the_latent():
+    """Super-resolution, maps of classes and inpainting: the original's `concat` models."""
+    wide = unet(in_channels=6)
+    stage = {"first_stage_config": IDENTITY, "cond_stage_key": "hint", "unet_config": wide}
+    hint = torch.rand(2, 8, 8, 3)
+    data = {"image": torch.rand(2, 8, 8, 3), "hint": hint, "sample": torch.arange(2)}
+    same = plain_model(cond_stage_config={"target": "torch.nn.Identity"}, **stage)
+    assert_close(same.get_learned_conditioning(same.conditions(data)), hint.permute(0, 3, 1, 2))
+    first = plain_model(cond_stage_config="__is_first_stage__", **stage)
+    assert_close(same.shared_step(data).loss, first.shared_step(data).loss)
+    x, _, t = latents(2)
+    rows = hint.permute(0, 3, 1, 2)
+    expected = same.model.diffusion_model(torch.cat([x, rows], 1), t)
+    for cond in (rows, [rows], {"c_concat": [rows]}):
+        assert_close(same.apply_model(x, t, cond), expected)
+    rescaler = {
+        "target": "ldm.modules.encoders.modules.SpatialRescaler",
+        "params": {"n_stages": 1, "in_channels": 3, "out_channels": 3},
+    }
+    halved = plain_model(cond_stage_config=rescaler, cond_stage_trainable=True, **stage)
+    data["hint"] = torch.rand(2, 16, 16, 3)
+    halved.shared_step(data).loss.backward()
+    assert halved.cond_stage_model.channel_mapper.weight.grad.abs().sum() > 0
+
+
+def test_classes_condition_by_attention_or_by_the_time_embedding():
+    embedder = {
+        "target": "ldm.modules.encoders.modules.ClassEmbedder",
+        "params": {"embed_dim": 16, "n_classes": 4, "key": "class_label"},
+    }
+    network = unet(use_spatial_transformer=True, context_dim=16)
+    data = {"image": torch.rand(2, 8, 8, 3), "class_label": torch.tensor([3, 1])}
+    data["sample"] = torch.arange(2)
+    model = plain_model(
+        unet_config=network,
+        cond_stage_config=embedder,
+        conditioning_key="crossattn",
+        cond_stage_key="class_label",
+        cond_stage_trainable=True,
+    )
+    model.shared_step(data).loss.backward()
+    rows = model.cond_stage_model.embedding.weight.grad.abs().sum(1) > 0
+    assert rows.tolist() == [False, True, False, True]
+    labels = plain_model(
+        unet_config=unet(num_classes=4),
+        cond_stage_config={"target": "torch.nn.Identity"},
+        conditioning_key="adm",
+        cond_stage_key="class_label",
+    )
+    x, _, t = latents(2)
+    expected = labels.model.diffusion_model(x, t, y=data["class_label"])
+    assert_close(labels.apply_model(x, t, data["class_label"]), expected)
+    assert labels.shared_step(data).loss.isfinite()
+
+
+def test_hybrid_conditions():
+    model = plain_model(
+        unet_config=unet(in_channels=5, use_spatial_transformer=True, context_dim=16),
+        cond_stage_config={"target": "torch.nn.Identity"},
+        conditioning_key="hybrid",
+    )
+    x, _, t = latents(2)
+    picture, text = torch.randn(2, 2, 8, 8), torch.randn(2, 3, 16)
+    cond = {"c_concat": [picture], "c_crossattn": [text[:, :1], text[:, 1:]]}
+    expected = model.model.diffusion_model(torch.cat([x, picture], 1), t, text)
+    assert_close(model.apply_model(x, t, cond), expected)
+
+
+def test_networks_in_half_precision_take_and_give_single(model):
+    x, _, t = latents(2)
+    cond = model.get_learned_conditioning(["a photo of *", ""])
+    single = model.apply_model(x, t, cond), model.decode_first_stage(x)
+    model.model.bfloat16()
+    model.first_stage_model.bfloat16()
+    half = model.apply_model(x, t, cond), model.decode_first_stage(x)
+    assert [h.dtype for h in half] == [torch.float32] * 2
+    for h, s in zip(half, single, strict=True):
+        assert 0 < (h - s).norm() / s.norm() < 0.05
+    assert model.encode_first_stage(torch.rand(1, 3, 16, 16)).mean.isfinite().all()
+
+
+def test_the_empty_prompt_passes_through_the_words_too(model):
+    seen = []
+    model.embedding_manager.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    model.get_learned_conditioning([""])
+    assert seen == [1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss_type": "l3"}, r"loss_type must be .* got 'l3'"),
+        ({"parameterization": "u"}, "parameterization must be"),
+        ({"loss_weighting": "snr"}, "loss_weighting must be"),
+        ({"loss_weighting": "v", "parameterization": "x0"}, "loss_weighting 'v' needs"),
+        ({"num_timesteps_cond": 3}, "num_timesteps_cond must be 1"),
+        ({"conditioning_key": "film", "cond_stage_config": IDENTITY}, "conditioning_key must be"),
+        ({"beta_schedule": "quartic"}, "beta_schedule must be"),
+    ],
+)
+def test_options_that_do_not_exist_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        plain_model(**options)
+
+
+def test_unknown_parameters_are_named():
+    with pytest.raises(TypeError, match="scale_facter"):
+        LatentDiffusion(UNET, IDENTITY, "__is_unconditional__", scale_facter=1.0)
