@@ -19,7 +19,9 @@ from ldm.modules.encoders.vocabulary import load_tokenizer
 from ldm.modules.x_transformer import EmbeddingHook, Encoder, TransformerWrapper
 from ldm.util import UserError
 
-LOCAL_BERT = Path("models/ldm/text2img-large/bert-base-uncased")
+# Where scripts/download_models.sh puts the vocabulary, whatever the working directory is.
+ROOT = Path(__file__).resolve().parents[3]
+LOCAL_BERT = ROOT / "models/ldm/text2img-large/bert-base-uncased"
 
 
 class AbstractEncoder(nn.Module):
