@@ -33,10 +33,13 @@ def __getattr__(name: str) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the command line, then import what is heavy and run."""
     options = parse(argv)
-    from ldm.training.run import run
+    from ldm.training.config import load_config
 
     try:
-        return run(options)
+        config = load_config(options)  # mistakes in files show before the heavy imports
+        from ldm.training.run import run
+
+        return run(options, config)
     except UserError:
         if options.debug:
             traceback.print_exc()

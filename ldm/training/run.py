@@ -157,12 +157,16 @@ def _callbacks(config: RunConfig, folder: Path, saving: Checkpoints, date: str) 
     ]
 
 
-def set_up(options: argparse.Namespace) -> Run:
+def set_up(options: argparse.Namespace, config: RunConfig | None = None) -> Run:
     """Check everything that can be checked cheaply, then build.
+
+    Args:
+        options: the command line.
+        config: what `load_config` made of it, if that is known already.
 
     Raises UserError for whatever the user can mend.
     """
-    config = load_config(options)
+    config = config or load_config(options)
     check_config(config)
     settings = trainer_settings(config.lightning.trainer)
     check_devices(config.lightning.trainer)
@@ -227,10 +231,10 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", text)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Do what the command line asks; return the exit status."""
+def run(options: argparse.Namespace, config: RunConfig | None = None) -> int:
+    """Do what the command line asks; return the exit status. Arguments as `set_up`'s."""
     quiet()
-    this = set_up(options)
+    this = set_up(options, config)
     testable = this.data.test_dataloader() and is_overridden("test_step", this.model)
     testing = bool(testable) and not options.no_test
     if not options.train and not testing:

@@ -187,7 +187,7 @@ def test_progressive_words_go_on_where_they_were(learn: Learn) -> None:
 
 def test_two_processes_learn_what_one_learns(arguments: list[str], learn: Learn) -> None:
     one = learn("one", "data.params.batch_size=4", "--max_steps", "3")
-    more = ["-n", "both", "--devices", "2", "--strategy", "ddp", "--max_steps", "3"]
+    more = ["-n", "both", "--devices", "2", "--strategy", "ddp", "--max_steps", "3", "--no-test"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, str(ROOT / "main.py"), *arguments, *more],
