@@ -7,168 +7,95 @@ the attributes.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.modules.attention import SpatialTransformer
+from ldm.modules.diffusionmodules.unet_blocks import (
+    AttentionBlock,
+    Downsample,
+    ResBlock,
+    TimestepEmbedSequential,
+    Upsample,
+)
 from ldm.modules.diffusionmodules.util import (
     GroupNorm32,
-    avg_pool_nd,
-    checkpoint,
     conv_nd,
     timestep_embedding,
     zero_module,
 )
 
-
-class TimestepEmbedSequential(nn.Sequential):
-    """Layers in a row; each is handed what it takes of the time embedding and the context."""
-
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        for layer in self:
-            if isinstance(layer, ResBlock):
-                x = layer(x, emb)
-            elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context)
-            else:
-                x = layer(x)
-        return x
+__all__ = ["AttentionBlock", "ResBlock", "TimestepEmbedSequential", "UNetModel"]
 
 
-class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then (`use_conv`) a 3×3 convolution."""
+@dataclass(frozen=True)
+class Blocks:
+    """What the blocks of one U-Net share; builds each from the widths that differ."""
 
-    def __init__(self, channels: int, use_conv: bool, dims: int, out_channels: int) -> None:
-        super().__init__()
-        if use_conv:
-            self.conv = conv_nd(dims, channels, out_channels, 3, padding=1)
-        self.use_conv = use_conv
+    emb_dim: int
+    dims: int
+    dropout: float
+    conv_resample: bool
+    resblock_updown: bool
+    use_checkpoint: bool
+    use_scale_shift_norm: bool
+    use_new_attention_order: bool
+    use_spatial_transformer: bool
+    transformer_depth: int
+    context_dim: int | None
+    num_head_channels: int
+    legacy: bool
+    num_groups: int
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        return self.conv(x) if self.use_conv else x
-
-
-class Downsample(nn.Module):
-    """Halving by a strided convolution (`use_conv`) or by averaging."""
-
-    def __init__(self, channels: int, use_conv: bool, dims: int, out_channels: int) -> None:
-        super().__init__()
-        self.op = (
-            conv_nd(dims, channels, out_channels, 3, stride=2, padding=1)
-            if use_conv
-            else avg_pool_nd(dims, kernel_size=2, stride=2)
+    def residual(self, cin: int, cout: int, *, up: bool = False, down: bool = False) -> nn.Module:
+        """Build a residual block, [b, cin, h, w] → [b, cout, h', w']."""
+        return ResBlock(
+            cin,
+            self.emb_dim,
+            self.dropout,
+            cout,
+            dims=self.dims,
+            use_checkpoint=self.use_checkpoint,
+            use_scale_shift_norm=self.use_scale_shift_norm,
+            up=up,
+            down=down,
+            num_groups=self.num_groups,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
-
-
-class ResBlock(nn.Module):
-    """Residual block conditioned on the time embedding.
-
-    Args:
-        use_scale_shift_norm: the embedding scales and shifts the second norm, instead of being
-            added before it.
-        up, down: also double or halve the map.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        emb_channels: int,
-        dropout: float,
-        out_channels: int,
-        dims: int = 2,
-        use_conv: bool = False,
-        use_scale_shift_norm: bool = False,
-        use_checkpoint: bool = False,
-        up: bool = False,
-        down: bool = False,
-        num_groups: int = 32,
-    ) -> None:
-        super().__init__()
-        self.use_checkpoint, self.use_scale_shift_norm = use_checkpoint, use_scale_shift_norm
-        self.updown = up or down
-        self.in_layers = nn.Sequential(
-            GroupNorm32(num_groups, channels),
-            nn.SiLU(),
-            conv_nd(dims, channels, out_channels, 3, padding=1),
+    def attention(self, width: int, heads: int) -> nn.Module:
+        """Build the attention of a level: over the map alone, or reading a context too."""
+        dim_head = width // heads
+        if self.num_head_channels != -1:
+            heads, dim_head = width // self.num_head_channels, self.num_head_channels
+        if not self.use_spatial_transformer:
+            return AttentionBlock(
+                width, heads, self.use_checkpoint, self.use_new_attention_order, self.num_groups
+            )
+        return SpatialTransformer(
+            width,
+            heads,
+            width // heads if self.legacy else dim_head,
+            self.transformer_depth,
+            0.0,
+            self.context_dim,
+            self.use_checkpoint,
+            self.num_groups,
         )
-        resize = Upsample if up else Downsample
-        self.h_upd = resize(channels, False, dims, channels) if self.updown else nn.Identity()
-        self.x_upd = resize(channels, False, dims, channels) if self.updown else nn.Identity()
-        emb_out = 2 * out_channels if use_scale_shift_norm else out_channels
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, emb_out))
-        self.out_layers = nn.Sequential(
-            GroupNorm32(num_groups, out_channels),
-            nn.SiLU(),
-            nn.Dropout(dropout),
-            zero_module(conv_nd(dims, out_channels, out_channels, 3, padding=1)),
-        )
-        if out_channels == channels:
-            self.skip_connection: nn.Module = nn.Identity()
-        elif use_conv:
-            self.skip_connection = conv_nd(dims, channels, out_channels, 3, padding=1)
-        else:
-            self.skip_connection = conv_nd(dims, channels, out_channels, 1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """Map [b, channels, h, w] and embedding [b, emb_channels] → [b, out_channels, h', w']."""
-        return checkpoint(self._forward, self.use_checkpoint, x, emb)
+    def halving(self, width: int) -> nn.Module:
+        """Build the step to the next coarser level."""
+        if self.resblock_updown:
+            return self.residual(width, width, down=True)
+        return Downsample(width, self.conv_resample, self.dims, width)
 
-    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.in_layers[1](self.in_layers[0](x))
-        h, x = self.h_upd(h), self.x_upd(x)
-        h = self.in_layers[2](h)
-        e = self.emb_layers(emb).to(h.dtype)
-        e = e.reshape(*e.shape, *[1] * (h.ndim - 2))
-        if self.use_scale_shift_norm:
-            scale, shift = e.chunk(2, dim=1)
-            h = self.out_layers[0](h) * (1 + scale) + shift
-            h = self.out_layers[1:](h)
-        else:
-            h = self.out_layers(h + e)
-        return self.skip_connection(x) + h
-
-
-class AttentionBlock(nn.Module):
-    """Self-attention over a map's positions, for models without a text context.
-
-    Args:
-        use_new_attention_order: split the projection into q, k, v first and heads second; published
-            models without it split into heads first.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        num_heads: int,
-        use_checkpoint: bool = False,
-        use_new_attention_order: bool = False,
-        num_groups: int = 32,
-    ) -> None:
-        super().__init__()
-        self.num_heads, self.use_checkpoint = num_heads, use_checkpoint
-        self.order = (
-            "b (k h d) n -> k b h n d" if use_new_attention_order else "b (h k d) n -> k b h n d"
-        )
-        self.norm = GroupNorm32(num_groups, channels)
-        self.qkv = conv_nd(1, channels, 3 * channels, 1)
-        self.proj_out = zero_module(conv_nd(1, channels, channels, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return checkpoint(self._forward, self.use_checkpoint, x)
-
-    def _forward(self, x: Tensor) -> Tensor:
-        flat = x.flatten(2)
-        q, k, v = rearrange(self.qkv(self.norm(flat)), self.order, k=3, h=self.num_heads)
-        h = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b (h d) n")
-        return (flat + self.proj_out(h)).reshape(x.shape)
+    def doubling(self, width: int) -> nn.Module:
+        """Build the step to the next finer level."""
+        if self.resblock_updown:
+            return self.residual(width, width, up=True)
+        return Upsample(width, self.conv_resample, self.dims, width)
 
 
 class UNetModel(nn.Module):
@@ -234,83 +161,38 @@ class UNetModel(nn.Module):
         if num_classes is not None:
             self.label_emb = nn.Embedding(num_classes, emb_dim)
 
-        def res(cin: int, cout: int, **resize: bool) -> ResBlock:
-            return ResBlock(
-                cin,
-                emb_dim,
-                dropout,
-                cout,
-                dims=dims,
-                use_checkpoint=use_checkpoint,
-                use_scale_shift_norm=use_scale_shift_norm,
-                num_groups=num_groups,
-                **resize,
-            )
-
-        def attend(width: int, heads: int) -> nn.Module:
-            if num_head_channels == -1:
-                dim_head = width // heads
-            else:
-                heads, dim_head = width // num_head_channels, num_head_channels
-            if not use_spatial_transformer:
-                return AttentionBlock(
-                    width, heads, use_checkpoint, use_new_attention_order, num_groups
-                )
-            if legacy:
-                dim_head = width // heads
-            return SpatialTransformer(
-                width,
-                heads,
-                dim_head,
-                transformer_depth,
-                0.0,
-                context_dim,
-                use_checkpoint,
-                num_groups,
-            )
-
-        widths = [model_channels * mult for mult in channel_mult]
-        attended = set(attention_resolutions)
-        heads_up = num_heads if num_heads_upsample == -1 else num_heads_upsample
-        self.input_blocks = nn.ModuleList(
-            [TimestepEmbedSequential(conv_nd(dims, in_channels, model_channels, 3, padding=1))]
+        blocks = Blocks(
+            emb_dim,
+            dims,
+            dropout,
+            conv_resample,
+            resblock_updown,
+            use_checkpoint,
+            use_scale_shift_norm,
+            use_new_attention_order,
+            use_spatial_transformer,
+            transformer_depth,
+            context_dim,
+            num_head_channels,
+            legacy,
+            num_groups,
         )
-        skips, width, factor = [model_channels], model_channels, 1
-        for level, wide in enumerate(widths):
-            for _ in range(num_res_blocks):
-                layers: list[nn.Module] = [res(width, wide)]
-                width = wide
-                if factor in attended:
-                    layers.append(attend(width, num_heads))
-                self.input_blocks.append(TimestepEmbedSequential(*layers))
-                skips.append(width)
-            if level < len(widths) - 1:
-                down = (
-                    res(width, width, down=True)
-                    if resblock_updown
-                    else Downsample(width, conv_resample, dims, width)
-                )
-                self.input_blocks.append(TimestepEmbedSequential(down))
-                skips.append(width)
-                factor *= 2
+        widths = [model_channels * mult for mult in channel_mult]
+        attended = [2**level in attention_resolutions for level in range(len(widths))]
+        first = conv_nd(dims, in_channels, model_channels, 3, padding=1)
+        self.input_blocks = nn.ModuleList([TimestepEmbedSequential(first)])
+        skips = [model_channels]
+        self._add_downwards(blocks, widths, attended, num_res_blocks, num_heads, skips)
+        width = widths[-1]
         self.middle_block = TimestepEmbedSequential(
-            res(width, width), attend(width, num_heads), res(width, width)
+            blocks.residual(width, width),
+            blocks.attention(width, num_heads),
+            blocks.residual(width, width),
         )
         self.output_blocks = nn.ModuleList()
-        for level, wide in reversed(list(enumerate(widths))):
-            for i in range(num_res_blocks + 1):
-                layers = [res(width + skips.pop(), wide)]
-                width = wide
-                if factor in attended:
-                    layers.append(attend(width, heads_up))
-                if level > 0 and i == num_res_blocks:
-                    layers.append(
-                        res(width, width, up=True)
-                        if resblock_updown
-                        else Upsample(width, conv_resample, dims, width)
-                    )
-                    factor //= 2
-                self.output_blocks.append(TimestepEmbedSequential(*layers))
+        heads_up = num_heads if num_heads_upsample == -1 else num_heads_upsample
+        self._add_upwards(blocks, widths, attended, num_res_blocks, heads_up, skips)
+        width = widths[0]
         self.out = nn.Sequential(
             GroupNorm32(num_groups, width),
             nn.SiLU(),
@@ -320,6 +202,50 @@ class UNetModel(nn.Module):
             self.id_predictor = nn.Sequential(
                 GroupNorm32(num_groups, width), conv_nd(dims, width, n_embed, 1)
             )
+
+    def _add_downwards(
+        self,
+        blocks: Blocks,
+        widths: Sequence[int],
+        attended: Sequence[bool],
+        num_res_blocks: int,
+        heads: int,
+        skips: list[int],
+    ) -> None:
+        """Add the levels from fine to coarse; `skips` collects the width of each block's output."""
+        width = skips[-1]
+        for level, wide in enumerate(widths):
+            for _ in range(num_res_blocks):
+                layers = [blocks.residual(width, wide)]
+                width = wide
+                if attended[level]:
+                    layers.append(blocks.attention(width, heads))
+                self.input_blocks.append(TimestepEmbedSequential(*layers))
+                skips.append(width)
+            if level < len(widths) - 1:
+                self.input_blocks.append(TimestepEmbedSequential(blocks.halving(width)))
+                skips.append(width)
+
+    def _add_upwards(
+        self,
+        blocks: Blocks,
+        widths: Sequence[int],
+        attended: Sequence[bool],
+        num_res_blocks: int,
+        heads: int,
+        skips: list[int],
+    ) -> None:
+        """Add the levels from coarse to fine; each block takes the last of `skips`."""
+        width = widths[-1]
+        for level, wide in reversed(list(enumerate(widths))):
+            for i in range(num_res_blocks + 1):
+                layers = [blocks.residual(width + skips.pop(), wide)]
+                width = wide
+                if attended[level]:
+                    layers.append(blocks.attention(width, heads))
+                if level > 0 and i == num_res_blocks:
+                    layers.append(blocks.doubling(width))
+                self.output_blocks.append(TimestepEmbedSequential(*layers))
 
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None
@@ -340,7 +266,8 @@ class UNetModel(nn.Module):
                 f"y must be given exactly where num_classes is, got num_classes={self.num_classes}"
             )
         sinusoids = timestep_embedding(timesteps, self.model_channels)
-        emb = self.time_embed(sinusoids.to(self.time_embed[0].weight.dtype))
+        weight = cast(Tensor, self.time_embed[0].weight)
+        emb = self.time_embed(sinusoids.to(weight.dtype))
         if y is not None:
             emb = emb + self.label_emb(y)
         hs, h = [], x
