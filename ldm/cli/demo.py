@@ -188,6 +188,7 @@ def draw_all(
     course += [(step, studio.draw(plain, path, 4)) for step, path in saved.items()]
     return DemoResult(
         concept=concept,
+        second=(second[1], second[0].stem),
         over_steps=course,
         plain=studio.ask("alone", plain, last, options.scored),
         drawings=drawings,

@@ -35,6 +35,7 @@ class DemoResult:
 
     Attributes:
         concept: what was learned, with its training pictures.
+        second: (placeholder, name) of the shipped word in the composition.
         over_steps: (optimiser step, pictures of the plain prompt from the same noises); 0 is the
             first word.
         plain: the word alone ("a photo of *").
@@ -49,6 +50,7 @@ class DemoResult:
     """
 
     concept: Concept
+    second: tuple[str, str]
     over_steps: Sequence[tuple[int, Sequence[Image.Image]]]
     plain: Drawing
     drawings: Sequence[Drawing]
@@ -73,6 +75,7 @@ class DemoResult:
         return {
             "concept": concept.name,
             "placeholder": concept.placeholder,
+            "second": dict(zip(("placeholder", "name"), self.second, strict=True)),
             "steps": self.steps,
             "image_similarity": self.plain.image_similarity,
             "text_similarity": _mean_text(self.drawings),
@@ -131,7 +134,13 @@ def build_page(result: DemoResult) -> Page:
                     Facts(_facts(result)),
                 ],
             ),
-            Section(f"The word {word} in new sentences", [*_prompt_rows(result)]),
+            Section(
+                f"The word {word} in new sentences",
+                [
+                    *_prompt_rows(result),
+                    Text("{} is a word learned before, {}.".format(*result.second)),
+                ],
+            ),
             Section(
                 "While it learned",
                 [

@@ -33,7 +33,12 @@ def test_the_demo_learns_draws_scores_and_reports(
     few = ["--steps", "4", "--ddim_steps", "1", "--samples", "2", "--scored", "2"]
     assert cli.main(arguments(untrained_miniature, tmp_path, *few)) == 0
     html = (tmp_path / "index.html").read_text("utf-8")
-    for text in ("teal star with yellow dots", "a photo of a * on the moon", "in the style of @"):
+    for text in (
+        "teal star with yellow dots",
+        "a photo of a * on the moon",
+        "in the style of @",
+        "@ is a word learned before, sepia",
+    ):
         assert text in html
     assert html.count("<svg") == 2, "loss and norm"
     grids = sorted(path.name for path in (tmp_path / "grids/teal-star").glob("*.png"))
@@ -146,9 +151,20 @@ def result(concept: Concept, curves: dict[str, tuple[list[float], list[float]]])
     drawing = Drawing("scene", "a photo of a * there", [grey(1)], 0.8, 0.3, 0.35)
     first = Drawing("scene", "a photo of a star there", [grey(1)], 0.6, 0.2, 0.25)
     return DemoResult(
-        concept, [(0, [grey(1)])], drawing, [drawing, drawing], first, [first], 0.9, 0.1, curves,
-        steps=100, seconds={"learn": 50.0, "draw": 10.0}, command="python main.py",
-    )  # fmt: skip
+        concept=concept,
+        second=("@", "sepia"),
+        over_steps=[(0, [grey(1)])],
+        plain=drawing,
+        drawings=[drawing, drawing],
+        first_plain=first,
+        first_drawings=[first],
+        training_similarity=0.9,
+        training_text_similarity=0.1,
+        curves=curves,
+        steps=100,
+        seconds={"learn": 50.0, "draw": 10.0},
+        command="python main.py",
+    )
 
 
 def test_metrics_say_what_was_measured() -> None:
