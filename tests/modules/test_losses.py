@@ -45,6 +45,7 @@ def test_plain_reconstruction():
     error = decoded - x
     kl = posterior.kl().mean() / 8
     assert_close(loss, 2 * error.abs().mean() + 3 * error.square().mean() + 0.5 * kl)
+    assert_close(parts["rec_loss"] + 0.5 * kl, loss.detach())
     mse = error.square().mean((1, 2, 3))
     assert_close(parts["psnr"], (20 * torch.log10(2 / mse.sqrt())).mean().detach())
 

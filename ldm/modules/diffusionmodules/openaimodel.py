@@ -28,7 +28,7 @@ from ldm.modules.diffusionmodules.util import (
     zero_module,
 )
 
-__all__ = ["AttentionBlock", "ResBlock", "TimestepEmbedSequential", "UNetModel"]
+__all__ = ["AttentionBlock", "Downsample", "ResBlock", "TimestepEmbedSequential", "UNetModel"]
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,9 @@ class KLReconstruction(nn.Module):
         l1 = F.l1_loss(decoded, pictures)
         l2 = F.mse_loss(decoded, pictures)
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        loss = self.l1_weight * l1 + self.l2_weight * l2 + self.kl_weight * kl
+        rec = self.l1_weight * l1 + self.l2_weight * l2
+        loss = rec + self.kl_weight * kl
         # Pictures span 2, so the peak signal is 2.
         psnr = 10.0 * (4.0 / ((decoded - pictures) ** 2).flatten(1).mean(1)).log10().mean()
-        parts = {"l1_loss": l1, "l2_loss": l2, "kl_loss": kl, "psnr": psnr}
+        parts = {"rec_loss": rec, "l1_loss": l1, "l2_loss": l2, "kl_loss": kl, "psnr": psnr}
         return loss, {k: v.detach() for k, v in parts.items()}
