@@ -83,6 +83,10 @@ def check_config(config: RunConfig) -> None:
     check_targets(config.model, "model", ("base_learning_rate",))
     check_targets(config.data, "data")
     _known("lightning", config.lightning, LIGHTNING_KEYS)
+    check_targets(config.lightning.callbacks, "lightning.callbacks")
+    _known(
+        "lightning.latent_cache", config.lightning.latent_cache, ("enabled", "folder", "batch_size")
+    )
     _known("run", config.run, RUN_DEFAULTS)
     if "base_learning_rate" not in config.model:
         raise UserError("the configuration has no model.base_learning_rate")

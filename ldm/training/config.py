@@ -211,7 +211,10 @@ def apply_flags(config: DictConfig, options: argparse.Namespace) -> None:
     """Write the command line's flags into the configuration, in place."""
     for section in ("run", "lightning"):
         config[section] = config.get(section) or {}
-    config.lightning.trainer = config.lightning.get("trainer") or {}
+    for section in ("trainer", "callbacks", "latent_cache"):
+        config.lightning[section] = config.lightning.get(section) or {}
+    images = config.lightning.callbacks.setdefault("image_logger", None) or {}
+    config.lightning.callbacks.image_logger = {"target": "main.ImageLogger", "params": {}, **images}
     run = config.run
     for name in ("seed", "scale_lr", "threads"):
         if getattr(options, name) is not None:

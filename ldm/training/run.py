@@ -7,6 +7,8 @@ import logging
 import math
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +29,7 @@ from ldm.training.checks import (
     check_folder,
     make_folder,
 )
-from ldm.training.config import RunConfig, load_config, log_folder_of
+from ldm.training.config import RunConfig, accepts, load_config, log_folder_of
 from ldm.training.latents import CacheLatents
 from ldm.training.progress import Progress
 from ldm.training.trainer import (
@@ -83,10 +85,11 @@ def log_folder(options: argparse.Namespace, config: RunConfig) -> Path:
     return folder
 
 
-def build(section: Any, where: str) -> Any:
-    """Build an object; a value out of range is the user's to mend."""
+@contextmanager
+def mendable(where: str) -> Iterator[None]:
+    """Within it a value out of range is the user's to mend: it came from the configuration."""
     try:
-        return instantiate_from_config(section)
+        yield
     except UserError:
         raise
     except ValueError as error:
@@ -96,12 +99,13 @@ def build(section: Any, where: str) -> Any:
 def build_model(config: RunConfig) -> Any:
     """Return the model, with the base checkpoint's weights where there is one."""
     base = config.run.base_checkpoint
-    if base:
-        from ldm.checkpoint import load_model
+    with mendable("model"):
+        if base:
+            from ldm.checkpoint import load_model
 
-        model = load_model(OmegaConf.create({"model": config.model}), base)
-    else:
-        model = build(config.model, "model")
+            model = load_model(OmegaConf.create({"model": config.model}), base)
+        else:
+            model = instantiate_from_config(config.model)
     model.seed = config.run.seed
     if model.strict_loading:  # a run's checkpoint holds only what is trained
         model.strict_loading = False
@@ -135,25 +139,25 @@ def _picture_files(data: Any) -> list[Path]:
     return [Path(path) for path in getattr(data.datasets.get("train"), "paths", ())]
 
 
-def _callbacks(config: RunConfig, folder: Path, saving: Checkpoints, date: str) -> list[Any]:
+def _callbacks(
+    config: RunConfig, folder: Path, saving: Checkpoints, date: str, first_step: int
+) -> list[Any]:
     """Return the run's callbacks, the configuration's own last."""
-    wanted = OmegaConf.to_container(config.lightning.get("callbacks") or OmegaConf.create({}))
-    assert isinstance(wanted, dict)
-    own: dict[str, Any] = {
-        "image_logger": {"target": "main.ImageLogger", "params": {"seed": config.run.seed}}
-    }
-    for name, settings in own.items():
-        settings["params"].update((wanted.pop(name, None) or {}).get("params") or {})
-    caching = {"folder": folder / "checkpoints", **(config.lightning.get("latent_cache") or {})}
+    own = OmegaConf.create(config.lightning.callbacks)
+    if "seed" not in own.image_logger.params and accepts(own.image_logger, "seed"):
+        own.image_logger.params.seed = config.run.seed
+    caching = {"folder": folder / "checkpoints", **config.lightning.latent_cache}
     return [
-        SetupCallback(False, date, folder, folder / "checkpoints", folder / "configs", config),
+        SetupCallback(
+            first_step > 0, date, folder, folder / "checkpoints", folder / "configs", config
+        ),
         StepSeed(config.run.seed),
         CacheLatents(**caching),
         WordNorms(),
         Progress(),
         saving,
         CUDACallback(),
-        *(instantiate_from_config(settings) for settings in (own | wanted).values()),
+        *(instantiate_from_config(settings) for settings in own.values()),
     ]
 
 
@@ -177,8 +181,9 @@ def set_up(options: argparse.Namespace, config: RunConfig | None = None) -> Run:
     first_step = read_step(resume) if resume else 0
     folder, date = log_folder(options, config), datetime.now().strftime(DATE)
     check_folder(folder)
-    data = build(config.data, "data")
-    data.setup()
+    with mendable("data"):
+        data = instantiate_from_config(config.data)
+        data.setup()
     if options.train and "train" not in data.datasets:
         raise UserError("nothing to train on: the configuration has no data.params.train")
     devices, batch = device_count(settings), config.data.params.batch_size
@@ -197,13 +202,14 @@ def set_up(options: argparse.Namespace, config: RunConfig | None = None) -> Run:
     if manager is not None:
         facts = metadata(config, model.learning_rate, micro * devices * batch, _picture_files(data))
         manager.metadata.update(facts)
-    saving = Checkpoints(
-        folder / "checkpoints", savers=(save_words,), **saving_options(config.lightning)
-    )
+    with mendable("lightning"):
+        options_of_saving = saving_options(config.lightning)
+        saving = Checkpoints(folder / "checkpoints", savers=(save_words,), **options_of_saving)
+        callbacks = _callbacks(config, folder, saving, date, first_step)
     settings.setdefault("val_check_interval", saving.every)
     trainer = build_trainer(
         settings,
-        _callbacks(config, folder, saving, date),
+        callbacks,
         loggers(config.lightning, folder, first_step),
         config.lightning.get("find_unused_parameters", manager is not None),
         devices,

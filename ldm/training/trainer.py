@@ -27,6 +27,7 @@ OUTDATED = {
     "auto_select_gpus",
     "check_val_every_n_epoch",
     "checkpoint_callback",
+    "find_unused_parameters",
     "flush_logs_every_n_steps",
     "move_metrics_to_cpu",
     "prepare_data_per_node",

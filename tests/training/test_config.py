@@ -90,6 +90,14 @@ def test_gpus_of_an_old_file(arguments: Arguments) -> None:
         ("data.params.train.params.repeat=3", "data.params.train.params.repeat: did you mean 'rep"),
         ("data.params.bach_size=3", "data.params.bach_size: did you mean 'batch_size'"),
         ("lightning.trainr.max_steps=3", "lightning.trainr: did you mean 'trainer'"),
+        (
+            "lightning.callbacks.image_logger.params.max_image=3",
+            "lightning.callbacks.image_logger.params.max_image: did you mean 'max_images'",
+        ),
+        (
+            "lightning.latent_cache.enable=false",
+            "lightning.latent_cache.enable: did you mean 'enab",
+        ),
         ("run.sed=3", "run.sed: did you mean 'seed'"),
         ("model.learning_rate=3", "model.learning_rate"),
         ("modle.params=3", "unknown configuration key 'modle'"),
@@ -200,6 +208,10 @@ def _flag(name: str, value: str) -> Change:
     return lambda arguments, _: [*arguments, name, value]
 
 
+def _override(text: str) -> Change:
+    return lambda arguments, _: [*arguments, text]
+
+
 def _empty_folder(arguments: Arguments, folder: Path) -> Arguments:
     return [*arguments, "--data_root", str(folder)]
 
@@ -245,6 +257,10 @@ def _blocked(arguments: Arguments, folder: Path) -> Arguments:
         (_flag("--base", "/nowhere.yaml"), "no configuration at /nowhere.yaml"),
         (_flag("--resume", "/nowhere"), "no such log folder or checkpoint"),
         (_not_a_run, "not a checkpoint of a run of main.py"),
+        (_override("lightning.callbacks.image_logger.params.batch_frequency=0"), "batch_frequency"),
+        (_override("data.params.train.params.flip_p=2"), r"flip_p must lie in \[0, 1\], got 2"),
+        (_override("lightning.modelcheckpoint.params.every_n_train_steps=0"), "at least 1, got 0"),
+        (_override("data.params.batch_size=0"), "batch_size must be at least 1, got 0"),
         (_blocked, "cannot write to .*file, for the logs"),
         (_flag("--val_check_interval", "0"), "val_check_interval is a number of steps"),
         (_flag("--devices", "2"), "images_per_step 6 is no multiple"),
