@@ -47,6 +47,9 @@ class LatentDiffusion(DiffusionTraining):
         loss_type: `l2` (the paper's) or `l1`.
         parameterization: what the U-Net's output means: `eps`, `x0`, or `v` (Salimans & Ho 2022).
             `apply_model` gives the noise for `eps` and `v`, the latent for `x0`.
+        timestep_power: above 1, training draws high noise levels more often, with a density that
+            grows as t^(power−1): where noise hides a shape, the text decides it. 1, the paper's, is
+            uniform.
         image_size: side of the latent, or [h, w].
         channels: of the latent.
         first_stage_key, cond_stage_key: keys of the batch.
@@ -87,6 +90,7 @@ class LatentDiffusion(DiffusionTraining):
         learn_logvar: bool = False,
         logvar_init: float = 0.0,
         loss_weighting: str = "simple",
+        timestep_power: float = 1.0,
         image_size: int | Sequence[int] = 256,
         channels: int = 3,
         first_stage_key: str = "image",
@@ -143,6 +147,9 @@ class LatentDiffusion(DiffusionTraining):
             betas = make_beta_schedule(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
         schedule = make_schedule(betas, v_posterior)
         self._register_schedule(schedule, parameterization, loss_weighting)
+        if timestep_power <= 0:
+            raise ValueError(f"timestep_power must be above 0, got {timestep_power}")
+        self.timestep_power = timestep_power
         logvar = torch.full((self.num_timesteps,), float(logvar_init), device="cpu")
         self.learn_logvar = learn_logvar
         if learn_logvar:

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ldm.models.diffusion.schedule import Schedule, variational_weights
-from ldm.randomness import Purpose, integers, normal
+from ldm.randomness import Purpose, integers, normal, uniform
 
 LOSS_WEIGHTINGS = ("simple", "v")
 
@@ -24,6 +24,7 @@ class DiffusionProcess(pl.LightningModule):
 
     seed: int = 23
     parameterization: str
+    timestep_power: float = 1.0
     num_timesteps: int
     alphas_cumprod: Tensor
     sqrt_alphas_cumprod: Tensor
@@ -84,9 +85,15 @@ class DiffusionProcess(pl.LightningModule):
         return torch.randn(*shape, device=self.device)
 
     def draw_timesteps(self, batch: Mapping[str, Any], size: int) -> Tensor:
-        """Draw uniform timesteps [b] for a batch: by sample index where it carries one."""
-        if "sample" in batch:
-            samples = batch["sample"].tolist()
+        """Draw timesteps [b] for a batch: by sample index where it carries one.
+
+        Uniform (paper, section 3) where `timestep_power` is 1, else t = ⌊T·u^(1/power)⌋.
+        """
+        samples = batch["sample"].tolist() if "sample" in batch else None
+        if self.timestep_power == 1.0:
+            if samples is None:
+                return torch.randint(self.num_timesteps, (size,), device=self.device)
             drawn = integers(self.seed, samples, self.num_timesteps, Purpose.TIMESTEP)
             return drawn.to(self.device)
-        return torch.randint(self.num_timesteps, (size,), device=self.device)
+        u = torch.rand(size) if samples is None else uniform(self.seed, samples, Purpose.TIMESTEP)
+        return (self.num_timesteps * u ** (1 / self.timestep_power)).long().to(self.device)
