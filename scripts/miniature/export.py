@@ -1,6 +1,6 @@
 """Turn a finished run of main.py into the miniature's files.
 
-    python scripts/miniature/export.py autoencoder --run RUN --output outputs/miniature/autoencoder.safetensors
+    python scripts/miniature/export.py autoencoder --run RUN --output FILE.safetensors
     python scripts/miniature/export.py model --run RUN --output models/miniature
 
 RUN is a log folder of main.py. Averaged weights are taken where the run kept them.
@@ -74,8 +74,8 @@ def inference_config(config: Any) -> Any:
     from omegaconf import OmegaConf
 
     model = OmegaConf.create(OmegaConf.to_container(config.model))
-    model.params.update(cond_stage_trainable=False, use_ema=False, loss_weighting="simple")
-    for name in ("scheduler_config", "ema_decay", "monitor"):
+    model.params.update(cond_stage_trainable=False, use_ema=False)
+    for name in ("scheduler_config", "ema_decay", "monitor", "loss_weighting", "timestep_power"):
         model.params.pop(name, None)
     model.params.first_stage_config.params.pop("ckpt_path", None)
     model.pop("base_learning_rate", None)
