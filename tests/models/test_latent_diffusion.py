@@ -120,6 +120,22 @@ def test_latents_are_scaled_samples_of_the_posterior(model):
     assert_close(model.latents({"sample": data["sample"]}), 0.5 * (ids + (ids / 2).exp() * noise))
 
 
+@pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("numbered", [True, False])
+def test_the_density_of_the_timesteps(power, numbered):
+    """P(t < x·T) = x^power, whether drawn by sample number or from torch."""
+    model = plain_model(timestep_power=power)
+    data = {"sample": torch.arange(4000)} if numbered else {}
+    torch.manual_seed(0)
+    t = model.draw_timesteps(data, 4000)
+    assert t.dtype == torch.int64
+    assert t.min() >= 0
+    assert t.max() < 1000
+    for share in (0.25, 0.5, 0.75):
+        assert abs((t < 1000 * share).float().mean() - share**power) < 0.03
+    assert len(t.unique()) > 500
+
+
 def test_batches_without_sample_numbers_draw_from_torch(model):
     data = {k: v for k, v in batch(2).items() if k != "sample"}
     torch.manual_seed(3)
@@ -362,6 +378,7 @@ def test_the_empty_prompt_passes_through_the_words_too(model):
         ({"num_timesteps_cond": 3}, "num_timesteps_cond must be 1"),
         ({"conditioning_key": "film", "cond_stage_config": IDENTITY}, "conditioning_key must be"),
         ({"beta_schedule": "quartic"}, "beta_schedule must be"),
+        ({"timestep_power": 0.0}, "timestep_power must be above 0"),
     ],
 )
 def test_options_that_do_not_exist_are_refused(options, message):

@@ -96,4 +96,6 @@ class DiffusionProcess(pl.LightningModule):
             drawn = integers(self.seed, samples, self.num_timesteps, Purpose.TIMESTEP)
             return drawn.to(self.device)
         u = torch.rand(size) if samples is None else uniform(self.seed, samples, Purpose.TIMESTEP)
-        return (self.num_timesteps * u ** (1 / self.timestep_power)).long().to(self.device)
+        t = (self.num_timesteps * u ** (1 / self.timestep_power)).long()
+        # A root may round up to 1.
+        return t.clamp(max=self.num_timesteps - 1).to(self.device)
