@@ -69,6 +69,29 @@ class Run:
     checkpoints: Checkpoints
 
 
+@dataclass(frozen=True)
+class Batch:
+    """How many pictures a step sees.
+
+    Attributes:
+        size: pictures in a micro-batch on one device.
+        micro: micro-batches accumulated in a step.
+        devices: processes over all nodes.
+    """
+
+    size: int
+    micro: int
+    devices: int
+
+    @property
+    def images(self) -> int:
+        """Pictures in a step, over everything."""
+        return self.size * self.micro * self.devices
+
+    def __str__(self) -> str:
+        return f"{self.micro} accumulated x {self.devices} devices x {self.size} in a batch"
+
+
 def log_folder(options: argparse.Namespace, config: RunConfig) -> Path:
     """Return the folder of this run's logs: LOGDIR/[PROJECT/]<data><date>_<name><postfix>."""
     if FOLDER_VARIABLE in os.environ:
@@ -99,6 +122,7 @@ def mendable(where: str) -> Iterator[None]:
 def build_model(config: RunConfig) -> Any:
     """Return the model, with the base checkpoint's weights where there is one."""
     base = config.run.base_checkpoint
+    pl.seed_everything(config.run.seed, verbose=False)
     with mendable("model"):
         if base:
             from ldm.checkpoint import load_model
@@ -112,44 +136,54 @@ def build_model(config: RunConfig) -> Any:
     return model.train()
 
 
-def _steps(settings: dict[str, Any], data: Any, images_per_step: int) -> int:
+def build_data(config: RunConfig, training: bool) -> Any:
+    """Return the data module with its sets built: folders are listed and pictures opened."""
+    with mendable("data"):
+        data = instantiate_from_config(config.data)
+        data.setup()
+    if training and "train" not in data.datasets:
+        raise UserError("nothing to train on: the configuration has no data.params.train")
+    return data
+
+
+def _steps(settings: dict[str, Any], data: Any, batch: Batch) -> int:
     """Return the run's optimiser steps: `max_steps`, or `max_epochs` passes over the set."""
     if settings.get("max_steps", -1) > 0:
         return int(settings["max_steps"])
     epochs = settings.get("max_epochs") or -1
     if epochs > 0:
-        return math.ceil(len(data.datasets["train"]) * epochs / images_per_step)
+        return math.ceil(len(data.datasets["train"]) * epochs / batch.images)
     log.info(f"no max_steps is given: {DEFAULT_STEPS}, as in the paper")
     return DEFAULT_STEPS
 
 
-def _set_rate(model: Any, config: RunConfig, micro: int, devices: int, batch: int) -> None:
+def _set_rate(model: Any, config: RunConfig, batch: Batch) -> None:
     """Set the model's learning rate and say how it came about."""
     base = config.model.base_learning_rate
-    factor = micro * devices * batch if config.run.scale_lr else 1
-    model.learning_rate = base * factor
-    parts = f"{micro} accumulated x {devices} devices x {batch} in a batch"
-    origin = f"{base:g} x {parts}" if config.run.scale_lr else "not scaled"
+    model.learning_rate = base * (batch.images if config.run.scale_lr else 1)
+    origin = f"{base:g} x {batch}" if config.run.scale_lr else "not scaled"
     log.info(f"effective learning rate {model.learning_rate:.4g} ({origin})")
-    log.info(f"{micro * devices * batch} pictures a step ({parts})")
+    log.info(f"{batch.images} pictures a step ({batch})")
 
 
-def _picture_files(data: Any) -> list[Path]:
-    """Return the files of the training pictures, where they are files."""
-    return [Path(path) for path in getattr(data.datasets.get("train"), "paths", ())]
+def _label_words(model: Any, config: RunConfig, batch: Batch, data: Any) -> None:
+    """Let the words' files say where they come from."""
+    manager = getattr(model, "embedding_manager", None)
+    if manager is not None:
+        pictures = [Path(path) for path in getattr(data.datasets.get("train"), "paths", ())]
+        manager.metadata.update(metadata(config, model.learning_rate, batch.images, pictures))
 
 
-def _callbacks(
-    config: RunConfig, folder: Path, saving: Checkpoints, date: str, first_step: int
-) -> list[Any]:
+def _callbacks(config: RunConfig, folder: Path, saving: Checkpoints, first_step: int) -> list[Any]:
     """Return the run's callbacks, the configuration's own last."""
     own = OmegaConf.create(config.lightning.callbacks)
     if "seed" not in own.image_logger.params and accepts(own.image_logger, "seed"):
         own.image_logger.params.seed = config.run.seed
+    now = datetime.now().strftime(DATE)
     caching = {"folder": folder / "checkpoints", **config.lightning.latent_cache}
     return [
         SetupCallback(
-            first_step > 0, date, folder, folder / "checkpoints", folder / "configs", config
+            first_step > 0, now, folder, folder / "checkpoints", folder / "configs", config
         ),
         StepSeed(config.run.seed),
         CacheLatents(**caching),
@@ -179,39 +213,32 @@ def set_up(options: argparse.Namespace, config: RunConfig | None = None) -> Run:
     torch.set_float32_matmul_precision("high" if config.run.tf32 else "highest")
     resume = log_folder_of(options.resume)[1] if options.resume else None
     first_step = read_step(resume) if resume else 0
-    folder, date = log_folder(options, config), datetime.now().strftime(DATE)
+    folder = log_folder(options, config)
     check_folder(folder)
-    with mendable("data"):
-        data = instantiate_from_config(config.data)
-        data.setup()
-    if options.train and "train" not in data.datasets:
-        raise UserError("nothing to train on: the configuration has no data.params.train")
-    devices, batch = device_count(settings), config.data.params.batch_size
-    micro = settings["accumulate_grad_batches"] = accumulation(
-        config.lightning, settings, batch, devices
-    )
-    settings["max_steps"] = _steps(settings, data, micro * devices * batch)
-    pl.seed_everything(config.run.seed, verbose=False)
+    data = build_data(config, options.train)
+    size, devices = config.data.params.batch_size, device_count(settings)
+    batch = Batch(size, accumulation(config.lightning, settings, size, devices), devices)
+    settings["accumulate_grad_batches"] = batch.micro
+    settings["max_steps"] = _steps(settings, data, batch)
     model = build_model(config)
     for dataset in data.datasets.values():
         check_captions(model, dataset)
     if first_process():
         make_folder(folder)
-    _set_rate(model, config, micro, devices, batch)
-    manager = getattr(model, "embedding_manager", None)
-    if manager is not None:
-        facts = metadata(config, model.learning_rate, micro * devices * batch, _picture_files(data))
-        manager.metadata.update(facts)
+    _set_rate(model, config, batch)
+    _label_words(model, config, batch, data)
     with mendable("lightning"):
-        options_of_saving = saving_options(config.lightning)
-        saving = Checkpoints(folder / "checkpoints", savers=(save_words,), **options_of_saving)
-        callbacks = _callbacks(config, folder, saving, date, first_step)
+        saving = Checkpoints(
+            folder / "checkpoints", savers=(save_words,), **saving_options(config.lightning)
+        )
+        callbacks = _callbacks(config, folder, saving, first_step)
     settings.setdefault("val_check_interval", saving.every)
+    several = getattr(model, "embedding_manager", None) is not None
     trainer = build_trainer(
         settings,
         callbacks,
         loggers(config.lightning, folder, first_step),
-        config.lightning.get("find_unused_parameters", manager is not None),
+        config.lightning.get("find_unused_parameters", several),
         devices,
     )
     return Run(config, folder, resume, model, data, trainer, saving)
