@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, default=MODEL / "config.yaml")
     parser.add_argument("--judge", type=Path, default=MODEL / "judge")
     parser.add_argument("--finetune", type=Path, default=ROOT / "configs/miniature/finetune.yaml")
-    parser.add_argument("--finetune_style", type=Path, help="for styles (that of things)")
     parser.add_argument("--words", type=Path, default=ROOT / "examples/words")
     parser.add_argument("--pictures", type=Path, default=ROOT / "examples/miniature")
     parser.add_argument("--metrics", type=Path, default=MODEL / "metrics.json")
     parser.add_argument("--work", type=Path, default=ROOT / "outputs/miniature-eval")
     parser.add_argument("--samples", type=int, default=256, help="captions to draw (256)")
-    parser.add_argument("--steps", type=int, default=50, help="DDIM steps (50)")
+    parser.add_argument("--each", type=int, default=16, help="pictures of a learned word (16)")
+    parser.add_argument("--steps", type=int, default=25, help="DDIM steps (25)")
     parser.add_argument("--scale", type=float, default=5.0, help="guidance (5)")
     parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--jobs", type=int, default=1, help="words to learn at a time (1)")
     return parser.parse_args(arguments)
 
 
@@ -160,35 +162,45 @@ class Evaluation:
         found = {**dataclasses.asdict(agreement), **rest, "seconds": seconds}
         self.store("samples", found)
 
-    def learn_word(self, concept: Any) -> None:
-        """Learn one word by the command line that users have."""
+    def learn_word(self, concept: Any) -> dict[str, Any]:
+        """Learn one word by the command line that users have; return how long it took."""
         options = self.options
-        base = options.finetune_style if concept.is_style else None
         logs = options.work / concept.name
         shutil.rmtree(logs, ignore_errors=True)
-        command = [sys.executable, str(ROOT / "main.py"), "--base", str(base or options.finetune)]
+        command = [sys.executable, str(ROOT / "main.py"), "--base", str(options.finetune)]
         command += ["-t", "--no-test", "--actual_resume", str(options.model), "-l", str(logs)]
         command += ["--data_root", str(ROOT / "examples/concepts" / concept.name)]
         command += ["--placeholder_string", concept.placeholder]
         command += ["--init_word", concept.first_word, "-n", concept.name]
+        if concept.is_style:
+            style = "ldm.data.personalized_style.PersonalizedBase"
+            command += [f"data.params.{part}.target={style}" for part in ("train", "validation")]
+        environment = dict(os.environ)
+        cores = max(1, (os.cpu_count() or 1) // options.jobs)
+        if options.jobs > 1:
+            environment["OMP_NUM_THREADS"] = str(cores)
         started = time.monotonic()
         logs.mkdir(parents=True)
         with (logs / "output.txt").open("w", encoding="utf-8") as output:
-            done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+            )
         seconds = time.monotonic() - started
         if done.returncode:
             raise RuntimeError(f"learning {concept.name} failed: see {logs / 'output.txt'}")
         found = sorted(logs.glob("*/checkpoints/embeddings.safetensors"))
         options.words.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(found[-1], options.words / f"{concept.name}.safetensors")
-        record = {"seconds": seconds, "cores": os.cpu_count(), "first_word": concept.first_word}
-        self.store("words", {**self.metrics.get("words", {}), concept.name: record})
+        return {"seconds": seconds, "cores": cores, "first_word": concept.first_word}
 
     def measure_words(self) -> None:
-        """Learn the words that are not there yet."""
-        for concept in self.concepts():
-            if self.wanted("words", concept.name):
-                self.learn_word(concept)
+        """Learn the words that are not there yet, the whole command's seconds each."""
+        wanted = [c for c in self.concepts() if self.wanted("words", c.name)]
+        with ThreadPoolExecutor(self.options.jobs) as pool:
+            jobs = {pool.submit(self.learn_word, concept): concept.name for concept in wanted}
+            for job in as_completed(jobs):
+                known = self.metrics.get("words", {})
+                self.store("words", {**known, jobs[job]: job.result()})
 
     def measure_concepts(self) -> None:
         """Measure the learned words against the training pictures and the vocabulary."""
@@ -208,7 +220,7 @@ class Evaluation:
             if kind not in features:
                 LOG.info("drawing every word of the vocabulary (%d) to compare with", len(words))
                 features[kind] = vocabulary_features(draw, judge, words, concept.prompt, 4)
-            score, shown = score_concept(draw, judge, concept, features[kind])
+            score, shown = score_concept(draw, judge, concept, features[kind], self.options.each)
             given = [picture.resize((64, 64)) for picture in concept.pictures]
             self.save([*given, *shown], f"concepts/{concept.name}", 5)
             found = {**self.metrics.get("concepts", {}), concept.name: dataclasses.asdict(score)}
