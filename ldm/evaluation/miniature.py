@@ -240,7 +240,7 @@ def score_concept(
     judge: Judge,
     concept: Concept,
     vocabulary: Mapping[str, Tensor],
-    pictures: int = 32,
+    pictures: int = 16,
 ) -> tuple[ConceptScore, list[Image.Image]]:
     """Measure a word that `draw` already knows under the concept's placeholder.
 
@@ -250,7 +250,8 @@ def score_concept(
         concept: what the word should mean.
         vocabulary: of each word to compete with, features [n, d] of pictures of it; see
             `vocabulary_features`.
-        pictures: how many to draw of the word; half as many of the words compared with it.
+        pictures: how many to draw of the word; half as many of the words compared with it, and
+            of each scene prompt.
 
     Returns:
         The scores, and pictures to show: of the word, then of the scene prompts.
@@ -264,7 +265,7 @@ def score_concept(
     word = concept.placeholder
     own = draw([concept.prompt(word)], pictures)
     prompts = [concept.scene_prompt(word, scene) for scene in concept.prompt_scenes]
-    each = max(1, pictures // 4)
+    each = max(1, pictures // 2)
     placed = draw(prompts, each)
     features = judge.image_features(placed)
     wanted = [scene for scene in concept.prompt_scenes for _ in range(each)]
@@ -281,7 +282,7 @@ def score_concept(
         scene=float(np.mean(scenes)),
         concept=float(np.mean(things)),
         both=float(np.mean(np.logical_and(scenes, things))),
-    ), own[:8] + [placed[i * each + j] for j in range(2) for i in range(len(prompts))]
+    ), own[:5] + [placed[i * each + j] for j in range(min(2, each)) for i in range(len(prompts))]
 
 
 def vocabulary_features(

@@ -170,7 +170,7 @@ def test_a_perfect_word_scores_as_its_caption_and_beats_the_vocabulary() -> None
     assert score.best_word == pytest.approx(score.first_word)
     assert score.best_word < 0.9
     assert (score.scene, score.concept, score.both) == (1, 1, 1)
-    assert len(shown) == 8 + 2 * 2
+    assert len(shown) == 5 + 2 * 2
 
 
 def test_a_word_that_forgets_the_scene_is_found_out() -> None:
