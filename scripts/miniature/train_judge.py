@@ -216,7 +216,7 @@ def save(model: CLIPModel, tokenizer: BertTokenizer, folder: Path) -> None:
 def main() -> None:
     """Train and save, or measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2700)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=1.2e-3)
     parser.add_argument("--warmup", type=int, default=200)
