@@ -7,12 +7,12 @@ import logging
 
 import pytest
 import torch
-from word_doubles import FakeEmbedder
 
 from ldm.modules.embedding_file import read_words, write_words
 from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.placeholders import PER_IMAGE_PLACEHOLDERS
 from ldm.util import UserError
+from tests.modules.word_doubles import FakeEmbedder
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
-from vocabularies import BERT_WORDS, write_bert, write_clip
 
 from ldm.modules.encoders.modules import (
     BERTEmbedder,
@@ -16,6 +15,7 @@ from ldm.modules.encoders.modules import (
 )
 from ldm.modules.encoders.vocabulary import load_tokenizer
 from ldm.util import UserError
+from tests.modules.vocabularies import BERT_WORDS, write_bert, write_clip
 
 PROMPTS = ["a photo of the cat", ""]
 

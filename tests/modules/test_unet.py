@@ -4,14 +4,14 @@ import math
 
 import pytest
 import torch
-from diffusers_names import unet_name
 from torch import nn
 from torch.testing import assert_close
-from weights import randomize
 
 from ldm.modules.attention import BasicTransformerBlock, CrossAttention, SpatialTransformer
 from ldm.modules.diffusionmodules.openaimodel import AttentionBlock, ResBlock, UNetModel
 from ldm.modules.diffusionmodules.util import GroupNorm32, conv_nd, timestep_embedding
+from tests.modules.diffusers_names import unet_name
+from tests.modules.weights import randomize
 
 SMALL = {
     "image_size": 8,
