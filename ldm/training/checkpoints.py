@@ -69,8 +69,11 @@ class Checkpoints(pl.Callback):
         self.signal = number
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over the signals, and note where the run begins."""
+        """Note where the run begins."""
         self.saved_at = trainer.global_step
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over the signals; any earlier, and Lightning would take SIGTERM back."""
         if threading.current_thread() is threading.main_thread():  # no other may take signals
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._on_signal)
