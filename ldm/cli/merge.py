@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.cli.common import ROOT, Parser, check_output_folder
+from ldm.cli.common import Parser, check_output_folder
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -210,10 +210,9 @@ def _look_up(names: Sequence[str], options: argparse.Namespace, width: int) -> d
                 f"no published model has words of width {width}: give its vocabulary as "
                 "--tokenizer FOLDER, or write .safetensors, which needs none"
             )
-        local = ROOT / "models/ldm/text2img-large/bert-base-uncased"
-        source = str(local) if local.is_dir() else "bert-base-uncased"
-        if options.stable_diffusion:
-            source = "openai/clip-vit-large-patch14"
+        source = (
+            "openai/clip-vit-large-patch14" if options.stable_diffusion else "bert-base-uncased"
+        )
 
     from ldm.modules.encoders.vocabulary import load_tokenizer
 

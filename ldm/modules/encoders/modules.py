@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,10 +17,6 @@ from torch import Tensor, nn
 from ldm.modules.encoders.vocabulary import load_tokenizer
 from ldm.modules.x_transformer import EmbeddingHook, Encoder, TransformerWrapper
 from ldm.util import UserError
-
-# Where scripts/download_models.sh puts the vocabulary, whatever the working directory is.
-ROOT = Path(__file__).resolve().parents[3]
-LOCAL_BERT = ROOT / "models/ldm/text2img-large/bert-base-uncased"
 
 
 class AbstractEncoder(nn.Module):
@@ -179,8 +174,7 @@ class BERTEmbedder(TextEncoder):
         vocab_size: 30522 for bert-base-uncased.
         max_seq_len: tokens in a row. No mask: pads are attended to, as the 1.4B model was trained.
         embedding_dropout: share of the embedded text dropped while training.
-        tokenizer: a hub name or a folder with `vocab.txt`; by default the folder that
-            scripts/download_models.sh fills, where it exists, else bert-base-uncased.
+        tokenizer: a hub name, or a folder with `vocab.txt`.
         heads, dim_head: of attention; the published model has 8 of 64.
         use_tokenizer: false: conditions are token ids already, as layouts of boxes are.
         device: accepted for old configurations; the encoder follows its module's device.
@@ -197,12 +191,10 @@ class BERTEmbedder(TextEncoder):
         device: str | None = None,  # noqa: ARG002
         use_tokenizer: bool = True,
         embedding_dropout: float = 0.0,
-        tokenizer: str | None = None,
+        tokenizer: str = "bert-base-uncased",
         heads: int = 8,
         dim_head: int = 64,
     ) -> None:
-        if tokenizer is None:
-            tokenizer = str(LOCAL_BERT) if LOCAL_BERT.is_dir() else "bert-base-uncased"
         super().__init__(load_tokenizer("BertTokenizerFast", tokenizer) if use_tokenizer else None)
         if use_tokenizer and len(self.tokenizer) > vocab_size:
             raise UserError(

@@ -18,10 +18,16 @@ VOCABULARIES = {
     "BertTokenizerFast": (("vocab.txt",), ("tokenizer.json",)),
     "CLIPTokenizerFast": (("vocab.json", "merges.txt"), ("tokenizer.json",)),
 }
+# Where scripts/download_models.sh puts the published models' vocabularies, wherever one works from.
+WEIGHTS = Path(__file__).resolve().parents[3] / "models" / "ldm"
+DOWNLOADED = {
+    "bert-base-uncased": WEIGHTS / "text2img-large/bert-base-uncased",
+    "openai/clip-vit-large-patch14": WEIGHTS / "stable-diffusion-v1/clip-vit-large-patch14",
+}
 FETCHED = ("vocab.txt", "vocab.json", "merges.txt", "tokenizer.json", "*_config.json", "special_*")
 ADVICE = (
-    "get it once with scripts/download_models.sh, or name a folder with "
-    "cond_stage_config.params.tokenizer"
+    "get it once with scripts/download_models.sh (for CLIP's: scripts/download_models.sh clip), or "
+    "name a folder with cond_stage_config.params.tokenizer"
 )
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -31,8 +37,8 @@ def load_tokenizer(kind: str, source: str) -> Any:
 
     Args:
         kind: `BertTokenizerFast` or `CLIPTokenizerFast`.
-        source: a local folder, or a name on the hub, which is asked only if the vocabulary is not
-            in the local cache.
+        source: a local folder, or a name on the hub, which is asked only if the vocabulary is
+            neither among the downloaded ones nor in the local cache.
 
     Raises:
         UserError: it is in neither place, or unreadable; says how to get it.
@@ -51,6 +57,9 @@ def load_tokenizer(kind: str, source: str) -> Any:
 
 def vocabulary_folder(kind: str, source: str) -> Path:
     """Return the folder with the vocabulary's files; fetch them from the hub where needed."""
+    downloaded = DOWNLOADED.get(source)
+    if downloaded is not None and _is_whole(kind, downloaded):
+        return downloaded
     if Path(source).is_dir():
         if not _is_whole(kind, Path(source)):
             wanted = " or ".join(" and ".join(files) for files in VOCABULARIES[kind])
