@@ -68,6 +68,12 @@ class CsvLogger(Logger):
         row.update({name: float(value) for name, value in metrics.items() if name != "epoch"})
         self.changed = True
 
+    def lowest(self, name: str) -> tuple[int, float] | None:
+        """Return (step, value) where a logged value was lowest; None if it never was logged."""
+        found = [(row[name], step) for step, row in self.rows.items() if name in row]
+        value, step = min(found, default=(0.0, -1))
+        return (step, value) if step >= 0 else None
+
     @rank_zero_only
     def save(self) -> None:
         """Write the table, which stays small: a row for every `log_every_n_steps`."""

@@ -30,6 +30,7 @@ from ldm.training.checks import (
     make_folder,
 )
 from ldm.training.config import RunConfig, accepts, load_config, log_folder_of
+from ldm.training.csv_log import CsvLogger
 from ldm.training.latents import CacheLatents
 from ldm.training.progress import Progress
 from ldm.training.trainer import (
@@ -264,6 +265,17 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", text)
 
 
+def report(this: Run) -> None:
+    """Say what training left behind."""
+    monitor = getattr(this.model, "monitor", None)
+    for logger in this.trainer.loggers:
+        if isinstance(logger, CsvLogger) and monitor and (lowest := logger.lowest(monitor)):
+            log.info(f"{monitor} was lowest, {lowest[1]:.5f}, at step {lowest[0]}")
+    words = this.folder / "checkpoints" / "embeddings.pt"
+    if words.exists():
+        log.info(f"learned: {words}, and .safetensors beside it")
+
+
 def run(options: argparse.Namespace, config: RunConfig | None = None) -> int:
     """Do what the command line asks; return the exit status. Arguments as `set_up`'s."""
     quiet()
@@ -286,6 +298,7 @@ def run(options: argparse.Namespace, config: RunConfig | None = None) -> int:
                 f"python main.py -t --resume {this.folder}"
             )
             return 128 + this.checkpoints.signal
+        report(this)
     if testing:
         checkpoint = str(this.resume) if this.resume and not options.train else None
         this.trainer.test(this.model, this.data, ckpt_path=checkpoint, verbose=False)

@@ -58,6 +58,8 @@ def test_the_table_goes_on_where_the_run_does(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         first.log_metrics({"loss": 0.5 / step, "epoch": 0}, step)
     first.log_metrics({"late": 1.0}, 3)
+    assert first.lowest("loss") == (3, pytest.approx(0.5 / 3))
+    assert first.lowest("never") is None
     first.save()
     assert path.read_text().splitlines()[0] == "step,seconds,loss,late"
     second = CsvLogger(path, first_step=2)
