@@ -33,6 +33,8 @@ def __getattr__(name: str) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the command line, then import what is heavy and run."""
     options = parse(argv)
+    if not options.train and not options.resume:
+        raise UserError("nothing to do: add -t to train")
     from ldm.training.config import load_config
 
     try:
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ldm.training.run import run
 
         return run(options, config)
-    except UserError:
+    except (UserError, OSError):
         if options.debug:
             traceback.print_exc()
         raise

@@ -1,4 +1,4 @@
-"""Building objects from configuration, and errors meant for the user.
+"""Building objects from configuration, errors meant for the user, and what command lines share.
 
 The names `instantiate_from_config` and `get_obj_from_str` are public: YAML files of the original
 code base and other tools rely on them.
@@ -6,11 +6,13 @@ code base and other tools rely on them.
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import inspect
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 # A configuration file may come from a stranger; `target:` must not import whatever it likes.
 ALLOWED_PREFIXES = (
@@ -27,15 +29,33 @@ class UserError(ValueError):
     """A mistake the user can mend: one line saying what, where and what to do."""
 
 
+class ParameterError(UserError, TypeError):
+    """A configuration gives a target a parameter it does not take, or lacks one it needs."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes only whole option names, and says what is wrong in one line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError in place of printing the usage."""
+        raise UserError(f"{message} (see --help)")
+
+
 def get_obj_from_str(name: str) -> Any:
     """Import `package.module.attribute`.
 
     Raises UserError where the name is outside `ALLOWED_PREFIXES` or does not exist.
     """
+    if not isinstance(name, str):
+        raise UserError(f"target {name!r} must be a dotted name, such as ldm.package.Class")
     if not name.startswith(ALLOWED_PREFIXES):
-        raise UserError(
-            f"target {name!r} is not allowed: it must start with one of {', '.join(ALLOWED_PREFIXES)}"
-        )
+        allowed = ", ".join(ALLOWED_PREFIXES)
+        raise UserError(f"target {name!r} is not allowed: it must start with one of {allowed}")
     module, _, attribute = name.rpartition(".")
     try:
         found = importlib.import_module(module)
@@ -47,6 +67,53 @@ def get_obj_from_str(name: str) -> Any:
         raise UserError(f"target {name!r}: {module} has no {attribute!r}") from error
 
 
+def known_parameters(target: Any) -> set[str] | None:
+    """Return the names of what a class or function takes; None where it takes any.
+
+    A class that hands `**options` on takes its parent's parameters too.
+    """
+    names: set[str] = set()
+    owners = [c for c in target.__mro__ if "__init__" in vars(c)] if _is_class(target) else [target]
+    for owner in owners:
+        if owner is object:
+            break
+        try:
+            taken = inspect.signature(vars(owner)["__init__"] if _is_class(owner) else owner)
+        except (TypeError, ValueError):  # written in C
+            return None
+        kinds = taken.parameters.values()
+        names |= {p.name for p in kinds if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if not any(p.kind is p.VAR_KEYWORD for p in kinds):
+            return names - {"self"}
+    return None
+
+
+def _is_class(target: Any) -> bool:
+    return isinstance(target, type)
+
+
+def check_arguments(where: str, target: Any, arguments: Mapping[str, Any]) -> None:
+    """Check that a target takes each of its arguments and lacks none, without calling it.
+
+    Raises:
+        ParameterError: naming `where` and the parameter.
+    """
+    known = known_parameters(target)
+    unknown = [str(name) for name in arguments if known is not None and name not in known]
+    if unknown:
+        raise ParameterError(
+            f"{where} takes no parameter {unknown[0]!r}: known are {', '.join(sorted(known or ()))}"
+        )
+    try:
+        signature = inspect.signature(target)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise ParameterError(f"{where}: {error}") from error
+
+
 def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
     """Build `config["target"](**config["params"], **extra)`.
 
@@ -56,21 +123,49 @@ def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
 
     Raises:
         UserError: no `target`, or one that may not or cannot be imported.
-        TypeError: the target does not take a parameter; the message names it.
+        ParameterError: a TypeError too: the target does not take a parameter, or lacks one.
     """
-    if "target" not in config:
-        raise UserError(f"expected a mapping with 'target' and 'params', got keys {list(config)}")
-    return get_obj_from_str(config["target"])(**(config.get("params") or {}), **extra)
+    if not isinstance(config, Mapping) or "target" not in config:
+        given = f"keys {list(config)}" if isinstance(config, Mapping) else repr(config)
+        raise UserError(f"expected a mapping with 'target' and 'params', got {given}")
+    name, params = config["target"], config.get("params") or {}
+    target = get_obj_from_str(name)
+    if not callable(target) or not isinstance(params, Mapping):
+        raise UserError(f"target {name}: expected a class and a mapping of params, got {params!r}")
+    twice = [str(key) for key in params if key in extra]
+    if twice:
+        raise ParameterError(f"target {name}: {twice[0]!r} is given by the code, not by a file")
+    check_arguments(f"target {name}", target, {**params, **extra})
+    return target(**params, **extra)
 
 
 def cli_main(run: Callable[[], int | None]) -> None:
-    """Run a command line: a UserError becomes one line on stderr and exit status 2."""
+    """Run a command line; what the user or the machine is to blame for becomes one line on stderr.
+
+    The exit status is then 2 for a UserError, 1 for a file or memory that fails during the run, and
+    130 for Ctrl-C. Any other exception is a bug of this project and keeps its traceback.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         sys.exit(run() or 0)
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {_one_line(error)}\n")
         sys.exit(2)
+    except OSError as error:
+        if error.errno is None:  # raised by a library as "something went wrong"
+            raise
+        name = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"error: {name}{error.strerror}\n")
+        sys.exit(1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        sys.stderr.write(f"error: {_one_line(error)} Take a smaller batch or size.\n")
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -63,8 +63,14 @@ def test_mistakes_are_one_line_and_status_2(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unknown_argument_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main.main(["--bse", "x.yaml"])
-    assert stopped.value.code == 2
-    assert "unknown argument '--bse'" in capsys.readouterr().err
+def test_an_unknown_argument_is_named_in_one_line(tmp_path: Path) -> None:
+    done = script("--bse", "x.yaml", folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown argument '--bse'")
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_t_there_is_nothing_to_do(tmp_path: Path) -> None:
+    done = script("--base", "nowhere.yaml", folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: nothing to do: add -t to train\n"

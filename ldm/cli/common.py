@@ -5,28 +5,15 @@ Imports nothing heavy, so that `--help` answers at once.
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
-from typing import Any, NoReturn
 
-from ldm.util import UserError
+from ldm.util import Parser, UserError
+
+__all__ = ("ROOT", "WEIGHTS", "Parser", "check_output_folder", "choose_device", "find_model")
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ("model.safetensors", "model.ckpt")
-
-
-class Parser(argparse.ArgumentParser):
-    """Takes only whole option names, and says what is wrong in one line."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(
-            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options
-        )
-
-    def error(self, message: str) -> NoReturn:
-        """Raise UserError in place of printing the usage."""
-        raise UserError(f"{message} (see --help)")
 
 
 def find_model(checkpoint: str, config: str | None, default_config: str) -> tuple[Path, Path]:

@@ -19,7 +19,7 @@ from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
 from ldm.randomness import Purpose, normal
-from ldm.util import UserError, instantiate_from_config
+from ldm.util import UserError, check_arguments, instantiate_from_config
 
 # The decoder alone reads these entries of a `ddconfig`.
 DECODER_ONLY = ("give_pre_end", "tanh_out")
@@ -66,6 +66,8 @@ class Autoencoder(pl.LightningModule):
         self.embed_dim, self.image_key, self.monitor = embed_dim, image_key, monitor
         self.betas, self.ckpt_path, self.ignore_keys = betas, ckpt_path, tuple(ignore_keys)
         self.ema_decay, self.scheduler_config = ema_decay, scheduler_config
+        check_arguments("ddconfig", Decoder, ddconfig)
+        check_arguments("ddconfig", Encoder, _encoder_config(ddconfig))
         self.encoder = Encoder(**_encoder_config(ddconfig))
         self.decoder = Decoder(**ddconfig)
         self.loss = instantiate_from_config(lossconfig)

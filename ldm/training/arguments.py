@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
+import sys
 from collections.abc import Sequence
+
+from ldm.util import Parser, UserError
 
 EXAMPLES = """examples:
   learn a word from the pictures in DIR, as the paper did:
@@ -14,6 +18,9 @@ EXAMPLES = """examples:
   change any entry of the configuration:
     python main.py --base X.yaml -t data.params.batch_size=2 lightning.trainer.max_steps=500
 """
+
+# An entry of the configuration and its value. Options whose value may be left out would take it.
+OVERRIDE = re.compile(r"(--)?\w+(\.[\w-]+)+=")
 
 # Handed to the Lightning trainer as they are; `lightning.trainer.NAME=VALUE` reaches the rest.
 TRAINER_FLAGS = {
@@ -104,12 +111,10 @@ def _add_word(parser: argparse.ArgumentParser) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `main.py`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="main.py",
         description="Train a model from a configuration, or teach a frozen one a new word.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     _add_run(parser)
     _add_word(parser)
@@ -122,16 +127,29 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; what is left over becomes `overrides`, a list of "a.b=c".
+def _part(argv: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
+    """Return (the rest, the overrides); what an option needs as its value is no override."""
+    needing = {
+        name for action in parser._actions if action.nargs is None for name in action.option_strings
+    }
+    rest: list[str] = []
+    overrides: list[str] = []
+    for before, text in zip(["", *argv], argv, strict=False):
+        wanted = OVERRIDE.match(text) and before not in needing
+        (overrides if wanted else rest).append(text)
+    return rest, [text.removeprefix("--") for text in overrides]
 
-    Exits with status 2 and one line where an argument is unknown.
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; every "a.b=c", wherever it stands, goes to the list `overrides`.
+
+    Raises UserError where an argument is unknown, or has no value that serves.
     """
     parser = build_parser()
-    options, rest = parser.parse_known_args(argv)
-    options.overrides = [text.lstrip("-") for text in rest]
-    for text in rest:
-        key, equals, _ = text.lstrip("-").partition("=")
-        if not equals or (text.startswith("-") and "." not in key):
-            parser.error(f"unknown argument {text!r}: see --help; overrides are written a.b=c")
+    rest, overrides = _part(sys.argv[1:] if argv is None else argv, parser)
+    options, strangers = parser.parse_known_args(rest)
+    for text in strangers:
+        if text.startswith("-") or "=" not in text:
+            raise UserError(f"unknown argument {text!r}: see --help; overrides are written a.b=c")
+    options.overrides = [*overrides, *strangers]
     return options

@@ -1,0 +1,112 @@
+"""Objects from configuration, and errors as one line."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from ldm.models.autoencoder import AutoencoderKL
+from ldm.util import ParameterError, UserError, cli_main, instantiate_from_config, known_parameters
+
+DDCONFIG = {
+    **{"double_z": True, "z_channels": 2, "resolution": 8, "in_channels": 3, "out_ch": 3, "ch": 32},
+    **{"ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": []},
+}
+
+
+def autoencoder(**changes: object) -> dict[str, object]:
+    params = {"embed_dim": 2, "ddconfig": DDCONFIG, "lossconfig": {"target": "torch.nn.Identity"}}
+    return {"target": "ldm.models.autoencoder.AutoencoderKL", "params": params | changes}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"target": "torch.nn.Linear", "params": {"in_features": 1, "outs": 2}}, "Linear .*'outs'"),
+        ({"target": "torch.nn.Linear", "params": {"in_features": 1}}, "Linear: .*'out_features'"),
+        (autoencoder(imge_key="x"), "AutoencoderKL takes no parameter 'imge_key'"),
+        (autoencoder(ddconfig={**DDCONFIG, "depth": 3}), "ddconfig takes no parameter 'depth'"),
+        (autoencoder(ddconfig={"ch": 3}), "ddconfig: missing .*argument"),
+    ],
+)
+def test_a_parameter_that_does_not_fit_is_named(config: dict[str, object], message: str) -> None:
+    with pytest.raises(ParameterError, match=message) as caught:
+        instantiate_from_config(config)
+    assert isinstance(caught.value, UserError)
+    assert isinstance(caught.value, TypeError)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target": 3},
+        {"params": {}},
+        "torch.nn.Linear",
+        {"target": "torch.nn.Linear", "params": 3},
+        {"target": "os.system", "params": {"command": "true"}},
+    ],
+)
+def test_what_is_no_target_with_params(config: object) -> None:
+    with pytest.raises(UserError, match="target"):
+        instantiate_from_config(config)  # type: ignore[arg-type]
+
+
+def test_what_the_code_gives_is_not_the_files() -> None:
+    config = {"target": "torch.nn.Linear", "params": {"in_features": 1, "out_features": 2}}
+    with pytest.raises(ParameterError, match="'in_features' is given by the code"):
+        instantiate_from_config(config, in_features=3)
+
+
+def test_a_type_error_inside_stays_one() -> None:
+    config = {"target": "torch.nn.Linear", "params": {"in_features": "x", "out_features": 2}}
+    with pytest.raises(TypeError) as caught:
+        instantiate_from_config(config)
+    assert not isinstance(caught.value, UserError)
+
+
+def test_options_handed_on_are_the_parents() -> None:
+    known = known_parameters(AutoencoderKL)
+    assert known is not None
+    assert {"ddconfig", "embed_dim", "monitor", "ckpt_path", "betas"} <= known
+    assert not known & {"self", "options"}
+    assert known_parameters(torch.nn.Identity) is None  # takes, and ignores, whatever it is given
+
+
+def raising(error: BaseException) -> Callable[[], int]:
+    def run() -> int:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "status"),
+    [
+        (UserError("no\nsuch  thing"), "error: no such thing\n", 2),
+        (OSError(errno.ENOSPC, "No space left", "a.pt"), "error: a.pt: No space left\n", 1),
+        (
+            torch.OutOfMemoryError("GPU full."),
+            "error: GPU full. Take a smaller batch or size.\n",
+            1,
+        ),
+        (KeyboardInterrupt(), "interrupted\n", 130),
+    ],
+)
+def test_one_line_for_what_is_no_bug(
+    error: BaseException, line: str, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli_main(raising(error))
+    assert stopped.value.code == status
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("error", [TypeError("x"), ValueError("x"), RuntimeError("x"), OSError()])
+def test_bugs_keep_their_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught:
+        cli_main(raising(error))
+    assert caught.value is error
