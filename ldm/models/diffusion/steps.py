@@ -59,7 +59,9 @@ class DiffusionTraining(DiffusionProcess):
 
     def _log(self, split: str, terms: Mapping[str, Tensor], batch: Any, end: str = "") -> None:
         size = len(batch["sample"] if "sample" in batch else batch[self.cond_stage_key])
-        self.log_dict({f"{split}/{k}{end}": v for k, v in terms.items()}, batch_size=size)
+        named = {f"{split}/{k}{end}": v for k, v in terms.items()}
+        # Several processes each see a part of the validation pictures; their mean is reported.
+        self.log_dict(named, batch_size=size, sync_dist=split != "train")
 
     def training_step(self, batch: Mapping[str, Any], _batch_idx: int) -> Tensor:
         """Return the loss of a training batch."""
