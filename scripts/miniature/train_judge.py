@@ -1,6 +1,6 @@
 """Train the miniature's judge: a small `transformers` CLIP on pictures and captions of the world.
 
-    python scripts/miniature/train_judge.py                # about half an hour on a core; resumes
+    python scripts/miniature/train_judge.py                # about 45 minutes on a core; resumes
     python scripts/miniature/train_judge.py --measure      # accuracies on unseen pictures
 
 The loss is CLIP's over the batch's captions plus a cross entropy for each attribute over its text
@@ -216,7 +216,7 @@ def save(model: CLIPModel, tokenizer: BertTokenizer, folder: Path) -> None:
 def main() -> None:
     """Train and save, or measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2700)
+    parser.add_argument("--steps", type=int, default=3900)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=1.2e-3)
     parser.add_argument("--warmup", type=int, default=200)

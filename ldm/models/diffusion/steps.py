@@ -80,7 +80,7 @@ class DiffusionTraining(DiffusionProcess):
         self._log("val", averaged, batch, "_ema")
 
     @torch.no_grad()
-    def test_step(self, batch: Mapping[str, Any], _batch_idx: int) -> None:
+    def test_step(self, batch: Mapping[str, Any], *_: Any) -> None:
         """Log the loss of a test batch."""
         self._log("test", self.shared_step(batch).terms, batch)
 
