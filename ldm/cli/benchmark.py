@@ -109,11 +109,11 @@ def build(options: argparse.Namespace, device: str) -> Any:
         raise UserError(f"--config {options.config}: no such file")
     dots = OmegaConf.from_dotlist(options.overrides)
     config = OmegaConf.merge(OmegaConf.load(options.config), dots)
+    if OmegaConf.select(config, "model.params.personalization_config") is None:
+        raise UserError(f"{options.config} learns no word: it has no personalization_config")
     torch.manual_seed(0)
     with torch.device(device):
         model = instantiate_from_config(config.model)
-    if getattr(model, "embedding_manager", None) is None:
-        raise UserError(f"{options.config} learns no word: it has no personalization_config")
     model.learning_rate, model.seed = 1e-3, 0
     return model.to(device).train()
 
