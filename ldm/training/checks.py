@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from ldm.models.autoencoder import Autoencoder
+from ldm.modules.diffusionmodules.model import Decoder
+from ldm.modules.embedding_manager import EmbeddingManager
+from ldm.placeholders import occurrences
 from ldm.training.config import RUN_DEFAULTS, RunConfig, accepts, datasets
-from ldm.util import UserError, get_obj_from_str
+from ldm.util import UserError, get_obj_from_str, instantiate_from_config, known_parameters
+
+log = logging.getLogger(__name__)
 
 LIGHTNING_KEYS = (
     "trainer",
@@ -24,8 +33,15 @@ LIGHTNING_KEYS = (
     "images_per_step",
     "find_unused_parameters",
 )
-# Parameters that a parent takes out before it builds the object.
-TAKEN_BY_PARENT = {"ldm.modules.embedding_manager.EmbeddingManager": {"embedding_manager_ckpt"}}
+# Parameters of the words that the model takes out before it builds them.
+TAKEN_BY_MODEL = {"embedding_manager_ckpt"}
+# Annotations of parameters whose values are looked at, and what serves.
+KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+}
 # Parameters that a parent adds.
 GIVEN_BY_PARENT = {"embedder"}
 # Captions looked at before training, of a set that cannot list all.
@@ -62,17 +78,34 @@ def check_targets(config: Any, where: str, extra: tuple[str, ...] = ()) -> None:
         return
     _known(where, list(config), ("target", "params", *extra))
     params = config.get("params") or {}
-    signature = inspect.signature(get_obj_from_str(config.target)).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in signature.values()):
-        allowed = {n for n in signature if n != "self"} | TAKEN_BY_PARENT.get(config.target, set())
-        _known(f"{where}.params", list(params), allowed)
+    target = get_obj_from_str(config.target)
+    if not callable(target) or not isinstance(params, Mapping):
+        raise UserError(f"{where}: expected target, a class, and params, a mapping; got {config}")
+    signature = inspect.signature(target).parameters
+    allowed = known_parameters(target)
+    if allowed is not None:
+        words = isinstance(target, type) and issubclass(target, EmbeddingManager)
+        _known(f"{where}.params", list(params), allowed | (TAKEN_BY_MODEL if words else set()))
+    if isinstance(target, type) and issubclass(target, Autoencoder) and "ddconfig" in params:
+        _known(f"{where}.params.ddconfig", params["ddconfig"], known_parameters(Decoder) or ())
     for name, parameter in signature.items():
         named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         needed = named and parameter.default is parameter.empty and name not in GIVEN_BY_PARENT
         if needed and name not in (*params, "self", "data_root"):
             raise UserError(f"the configuration lacks {where}.params.{name}, which has no default")
+        if name in params:
+            _check_kind(f"{where}.params.{name}", params[name], str(parameter.annotation))
     for name in params:
         check_targets(params[name], f"{where}.params.{name!s}")
+
+
+def _check_kind(where: str, value: Any, annotation: str) -> None:
+    """Raise UserError where a plain parameter has a value of another kind; None is left alone."""
+    names = [name for name in annotation.split(" | ") if name != "None"]
+    if value is None or not set(names) <= set(KINDS):
+        return
+    if not isinstance(value, tuple(kind for name in names for kind in KINDS[name])):
+        raise UserError(f"{where}: expected {' or '.join(names)}, got {value!r}")
 
 
 def check_config(config: RunConfig) -> None:
@@ -80,6 +113,9 @@ def check_config(config: RunConfig) -> None:
 
     Raises UserError naming what is wrong and what to do.
     """
+    _known("run", config.run, RUN_DEFAULTS)
+    for name, kind in {"seed": "int", "threads": "int", "scale_lr": "bool", "tf32": "bool"}.items():
+        _check_kind(f"run.{name}", config.run[name], kind)
     check_targets(config.model, "model", ("base_learning_rate",))
     check_targets(config.data, "data")
     _known("lightning", config.lightning, LIGHTNING_KEYS)
@@ -87,9 +123,9 @@ def check_config(config: RunConfig) -> None:
     _known(
         "lightning.latent_cache", config.lightning.latent_cache, ("enabled", "folder", "batch_size")
     )
-    _known("run", config.run, RUN_DEFAULTS)
     if "base_learning_rate" not in config.model:
         raise UserError("the configuration has no model.base_learning_rate")
+    _check_kind("model.base_learning_rate", config.model.base_learning_rate, "float")
     _check_words(config)
     base = config.run.base_checkpoint
     if base and not Path(base).is_file():
@@ -112,31 +148,22 @@ def check_config(config: RunConfig) -> None:
 
 
 def _check_words(config: RunConfig) -> None:
-    """Raise UserError where captions name words of single pictures that nothing learns."""
+    """Raise UserError where words of single pictures are named but not learned, or the reverse."""
     path = "params.personalization_config.params.per_image_tokens"
-    learned = OmegaConf.select(config.model, path, default=False)
+    learned = bool(OmegaConf.select(config.model, path, default=False))
     for name, dataset in datasets(config.data):
-        if dataset.params.get("per_image_tokens") and not learned:
+        if not accepts(dataset, "per_image_tokens"):
+            continue
+        named = bool(dataset.params.get("per_image_tokens"))
+        if named and not learned:
             raise UserError(
                 f"data.params.{name}.params.per_image_tokens is true: set model.{path} alike"
             )
-
-
-def check_devices(trainer: DictConfig) -> None:
-    """Raise UserError where the GPUs asked for are not there."""
-    wanted = trainer.get("accelerator", "auto")
-    if wanted == "mps" and not torch.backends.mps.is_available():
-        raise UserError("accelerator mps asked for, but there is none: use --accelerator cpu")
-    if wanted not in ("gpu", "cuda"):
-        return
-    there = torch.cuda.device_count()
-    devices = trainer.get("devices", 1)
-    numbers = list(devices) if not isinstance(devices, int | str) else []
-    missing = [n for n in numbers if int(n) >= there]
-    if there == 0 and not (wanted == "gpu" and torch.backends.mps.is_available()):
-        raise UserError("a GPU is asked for, but torch finds none: use --accelerator cpu")
-    if missing and there:
-        raise UserError(f"GPU {missing[0]} is asked for, but torch finds only 0 to {there - 1}")
+        if learned and not named and name == "train":
+            raise UserError(
+                f"model.{path} is true, but no caption would name these words: set "
+                f"data.params.{name}.params.per_image_tokens alike"
+            )
 
 
 def check_folder(folder: Path) -> None:
@@ -160,30 +187,88 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
-def check_captions(model: Any, dataset: Any) -> None:
-    """Look whether the captions really name a word to learn: training must not be without effect.
+def check_captions(model: Any, sets: Mapping[str, Any]) -> None:
+    """Look whether the captions really name the words to learn: training must not be in vain.
 
-    Raises UserError for a caption that names none, or loses it on the way to the encoder.
+    Args:
+        model: has `embedding_manager`, `cond_stage_key` and perhaps `unfreeze_model`.
+        sets: the data by name; every word must be named in "train".
+
+    Raises UserError for a caption that names none, or loses it on the way to the encoder; for a
+    word that no training caption names.
     """
     manager = getattr(model, "embedding_manager", None)
     if manager is None or getattr(model, "unfreeze_model", False):
         return
-    captions = _captions(dataset, model.cond_stage_key)
-    for caption in captions:
-        if not isinstance(caption, str) or not any(p in caption for p in manager.placeholders):
+    for name, dataset in sets.items():
+        captions, all_of_them = _captions(dataset, model.cond_stage_key)
+        for caption in captions:
+            if not isinstance(caption, str) or not _named(caption, manager.placeholders):
+                raise UserError(
+                    f"the training caption {caption!r} names no word to learn "
+                    f"({', '.join(manager.placeholders)}): check placeholder_token and the "
+                    "templates"
+                )
+        manager.check_prompts(captions)
+        lasting = [p for p in manager.placeholders if p not in manager.per_image_placeholders]
+        idle = set(lasting) - {p for text in captions for p in _named(text, lasting)}
+        if name == "train" and idle and all_of_them:
             raise UserError(
-                f"the training caption {caption!r} names no word to learn "
-                f"({', '.join(manager.placeholders)}): check placeholder_token and the templates"
+                f"no training caption names {', '.join(sorted(idle))}, which would stay "
+                "untrained: name every word of placeholder_strings in templates or captions"
             )
-    manager.check_prompts(captions)
+        if name == "train" and idle:
+            log.warning(f"the first {len(captions)} captions do not name {sorted(idle)}")
 
 
-def _captions(dataset: Any, key: str) -> list[Any]:
-    """Return every caption of a set that can list them, else those of its first samples."""
-    if hasattr(dataset, "texts"):
-        return list(dataset.texts())
-    loaded, dataset.with_pictures = getattr(dataset, "with_pictures", True), False
+def check_captions_early(config: RunConfig, sets: Mapping[str, Any]) -> bool:
+    """Do `check_captions` without the model: only its vocabulary is read, not its weights.
+
+    Returns false where that cannot be done: without a base checkpoint, or with another conditioner
+    than a text encoder. The check is then to be made with the model.
+    """
+    params = config.model.params
+    words, encoder = params.get("personalization_config"), params.get("cond_stage_config")
+    if not (config.run.base_checkpoint and words and isinstance(encoder, DictConfig)):
+        return False
+    own = dict(words.get("params") or {})
+    file = own.pop("embedding_manager_ckpt", None)
+    with _only_errors("ldm.modules"), torch.device("meta"):  # the model will say the rest
+        embedder = instantiate_from_config(encoder)
+        manager = instantiate_from_config({**words, "params": own}, embedder=embedder)
+    if file:
+        manager.load(file)
+    key, unfrozen = params.get("cond_stage_key", "image"), params.get("unfreeze_model", False)
+    model = SimpleNamespace(embedding_manager=manager, cond_stage_key=key, unfreeze_model=unfrozen)
+    check_captions(model, sets)
+    return True
+
+
+@contextmanager
+def _only_errors(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
     try:
-        return [dataset[i].get(key) for i in range(min(len(dataset), CAPTIONS_CHECKED))]
+        yield
     finally:
-        dataset.with_pictures = loaded
+        logger.setLevel(before)
+
+
+def _named(text: str, placeholders: Iterable[str]) -> list[str]:
+    return [p for p in placeholders if occurrences(text, p)]
+
+
+def _captions(dataset: Any, key: str) -> tuple[list[Any], bool]:
+    """Return captions of a set, and whether these are all: a set may be unable to list them."""
+    if hasattr(dataset, "texts"):
+        return list(dataset.texts()), True
+    loaded = getattr(dataset, "with_pictures", None)  # None: it cannot do without
+    if loaded is not None:
+        dataset.with_pictures = False
+    try:
+        few = range(min(len(dataset), CAPTIONS_CHECKED))
+        return [dataset[i].get(key) for i in few], len(dataset) <= CAPTIONS_CHECKED
+    finally:
+        if loaded is not None:
+            dataset.with_pictures = loaded

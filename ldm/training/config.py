@@ -185,6 +185,8 @@ def _apply_words(config: DictConfig, options: argparse.Namespace) -> None:
     if options.embedding_manager_ckpt:
         personal.params.embedding_manager_ckpt = options.embedding_manager_ckpt
     words = personal.params
+    if accepts(personal, "seed"):  # of first values where no word gives them
+        words.setdefault("seed", config.run.seed)
     placeholders = list(words.get("placeholder_strings") or ["*"])
     for name, dataset in datasets(config.data):
         if not accepts(dataset, "placeholder_token"):
@@ -251,6 +253,9 @@ def load_config(options: argparse.Namespace) -> RunConfig:
                 f"unknown configuration key {unknown[0]!r}: expected {', '.join(SECTIONS)}"
             )
         apply_flags(merged, options)
+        OmegaConf.resolve(merged)
+        if missing := sorted(OmegaConf.missing_keys(merged)):
+            raise UserError(f"the configuration leaves {missing[0]} open (???): give {missing[0]}=")
     except OmegaConfBaseException as error:
         line = " ".join(str(error).split())
         raise UserError(f"the configuration does not fit together: {line}") from error

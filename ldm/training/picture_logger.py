@@ -164,11 +164,17 @@ class ImageLogger(pl.Callback):
         if skip or not trainer.is_global_zero or self.drawn.get(split) == trainer.global_step:
             return
         self.drawn[split] = trainer.global_step
+        problem = ""  # a run is worth more than its pictures
         try:
             with quietly(module):
                 grids = self.grids(module, first_samples(dataset, self.max_images))
-        except ValueError as error:  # a run is worth more than its pictures
-            log.warning(f"no pictures at step {trainer.global_step}: {error}")
+        except ValueError as error:
+            problem = str(error)
+        except torch.OutOfMemoryError:
+            problem = "not enough memory; lower image_logger.params.max_images"
+        if problem:
+            torch.cuda.empty_cache()  # does nothing where there is no GPU
+            log.warning(f"no pictures at step {trainer.global_step}: {problem}")
             return
         name = f"_gs-{trainer.global_step:06}_e-{trainer.current_epoch:06}_b-{batch_idx:06}.jpg"
         folder = self.folder / split

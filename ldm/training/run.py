@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,8 +24,8 @@ from ldm.training.callbacks import CUDACallback, SetupCallback, StepSeed
 from ldm.training.checkpoints import Checkpoints, read_step
 from ldm.training.checks import (
     check_captions,
+    check_captions_early,
     check_config,
-    check_devices,
     check_folder,
     make_folder,
 )
@@ -42,6 +42,7 @@ from ldm.training.trainer import (
     saving_options,
     trainer_settings,
 )
+from ldm.training.trainer_checks import check_trainer
 from ldm.training.words import WordNorms, metadata, save_words
 from ldm.util import UserError, instantiate_from_config
 
@@ -137,6 +138,16 @@ def build_model(config: RunConfig) -> Any:
     return model.train()
 
 
+def build_checked(config: RunConfig, sets: Mapping[str, Any]) -> Any:
+    """Return the model; captions that do not serve it show before its weights are read."""
+    with mendable("model"):
+        checked = check_captions_early(config, sets)
+    model = build_model(config)
+    if not checked:
+        check_captions(model, sets)
+    return model
+
+
 def build_data(config: RunConfig, training: bool) -> Any:
     """Return the data module with its sets built: folders are listed and pictures opened."""
     with mendable("data"):
@@ -149,7 +160,7 @@ def build_data(config: RunConfig, training: bool) -> Any:
 
 def _steps(settings: dict[str, Any], data: Any, batch: Batch) -> int:
     """Return the run's optimiser steps: `max_steps`, or `max_epochs` passes over the set."""
-    if settings.get("max_steps", -1) > 0:
+    if (settings.get("max_steps") or -1) > 0:
         return int(settings["max_steps"])
     epochs = settings.get("max_epochs") or -1
     if epochs > 0:
@@ -208,7 +219,7 @@ def set_up(options: argparse.Namespace, config: RunConfig | None = None) -> Run:
     config = config or load_config(options)
     check_config(config)
     settings = trainer_settings(config.lightning.trainer)
-    check_devices(config.lightning.trainer)
+    check_trainer(settings)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     torch.set_float32_matmul_precision("high" if config.run.tf32 else "highest")
@@ -221,9 +232,7 @@ def set_up(options: argparse.Namespace, config: RunConfig | None = None) -> Run:
     batch = Batch(size, accumulation(config.lightning, settings, size, devices), devices)
     settings["accumulate_grad_batches"] = batch.micro
     settings["max_steps"] = _steps(settings, data, batch)
-    model = build_model(config)
-    for dataset in data.datasets.values():
-        check_captions(model, dataset)
+    model = build_checked(config, data.datasets)
     if first_process():
         make_folder(folder)
     _set_rate(model, config, batch)

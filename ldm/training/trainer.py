@@ -11,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, Strategy
@@ -105,6 +106,8 @@ def accumulation(config: DictConfig, settings: dict[str, Any], batch: int, devic
     wanted = config.get("images_per_step")
     if "accumulate_grad_batches" in settings or wanted is None:
         return int(settings.get("accumulate_grad_batches", 1))
+    if not isinstance(wanted, int) or wanted < 1:
+        raise UserError(f"lightning.images_per_step: expected at least 1, got {wanted!r}")
     if wanted % (batch * devices):
         raise UserError(
             f"lightning.images_per_step {wanted} is no multiple of {batch} (batch_size) x "
@@ -187,4 +190,8 @@ def build_trainer(
         "val_check_interval": interval * micro,
         "strategy": strategy(settings, devices, find_unused),
     }
-    return pl.Trainer(**options, callbacks=callbacks, logger=logger)
+    try:
+        return pl.Trainer(**options, callbacks=callbacks, logger=logger)
+    except (MisconfigurationException, ValueError) as error:
+        line = " ".join(str(error).split())
+        raise UserError(f"lightning.trainer: {line}") from error

@@ -31,13 +31,13 @@ def metadata(
     from ldm.checkpoint import checkpoint_hash
 
     base = config.run.base_checkpoint
-    text = json.dumps(
-        [OmegaConf.to_container(part, resolve=True) for part in (config.model, config.data)],
-        sort_keys=True,
-    )
+    parts = {"model": config.model, "data": config.data}
+    plain = {name: OmegaConf.to_container(part, resolve=True) for name, part in parts.items()}
+    text = json.dumps(plain, sort_keys=True, ensure_ascii=False)
     facts = {
         "base_checkpoint": Path(base).name if base else "",
         "base_checkpoint_hash": checkpoint_hash(base) if base else "",
+        "config": text,
         "config_hash": hashlib.sha256(text.encode()).hexdigest()[:16],
         "seed": str(config.run.seed),
         "learning_rate": f"{rate:.6g}",

@@ -44,6 +44,27 @@ def test_drawing_leaves_no_trace() -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), ValueError("too small")])
+def test_a_run_outlives_its_pictures(
+    error: Exception, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module: Any = torch.nn.Dropout()
+    module.device = torch.device("cpu")
+    logger = ImageLogger(max_images=2)
+    logger.folder = tmp_path / "images"
+
+    def fail(*_: object) -> None:
+        raise error
+
+    logger.grids = fail  # type: ignore[assignment, method-assign]
+    data = SimpleNamespace(datasets={"train": [{"caption": "a *"}] * 2})
+    trainer: Any = SimpleNamespace(datamodule=data, is_global_zero=True, global_step=7, loggers=[])
+    logger.draw(trainer, module, "train", 0)
+    assert "no pictures at step 7" in caplog.text
+    assert module.training
+    assert not list(tmp_path.iterdir())
+
+
 def test_captions_are_written_and_laid_out() -> None:
     pictures = [write_caption("a photo of a *", 64) for _ in range(5)]
     assert len(pictures[0].getcolors() or []) > 1

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+from ldm.modules import embedding_manager
 from ldm.training import run as run_module
 from ldm.training.arguments import parse
-from ldm.training.checks import check_config, check_devices
+from ldm.training.checks import check_captions, check_config
 from ldm.training.config import load_config
 from ldm.training.run import log_folder, set_up
 from ldm.training.trainer import accumulation, device_count, saving_options, trainer_settings
+from ldm.training.trainer_checks import check_devices, check_trainer
 from ldm.util import UserError
 
 Arguments = list[str]
@@ -98,6 +102,14 @@ def test_gpus_of_an_old_file(arguments: Arguments) -> None:
             "lightning.latent_cache.enable=false",
             "lightning.latent_cache.enable: did you mean 'enab",
         ),
+        (
+            "model.params.first_stage_config.params.monitr=x",
+            "first_stage_config.params.monitr: did you mean 'monitor'",
+        ),
+        (
+            "model.params.first_stage_config.params.ddconfig.z_chanels=2",
+            "first_stage_config.params.ddconfig.z_chanels: did you mean 'z_channels'",
+        ),
         ("run.sed=3", "run.sed: did you mean 'seed'"),
         ("model.learning_rate=3", "model.learning_rate"),
         ("modle.params=3", "unknown configuration key 'modle'"),
@@ -106,6 +118,51 @@ def test_gpus_of_an_old_file(arguments: Arguments) -> None:
 def test_an_unknown_key_is_named(arguments: Arguments, override: str, named: str) -> None:
     with pytest.raises(UserError, match=named.replace("[", r"\[")):
         check_config(load_config(parse([*arguments, override])))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.params.batch_size=two", "data.params.batch_size: expected int, got 'two'"),
+        ("data.params.wrap=maybe", "data.params.wrap: expected bool, got 'maybe'"),
+        ("model.base_learning_rate=fast", "model.base_learning_rate: expected float, got 'fast'"),
+        ("model.params.scale_factor=[1]", "model.params.scale_factor: expected float"),
+        ("run.seed=now", "run.seed: expected int, got 'now'"),
+        ("model.params.unet_config.params=3", "model.params.unet_config: expected target, a class"),
+        ("model.target=ldm.util.ALLOWED_PREFIXES", "model: expected target, a class"),
+        ("model.params.timesteps=${nowhere}", "does not fit together: .*nowhere"),
+        ("model.params.ckpt_path=???", "leaves model.params.ckpt_path open"),
+        (
+            "model.params.personalization_config.params.per_image_tokens=true",
+            "no caption would name these words: set data.params.train.params.per_image_tokens",
+        ),
+        ("data.params.train.params.per_image_tokens=true", "set model.params.personalization_conf"),
+    ],
+)
+def test_a_value_that_cannot_be(arguments: Arguments, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        check_config(load_config(parse([*arguments, override])))
+    assert "\n" not in str(caught.value)
+
+
+def test_words_may_have_a_class_of_their_own(
+    arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Words(embedding_manager.EmbeddingManager):
+        pass
+
+    monkeypatch.setattr(embedding_manager, "Words", Words, raising=False)
+    own = "model.params.personalization_config.target=ldm.modules.embedding_manager.Words"
+    check_config(load_config(parse([*arguments, own, "--embedding_manager_ckpt", "words.pt"])))
+
+
+def test_the_seed_reaches_words_without_a_first_one(arguments: Arguments) -> None:
+    def seed(*more: str) -> int:
+        config = load_config(parse([*arguments, "--seed", "5", *more]))
+        return int(config.model.params.personalization_config.params.seed)
+
+    assert seed() == 5
+    assert seed("model.params.personalization_config.params.seed=7") == 7
 
 
 def test_an_override_that_is_no_yaml(arguments: Arguments) -> None:
@@ -161,6 +218,50 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="GPU 1 is asked for"):
         check_devices(OmegaConf.create({"accelerator": "gpu", "devices": [0, 1]}))
     check_devices(OmegaConf.create({"accelerator": "gpu", "devices": [0]}))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"accelerator": "gpu", "devices": 2}, "--devices 2: torch finds only 1 GPU"),
+        ({"accelerator": "auto", "devices": "2"}, "--devices 2: torch finds only 1 GPU"),
+        ({"devices": 0}, "--devices 0: expected a number of at least 1"),
+        ({"devices": "x"}, "--devices x: expected a number of at least 1"),
+        ({"devices": [], "accelerator": "gpu"}, "expected a number of at least 1"),
+        ({"devices": "0,1", "accelerator": "cpu"}, "of the CPU give a number of processes"),
+        ({"devices": [-3], "accelerator": "gpu"}, "GPU -3 is asked for"),
+        ({"precision": "foo"}, "--precision foo: expected one of 16,"),
+        ({"accelerator": "foo"}, "--accelerator foo: expected one of auto,"),
+        ({"strategy": "foo"}, "--strategy foo: expected one of auto,"),
+        ({"max_steps": 0}, "--max_steps 0: expected a number of at least 1, or -1"),
+        ({"max_steps": -2}, "--max_steps -2: expected"),
+        ({"max_steps": "many"}, "--max_steps many: expected"),
+        ({"max_epochs": 0}, "--max_epochs 0: expected"),
+        ({"accumulate_grad_batches": 0}, "--accumulate_grad_batches 0: expected"),
+    ],
+)
+def test_a_trainer_that_cannot_be(
+    options: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=message) as caught:
+        check_trainer(trainer_settings(OmegaConf.create(options)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"accelerator": "gpu", "devices": [0], "precision": 16, "max_steps": -1},
+        {"accelerator": "gpu", "devices": -1, "precision": "bf16-mixed", "max_epochs": None},
+        {"accelerator": "cpu", "devices": "2", "strategy": "ddp", "max_steps": None},
+        {"accelerator": "ddp", "devices": "auto"},
+        {"accelerator": "cpu", "devices": [0, 1]},
+    ],
+)
+def test_trainers_that_can_be(options: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    check_trainer(trainer_settings(OmegaConf.create(options)))
 
 
 def test_the_rate_follows_the_pictures_a_step(arguments: Arguments) -> None:
@@ -264,6 +365,9 @@ def _blocked(arguments: Arguments, folder: Path) -> Arguments:
         (_blocked, "cannot write to .*file, for the logs"),
         (_flag("--val_check_interval", "0"), "val_check_interval is a number of steps"),
         (_flag("--devices", "2"), "images_per_step 6 is no multiple"),
+        (_flag("--devices", "x"), "--devices x: expected a number"),
+        (_flag("--max_steps", "0"), "--max_steps 0: expected a number of at least 1"),
+        (_flag("--limit_val_batches", "-3"), "lightning.trainer: .*limit_val_batches"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -282,3 +386,55 @@ def test_captions_must_name_the_word(arguments: Arguments, monkeypatch: pytest.M
     monkeypatch.setattr(PersonalizedBase, "texts", lambda self: ["a photo of a cat"])
     with pytest.raises(UserError, match="'a photo of a cat' names no word to learn"):
         set_up(parse(arguments))
+
+
+def test_captions_are_looked_at_before_weights(
+    arguments: Arguments, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def unexpected(_: object) -> None:
+        raise AssertionError("the model is built")
+
+    monkeypatch.setattr(run_module, "build_model", unexpected)
+    long = f"data.params.train.params.templates=['{'a ' * 20}{{}}']"
+    with pytest.raises(UserError, match="16"):
+        set_up(parse([*arguments, long]))
+    with pytest.raises(UserError, match="xylophone"):
+        set_up(parse([*arguments, "--init_word", "xylophone"]))
+
+
+def test_every_word_must_be_named(arguments: Arguments) -> None:
+    two = [
+        "model.params.personalization_config.params.placeholder_strings=['*','@']",
+        "model.params.personalization_config.params.initializer_words=['dog','cat']",
+    ]
+    with pytest.raises(UserError, match="no training caption names @, which would stay untrained"):
+        set_up(parse([*arguments, *two]))
+    both = "data.params.train.params.templates=['a photo of a {} in the style of @']"
+    set_up(parse([*arguments, *two, both]))
+
+
+def test_a_word_must_stand_alone_to_be_named() -> None:
+    manager: Any = SimpleNamespace(
+        placeholders=["dog"], per_image_placeholders=(), check_prompts=lambda _: None
+    )
+    model = SimpleNamespace(embedding_manager=manager, cond_stage_key="caption")
+    check_captions(model, {"train": [{"caption": "a photo of a dog"}]})
+    with pytest.raises(UserError, match="'a photo of a dogma' names no word"):
+        check_captions(model, {"train": [{"caption": "a photo of a dogma"}]})
+
+
+def test_a_large_set_that_cannot_list_its_captions_is_only_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    manager: Any = SimpleNamespace(
+        placeholders=["*", "@"], per_image_placeholders=(), check_prompts=lambda _: None
+    )
+    model = SimpleNamespace(embedding_manager=manager, cond_stage_key="caption")
+
+    class Large(list[dict[str, str]]):
+        with_pictures = True
+
+    check_captions(model, {"train": Large([{"caption": "a *"}] * 65)})
+    assert "the first 64 captions do not name ['@']" in caplog.text
+    with pytest.raises(UserError, match="names @"):
+        check_captions(model, {"train": Large([{"caption": "a *"}] * 64)})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -83,7 +85,10 @@ def test_log_folder(learn: Learn, base: Path) -> None:
     assert facts["first_words"] == '{"*": "dog"}'
     assert facts["base_checkpoint_hash"] == checkpoint_hash(base)
     assert facts["learning_rate"] == "0.01"
-    assert facts["config_hash"]
+    config = json.loads(facts["config"])
+    assert config["model"]["params"]["personalization_config"]["params"]["seed"] == 23
+    assert config["data"]["params"]["train"]["params"]["size"] == 8
+    assert facts["config_hash"] == hashlib.sha256(facts["config"].encode()).hexdigest()[:16]
 
 
 def test_a_checkpoint_holds_what_is_trained_and_no_more(learn: Learn) -> None:
