@@ -6,7 +6,7 @@ import difflib
 import inspect
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +41,9 @@ KINDS: dict[str, tuple[type, ...]] = {
     "float": (int, float),
     "bool": (bool,),
     "str": (str,),
+    "Path": (str,),
+    "Sequence": (Sequence,),
+    "Mapping": (Mapping,),
 }
 # Parameters that a parent adds.
 GIVEN_BY_PARENT = {"embedder"}
@@ -86,8 +89,10 @@ def check_targets(config: Any, where: str, extra: tuple[str, ...] = ()) -> None:
     if allowed is not None:
         words = isinstance(target, type) and issubclass(target, EmbeddingManager)
         _known(f"{where}.params", list(params), allowed | (TAKEN_BY_MODEL if words else set()))
-    if isinstance(target, type) and issubclass(target, Autoencoder) and "ddconfig" in params:
-        _known(f"{where}.params.ddconfig", params["ddconfig"], known_parameters(Decoder) or ())
+    if isinstance(target, type) and issubclass(target, Autoencoder):
+        networks = params.get("ddconfig")
+        if isinstance(networks, Mapping):
+            _known(f"{where}.params.ddconfig", networks, known_parameters(Decoder) or ())
     for name, parameter in signature.items():
         named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         needed = named and parameter.default is parameter.empty and name not in GIVEN_BY_PARENT
@@ -101,10 +106,11 @@ def check_targets(config: Any, where: str, extra: tuple[str, ...] = ()) -> None:
 
 def _check_kind(where: str, value: Any, annotation: str) -> None:
     """Raise UserError where a plain parameter has a value of another kind; None is left alone."""
-    names = [name for name in annotation.split(" | ") if name != "None"]
+    names = [name.partition("[")[0] for name in annotation.split(" | ") if name != "None"]
     if value is None or not set(names) <= set(KINDS):
         return
-    if not isinstance(value, tuple(kind for name in names for kind in KINDS[name])):
+    fits = isinstance(value, tuple(kind for name in names for kind in KINDS[name]))
+    if not fits or (isinstance(value, str) and not {"str", "Path"} & set(names)):
         raise UserError(f"{where}: expected {' or '.join(names)}, got {value!r}")
 
 
@@ -116,6 +122,10 @@ def check_config(config: RunConfig) -> None:
     _known("run", config.run, RUN_DEFAULTS)
     for name, kind in {"seed": "int", "threads": "int", "scale_lr": "bool", "tf32": "bool"}.items():
         _check_kind(f"run.{name}", config.run[name], kind)
+    if not 0 <= config.run.seed < 2**32:
+        raise UserError(f"--seed {config.run.seed}: expected a number from 0 to {2**32 - 1}")
+    if config.run.threads is not None and config.run.threads < 1:
+        raise UserError(f"--threads {config.run.threads}: expected a number of at least 1")
     check_targets(config.model, "model", ("base_learning_rate",))
     check_targets(config.data, "data")
     _known("lightning", config.lightning, LIGHTNING_KEYS)

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ldm.training.arguments import TRAINER_FLAGS
 from ldm.util import UserError, get_obj_from_str
 
+SETS = ("train", "validation", "test", "predict")
 SECTIONS = ("model", "data", "lightning", "run")
 # What `run:` may hold, and the value where nothing says otherwise.
 RUN_DEFAULTS: dict[str, Any] = {
@@ -65,7 +66,7 @@ def read_yaml(path: Path) -> DictConfig:
         config = OmegaConf.load(path)
     except FileNotFoundError as error:
         raise UserError(f"no configuration at {path}: give an existing file to --base") from error
-    except (YAMLError, OmegaConfBaseException, OSError) as error:
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         line = " ".join(str(error).split())
         raise UserError(f"cannot read the configuration {path}: {line}") from error
     if not isinstance(config, DictConfig):
@@ -111,6 +112,27 @@ def merge(paths: Sequence[Path], overrides: Sequence[str]) -> DictConfig:
     return merged
 
 
+def check_shape(config: DictConfig) -> None:
+    """Raise UserError where a number or text stands in a mapping's or list's place."""
+    words = "model.params.personalization_config"
+    sets = [f"data.params.{name}" for name in SETS]
+    mappings = (
+        *("model", "model.params", words, f"{words}.params", "data", "data.params", *sets),
+        *(f"{name}.params" for name in sets),
+        *("run", "lightning", "lightning.trainer", "lightning.callbacks", "lightning.logger"),
+        *("lightning.callbacks.image_logger", "lightning.latent_cache"),
+        *("lightning.modelcheckpoint", "lightning.modelcheckpoint.params"),
+    )
+    lists = (f"{words}.params.placeholder_strings", f"{words}.params.initializer_words")
+    kinds = dict.fromkeys(mappings, ("a mapping", DictConfig)) | dict.fromkeys(
+        lists, ("a list", ListConfig)
+    )
+    for name, (what, kind) in kinds.items():
+        value = OmegaConf.select(config, name)
+        if value is not None and not isinstance(value, kind):
+            raise UserError(f"{name}: expected {what}, got {value!r}")
+
+
 def accepts(config: DictConfig, name: str) -> bool:
     """Tell whether the target of a configuration takes a parameter."""
     return name in inspect.signature(get_obj_from_str(config.target)).parameters
@@ -118,7 +140,7 @@ def accepts(config: DictConfig, name: str) -> bool:
 
 def datasets(data: DictConfig) -> Iterator[tuple[str, DictConfig]]:
     """Yield the data section's sets: (name, target and params)."""
-    for name in ("train", "validation", "test", "predict"):
+    for name in SETS:
         config = data.params.get(name)
         if config:
             config.params = config.get("params") or {}
@@ -252,6 +274,7 @@ def load_config(options: argparse.Namespace) -> RunConfig:
             raise UserError(
                 f"unknown configuration key {unknown[0]!r}: expected {', '.join(SECTIONS)}"
             )
+        check_shape(merged)
         apply_flags(merged, options)
         OmegaConf.resolve(merged)
         if missing := sorted(OmegaConf.missing_keys(merged)):

@@ -192,6 +192,8 @@ class CacheLatents(pl.Callback):
     """
 
     def __init__(self, folder: Path, batch_size: int = 16, enabled: bool = True) -> None:
+        if batch_size < 1:
+            raise ValueError(f"latent_cache.batch_size must be at least 1, got {batch_size}")
         self.folder, self.batch_size, self.enabled = Path(folder), batch_size, enabled
         self.caches: dict[int, LatentCache] = {}
 

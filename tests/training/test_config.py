@@ -127,6 +127,24 @@ def test_an_unknown_key_is_named(arguments: Arguments, override: str, named: str
         ("data.params.wrap=maybe", "data.params.wrap: expected bool, got 'maybe'"),
         ("model.base_learning_rate=fast", "model.base_learning_rate: expected float, got 'fast'"),
         ("model.params.scale_factor=[1]", "model.params.scale_factor: expected float"),
+        ("lightning.trainer=3", "lightning.trainer: expected a mapping, got 3"),
+        ("lightning=3", "lightning: expected a mapping, got 3"),
+        ("data.params.train=3", "data.params.train: expected a mapping, got 3"),
+        ("model.params.personalization_config=3", "personalization_config: expected a mapping"),
+        (
+            "model.params.personalization_config.params.placeholder_strings=3",
+            "placeholder_strings: expected a list, got 3",
+        ),
+        (
+            "model.params.unet_config.params.channel_mult=3",
+            "unet_config.params.channel_mult: expected Sequence, got 3",
+        ),
+        (
+            "model.params.first_stage_config.params.ddconfig=3",
+            "first_stage_config.params.ddconfig: expected Mapping, got 3",
+        ),
+        ("run.seed=-1", "--seed -1: expected a number from 0 to 4294967295"),
+        ("run.threads=0", "--threads 0: expected a number of at least 1"),
         ("run.seed=now", "run.seed: expected int, got 'now'"),
         ("model.params.unet_config.params=3", "model.params.unet_config: expected target, a class"),
         ("model.target=ldm.util.ALLOWED_PREFIXES", "model: expected target, a class"),
@@ -168,6 +186,15 @@ def test_the_seed_reaches_words_without_a_first_one(arguments: Arguments) -> Non
 def test_an_override_that_is_no_yaml(arguments: Arguments) -> None:
     with pytest.raises(UserError, match=r"cannot read the override 'data\.x=\[@\]'"):
         load_config(parse([*arguments, "data.x=[@]"]))
+
+
+@pytest.mark.parametrize("content", [b"model: \xff\n", b"- 1\n", b"model: [\n", b"a: ${\n"])
+def test_a_file_that_is_no_configuration(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load_config(parse(["-t", "--base", str(path)]))
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_trainer_option_is_named() -> None:
@@ -365,6 +392,7 @@ def _blocked(arguments: Arguments, folder: Path) -> Arguments:
         (_blocked, "cannot write to .*file, for the logs"),
         (_flag("--val_check_interval", "0"), "val_check_interval is a number of steps"),
         (_flag("--devices", "2"), "images_per_step 6 is no multiple"),
+        (_override("lightning.latent_cache.batch_size=0"), "latent_cache.batch_size must be at"),
         (_flag("--devices", "x"), "--devices x: expected a number"),
         (_flag("--max_steps", "0"), "--max_steps 0: expected a number of at least 1"),
         (_flag("--limit_val_batches", "-3"), "lightning.trainer: .*limit_val_batches"),
