@@ -100,3 +100,17 @@ def test_tables_are_real_where_the_model_is_not():
         tables = make_schedule(make_beta_schedule("linear", 4))
     assert tables.betas.device.type == "cpu"
     assert float(tables.betas[0]) == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(
+    ("betas", "message"),
+    [
+        ([], "timesteps must be at least 2"),
+        ([0.1], "timesteps must be at least 2"),
+        ([-0.1, 0.1], "betas must lie between 0 and 1, got -0.1 to 0.1"),
+        ([0.1, 1.0], "betas must lie between 0 and 1, got 0.1 to 1"),
+    ],
+)
+def test_betas_out_of_range_are_refused(betas, message):
+    with pytest.raises(ValueError, match=message):
+        make_schedule(betas)

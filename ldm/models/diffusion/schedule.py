@@ -71,8 +71,17 @@ def make_schedule(betas: Table | Sequence[float], v_posterior: float = 0.0) -> S
     Args:
         betas: β_t, each in (0, 1).
         v_posterior: weight of β in the posterior's variance, (1−v)·β̃ + v·β.
+
+    Raises ValueError for fewer than two betas, or one out of range.
     """
     betas = np.asarray(betas, dtype=np.float64)
+    if betas.ndim != 1 or len(betas) < 2:
+        raise ValueError(f"timesteps must be at least 2, got betas of shape {list(betas.shape)}")
+    if not ((betas > 0) & (betas < 1)).all():
+        raise ValueError(
+            f"betas must lie between 0 and 1, got {betas.min():g} to {betas.max():g}: check "
+            "linear_start and linear_end"
+        )
     alphas = 1.0 - betas
     acp = np.cumprod(alphas)
     prev = np.append(1.0, acp[:-1])
