@@ -257,7 +257,7 @@ def test_averaged_weights_and_their_scope():
 def test_validation_logs_both_and_the_words_leave_the_averages_alone(tmp_path):
     model = text_model(tmp_path, personalization_config=WORDS, use_ema=True)
     logged = {}
-    model.log_dict = lambda terms, batch_size: logged.update(terms)
+    model.log_dict = lambda terms, **_: logged.update(terms)
     model.validation_step(batch(2), 0)
     assert (logged["val/loss_simple"] - logged["val/loss_simple_ema"]).abs() > 1e-5
     before = {n: b.clone() for n, b in model.model_ema.named_buffers()}
