@@ -64,7 +64,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=8, help="pictures a prompt (8)")
     parser.add_argument("--scored", type=int, default=32, help="pictures of the word alone (32)")
     parser.add_argument("--ddim_steps", type=int, default=50, help="of the sampler (50)")
-    parser.add_argument("--scale", type=float, default=5.0, help="of guidance (5)")
+    parser.add_argument("--scale", type=float, default=3.0, help="of guidance (3)")
     group = parser.add_argument_group("other files")
     for name, default, text in FILES:
         group.add_argument(
