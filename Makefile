@@ -6,6 +6,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Threads that wait for others sleep, not spin: on a machine with other work, spinning made a
+# training step of the miniature several times slower.
+export OMP_WAIT_POLICY ?= passive
+
 .DEFAULT_GOAL := help
 .PHONY: help env lock test test-slow test-all check format demo benchmark miniature miniature-eval clean
 
