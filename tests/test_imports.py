@@ -26,7 +26,10 @@ MAY_IMPORT = {
     "training": {"foundation", "data", "modules", "models", "inference", "training"},
     "evaluation": {"foundation", "data", "modules", "models", "inference", "evaluation"},
     # the bodies of the command lines: with main.py and scripts/, above everything
-    "cli": {"foundation", "data", "modules", "models", "inference", "evaluation", "training", "cli"},
+    "cli": {
+        *("foundation", "data", "modules", "models"),
+        *("inference", "evaluation", "training", "cli"),
+    },
 }
 # torchvision and friends were the original's; the quantiser's package only with the extra `vq`.
 DONE_WITHOUT = {"torchvision", "clip", "albumentations", "test_tube", "cv2", "imageio"}
