@@ -185,6 +185,8 @@ def _cell(
         "resamples": spec.resamples,
         "seed": seed * NOISES_A_SEED,
     }
+    if spec.keep_pictures:
+        score["keep"] = spec.keep_pictures
     places = {
         "root": str(ROOT),
         "checkpoint": str(spec.checkpoint),

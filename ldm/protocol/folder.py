@@ -4,6 +4,7 @@ cell.json            what it is
 word.safetensors     the learned word, with where it comes from
 difference.safetensors  what tuning moved the networks by, for a variant that does
 scores.json          written last and whole: with it the cell is finished
+pictures.zip         the first pictures of each prompt, where the protocol keeps any
 times.json           how long it took
 metrics.csv          the training's curves
 cell.log             everything the run said
@@ -25,8 +26,9 @@ from ldm.protocol.cells import Cell
 
 CELL, SCORES, TIMES, LOG, LOCK = "cell.json", "scores.json", "times.json", "cell.log", ".lock"
 WORD, DIFFERENCE, CURVES = "word.safetensors", "difference.safetensors", "metrics.csv"
+PICTURES = "pictures.zip"
 # What a cell run elsewhere sends home; the scores are to be written last.
-KEPT = (LOG, CURVES, DIFFERENCE, WORD, TIMES, SCORES)
+KEPT = (LOG, CURVES, DIFFERENCE, WORD, PICTURES, TIMES, SCORES)
 # What it may begin with: a word whose scores alone are to be made anew.
 SENT = (WORD, DIFFERENCE)
 

@@ -43,6 +43,7 @@ DEFAULTS: Mapping[str, Any] = {
     "scale": 5.0,  # of guidance
     "extractor": "openai/clip-vit-base-patch32",
     "resamples": 1000,  # of each interval
+    "keep_pictures": 0,  # of each prompt, for people to look at and for the user study
     "reference": None,  # the variant that others are compared with; the first by default
     "estimate": {"step": 0.1, "picture": 0.5},  # seconds, until cells have been timed
 }
@@ -108,6 +109,7 @@ class ProtocolSpec:
     scale: float
     extractor: str
     resamples: int
+    keep_pictures: int
     reference: str
     seconds_a_step: float
     seconds_a_picture: float
@@ -202,6 +204,7 @@ def _build(values: Mapping[str, Any]) -> ProtocolSpec:
         scale=_number("scale", values["scale"]),
         extractor=_extractor(_text("extractor", values["extractor"])),
         resamples=_whole("resamples", values["resamples"]),
+        keep_pictures=_whole("keep_pictures", values["keep_pictures"], 0),
         reference=reference,
         seconds_a_step=_number("estimate.step", estimate["step"]),
         seconds_a_picture=_number("estimate.picture", estimate["picture"]),

@@ -25,6 +25,7 @@ from ldm.protocol.folder import (
     CELL,
     CURVES,
     DIFFERENCE,
+    PICTURES,
     SCORES,
     TIMES,
     WORD,
@@ -203,10 +204,14 @@ def score(cell: Cell, folder: Path) -> dict[str, Any]:
     from ldm.evaluation.evaluate import evaluate
     from ldm.evaluation.extractors import find_extractor
     from ldm.image_io import open_rgb
+    from ldm.protocol.pictures import keeping, write_pictures
 
     asked = cell.score
     training = [open_rgb(path) for path in list_pictures(cell.places["folder"])]
     draw, norms = painter(cell, folder, training)
+    kept: dict[str, list[Image]] = {}
+    if "keep" in asked:
+        draw = keeping(draw, asked["keep"], kept)
     found = evaluate(
         draw,
         find_extractor(cell.places["extractor"], device()),
@@ -217,6 +222,8 @@ def score(cell: Cell, folder: Path) -> dict[str, Any]:
         pictures=asked["pictures"],
         resamples=asked["resamples"],
     )
+    if kept:
+        write_pictures(folder / PICTURES, kept)
     return {
         "learn_hash": cell.learn_hash,
         "score_hash": cell.score_hash,
