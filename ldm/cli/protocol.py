@@ -41,7 +41,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         prog="scripts/protocol.py",
         description="Learn and score every cell of a protocol, each once, and write table.csv, "
-        "summary.csv, summary.json, summary.md and times.csv. What is finished is not run again.",
+        "times.csv, each variant's means (summary.csv, .json, .md) and what they say of the paper's "
+        "claims (claims.csv, .md). What is finished is not run again.",
         epilog=EXAMPLES,
     )
     parser.add_argument("protocol", metavar="YAML", help="such as configs/protocol/miniature.yaml")
@@ -243,7 +244,8 @@ def run(options: argparse.Namespace) -> int:
             write_results(output, cells, spec.reference, spec.resamples)
     else:
         write_results(output, cells, spec.reference, spec.resamples)
-    log.info("%s", (output / "summary.md").read_text(encoding="utf-8"))
+    for name in ("summary.md", "claims.md"):
+        log.info("%s", (output / name).read_text(encoding="utf-8"))
     for name, failure in failures.items():
         log.error("failed: %s: %s", name, failure)
     if failures:

@@ -100,3 +100,39 @@ def cosine_of_average(unit: npt.ArrayLike, text: npt.ArrayLike) -> Statistic:
         return cosines
 
     return statistic
+
+
+def mean_over(
+    values: Sequence[float], concepts: Sequence[str], resamples: int = 1000, seed: int = 0
+) -> Estimate:
+    """Return the mean over concepts of the mean over each one's seeds, with its 95% interval.
+
+    Args:
+        values: one for each learned word, say.
+        concepts: each one's.
+        resamples: of the interval.
+        seed: of the resampling.
+    """
+    weights = resampled_weights(concepts, resamples, np.random.default_rng(seed))
+    return Resampled(weighted_mean(values)(weights)).estimate
+
+
+def resampled_weights(
+    concepts: Sequence[str], resamples: int, rng: np.random.Generator
+) -> FloatArray:
+    """Return words' weights in a two-stage bootstrap: [1 + resamples, words], rows summing to 1.
+
+    Concepts are drawn with repeats, then as many seeds as a drawn concept has, with repeats: words
+    of one concept resemble each other, so they are not independent. Row 0 is the words as they
+    are.
+    """
+    names = list(dict.fromkeys(concepts))
+    members = [[i for i, name in enumerate(concepts) if name == own] for own in names]
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    weights = np.zeros((1 + resamples, len(concepts)))
+    for k, own in enumerate(members):
+        share = 1 / (len(names) * len(own))
+        weights[0, own] = share
+        seeds = rng.multinomial(drawn[:, k] * len(own), np.full(len(own), 1 / len(own)))
+        weights[1:, own] = seeds * share
+    return weights

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ldm.evaluation.bootstrap import Estimate, FloatArray, Resampled, weighted_mean
+from ldm.evaluation.bootstrap import Estimate, mean_over
+from ldm.protocol import claims
 from ldm.protocol.cells import Cell
 from ldm.protocol.folder import TIMES, read_json, scores_of, write_whole
 from ldm.protocol.run import cell_folder
@@ -159,44 +160,8 @@ def summarise(
     return made
 
 
-def mean_over(
-    values: Sequence[float], concepts: Sequence[str], resamples: int = 1000, seed: int = 0
-) -> Estimate:
-    """Return the mean over concepts of the mean over each one's seeds, with its 95% interval.
-
-    Args:
-        values: one for each cell.
-        concepts: each cell's.
-        resamples: of the interval.
-        seed: of the resampling.
-    """
-    weights = resampled_weights(concepts, resamples, np.random.default_rng(seed))
-    return Resampled(weighted_mean(values)(weights)).estimate
-
-
-def resampled_weights(
-    concepts: Sequence[str], resamples: int, rng: np.random.Generator
-) -> FloatArray:
-    """Return cells' weights in a two-stage bootstrap: [1 + resamples, cells], rows summing to 1.
-
-    Concepts are drawn with repeats, then as many seeds as a drawn concept has, with repeats: words
-    of one concept resemble each other, so they are no independent cells. Row 0 is the cells as
-    they are.
-    """
-    names = list(dict.fromkeys(concepts))
-    members = [[i for i, name in enumerate(concepts) if name == own] for own in names]
-    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    weights = np.zeros((1 + resamples, len(concepts)))
-    for k, own in enumerate(members):
-        share = 1 / (len(names) * len(own))
-        weights[0, own] = share
-        seeds = rng.multinomial(drawn[:, k] * len(own), np.full(len(own), 1 / len(own)))
-        weights[1:, own] = seeds * share
-    return weights
-
-
 def write_results(output: Path, cells: Sequence[Cell], reference: str, resamples: int) -> int:
-    """Write table.csv, summary.csv, summary.json, summary.md and times.csv.
+    """Write table.csv, summary.csv, .json and .md, claims.csv and .md, and times.csv.
 
     Returns:
         How many cells they come from.
@@ -214,6 +179,9 @@ def write_results(output: Path, cells: Sequence[Cell], reference: str, resamples
     text = json.dumps(content, indent=2, ensure_ascii=False)
     write_whole(output / "summary.json", f"{text}\n".encode())
     write_whole(output / "summary.md", markdown(summaries).encode())
+    findings = claims.find(found, resamples)
+    _write_csv(output / "claims.csv", claims.COLUMNS, [finding.row() for finding in findings])
+    write_whole(output / "claims.md", claims.markdown(findings).encode())
     times = []
     for item in found:
         own = {name: getattr(item.cell, name) for name in TIME[:3]}

@@ -8,8 +8,9 @@ from drive import small_table
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ldm.evaluation.bootstrap import mean_over, resampled_weights
 from ldm.protocol.cells import Cell
-from ldm.protocol.table import Finished, mean_over, resampled_weights, summarise
+from ldm.protocol.table import Finished, summarise
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=9), st.integers(0, 99))
