@@ -41,8 +41,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         prog="scripts/protocol.py",
         description="Learn and score every cell of a protocol, each once, and write table.csv, "
-        "times.csv, each variant's means (summary.csv, .json, .md) and what they say of the paper's "
-        "claims (claims.csv, .md). What is finished is not run again.",
+        "times.csv, each variant's means (summary.csv, .json, .md) and what they say of the "
+        "paper's claims (claims.csv, .md). What is finished is not run again.",
         epilog=EXAMPLES,
     )
     parser.add_argument("protocol", metavar="YAML", help="such as configs/protocol/miniature.yaml")

@@ -14,8 +14,8 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -240,19 +240,52 @@ def _digest(questions: Mapping[str, tuple[Question, ...]]) -> str:
     return digest.hexdigest()[:16]
 
 
+def _with_files(study: Study, place: Callable[[str], str]) -> Study:
+    """Return a study with each picture's path as `place` gives it."""
+    questions = {
+        kind: tuple(
+            replace(
+                question,
+                examples=tuple(map(place, question.examples)),
+                choices=tuple(replace(c, picture=place(c.picture)) for c in question.choices),
+            )
+            for question in asked
+        )
+        for kind, asked in study.questions.items()
+    }
+    return replace(study, questions=questions)
+
+
 def write_key(path: Path, study: Study) -> None:
-    """Write which model drew what; not for those who answer."""
-    content = {"format": KEY_FORMAT, **asdict(study)}
+    """Write which model drew what; not for those who answer.
+
+    Pictures below the key's folder are written as seen from there, so that the folder may be moved;
+    others with their whole path.
+    """
+    folder = path.parent.resolve()
+
+    def place(file: str) -> str:
+        whole = Path(file).resolve()
+        return whole.relative_to(folder).as_posix() if whole.is_relative_to(folder) else str(whole)
+
+    content = {"format": KEY_FORMAT, **asdict(_with_files(study, place))}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_key(path: str | Path) -> Study:
-    """Read what `write_key` wrote.
+    """Read what `write_key` wrote; its pictures need not be there.
 
     Raises:
         UserError: unreadable, or no key.
     """
+    folder = Path(path).parent
+
+    def place(file: str) -> str:
+        beside = folder / file
+        # Keys once told paths as seen from where the study was made.
+        return file if not beside.exists() and Path(file).exists() else str(beside)
+
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if content.pop("format") != KEY_FORMAT:
@@ -271,7 +304,8 @@ def read_key(path: str | Path) -> Study:
             for kind in KINDS
         }
         models = tuple(content["models"])
-        return Study(content["name"], content["seed"], models, questions)
+        study = Study(content["name"], content["seed"], models, questions)
+        return _with_files(study, place)
     except OSError as error:
         raise UserError(f"key {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

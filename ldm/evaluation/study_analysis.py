@@ -37,11 +37,13 @@ class Answers:
         kind: of the questionnaire.
         participant: the code given, in small letters.
         scores: question → model → score, from the number of models (best) to 1.
+        answered_by: what answered in a person's place; empty for people.
     """
 
     kind: str
     participant: str
     scores: Mapping[str, Mapping[str, int]]
+    answered_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def read_answers(study: Study, paths: Sequence[str | Path]) -> list[Answers]:
 
     Raises:
         UserError: none; one unreadable, of another study, damaged, incomplete, or given twice; a
-            participant who answered a questionnaire twice.
+            participant who answered a questionnaire twice; answers of people together with an
+            extractor's, or of two extractors.
     """
     if not paths:
         raise UserError("no answers: give the files that the questionnaires saved")
@@ -96,6 +99,11 @@ def read_answers(study: Study, paths: Sequence[str | Path]) -> list[Answers]:
                 f"{study.name}): give that study's key, or leave the file out"
             )
         answers = _answers(study, path, content)
+        if found and answers.answered_by != found[0].answered_by:
+            first, this = (a.answered_by or "people" for a in (found[0], answers))
+            raise UserError(
+                f"answers {paths[0]} are by {first} and {path} by {this}: analyse them apart"
+            )
         who = (answers.kind, answers.participant)
         if who in files:
             raise UserError(
@@ -113,6 +121,7 @@ def _content(path: str | Path) -> dict[str, Any]:
         if content["format"] != FORMAT:
             raise KeyError
         texts = [content[key] for key in ("study", "questionnaire", "participant")]
+        texts.append(content.get("answered_by", ""))
         if not all(isinstance(text, str) for text in texts):
             raise TypeError
     except OSError as error:
@@ -143,7 +152,14 @@ def _answers(study: Study, path: str | Path, content: Mapping[str, Any]) -> Answ
             f"answers {path} do not rank every picture of every question: finish the questionnaire "
             "and save them again, or leave the file out"
         ) from error
-    return Answers(kind, content["participant"].strip().lower(), scores)
+    by = content.get("answered_by", "")
+    return Answers(kind, content["participant"].strip().lower(), scores, by)
+
+
+def caveat(answers: Sequence[Answers]) -> str:
+    """Return what must be said of results where no people answered; empty where people did."""
+    by = answers[0].answered_by
+    return f"rankings by {by}, not by people" if by else ""
 
 
 def analyse(study: Study, answers: Sequence[Answers]) -> list[ModelRanks]:
@@ -233,12 +249,15 @@ def participants(answers: Sequence[Answers]) -> dict[str, int]:
     return {**{kind: len(names) for kind, names in people.items()}, "both": len(both)}
 
 
-def write_ranks(path: Path, ranks: Sequence[ModelRanks], counts: Mapping[str, int]) -> None:
-    """Write results as CSV, a row a model."""
+def write_ranks(
+    path: Path, ranks: Sequence[ModelRanks], counts: Mapping[str, int], caveat: str = ""
+) -> None:
+    """Write results as CSV, a row a model; each says in its last column what `caveat` says."""
     header = (
         *("model", "text", "image", "var_text", "cov", "var_image"),
         *("half_major", "half_minor", "angle_degrees"),
         *("participants_text", "participants_image", "participants_both"),
+        "note",
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -249,10 +268,11 @@ def write_ranks(path: Path, ranks: Sequence[ModelRanks], counts: Mapping[str, in
             axes = (r.ellipse.major, r.ellipse.minor, r.ellipse.angle) if r.ellipse else ()
             numbers = [f"{v:.6g}" for v in (r.text, r.image, tt, ti, ii, *axes)]
             numbers += [""] * (3 - len(axes))
-            writer.writerow([r.model, *numbers, *(counts[k] for k in ("text", "image", "both"))])
+            people = (counts[kind] for kind in ("text", "image", "both"))
+            writer.writerow([r.model, *numbers, *people, caveat])
 
 
-def plot_ranks(ranks: Sequence[ModelRanks], paths: Sequence[Path]) -> None:
+def plot_ranks(ranks: Sequence[ModelRanks], paths: Sequence[Path], caveat: str = "") -> None:
     """Draw mean ranks with their ellipses, as the paper's figure 10b, into each of some files."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Ellipse as Patch
@@ -271,6 +291,7 @@ def plot_ranks(ranks: Sequence[ModelRanks], paths: Sequence[Path]) -> None:
     n = len(ranks)
     axes.set_xlabel(f"mean rank by text ({n} is best)")
     axes.set_ylabel(f"mean rank by training pictures ({n} is best)")
+    axes.set_title(caveat, fontsize=9)
     axes.margins(0.15)
     axes.autoscale_view()
     axes.legend(frameon=False, fontsize=8)

@@ -6,7 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ldm.evaluation.study import read_key
-from ldm.evaluation.study_analysis import ModelRanks, analyse, participants, read_answers
+from ldm.evaluation.study_analysis import (
+    ModelRanks,
+    analyse,
+    caveat,
+    participants,
+    read_answers,
+)
 from ldm.figures.published import LABELS, RANKS, label
 from ldm.figures.record import Drawing, Figure, Table
 from ldm.figures.studio import Studio
@@ -39,9 +45,10 @@ def user_study(figure: Figure, studio: Studio) -> Drawing:
         left.plot(rank.text, rank.image, **styles[name], linestyle="none", markersize=8)
     left.set_title("the paper, 600 answers to each questionnaire")
     draw_ranks(right, ranks, styles)
-    right.set_title(
-        f"here, {counts['image']} participants by pictures and {counts['text']} by texts"
-    )
+    unlike = caveat(answers)
+    who = "simulated participants" if unlike else "participants"
+    counted = f"{counts['image']} {who} by pictures and {counts['text']} by texts"
+    right.set_title(f"here: {unlike}\n{counted}" if unlike else f"here, {counted}")
     for axes, best in ((left, len(RANKS)), (right, len(study.models))):
         axes.set_xlabel(f"mean rank by text ({best} is best)")
         axes.set_ylabel(f"mean rank by training pictures ({best} is best)")
@@ -52,8 +59,13 @@ def user_study(figure: Figure, studio: Studio) -> Drawing:
     ]
     canvas.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
     canvas.suptitle(f"Figure {figure.name}. {figure.title}", fontsize=11)
-    note = "Ellipses hold the true mean ranks with 95% confidence; three participants are needed."
-    return Drawing(canvas, Table(COLUMNS, _rows(ranks)), (note,))
+    notes = [
+        "Ellipses hold the true mean ranks with 95% confidence; three participants are needed."
+    ]
+    if unlike:
+        notes.insert(0, f"The right panel shows {unlike}: it says nothing about what people see.")
+    source = f"here, {unlike}" if unlike else "here"
+    return Drawing(canvas, Table(COLUMNS, _rows(ranks, source)), tuple(notes))
 
 
 def draw_ranks(axes: Axes, ranks: Sequence[ModelRanks], styles: Mapping[str, Any]) -> None:
@@ -73,12 +85,12 @@ def draw_ranks(axes: Axes, ranks: Sequence[ModelRanks], styles: Mapping[str, Any
     axes.autoscale_view()
 
 
-def _rows(ranks: Sequence[ModelRanks]) -> list[tuple[Any, ...]]:
+def _rows(ranks: Sequence[ModelRanks], source: str) -> list[tuple[Any, ...]]:
     rows: list[tuple[Any, ...]] = [
         ("paper", name, rank.text, rank.image, None, None, None) for name, rank in RANKS.items()
     ]
     for rank in ranks:
         found = rank.ellipse
         ends = (found.major, found.minor, found.angle) if found else (None, None, None)
-        rows.append(("here", rank.model, rank.text, rank.image, *ends))
+        rows.append((source, rank.model, rank.text, rank.image, *ends))
     return rows
