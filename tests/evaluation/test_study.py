@@ -18,7 +18,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ldm.cli.user_study import main
-from ldm.evaluation.study import make_study, read_key, read_manifest, write_key
+from ldm.evaluation.study import (
+    KINDS,
+    Choice,
+    Question,
+    Study,
+    make_study,
+    read_key,
+    read_manifest,
+    write_key,
+)
 from ldm.evaluation.study_analysis import (
     Answers,
     analyse,
@@ -278,12 +287,41 @@ def test_a_key_is_read_as_it_was_written(study, tmp_path):
     assert read_key(tmp_path / "key.json") == study
 
 
+def test_a_key_finds_its_pictures_from_anywhere(tmp_path, monkeypatch):
+    """Those below it as seen from it, so that a folder may be moved; others by their whole path."""
+    below, apart = tmp_path / "study" / "a.png", tmp_path / "b.png"
+    for file in (below, apart):
+        save_png(Image.new("RGB", (8, 8)), file)
+    monkeypatch.chdir(tmp_path)
+    choices = (Choice("p0", "ours", "study/a.png"), Choice("p1", "other", "b.png"))
+    asked = (Question("q1", "cat", "A *", "", ("study/a.png",), choices),)
+    write_key(tmp_path / "study" / "key.json", Study("0", 0, MODELS, dict.fromkeys(KINDS, asked)))
+    (tmp_path / "study").rename(tmp_path / "moved")
+    monkeypatch.chdir("/")
+    question = read_key(tmp_path / "moved" / "key.json").questions["text"][0]
+    assert question.examples == (str(tmp_path / "moved" / "a.png"),)
+    found = [choice.picture for choice in question.choices]
+    assert found == [str(tmp_path / "moved" / "a.png"), str(apart)]
+
+
+def test_a_key_of_before_finds_its_pictures_from_where_it_was_made(study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_png(Image.new("RGB", (8, 8)), tmp_path / "drawn" / "a.png")
+    write_key(tmp_path / "study" / "key.json", study)
+    content = json.loads((tmp_path / "study" / "key.json").read_text())
+    content["questions"]["text"][0]["choices"][0]["picture"] = "drawn/a.png"
+    (tmp_path / "study" / "key.json").write_text(json.dumps(content))
+    question = read_key(tmp_path / "study" / "key.json").questions["text"][0]
+    assert question.choices[0].picture == "drawn/a.png"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"study": "0" * 16}, r"are of another study \(0{16}, the key is of [0-9a-f]{16}\)"),
         ({"format": "other"}, "is no file of answers"),
         ({"participant": 3}, "is no file of answers"),
+        ({"answered_by": 3}, "is no file of answers"),
         ({"questionnaire": "sound"}, "do not rank every picture of every question"),
         ({"rankings": []}, "do not rank every picture of every question"),
         ({"rankings": None}, "do not rank every picture of every question"),

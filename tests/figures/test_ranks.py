@@ -27,7 +27,9 @@ def study(name: str = "0123456789abcdef") -> Study:
     return Study(name, 0, MODELS, asked)
 
 
-def answer(folder: Path, kind: str, person: str, order: Sequence[str], of: str = "") -> Path:
+def answer(
+    folder: Path, kind: str, person: str, order: Sequence[str], of: str = "", by: str = ""
+) -> Path:
     path = folder / f"{kind}-{person}.json"
     names = [f"p{MODELS.index(model)}" for model in order]
     content = {
@@ -36,6 +38,7 @@ def answer(folder: Path, kind: str, person: str, order: Sequence[str], of: str =
         "questionnaire": kind,
         "participant": person,
         "rankings": [{"question": "q1", "ranking": names}],
+        **({"answered_by": by} if by else {}),
     }
     path.write_text(json.dumps(content))
     return path
@@ -47,10 +50,10 @@ def draw(folder: Path, answers: Sequence[Path]) -> Drawing:
     return ranks.user_study(find(FIGURES, "10b")[0], Studio(request))
 
 
-def all_answers(folder: Path) -> list[Path]:
+def all_answers(folder: Path, by: str = "") -> list[Path]:
     orders = (MODELS, ("short", "ours", "three_words"), ("ours", "three_words", "short"))
     return [
-        answer(folder, kind, f"person {i}", order)
+        answer(folder, kind, f"person {i}", order, by=by)
         for kind in KINDS
         for i, order in enumerate(orders)
     ]
@@ -67,6 +70,23 @@ def test_mean_ranks_are_plotted_and_written(tmp_path: Path) -> None:
     plotted = [(float(x[0]), float(y[0])) for x, y in (line.get_data() for line in right.lines)]
     assert plotted == [here[model] for model in MODELS]
     assert len(right.patches) == len(MODELS)
+    assert right.get_title() == "here, 3 participants by pictures and 3 by texts"
+    assert "people" not in " ".join(drawing.notes)
+
+
+def test_an_extractors_rankings_are_never_shown_as_peoples(tmp_path: Path) -> None:
+    drawing = draw(tmp_path, all_answers(tmp_path, by="extractor judge"))
+    said = "rankings by extractor judge, not by people"
+    title = drawing.canvas.axes[1].get_title()
+    assert title == f"here: {said}\n3 simulated participants by pictures and 3 by texts"
+    assert any(said in note for note in drawing.notes)
+    assert {row[0] for row in drawing.table.rows} == {"paper", f"here, {said}"}
+
+
+def test_figures_refuse_answers_of_people_and_of_an_extractor(tmp_path: Path) -> None:
+    simulated = answer(tmp_path, "text", "simulated", MODELS, by="extractor judge")
+    with pytest.raises(UserError, match=r"by people and .* by extractor judge: analyse them apart"):
+        draw(tmp_path, [*all_answers(tmp_path), simulated])
 
 
 def test_answers_of_another_study_are_refused(tmp_path: Path) -> None:
