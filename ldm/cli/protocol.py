@@ -27,6 +27,8 @@ EXAMPLES = """examples:
     python scripts/protocol.py configs/protocol/miniature.yaml --dry-run
   one variant, with fewer pictures:
     python scripts/protocol.py configs/protocol/miniature.yaml --only '*/directional/*' pictures=8
+  copy its words to where figures are drawn from (scripts/figures/all.py --words WORDS/ours/seed1):
+    python scripts/protocol.py configs/protocol/miniature.yaml --keep-words WORDS
   with the published 1.4B weights, on a Ray cluster, a GPU for each cell:
     python scripts/protocol.py configs/protocol/paper.yaml --ray auto --gpus 1
 """
@@ -55,6 +57,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", metavar="FILE", help="weights, in place of the protocol's")
     parser.add_argument(
         "--only", metavar="PATTERN", help="run the cells whose concept/variant/seedN matches"
+    )
+    parser.add_argument(
+        "--keep-words",
+        metavar="DIR",
+        help="copy the learned words to DIR/VARIANT/seedN/CONCEPT.safetensors",
     )
     parser.add_argument("--dry-run", action="store_true", help="list the cells and run none")
     _add_machines(parser)
@@ -208,6 +215,7 @@ def run(options: argparse.Namespace) -> int:
     output = check_output_folder(
         options.output or Path("outputs") / "protocol" / Path(options.protocol).stem
     ).absolute()
+    words = check_output_folder(options.keep_words) if options.keep_words else None
     spec, cells = read_plan(options)
     wanted = chosen(cells, options.only)
 
@@ -215,6 +223,7 @@ def run(options: argparse.Namespace) -> int:
     from ldm.protocol.progress import Estimator, Progress
     from ldm.protocol.run import Runner, cell_folder
     from ldm.protocol.table import write_results
+    from ldm.protocol.words import keep_words
 
     estimator = Estimator(
         [cell_folder(output, cell) for cell in cells], spec.seconds_a_step, spec.seconds_a_picture
@@ -244,6 +253,8 @@ def run(options: argparse.Namespace) -> int:
             write_results(output, cells, spec.reference, spec.resamples)
     else:
         write_results(output, cells, spec.reference, spec.resamples)
+    if words is not None:
+        log.info("%d words in %s", keep_words(output, cells, words), words)
     for name in ("summary.md", "claims.md"):
         log.info("%s", (output / name).read_text(encoding="utf-8"))
     for name, failure in failures.items():

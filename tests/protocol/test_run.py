@@ -18,6 +18,7 @@ from ldm.protocol.cells import Cell
 from ldm.protocol.engines import LocalEngine
 from ldm.protocol.folder import SCORES, Lock
 from ldm.protocol.run import cell_folder
+from ldm.protocol.words import keep_words
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ("table.csv", "summary.csv", "summary.json", "summary.md")
@@ -46,6 +47,18 @@ def test_every_cell_is_run_once_and_the_table_holds_each_prompt(tmp_path: Path) 
     assert len(lines) == 1 + 3 * len(cells)
     assert lines[1].startswith("cat,ours,learned,1,1,3,a *,2,")
     assert (tmp_path / "times.csv").is_file()
+
+
+def test_words_of_finished_cells_are_kept_by_variant_and_seed(tmp_path: Path) -> None:
+    cells, kept = small_table(), tmp_path / "words"
+    run_table(tmp_path, cells, DOUBLE_FAILS="dog/ours/seed2")
+    assert keep_words(tmp_path, cells, kept) == 3
+    names = sorted(str(path.relative_to(kept)) for path in kept.rglob("*.*"))
+    assert names == [
+        f"ours/seed{i}/{name}.safetensors" for i, name in ((1, "cat"), (1, "dog"), (2, "cat"))
+    ]
+    (cell,) = (cell for cell in cells if cell.name == "cat/ours/seed2")
+    assert (kept / "ours/seed2/cat.safetensors").read_text() == cell.learn_hash
 
 
 def test_finished_cells_are_not_run_again(tmp_path: Path) -> None:
