@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.util import Parser, UserError
 
 __all__ = (
+    "MINIATURE",
     "ROOT",
     "WEIGHTS",
     "Parser",
+    "add_difference",
+    "add_model",
     "add_words",
     "check_output_folder",
     "choose_device",
@@ -23,6 +27,7 @@ __all__ = (
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ("model.safetensors", "model.ckpt")
+MINIATURE = "models/miniature"
 
 
 def add_words(group: argparse._ArgumentGroup) -> None:
@@ -34,6 +39,40 @@ def add_words(group: argparse._ArgumentGroup) -> None:
         default=[],
         metavar="[WORD=]FILE",
         help="files of learned words; with WORD= the file's one word gets that name",
+    )
+
+
+def add_model(
+    group: argparse._ArgumentGroup, names: Sequence[str], checkpoint: str, config: str
+) -> None:
+    """Add the options that name a model's files, for `find_model`.
+
+    Args:
+        group: gets them.
+        names: of the option for weights, the first of which names the value.
+        checkpoint: weights by default.
+        config: the configuration where neither an option nor the weights' folder has one.
+    """
+    group.add_argument(
+        *names,
+        metavar="PATH",
+        default=checkpoint,
+        help=f"weights, or a folder with them ({checkpoint})"
+        + ("; models/miniature comes with the project" if checkpoint != MINIATURE else ""),
+    )
+    group.add_argument(
+        "--config",
+        metavar="YAML",
+        help=f"of the model; by default config.yaml beside the weights, or else {config}",
+    )
+
+
+def add_difference(group: argparse._ArgumentGroup) -> None:
+    """Add the option that names what tuning moved a model's weights by."""
+    group.add_argument(
+        "--difference",
+        metavar="FILE",
+        help="what tuning moved these weights by, as main.py left it in difference.safetensors",
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.cli.common import Parser, check_output_folder, choose_device
-from ldm.cli.picture_options import add_model, check_numbers, check_words, facts, find_files, load
+from ldm.cli.picture_options import add_painter, check_numbers, check_words, facts, find_files, load
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--mask", metavar="FILE", required=True, help="of its size; white is what changes"
     )
     group.add_argument("--prompt", metavar="TEXT", required=True, help="what to draw there")
-    add_model(parser)
+    add_painter(parser)
     group = parser.add_argument_group("how to draw")
     group.add_argument("--steps", type=int, default=50, help="DDIM steps, 1..1000 (50)")
     group.add_argument("--scale", type=float, default=5.0, help="guidance (5)")

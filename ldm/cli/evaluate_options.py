@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Sequence
 
-from ldm.cli.common import Parser, add_words
+from ldm.cli.common import MINIATURE, Parser, add_difference, add_model, add_words
 from ldm.cli.txt2img_options import LATENT_DIFFUSION
 from ldm.util import UserError
 
@@ -85,24 +85,8 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what draws and what scores")
-    group.add_argument(
-        "--model",
-        "--ckpt",
-        "--ckpt_path",
-        metavar="PATH",
-        default="models/miniature",
-        help="weights, or a folder with them (models/miniature)",
-    )
-    group.add_argument(
-        "--config",
-        metavar="YAML",
-        help=f"by default config.yaml beside the weights, or else {DEFAULT_CONFIG}",
-    )
-    group.add_argument(
-        "--difference",
-        metavar="FILE",
-        help="what tuning moved these weights by, as main.py left it in difference.safetensors",
-    )
+    add_model(group, ("--model", "--ckpt", "--ckpt_path"), MINIATURE, DEFAULT_CONFIG)
+    add_difference(group)
     group.add_argument(
         "--extractor",
         metavar="FOLDER|NAME",

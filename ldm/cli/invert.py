@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli.common import Parser, check_output_folder, choose_device
-from ldm.cli.picture_options import add_model, check_numbers, check_words, facts, find_files, load
+from ldm.cli.picture_options import add_painter, check_numbers, check_words, facts, find_files, load
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="SCALE",
         help="of guidance, for the edits (1 3 5)",
     )
-    add_model(parser)
+    add_painter(parser)
     group = parser.add_argument_group("how to invert")
     group.add_argument("--steps", type=int, default=250, help="of DDIM, 2..1000 (250)")
     group.add_argument(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.cli.common import add_words, find_model
+from ldm.cli.common import add_difference, add_model, add_words, find_model
 from ldm.cli.txt2img import split_word
 from ldm.cli.txt2img_options import LATENT_DIFFUSION
 from ldm.placeholders import DEFAULT_PLACEHOLDER, occurrences
@@ -17,28 +17,13 @@ from ldm.util import UserError
 Words = Sequence[tuple[str | None, str]]  # the name asked for, the file
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_painter(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what draws."""
     group = parser.add_argument_group("the model")
-    group.add_argument(
-        "--ckpt_path",
-        "--ckpt",
-        metavar="PATH",
-        default=LATENT_DIFFUSION.checkpoint,
-        help=f"weights, or a folder with them ({LATENT_DIFFUSION.checkpoint}); models/miniature "
-        "comes with the project",
-    )
-    group.add_argument(
-        "--config",
-        metavar="YAML",
-        help=f"by default config.yaml beside the weights, or else {LATENT_DIFFUSION.config}",
-    )
+    names = ("--ckpt_path", "--ckpt")
+    add_model(group, names, LATENT_DIFFUSION.checkpoint, LATENT_DIFFUSION.config)
     add_words(group)
-    group.add_argument(
-        "--difference",
-        metavar="FILE",
-        help="what tuning moved these weights by, as main.py left it in difference.safetensors",
-    )
+    add_difference(group)
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
 
 

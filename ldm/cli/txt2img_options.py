@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ldm.cli.common import Parser, add_words
+from ldm.cli.common import Parser, add_difference, add_model, add_words
 from ldm.util import UserError
 
 
@@ -101,24 +101,8 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     group = parser.add_argument_group("the model")
-    group.add_argument(
-        "--ckpt_path",
-        "--ckpt",
-        metavar="PATH",
-        default=defaults.checkpoint,
-        help=f"weights, or a folder with model.safetensors or model.ckpt ({defaults.checkpoint})",
-    )
-    group.add_argument(
-        "--config",
-        metavar="YAML",
-        help=f"the model's configuration; by default config.yaml beside the weights, or else "
-        f"{defaults.config}",
-    )
-    group.add_argument(
-        "--difference",
-        metavar="FILE",
-        help="what tuning moved these weights by, as main.py left it in difference.safetensors",
-    )
+    add_model(group, ("--ckpt_path", "--ckpt"), defaults.checkpoint, defaults.config)
+    add_difference(group)
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     group.add_argument(
         "--precision",
