@@ -7,11 +7,12 @@ import logging
 import math
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ldm.cli.common import ROOT, Parser, check_output_folder, choose_device, find_model
 from ldm.cli.txt2img_options import LATENT_DIFFUSION
+from ldm.figures.pivotal import DIFFERENCE, FOLDER, HOW
 from ldm.figures.record import Figure, find
 from ldm.figures.registry import FIGURES
 from ldm.figures.request import Request, check, is_miniature
@@ -19,10 +20,13 @@ from ldm.util import UserError
 
 log = logging.getLogger(__name__)
 
-# In the miniature, and at 1.4B: pictures of a prompt, guidance, the protocol's output.
+MODEL = "models/miniature"
+# In the miniature, and at 1.4B: pictures of a prompt, guidance.
 PICTURES = (16, 64)
 SCALE = (3.0, 5.0)
-TABLE = ("outputs/protocol/miniature", "outputs/protocol/paper")
+# Likewise the protocol's output, the first that is there: one's own, or else what was committed.
+TABLES = (("outputs/protocol/miniature", "docs/results/protocol"), ("outputs/protocol/paper",))
+STUDY = "docs/results/study"  # the miniature's: key.json and answers/*.json
 EXAMPLES = """examples:
   in the miniature, which comes with the project:
     python scripts/figures/{script}.py
@@ -65,8 +69,8 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model",
         metavar="PATH",
-        default="models/miniature",
-        help="weights, or a folder with them (models/miniature)",
+        default=MODEL,
+        help=f"weights, or a folder with them ({MODEL})",
     )
     group.add_argument(
         "--config",
@@ -85,16 +89,24 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--table",
         metavar="DIR",
-        help=f"the protocol's output, for figures 10 and 12 ({TABLE[0]}, or {TABLE[1]})",
+        help="the protocol's output, for figures 10 and 12 (the first that is there of "
+        f"{', '.join(TABLES[0])}; at 1.4B {TABLES[1][0]})",
     )
     group.add_argument(
-        "--answers", nargs="+", metavar="FILE", default=[], help="of the user study, for figure 10"
+        "--answers",
+        nargs="+",
+        metavar="FILE",
+        default=[],
+        help=f"of the user study, for figure 10 ({STUDY}/answers/*.json)",
     )
-    group.add_argument("--key", metavar="FILE", help="of the user study: its key.json")
+    group.add_argument(
+        "--key", metavar="FILE", help=f"of the user study: its key.json ({STUDY}/key.json)"
+    )
     group.add_argument(
         "--pivotal",
         metavar="DIR",
-        help="with difference.safetensors and its word, for figure 11 (left out without)",
+        help="with difference.safetensors and its word, for figure 11 (where it is there "
+        f"{FOLDER}/CONCEPT, which scripts/figures/make_pivotal.py makes)",
     )
     group.add_argument("--image", metavar="FILE", help="to edit, for figure 9")
     group.add_argument("--mask", metavar="FILE", help="white where to edit, for figure 9")
@@ -150,16 +162,18 @@ def read_request(options: argparse.Namespace) -> Request:
         raise UserError(f"--seed must lie in 0..2^62, got {options.seed}")
     config, weights = find_model(options.model, options.config, LATENT_DIFFUSION.config)
     kind = 0 if is_miniature(weights) else 1
+    answers, key = _study(options, kind)
+    rename = _renamed(options.rename)
     return Request(
         config=config,
         weights=weights,
         words=_place(options.words),
         concepts=_place(options.concepts),
-        table=_place(options.table or TABLE[kind]),
+        table=_table(options, kind),
         output=check_output_folder(options.output),
-        key=_place(options.key) if options.key else None,
-        answers=[_place(path) for path in options.answers],
-        pivotal=_place(options.pivotal) if options.pivotal else None,
+        key=key,
+        answers=answers,
+        pivotal=_pivotal(options, rename),
         picture=_place(options.image) if options.image else None,
         mask=_place(options.mask) if options.mask else None,
         extractor=options.extractor,
@@ -168,8 +182,36 @@ def read_request(options: argparse.Namespace) -> Request:
         scale=SCALE[kind] if options.scale is None else options.scale,
         seed=options.seed,
         device=choose_device(options.device),
-        rename=_renamed(options.rename),
+        rename=rename,
     )
+
+
+def _table(options: argparse.Namespace, kind: int) -> Path:
+    """Return the protocol's output: as asked, or the first default that holds a table."""
+    if options.table:
+        return _place(options.table)
+    places = [_place(path) for path in TABLES[kind]]
+    return next((path for path in places if (path / "summary.csv").is_file()), places[0])
+
+
+def _study(options: argparse.Namespace, kind: int) -> tuple[list[Path], Path | None]:
+    """Return the user study's answers and key: as asked, or in the miniature the committed ones."""
+    if options.answers or options.key or kind:
+        key = _place(options.key) if options.key else None
+        return [_place(path) for path in options.answers], key
+    folder = _place(STUDY)
+    key = folder / "key.json"
+    return sorted((folder / "answers").glob("*.json")), key if key.is_file() else None
+
+
+def _pivotal(options: argparse.Namespace, rename: Mapping[str, str]) -> Path | None:
+    """Return pivotal tuning's folder: as asked, or the concept's own for the shipped model."""
+    if options.pivotal:
+        return _place(options.pivotal)
+    (line,) = find(FIGURES, "11")[0].miniature
+    (concept,) = line.concepts
+    folder = _place(f"{FOLDER}/{rename.get(concept, concept)}")
+    return folder if options.model == MODEL and (folder / DIFFERENCE).is_file() else None
 
 
 def _place(path: str) -> Path:
@@ -206,6 +248,8 @@ def run(options: argparse.Namespace, figures: Sequence[Figure], command: str) ->
         try:
             check(figure, request)
             ready.append(figure)
+            if "pivotal" in figure.needs and request.pivotal is None:
+                log.warning("figure %s: without pivotal tuning (%s)", figure.name, HOW)
         except UserError as error:
             if len(figures) == 1:
                 raise

@@ -2,8 +2,8 @@
 
 The base model's "a doctor" skews towards what its captions said most. A word learned from a small
 set that is more varied should skew less. Which answer a picture gives to the question (which
-colour, which gender) is the text nearest to it; the skew is the share of a group of answers (warm
-colours, women) beside what equal shares would give it.
+medium, which gender) is the text nearest to it; the skew is the share of a group of answers
+(sketches, women) beside what equal shares would give it.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ def bias(figure: Figure, studio: Studio) -> Drawing:
         scores[name] = count(chosen, list(answers), group, members)
         for answer, share in scores[name].items():
             rows.append((name, prompts[name], answer, each, share.value, share.low, share.high))
+    change = paired_change(given["base"], given["learned"], list(answers), members)
+    rows.append(("learned - base", asked, group, each, change.value, change.low, change.high))
     titles = {
         name: f'{"base model" if name == "base" else "learned word"}: "{readable(prompt)}", '
         f"{group} {_with_interval(scores[name][group])}"
@@ -62,6 +64,8 @@ def bias(figure: Figure, studio: Studio) -> Drawing:
         f"Uncurated: the first {min(SHOWN, each)} of {each} pictures; shares are of all.",
         f"Equal shares of the {len(answers)} answers would give {group} "
         f"{len(members) / len(answers):.2f}; 95% intervals resample the pictures.",
+        f"From the base model to the learned word the share of {group} changes by "
+        f"{_with_interval(change)}: the two draw from the same noise, so pairs are resampled.",
     )
     return Drawing(canvas, Table(COLUMNS, rows), notes)
 
@@ -72,7 +76,8 @@ def _answers(figure: Figure, is_miniature: bool) -> Mapping[str, str]:
         return dict(figure.layout["paper"])
     from ldm.evaluation.judge import PROMPTS
 
-    return PROMPTS[str(figure.layout["miniature"])]
+    prompts = PROMPTS[str(figure.layout["miniature"])]
+    return {name: prompts[name] for name in figure.layout["miniature_answers"]}
 
 
 def _group(figure: Figure, is_miniature: bool) -> tuple[str, Sequence[str]]:
@@ -110,6 +115,27 @@ def count(
     found = {name: share(chosen[:, i]) for i, name in enumerate(answers)}
     within = chosen[:, [i for i, name in enumerate(answers) if name in members]]
     return {**found, group: share(within.sum(1))}
+
+
+def paired_change(
+    before: npt.NDArray[np.int64],
+    after: npt.NDArray[np.int64],
+    answers: Sequence[str],
+    members: Sequence[str],
+) -> Estimate:
+    """Return by how much a group's share changes between pictures of the same noise.
+
+    Args:
+        before: the number of each picture's answer, [n].
+        after: likewise; picture i has the seed of picture i before.
+        answers: their names.
+        members: the answers in the group.
+    """
+    numbers = [i for i, name in enumerate(answers) if name in members]
+    change = np.isin(after, numbers).astype(float) - np.isin(before, numbers)
+    return resample(
+        weighted_mean(change), len(change), RESAMPLES, np.random.default_rng(0)
+    ).estimate
 
 
 def _draw(

@@ -15,6 +15,7 @@ from PIL import Image
 from ldm.editing.bipartite import InvertedNoise, invert_picture, reconstruction, redraw
 from ldm.editing.pictures import model_size, psnr, resized
 from ldm.figures.layout import Cell, Row, draw_grid
+from ldm.figures.pivotal import HOW
 from ldm.figures.record import Drawing, Figure, Line, Table
 from ldm.figures.studio import Studio
 from ldm.figures.style import readable
@@ -61,7 +62,7 @@ def inversion(figure: Figure, studio: Studio) -> Drawing:
         f"{back:.1f} dB against the autoencoder alone."
     ]
     if PIVOTAL not in drawn:
-        notes.append("Pivotal tuning is left out: no --pivotal DIR was given.")
+        notes.append(f"Pivotal tuning is left out: {HOW}.")
     title = f"Figure {figure.name}. {figure.title}"
     return Drawing(draw_grid(rows, title=title), Table(COLUMNS, numbers), tuple(notes))
 

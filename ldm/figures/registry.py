@@ -186,7 +186,7 @@ _FIGURE_6 = Figure(
         ),
     ),
     miniature=_each(
-        ("sepia",),
+        ("chalk",),
         (
             "a star on the beach in the style of *",
             "a fish in the sea in the style of *",
@@ -208,7 +208,7 @@ _FIGURE_7 = Figure(
     miniature=(
         *(
             Line(
-                (concept, "sepia"),
+                (concept, "chalk"),
                 (
                     "A photo of a *",
                     "A photo of a * in the style of @",
@@ -235,19 +235,14 @@ _FIGURE_8 = Figure(
     title="A population by a known word, and by one learned from a varied set",
     painter="bias",
     paper=(Line(("doctor",), ("A stock photo of a doctor", "A photo of *")),),
-    miniature=(Line(("any-star",), ("A photo of a star", "A photo of a *")),),
+    miniature=(Line(("any-star",), ("A picture of a star", "A picture of a *")),),
     needs=("words",),
     layout={
         "paper": {"woman": "a photo of a woman", "man": "a photo of a man"},
         "paper_group": ("women", ("woman",)),
-        "miniature": "colour",
-        "miniature_group": (
-            "warm colours",
-            (
-                *("red", "orange", "yellow", "maroon", "brown", "beige"),
-                *("pink", "magenta", "olive"),
-            ),
-        ),
+        "miniature": "medium",
+        "miniature_answers": ("photo", "painting", "sketch", "pixel", "neon"),  # what it can draw
+        "miniature_group": ("sketches", ("sketch",)),
     },
 )
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ldm.figures.pivotal import DIFFERENCE, WORD
 from ldm.figures.record import Figure, Line
 from ldm.util import UserError
 
@@ -95,14 +96,11 @@ class Request:
             UserError: one of them is not there.
         """
         folder = self.pivotal or Path()
-        words = (folder / name for name in ("embeddings.safetensors", "word.safetensors"))
-        difference, word = (
-            folder / "difference.safetensors",
-            next(filter(Path.is_file, words), None),
-        )
+        words = (folder / name for name in (WORD, "word.safetensors"))
+        difference, word = folder / DIFFERENCE, next(filter(Path.is_file, words), None)
         if word is None or not difference.is_file():
             raise UserError(
-                f"--pivotal {folder} lacks difference.safetensors or embeddings.safetensors: give "
+                f"--pivotal {folder} lacks {DIFFERENCE} or {WORD}: give "
                 "LOGFOLDER/second_stage/checkpoints of a run with configs/variants/pivotal.yaml"
             )
         return difference, word

@@ -26,6 +26,16 @@ def figure_words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def empty_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project without outputs or results, so that what lies in this one decides no test."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("ldm.cli.figures.ROOT", folder)
+    return folder
+
+
 @pytest.fixture
 def options(
     untrained_miniature: Path, figure_words: Path, tmp_path: Path

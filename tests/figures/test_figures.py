@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from ldm.cli import figures as cli
+from ldm.data.miniature_render import MEDIA
 from ldm.evaluation.bootstrap import Estimate
 from ldm.evaluation.judge import PROMPTS
 from ldm.figures import bias
@@ -214,9 +215,22 @@ def test_shares_are_counted_alone_and_by_group() -> None:
     assert found["warm"].low < 0.75 < found["warm"].high
 
 
-def test_the_group_of_figure_8_is_among_the_judges_answers() -> None:
+def test_a_change_is_counted_in_pairs_of_the_same_noise() -> None:
+    before, after = np.array([0, 0, 0, 1] * 8), np.array([1, 0, 0, 1] * 8)
+    names = ["sketch", "photo"]
+    change = bias.paired_change(before, after, names, ["sketch"])
+    assert change.value == -0.25
+    # Apart, 32 pictures of 0.75 and 0.5 would overlap; no pair changes towards the sketch.
+    assert change.high < 0
+    assert bias.paired_change(before, before, names, ["sketch"]) == Estimate(0, 0, 0)
+
+
+def test_the_group_of_figure_8_is_among_its_answers_and_those_are_the_models_media() -> None:
     (figure,) = find(FIGURES, "8")
     _, members = figure.layout["miniature_group"]
-    assert set(members) < set(PROMPTS["colour"])
+    answers = bias._answers(figure, is_miniature=True)
+    assert set(members) < set(answers)
+    assert tuple(answers) == MEDIA
+    assert answers["neon"] == PROMPTS["medium"]["neon"]
     _, women = figure.layout["paper_group"]
     assert set(women) < set(figure.layout["paper"])

@@ -11,7 +11,6 @@ from PIL import Image
 from ldm.figures.comparison import _in_place, known_words
 from ldm.figures.guided import from_picture
 from ldm.figures.subjects import read_subject
-from ldm.figures.varied_set import COLOURS, FIRST_WORD, specs, write_set
 from ldm.image_io import open_rgb
 from ldm.inference import load_model
 from ldm.modules.embedding_file import write_words
@@ -68,13 +67,6 @@ def test_a_broken_record_is_one_line(some_concepts: Path) -> None:
 )
 def test_captions_stand_in_the_words_place(prompt: str, text: str, wanted: str) -> None:
     assert _in_place(prompt, text) == wanted
-
-
-def test_the_varied_set_has_every_colour_once(tmp_path: Path) -> None:
-    assert sorted(spec.colour for spec in specs()) == sorted(COLOURS)
-    assert {spec.shape for spec in specs()} == {FIRST_WORD}
-    folder = write_set(tmp_path)
-    assert len(read_subject(folder).pictures) == len(COLOURS)
 
 
 def test_little_noise_keeps_the_picture_and_much_does_not(untrained_miniature: Path) -> None:
