@@ -47,5 +47,7 @@ def untrained_miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
     judge.save_pretrained(folder / "judge")
     tokenizer.save_pretrained(folder / "judge")
     width = config.model.params.cond_stage_config.params.n_embed
-    write_words(folder / "words" / "sepia.safetensors", {"*": torch.randn(1, width)}, {"*": 5})
+    for name in ("sepia", "chalk"):
+        word = {"*": torch.randn(1, width)}
+        write_words(folder / "words" / f"{name}.safetensors", word, {"*": 5})
     return folder

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 EXAMPLES = """examples:
   python scripts/demo.py
-  python scripts/demo.py --concept red-mug --second sepia
+  python scripts/demo.py --concept red-mug --second chalk
   python scripts/demo.py --concept blueprint --steps 200 --outdir outputs/blueprint
 """
 # Option, where it points by default, what it is.
@@ -96,7 +96,7 @@ def find_second(options: argparse.Namespace, concept: Concept) -> tuple[Path, st
     Raises:
         UserError: there is no such file.
     """
-    name = options.second or ("teal-star" if concept.is_style else "sepia")
+    name = options.second or ("teal-star" if concept.is_style else "chalk")
     path = options.words / f"{name}.safetensors"
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in options.words.glob("*.safetensors"))) or "none"

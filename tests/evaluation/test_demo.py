@@ -37,7 +37,7 @@ def test_the_demo_learns_draws_scores_and_reports(
         "teal star with yellow dots",
         "a photo of a * on the moon",
         "in the style of @",
-        "@ is a word learned before, sepia",
+        "@ is a word learned before, chalk",
     ):
         assert text in html
     assert html.count("<svg") == 2, "loss and norm"
@@ -152,7 +152,7 @@ def result(concept: Concept, curves: dict[str, tuple[list[float], list[float]]])
     first = Drawing("scene", "a photo of a star there", [grey(1)], 0.6, 0.2, 0.25)
     return DemoResult(
         concept=concept,
-        second=("@", "sepia"),
+        second=("@", "chalk"),
         over_steps=[(0, [grey(1)])],
         plain=drawing,
         drawings=[drawing, drawing],
