@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ldm.data.miniature import render, sample_spec
+from ldm.data.miniature_render import Spec
 from ldm.editing.blended import Blending, edit
 from ldm.editing.pictures import model_size, open_mask, resized
 from ldm.figures.layout import Cell, Row, draw_grid
@@ -75,13 +78,12 @@ def scene(request: Request) -> tuple[Image.Image, Image.Image]:
     return picture, open_mask(request.mask, picture.size)
 
 
-def _own_scene() -> tuple[Image.Image, Image.Image]:
-    """Return a brown square in the kitchen, and a disc around it."""
-    from dataclasses import replace
+def own_spec() -> Spec:
+    """Describe the miniature's own scene: a brown square in the kitchen.
 
-    from ldm.data.miniature import render, sample_spec
-
-    spec = replace(
+    In the middle and small: a corner outside the mask would stay in every edit.
+    """
+    return replace(
         sample_spec(SEED, 0),
         shape="square",
         colour="brown",
@@ -89,8 +91,15 @@ def _own_scene() -> tuple[Image.Image, Image.Image]:
         second="",
         scene="kitchen",
         medium="photo",
+        dx=0.0,
+        dy=0.0,
+        scale=0.5,
     )
-    levels = np.rint((render(spec, 64) + 1) * 127.5).astype(np.uint8)
+
+
+def _own_scene() -> tuple[Image.Image, Image.Image]:
+    """Return the miniature's own scene, and a disc around what stands in it."""
+    levels = np.rint((render(own_spec(), 64) + 1) * 127.5).astype(np.uint8)
     mask = Image.new("1", (64, 64))
     ImageDraw.Draw(mask).ellipse((8, 8, 55, 55), fill=1)
     return Image.fromarray(levels), mask

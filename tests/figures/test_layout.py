@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
+from ldm.data.miniature import render
 from ldm.figures.layout import Cell, Row, draw_grid
+from ldm.figures.local_edit import own_spec, scene
 from ldm.figures.output import read_table, save
 from ldm.figures.record import Drawing, Table, find
 from ldm.figures.registry import FIGURES
+from ldm.figures.request import Request
 
 COMMAND = "python scripts/figures/fig01.py --seed 7"
 
@@ -118,3 +123,13 @@ def test_a_figure_drawn_again_is_the_same(drawing: Drawing, tmp_path: Path) -> N
     (figure,) = find(FIGURES, "1")
     first = [path.read_bytes() for path in save(figure, drawing, tmp_path, COMMAND, {})]
     assert [path.read_bytes() for path in save(figure, drawing, tmp_path, COMMAND, {})] == first
+
+
+def test_the_mask_of_figure_9_hides_the_whole_square() -> None:
+    picture, mask = scene(Request(*[Path()] * 6))
+    white = render(replace(own_spec(), colour="white"), 64)
+    kept = ~np.asarray(mask)
+    # Outside the mask the picture does not depend on what stands inside: no corner, no rim.
+    difference = np.abs(np.asarray(picture) / 127.5 - 1 - white).max(-1)
+    assert difference[kept].max() <= 1 / 127
+    assert difference[~kept].max() > 0.5
