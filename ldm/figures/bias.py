@@ -59,7 +59,8 @@ def bias(figure: Figure, studio: Studio) -> Drawing:
         f"{group} {_with_interval(scores[name][group])}"
         for name, prompt in prompts.items()
     }
-    canvas = _draw(figure, pictures, scores, titles, list(answers))
+    said = f"{group}, learned − base in pairs of the same noise: {_with_interval(change)}"
+    canvas = _draw(figure, pictures, scores, titles, said)
     notes = (
         f"Uncurated: the first {min(SHOWN, each)} of {each} pictures; shares are of all.",
         f"Equal shares of the {len(answers)} answers would give {group} "
@@ -143,7 +144,7 @@ def _draw(
     pictures: Mapping[str, Sequence[Image.Image]],
     scores: Mapping[str, Mapping[str, Estimate]],
     titles: Mapping[str, str],
-    answers: Sequence[str],
+    change: str,
 ) -> Canvas:
     from matplotlib.figure import Figure as Canvas
 
@@ -158,7 +159,9 @@ def _draw(
             axes.set_axis_off()
         for axes, image in zip(part.axes, pictures[name], strict=False):
             show(axes, image)
-    _bars(lower.subplots(), scores, answers)
+    axes = lower.subplots()
+    _bars(axes, scores, list(scores["base"])[:-1])  # the last is the group
+    axes.set_title(change, fontsize=9)
     return canvas
 
 
@@ -183,7 +186,8 @@ def _bars(axes: Axes, scores: Mapping[str, Mapping[str, Estimate]], answers: Seq
     axes.set_xticks(places, names, rotation=45 if len(names) > 6 else 0, ha="right")
     axes.set_ylabel("share of the pictures")
     axes.set_xlim(-0.7, len(names) - 0.3)
-    axes.legend(frameon=False)
+    axes.set_ylim(top=1.15 * axes.get_ylim()[1])  # room for the legend above the bars
+    axes.legend(frameon=False, loc="upper right", ncols=3)
 
 
 def _with_interval(score: Estimate) -> str:

@@ -226,6 +226,7 @@ _FIGURE_7 = Figure(
                 "A photo of a * with a @",
                 "A photo of a * with a @ on the beach",
             ),
+            "teal-star + pink-heart (pictures of this world hold one thing: the second is lost)",
         ),
     ),
 )
