@@ -110,7 +110,9 @@ def comparison(figure: Figure, studio: Studio) -> Drawing:
         for way, drawn in _ways(studio, line, subject, nearest).items():
             for prompt, pictures in zip(line.prompts, drawn(), strict=True):
                 scored = studio.score(pictures, prompt, subject.name)
-                title = readable(prompt) if way == OURS else ""
+                # The other rows say by one prompt what stands in the word's place.
+                own = scored[0].picture.prompt if prompt == line.prompts[0] else ""
+                title = readable(prompt) if way == OURS else own
                 cells.setdefault(way, []).append(Cell(scored[0].picture.image, title))
                 numbers += Drawn(subject.name, way, prompt, scored).numbers(1)
     headings = [(line.shown_label, len(line.prompts)) for line in lines]

@@ -186,7 +186,7 @@ _FIGURE_6 = Figure(
         ),
     ),
     miniature=_each(
-        ("chalk",),
+        ("chalk", "arcade"),
         (
             "a star on the beach in the style of *",
             "a fish in the sea in the style of *",

@@ -1,4 +1,4 @@
-"""Two sets of pictures that only the figures learn a word from, drawn in the miniature's world.
+"""Three sets of pictures that only the figures learn a word from, drawn in the miniature's world.
 
 `scripts/figures/make_sets.py` writes them and tells how their words are learned.
 
@@ -6,6 +6,7 @@
   for a picture that names no medium, the base model draws mostly sketches; the set does not.
 - chalk, of figures 6 and 7: a style that the model's training never showed, light lines on a dark
   board. It is the negative of the sketches that the model knows, so that a word can reach it.
+- arcade, of figure 6: neon in coarse pixels. Training showed either, never both.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ldm.data.miniature import render, sample_spec
-from ldm.data.miniature_render import MEDIA, Spec
+from ldm.data.miniature_render import MEDIA, PIXEL_BLOCKS, Spec
 
 SIZE = 128
 SEED = 2208
@@ -31,8 +32,8 @@ SCENES = (
     *("meadow", "kitchen", "desert", "snow", "city", "beach", "forest", "sea"),
     *("moon", "sunset"),
 )
-CHALK_SHAPES = ("triangle", "crescent", "square", "fish", "ring", "heart", "mug", "cross")
-CHALK_SCENES = ("meadow", "kitchen", "desert", "snow", "city", "beach", "forest", "moon")
+STYLE_SHAPES = ("triangle", "crescent", "square", "fish", "ring", "heart", "mug", "cross")
+STYLE_SCENES = ("meadow", "kitchen", "desert", "snow", "city", "beach", "forest", "moon")
 
 Picture = npt.NDArray[np.float32]
 
@@ -54,11 +55,11 @@ def star_specs() -> list[Spec]:
     ]
 
 
-def chalk_specs() -> list[Spec]:
-    """Describe the sketches whose negatives are the chalk drawings: a thing and a scene each."""
+def style_specs(medium: str) -> list[Spec]:
+    """Describe the pictures that a style's are made from: in each another thing and scene."""
     return [
-        replace(sample_spec(SEED, 40 + number), shape=shape, scene=scene, medium="sketch")
-        for number, (shape, scene) in enumerate(zip(CHALK_SHAPES, CHALK_SCENES, strict=True))
+        replace(sample_spec(SEED, 40 + number), shape=shape, scene=scene, medium=medium)
+        for number, (shape, scene) in enumerate(zip(STYLE_SHAPES, STYLE_SCENES, strict=True))
     ]
 
 
@@ -67,10 +68,22 @@ def _stars() -> Iterator[Picture]:
 
 
 def _chalk() -> Iterator[Picture]:
-    return (-render(spec, SIZE) for spec in chalk_specs())
+    return (-render(spec, SIZE) for spec in style_specs("sketch"))
 
 
-SETS: Mapping[str, Callable[[], Iterator[Picture]]] = {"any-star": _stars, "chalk": _chalk}
+def _arcade() -> Iterator[Picture]:
+    nearest = np.arange(SIZE) * PIXEL_BLOCKS // SIZE
+    for spec in style_specs("neon"):
+        fine = render(spec, 2 * PIXEL_BLOCKS)  # as pixel art is made: four samples a block
+        blocks = fine.reshape(PIXEL_BLOCKS, 2, PIXEL_BLOCKS, 2, 3).mean((1, 3))
+        yield blocks[nearest][:, nearest]
+
+
+SETS: Mapping[str, Callable[[], Iterator[Picture]]] = {
+    "any-star": _stars,
+    "chalk": _chalk,
+    "arcade": _arcade,
+}
 
 
 def write_set(name: str, concepts: Path) -> Path:

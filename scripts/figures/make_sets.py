@@ -17,6 +17,7 @@ HELP = """then learn their words and put them beside the others (two minutes eac
       --actual_resume models/miniature/model.safetensors --data_root examples/concepts/chalk \\
       --variant style
   cp logs/NAME/checkpoints/embeddings.safetensors examples/words/chalk.safetensors
+arcade as chalk, with --init_word neon
 """
 
 
@@ -25,7 +26,7 @@ def main() -> int:
     parser = Parser(
         prog="scripts/figures/make_sets.py",
         description="Draw the sets that only the figures learn a word from: ten stars in all media "
-        "(any-star), and eight drawings in chalk (chalk).",
+        "(any-star), eight drawings in chalk, and eight neon signs in coarse pixels (arcade).",
         epilog=HELP,
     )
     parser.add_argument(

@@ -178,9 +178,9 @@ def test_the_best_candidate_is_chosen_by_both_cosines(
     monkeypatch.setattr(Request, "is_miniature", True)
     drawing = gallery.curated(find(FIGURES, "6")[0], studio)
     chosen = [row[3] for row in drawing.table.rows if row[-1]]
-    assert chosen == [1] * 4
+    assert chosen == [1] * 8  # four prompts of each style
     levels = [int(axes.images[0].get_array()[0, 0, 0]) for axes in drawing.canvas.axes]
-    assert levels == [200, 1, 1, 1, 1]
+    assert levels == [200, 1, 1, 1, 1] * 2
 
 
 def test_scores_are_means_over_the_named_concepts(

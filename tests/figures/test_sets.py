@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ldm.data.miniature import render
-from ldm.data.miniature_render import MEDIA
-from ldm.figures.sets import COLOURS, SCENES, SETS, SIZE, chalk_specs, star_specs, write_set
+from ldm.data.miniature_render import MEDIA, PIXEL_BLOCKS
+from ldm.figures.sets import COLOURS, SCENES, SETS, SIZE, star_specs, style_specs, write_set
 from ldm.image_io import open_rgb
 
 ROOT = Path(__file__).parents[2]
@@ -27,11 +27,19 @@ def test_the_stars_are_two_in_each_medium_and_differ_in_the_rest() -> None:
 
 def test_chalk_is_light_lines_on_a_dark_board(tmp_path: Path) -> None:
     folder = write_set("chalk", tmp_path)
-    spec = chalk_specs()[0]
+    spec = style_specs("sketch")[0]
     chalk = np.asarray(open_rgb(folder / "1.png"), np.float32) / 127.5 - 1
     np.testing.assert_allclose(chalk, -render(spec, SIZE), atol=1 / 127)
     sketch = render(spec, SIZE)
     assert chalk.mean() < -0.2 < 0.2 < sketch.mean()
+
+
+def test_arcade_is_dark_and_of_coarse_pixels(tmp_path: Path) -> None:
+    picture = np.asarray(open_rgb(write_set("arcade", tmp_path) / "1.png"))
+    side = SIZE // PIXEL_BLOCKS
+    blocks = picture.reshape(PIXEL_BLOCKS, side, PIXEL_BLOCKS, side, 3)
+    assert (blocks == blocks[:, :1, :, :1]).all()
+    assert picture.mean() < 100 < 150 < picture.max()
 
 
 @pytest.mark.parametrize("name", list(SETS))
