@@ -10,7 +10,15 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ldm.cli.common import ROOT, Parser, check_output_folder, choose_device, find_model
+from ldm.cli.common import (
+    MINIATURE,
+    ROOT,
+    Parser,
+    add_model,
+    check_output_folder,
+    choose_device,
+    find_model,
+)
 from ldm.cli.txt2img_options import LATENT_DIFFUSION
 from ldm.figures.pivotal import DIFFERENCE, FOLDER, HOW
 from ldm.figures.record import Figure, find
@@ -20,7 +28,6 @@ from ldm.util import UserError
 
 log = logging.getLogger(__name__)
 
-MODEL = "models/miniature"
 # In the miniature, and at 1.4B: pictures of a prompt, guidance.
 PICTURES = (16, 64)
 SCALE = (3.0, 5.0)
@@ -66,17 +73,7 @@ def parse(arguments: Sequence[str] | None, name: str | None) -> argparse.Namespa
 
 def _add_where(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where everything lies")
-    group.add_argument(
-        "--model",
-        metavar="PATH",
-        default=MODEL,
-        help=f"weights, or a folder with them ({MODEL})",
-    )
-    group.add_argument(
-        "--config",
-        metavar="YAML",
-        help=f"by default config.yaml beside the weights, or else {LATENT_DIFFUSION.config}",
-    )
+    add_model(group, ("--model",), MINIATURE, LATENT_DIFFUSION.config)
     group.add_argument(
         "--words", metavar="DIR", default="examples/words", help="learned words (examples/words)"
     )
@@ -211,7 +208,7 @@ def _pivotal(options: argparse.Namespace, rename: Mapping[str, str]) -> Path | N
     (line,) = find(FIGURES, "11")[0].miniature
     (concept,) = line.concepts
     folder = _place(f"{FOLDER}/{rename.get(concept, concept)}")
-    return folder if options.model == MODEL and (folder / DIFFERENCE).is_file() else None
+    return folder if options.model == MINIATURE and (folder / DIFFERENCE).is_file() else None
 
 
 def _place(path: str) -> Path:
