@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 REFERENCES = ("image_only", "prompt_only", "captions_short", "captions_long")
+# Ends of the axes, which leave no room for what lies between.
+FAR = ("image_only", "prompt_only")
 SUMMARY = "summary.csv"
 SIZE_STYLE = "n training pictures"
 SIZES = re.compile(r"ours_n(\d+)")
@@ -124,15 +126,17 @@ def _side_by_side(
 ) -> Drawing:
     from matplotlib.figure import Figure as Canvas
 
-    canvas = Canvas(figsize=(10.4, 4.6), layout="constrained")
-    left, right = canvas.subplots(1, 2)
+    canvas = Canvas(figsize=(15.0, 4.8), layout="constrained")
+    left, middle, right = canvas.subplots(1, 3)
     styles = {name: marker(i) for i, name in enumerate(_names(theirs, ours))}
-    draw_points(left, theirs, styles)
-    draw_points(right, ours, styles)
+    near = [point for point in ours if point.name not in FAR]
+    for axes, points in ((left, theirs), (middle, ours), (right, near)):
+        draw_points(axes, points, styles)
     left.set_title("the paper (CLIP, 1.4B), no intervals published")
     scorer = "the miniature's judge" if is_miniature else "CLIP"
-    right.set_title(f"here ({scorer}), 95% intervals")
-    _legend(canvas, (left, right))
+    middle.set_title(f"here ({scorer}), 95% intervals")
+    right.set_title("the same, closer: what draws the concept")
+    _legend(canvas, (left, middle))
     canvas.suptitle(f"Figure {figure.name}. {figure.title}", fontsize=11)
     rows = [_row("paper", p) for p in theirs] + [_row("here", p) for p in ours]
     notes = [
@@ -159,7 +163,7 @@ def draw_points(axes: Axes, points: Sequence[Point], styles: Mapping[str, Any]) 
             linestyle="none",
             markersize=8,
             capsize=2,
-            elinewidth=1,
+            elinewidth=0.8,
             label=label(_style_name(point)),
         )
     sizes = [point for point in points if point.is_size]
@@ -195,7 +199,7 @@ def _legend(canvas: Canvas, panels: Sequence[Axes]) -> None:
             bars: Any = handle
             handles.setdefault(text, bars.lines[0])  # the marker without its bars
     canvas.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False
+        handles.values(), handles.keys(), loc="outside lower center", ncols=7, frameon=False
     )
 
 

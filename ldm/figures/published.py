@@ -70,7 +70,10 @@ LABELS: Mapping[str, str] = {
     "captions_long": "long captions",
     "image_only": "image only",
     "prompt_only": "prompt only",
+    "ours_5000": "ours, 5000 steps",
     "directional": "directional, 400 steps",
+    "directional_1": "directional, 1 vector",
+    "directional_3": "directional, 3 vectors",
 }
 
 

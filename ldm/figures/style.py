@@ -12,7 +12,7 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION = (
     *("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"),
 )
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "*", "p", "d", "x", "+")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "*", "p", "d", "8", "H")
 GREY = "#5a5a5a"
 
 SETTINGS: Any = {  # matplotlib types the keys as hundreds of literals

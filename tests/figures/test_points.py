@@ -69,6 +69,8 @@ def test_figure_10a_plots_the_table_beside_the_paper(table: Path) -> None:
     here = [r for r in drawing.table.rows if r[0] == "here"]
     assert [r[1] for r in here] == list(VARIANTS)  # sizes belong to figure 12
     assert plotted(drawing.canvas, 1) == {(r[3], r[6]) for r in here}
+    closer = {(r[3], r[6]) for r in here if r[1] not in ("image_only", "prompt_only")}
+    assert plotted(drawing.canvas, 2) == closer < plotted(drawing.canvas, 1)
     paper = [r for r in drawing.table.rows if r[0] == "paper"]
     assert {r[1]: (r[3], r[6]) for r in paper} == {
         n: (p.text, p.image) for n, p in TRADE_OFF.items()
