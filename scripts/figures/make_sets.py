@@ -11,7 +11,7 @@ from ldm.util import cli_main
 HELP = """then learn their words and put them beside the others (two minutes each on one core):
   python main.py --base configs/miniature/finetune.yaml -t --no-test --seed 1 --init_word star \\
       --actual_resume models/miniature/model.safetensors --data_root examples/concepts/any-star \\
-      --templates examples/prompts/any-medium.txt
+      --templates examples/templates/any-medium.txt
   cp logs/NAME/checkpoints/embeddings.safetensors examples/words/any-star.safetensors
   python main.py --base configs/miniature/finetune.yaml -t --no-test --seed 1 --init_word sketch \\
       --actual_resume models/miniature/model.safetensors --data_root examples/concepts/chalk \\
