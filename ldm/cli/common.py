@@ -23,6 +23,7 @@ __all__ = (
     "check_output_folder",
     "choose_device",
     "find_model",
+    "find_place",
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,9 +90,9 @@ def find_model(checkpoint: str, config: str | None, default_config: str) -> tupl
     Raises:
         UserError: one of the files does not exist; says how to get weights.
     """
-    weights = _find(checkpoint)
+    weights = find_place(checkpoint)
     if not weights.exists() and Path(checkpoint).name == checkpoint:
-        weights = next((p for p in (_find(f"models/{checkpoint}"),) if p.is_dir()), weights)
+        weights = next((p for p in (find_place(f"models/{checkpoint}"),) if p.is_dir()), weights)
     if weights.is_dir():
         folder = weights
         weights = next((p for name in WEIGHTS if (p := folder / name).is_file()), folder)
@@ -104,9 +105,9 @@ def find_model(checkpoint: str, config: str | None, default_config: str) -> tupl
         )
     beside = weights.with_name("config.yaml")
     if config is not None:
-        chosen = _find(config)
+        chosen = find_place(config)
     else:
-        chosen = beside if beside.is_file() else _find(default_config)
+        chosen = beside if beside.is_file() else find_place(default_config)
     if not chosen.is_file():
         raise UserError(f"configuration {config or default_config} does not exist")
     return chosen, weights
@@ -152,6 +153,7 @@ def check_output_folder(path: str | Path) -> Path:
     return path
 
 
-def _find(path: str) -> Path:
+def find_place(path: str) -> Path:
+    """Look a path up from here, and then from the project's folder."""
     here, there = Path(path).expanduser(), ROOT / path
     return there if not here.exists() and there.exists() else here

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from ldm.cli.common import (
     MINIATURE,
-    ROOT,
     Parser,
     add_model,
     check_output_folder,
     choose_device,
     find_model,
+    find_place,
 )
 from ldm.cli.txt2img_options import LATENT_DIFFUSION
 from ldm.figures.pivotal import DIFFERENCE, FOLDER, HOW
@@ -164,15 +164,15 @@ def read_request(options: argparse.Namespace) -> Request:
     return Request(
         config=config,
         weights=weights,
-        words=_place(options.words),
-        concepts=_place(options.concepts),
+        words=find_place(options.words),
+        concepts=find_place(options.concepts),
         table=_table(options, kind),
         output=check_output_folder(options.output),
         key=key,
         answers=answers,
         pivotal=_pivotal(options, rename),
-        picture=_place(options.image) if options.image else None,
-        mask=_place(options.mask) if options.mask else None,
+        picture=find_place(options.image) if options.image else None,
+        mask=find_place(options.mask) if options.mask else None,
         extractor=options.extractor,
         pictures=options.pictures or PICTURES[kind],
         steps=options.steps,
@@ -186,17 +186,17 @@ def read_request(options: argparse.Namespace) -> Request:
 def _table(options: argparse.Namespace, kind: int) -> Path:
     """Return the protocol's output: as asked, or the first default that holds a table."""
     if options.table:
-        return _place(options.table)
-    places = [_place(path) for path in TABLES[kind]]
+        return find_place(options.table)
+    places = [find_place(path) for path in TABLES[kind]]
     return next((path for path in places if (path / "summary.csv").is_file()), places[0])
 
 
 def _study(options: argparse.Namespace, kind: int) -> tuple[list[Path], Path | None]:
     """Return the user study's answers and key: as asked, or in the miniature the committed ones."""
     if options.answers or options.key or kind:
-        key = _place(options.key) if options.key else None
-        return [_place(path) for path in options.answers], key
-    folder = _place(STUDY)
+        key = find_place(options.key) if options.key else None
+        return [find_place(path) for path in options.answers], key
+    folder = find_place(STUDY)
     key = folder / "key.json"
     return sorted((folder / "answers").glob("*.json")), key if key.is_file() else None
 
@@ -204,17 +204,11 @@ def _study(options: argparse.Namespace, kind: int) -> tuple[list[Path], Path | N
 def _pivotal(options: argparse.Namespace, rename: Mapping[str, str]) -> Path | None:
     """Return pivotal tuning's folder: as asked, or the concept's own for the shipped model."""
     if options.pivotal:
-        return _place(options.pivotal)
+        return find_place(options.pivotal)
     (line,) = find(FIGURES, "11")[0].miniature
     (concept,) = line.concepts
-    folder = _place(f"{FOLDER}/{rename.get(concept, concept)}")
+    folder = find_place(f"{FOLDER}/{rename.get(concept, concept)}")
     return folder if options.model == MINIATURE and (folder / DIFFERENCE).is_file() else None
-
-
-def _place(path: str) -> Path:
-    """Look a path up from here, and then from the project's folder."""
-    here = Path(path).expanduser()
-    return ROOT / path if not here.exists() and (ROOT / path).exists() else here
 
 
 def _renamed(items: Sequence[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldm.cli.common import ROOT, Parser, check_output_folder
+from ldm.cli.common import Parser, check_output_folder, find_place
 from ldm.figures.published import RANKS
 from ldm.util import UserError
 
@@ -187,9 +187,7 @@ def rehearse(options: argparse.Namespace) -> int:
 
     from ldm.evaluation.extractors import extractor_facts, find_extractor
 
-    place = Path(options.judge)
-    beside = ROOT / place
-    name = str(beside) if not place.is_dir() and beside.is_dir() else options.judge
+    name = str(find_place(options.judge))  # a name on the hub stays as it is
     extractor = find_extractor(name)
     answers = by.rehearse(
         study,
