@@ -17,7 +17,7 @@ from ldm.util import UserError, cli_main
 
 EXPORTS = {
     "DataModuleFromConfig": "ldm.training.datamodule",
-    "ImageLogger": "ldm.training.picture_logger",
+    "ImageLogger": "ldm.training.image_logger",
     "SetupCallback": "ldm.training.callbacks",
     "CUDACallback": "ldm.training.callbacks",
 }

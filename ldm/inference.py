@@ -23,16 +23,16 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from ldm.checkpoint import load_model as load_base
+from ldm.checkpoint.loading import load_model as load_base
+from ldm.checkpoint.weight_delta import apply_difference, check_difference
 from ldm.image_io import to_pil
-from ldm.models.difference import apply_difference, check_difference
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.plms import PLMSSampler
 from ldm.models.diffusion.sampler import NoiseSource, Sampler
 from ldm.modules.diffusionmodules.openaimodel import Downsample
-from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.randomness import Purpose, normal
 from ldm.util import UserError
+from ldm.words.manager import EmbeddingManager
 
 __all__ = ["Picture", "generate", "load_model", "load_words", "seeded_noise"]
 
@@ -64,7 +64,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     difference: str | Path | None = None,
 ) -> Any:
-    """Build a model and load its weights, in evaluation mode; see `ldm.checkpoint.load_model`.
+    """Build a model and load its weights, in evaluation mode (`ldm.checkpoint.loading`).
 
     Args:
         config: a configuration with `model`, or the path of its YAML file.
@@ -92,7 +92,7 @@ def load_words(
 
     Args:
         model: a `LatentDiffusion`.
-        paths: embedding files of any form that `ldm.modules.embedding_file` reads.
+        paths: embedding files of any form that `ldm.words.files` reads.
         rename: stored placeholder → placeholder to use, for the files that hold it.
 
     Returns:

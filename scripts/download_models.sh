@@ -114,15 +114,15 @@ model() {
 
 check_contents() { # check_contents FILE: the loader says which model it is
     local python=${PYTHON:-$project/.venv/bin/python}
-    if ! "$python" -c 'import ldm.checkpoint' 2>/dev/null; then
+    if ! "$python" -c 'import ldm.checkpoint.loading' 2>/dev/null; then
         echo "$1: contents not looked into, because the project is not installed (make env)"
         return
     fi
     "$python" - "$1" <<'PYTHON' || exit 1
 import sys
 
-from ldm.checkpoint import read_state_dict
-from ldm.checkpoint_names import describe
+from ldm.checkpoint.loading import read_state_dict
+from ldm.checkpoint.names import describe
 from ldm.util import UserError, cli_main
 
 

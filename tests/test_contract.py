@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.checkpoint import load_state, read_config
-from ldm.checkpoint_names import canonical, describe, match_names
+from ldm.checkpoint.loading import load_state, read_config
+from ldm.checkpoint.names import canonical, describe, match_names
 from ldm.util import instantiate_from_config
 
 ROOT = Path(__file__).parents[1]

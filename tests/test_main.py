@@ -11,7 +11,7 @@ import pytest
 import main
 from ldm.training.callbacks import CUDACallback, SetupCallback
 from ldm.training.datamodule import DataModuleFromConfig
-from ldm.training.picture_logger import ImageLogger
+from ldm.training.image_logger import ImageLogger
 
 ROOT = Path(__file__).parents[1]
 # The original's flags, and those beside them.

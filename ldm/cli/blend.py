@@ -103,7 +103,7 @@ def blend_words(
             "as many vectors can be blended"
         )
 
-    from ldm.modules.sphere import blend
+    from ldm.words.sphere import blend
 
     try:
         mixed = blend(vectors[first], vectors[second], share)

@@ -22,9 +22,9 @@ from ldm.util import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ldm.evaluation.demo import Drawing, Painter, Scores
-    from ldm.evaluation.demo_page import DemoResult
-    from ldm.evaluation.miniature import Concept
+    from ldm.experiments.demo.page import DemoResult
+    from ldm.experiments.demo.scores import Drawing, Painter, Scores
+    from ldm.miniature.measure import Concept
 
 log = logging.getLogger(__name__)
 EXAMPLES = """examples:
@@ -169,10 +169,10 @@ def draw_all(
     """Draw the word and its first word in every prompt, and score the pictures."""
     from transformers.utils import logging as transformers_logging
 
-    from ldm.evaluation.demo import PROMPTS, Painter, Scores, read_curves, saved_words
-    from ldm.evaluation.demo_page import DemoResult
-    from ldm.evaluation.judge import Judge
+    from ldm.experiments.demo.page import DemoResult
+    from ldm.experiments.demo.scores import PROMPTS, Painter, Scores, read_curves, saved_words
     from ldm.inference import load_model
+    from ldm.miniature.clip import Judge
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with watch.time("load"):
@@ -238,7 +238,7 @@ class Studio:
 
 
 def _renamed(path: Path, name: str) -> dict[str, str]:
-    from ldm.modules.embedding_file import read_words
+    from ldm.words.files import read_words
 
     return dict.fromkeys(read_words(path).words, name)
 
@@ -256,7 +256,7 @@ def _wrapped(command: Sequence[str]) -> str:
 
 def write(result: DemoResult, outdir: Path) -> None:
     """Write index.html, metrics.json, and the pictures as PNG grids under grids/CONCEPT/."""
-    from ldm.evaluation.demo_page import build_page
+    from ldm.experiments.demo.page import build_page
     from ldm.image_io import pil_grid, safe_name
 
     grids = outdir / "grids" / result.concept.name
@@ -278,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo."""
     options = parse(argv)
     check(options)
-    from ldm.evaluation.miniature import load_concepts
+    from ldm.miniature.measure import load_concepts
 
     watch = Watch()
     concept = load_concepts(options.concepts, [options.concept])[0]

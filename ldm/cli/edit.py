@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.cli.common import Parser, check_output_folder, choose_device
-from ldm.cli.picture_options import add_painter, check_numbers, check_words, facts, find_files, load
+from ldm.cli.image_options import add_painter, check_numbers, check_words, facts, find_files, load
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
     find_files(options)
 
     from ldm.editing.blended import Blending, edit, latent_mask_of
-    from ldm.editing.pictures import model_size, open_mask, resized
+    from ldm.editing.images import model_size, open_mask, resized
     from ldm.image_io import open_rgb
 
     picture = open_rgb(options.image)

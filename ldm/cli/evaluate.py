@@ -17,9 +17,9 @@ from ldm.cli.common import ROOT, check_output_folder, choose_device, find_model
 from ldm.cli.evaluate_options import DEFAULT_CONFIG, check, parse
 from ldm.cli.txt2img import split_word
 from ldm.evaluation.prompts import check_prompts, read_prompts
-from ldm.placeholders import DEFAULT_PLACEHOLDER
+from ldm.training.variants import find_variant
 from ldm.util import UserError
-from ldm.variants import find_variant
+from ldm.words.placeholders import DEFAULT_PLACEHOLDER
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,7 +38,7 @@ class Request:
 
     Attributes:
         name: in the results.
-        source: of the pictures, one of `ldm.variants.SOURCES`.
+        source: of the pictures, one of `ldm.training.variants.SOURCES`.
         config, weights: of the model.
         words: files of learned words, with the name that each is to have.
         placeholders: what prompts may name.
@@ -122,7 +122,7 @@ def _check_source(options: argparse.Namespace, source: str) -> None:
 
 def _placeholders(options: argparse.Namespace, words: Words) -> list[str]:
     """Return the words that prompts may name: those of the files, or what was asked for."""
-    from ldm.modules.embedding_file import read_words
+    from ldm.words.files import read_words
 
     held: list[str] = []
     for name, path in words:
@@ -250,7 +250,7 @@ def _draw(request: Request, options: argparse.Namespace, training: Sequence[Imag
 def _model(request: Request) -> Any:
     """Load the model on the CPU, where its weights lie unread until all is checked."""
     from ldm.inference import load_model, load_words
-    from ldm.modules.embedding_file import read_words
+    from ldm.words.files import read_words
 
     model = load_model(request.config, request.weights, difference=request.difference)
     if model.embedding_manager is not None:
@@ -283,7 +283,7 @@ def _facts(request: Request, options: argparse.Namespace) -> dict[str, Any]:
 
     import torch
 
-    from ldm.checkpoint import checkpoint_hash
+    from ldm.checkpoint.loading import checkpoint_hash
 
     device = request.device
     is_gpu = device.startswith("cuda")

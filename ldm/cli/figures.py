@@ -20,10 +20,10 @@ from ldm.cli.common import (
     find_place,
 )
 from ldm.cli.txt2img_options import LATENT_DIFFUSION
-from ldm.figures.pivotal import DIFFERENCE, FOLDER, HOW
-from ldm.figures.record import Figure, find
-from ldm.figures.registry import FIGURES
-from ldm.figures.request import Request, check, is_miniature
+from ldm.experiments.figures.pivotal import DIFFERENCE, FOLDER, HOW
+from ldm.experiments.figures.record import Figure, find
+from ldm.experiments.figures.registry import FIGURES
+from ldm.experiments.figures.request import Request, check, is_miniature
 from ldm.util import UserError
 
 log = logging.getLogger(__name__)
@@ -256,10 +256,10 @@ def run(options: argparse.Namespace, figures: Sequence[Figure], command: str) ->
 
 def _draw(figures: Sequence[Figure], request: Request, command: str) -> list[Figure]:
     """Draw figures that have what they need; return those that turned out to lack something."""
-    from ldm.figures.output import save
-    from ldm.figures.painters import PAINTERS
-    from ldm.figures.studio import Studio
-    from ldm.figures.style import house_style
+    from ldm.experiments.figures.output import save
+    from ldm.experiments.figures.painters import PAINTERS
+    from ldm.experiments.figures.studio import Studio
+    from ldm.experiments.figures.style import house_style
 
     studio, left_out = Studio(request), []
     for figure in figures:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli.common import Parser, check_output_folder, choose_device
-from ldm.cli.picture_options import add_painter, check_numbers, check_words, facts, find_files, load
+from ldm.cli.image_options import add_painter, check_numbers, check_words, facts, find_files, load
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
     find_files(options)
 
     from ldm.editing.bipartite import invert_picture, read_noise, reconstruction, write_noise
-    from ldm.editing.pictures import model_size, resized
+    from ldm.editing.images import model_size, resized
     from ldm.image_io import open_rgb
 
     noise_file = folder / "noise.safetensors"
@@ -169,7 +169,7 @@ def _draw(
 ) -> None:
     """Draw the picture back and the edits; a row of the grid for each prompt, scales along it."""
     from ldm.editing.bipartite import redraw
-    from ldm.editing.pictures import psnr
+    from ldm.editing.images import psnr
     from ldm.image_io import pil_grid, safe_name, save_png
 
     progress = sys.stderr.isatty()

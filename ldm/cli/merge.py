@@ -21,7 +21,7 @@ from ldm.util import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ldm.modules.embedding_file import WordFile
+    from ldm.words.files import WordFile
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
     if output.exists() and not options.force:
         raise UserError(f"{output} exists: give another --output_path, or --force to replace it")
 
-    from ldm.modules.embedding_file import read_words, write_words
+    from ldm.words.files import read_words, write_words
 
     sources = [Path(path) for path in options.manager_ckpts]
     files = [read_words(path) for path in sources]

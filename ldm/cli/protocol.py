@@ -14,10 +14,10 @@ from ldm.cli.common import Parser, check_output_folder, choose_device
 from ldm.util import UserError
 
 if TYPE_CHECKING:
-    from ldm.protocol.cells import Cell
-    from ldm.protocol.engines import Engine
-    from ldm.protocol.progress import Estimator
-    from ldm.protocol.spec import ProtocolSpec
+    from ldm.experiments.protocol.cells import Cell
+    from ldm.experiments.protocol.engines import Engine
+    from ldm.experiments.protocol.progress import Estimator
+    from ldm.experiments.protocol.spec import ProtocolSpec
 
 log = logging.getLogger(__name__)
 EXAMPLES = """examples:
@@ -99,8 +99,8 @@ def read_plan(options: argparse.Namespace) -> tuple[ProtocolSpec, list[Cell]]:
     Raises:
         UserError: what is wrong.
     """
-    from ldm.protocol.check import check_training
-    from ldm.protocol.spec import read_protocol
+    from ldm.experiments.protocol.check import check_training
+    from ldm.experiments.protocol.spec import read_protocol
 
     logging.getLogger("ldm.data.folder").setLevel(logging.WARNING)  # a line for each folder
     overrides = list(options.overrides)
@@ -110,7 +110,7 @@ def read_plan(options: argparse.Namespace) -> tuple[ProtocolSpec, list[Cell]]:
     check_training(spec)
 
     from ldm.evaluation.extractors import extractor_facts, find_extractor
-    from ldm.protocol.cells import build_cells
+    from ldm.experiments.protocol.cells import build_cells
 
     return spec, build_cells(spec, extractor_facts(spec.extractor, find_extractor(spec.extractor)))
 
@@ -129,9 +129,9 @@ def chosen(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:
 
 def show(cells: Sequence[Cell], output: Path, estimator: Estimator, workers: int) -> None:
     """List cells, with what is done and how long the rest may take."""
-    from ldm.protocol.folder import scores_of
-    from ldm.protocol.progress import duration
-    from ldm.protocol.run import cell_folder
+    from ldm.experiments.protocol.folder import scores_of
+    from ldm.experiments.protocol.progress import duration
+    from ldm.experiments.protocol.run import cell_folder
 
     total, open_cells = 0.0, 0
     for cell in cells:
@@ -172,12 +172,12 @@ def build_engine(options: argparse.Namespace) -> Engine:
         UserError: a device or cluster that is not there, or options that do not go together.
     """
     if options.ray:
-        from ldm.protocol.ray_engine import RayEngine
+        from ldm.experiments.protocol.ray_engine import RayEngine
 
         if options.workers:
             raise UserError("--workers goes without --ray: a cluster runs as many as fit")
         return RayEngine(options.ray, options.threads, options.gpus or 0.0)
-    from ldm.protocol.engines import LocalEngine
+    from ldm.experiments.protocol.engines import LocalEngine
 
     if options.gpus is not None:
         raise UserError("--gpus SHARE goes with --ray; here --workers says how many share them")
@@ -199,7 +199,7 @@ def environment(options: argparse.Namespace) -> dict[str, str]:
 
     A cluster's machine decides for itself: this one may have no GPU, or a cell no share of one.
     """
-    from ldm.protocol.worker import DEVICE
+    from ldm.experiments.protocol.worker import DEVICE
 
     if not options.ray:
         return {DEVICE: device_of(options)}
@@ -219,11 +219,11 @@ def run(options: argparse.Namespace) -> int:
     spec, cells = read_plan(options)
     wanted = chosen(cells, options.only)
 
-    from ldm.protocol.folder import scores_of
-    from ldm.protocol.progress import Estimator, Progress
-    from ldm.protocol.run import Runner, cell_folder
-    from ldm.protocol.table import write_results
-    from ldm.protocol.words import keep_words
+    from ldm.experiments.protocol.folder import scores_of
+    from ldm.experiments.protocol.progress import Estimator, Progress
+    from ldm.experiments.protocol.run import Runner, cell_folder
+    from ldm.experiments.protocol.table import write_results
+    from ldm.experiments.protocol.words import keep_words
 
     estimator = Estimator(
         [cell_folder(output, cell) for cell in cells], spec.seconds_a_step, spec.seconds_a_picture

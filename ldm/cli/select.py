@@ -149,8 +149,8 @@ def read_task(options: argparse.Namespace) -> Task:
         raise UserError(f"--tolerance must be at least 0, got {options.tolerance}")
 
     from ldm.data.folder import list_pictures
-    from ldm.evaluation.demo import saved_words
-    from ldm.modules.embedding_file import read_words
+    from ldm.experiments.demo.scores import saved_words
+    from ldm.words.files import read_words
 
     facts = read_run(options.run)
     saved = saved_words(facts.checkpoints)

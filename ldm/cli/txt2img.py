@@ -32,9 +32,9 @@ def run(options: argparse.Namespace, defaults: Defaults) -> int:
     words = [split_word(item) for item in options.embedding_path]
     device = choose_device(options.device)
 
-    from ldm.checkpoint import checkpoint_hash
+    from ldm.checkpoint.loading import checkpoint_hash
     from ldm.inference import latent_shape, load_model
-    from ldm.modules.embedding_file import read_words
+    from ldm.words.files import read_words
 
     for _, path in words:
         read_words(path)
@@ -124,8 +124,8 @@ def split_word(item: str) -> tuple[str | None, str]:
 
 def _load_words(model: Any, words: Sequence[tuple[str | None, str]], prompts: list[str]) -> None:
     from ldm.inference import load_words
-    from ldm.modules.embedding_file import read_words
-    from ldm.placeholders import occurrences
+    from ldm.words.files import read_words
+    from ldm.words.placeholders import occurrences
 
     manager = model.embedding_manager
     if not words and manager is not None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.cli.common import Parser, check_output_folder, find_place
-from ldm.figures.published import RANKS
+from ldm.experiments.figures.published import RANKS
 from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
@@ -122,8 +122,8 @@ def _add_rehearse(parser: argparse.ArgumentParser) -> None:
 def make(options: argparse.Namespace) -> int:
     """Write two questionnaires and their key; from a protocol also its pictures."""
     _check_source(options)
-    from ldm.evaluation.study import make_study, read_manifest, write_key
-    from ldm.evaluation.study_page import write_pages
+    from ldm.experiments.study.page import write_pages
+    from ldm.experiments.study.questionnaire import make_study, read_manifest, write_key
 
     folder = check_output_folder(options.output)
     key = folder / "key.json"
@@ -133,7 +133,7 @@ def make(options: argparse.Namespace) -> int:
     image_prompt = options.image_prompt or IMAGE_PROMPT
     placeholders = options.placeholder or ["*"]
     if options.protocol:
-        from ldm.protocol.study import read_table, write_manifest
+        from ldm.experiments.study.from_protocol import read_table, write_manifest
 
         models = options.models or list(RANKS)
         table = read_table(Path(options.protocol), models, options.seeds or ())
@@ -177,8 +177,8 @@ def rehearse(options: argparse.Namespace) -> int:
         raise UserError(f"--participants must be at least 1, got {options.participants}")
     if options.temperature is not None and not 0 < options.temperature < math.inf:
         raise UserError(f"--temperature must be above 0, got {options.temperature}")
-    from ldm.evaluation import study_rehearsal as by
-    from ldm.evaluation.study import read_key
+    from ldm.experiments.study import rehearsal as by
+    from ldm.experiments.study.questionnaire import read_key
 
     folder = check_output_folder(options.output)
     by.check_answers_folder(folder)
@@ -205,8 +205,8 @@ def rehearse(options: argparse.Namespace) -> int:
 
 def analyse(options: argparse.Namespace) -> int:
     """Write ranks.csv and ranks.png and .pdf, and say what is in them and who answered."""
-    from ldm.evaluation import study_analysis as of
-    from ldm.evaluation.study import read_key
+    from ldm.experiments.study import analysis as of
+    from ldm.experiments.study.questionnaire import read_key
 
     folder = check_output_folder(options.output)
     study = read_key(options.key)

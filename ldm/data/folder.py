@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.image_io import IMAGE_SUFFIXES
-from ldm.placeholders import occurrences, replace
 from ldm.util import UserError
+from ldm.words.placeholders import occurrences, replace
 
 logger = logging.getLogger(__name__)
 

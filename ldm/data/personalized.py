@@ -22,9 +22,9 @@ from ldm.data.templates import (
     with_second,
 )
 from ldm.image_io import open_rgb
-from ldm.placeholders import DEFAULT_PLACEHOLDER, PER_IMAGE_PLACEHOLDERS
 from ldm.randomness import Purpose, generator
 from ldm.util import UserError
+from ldm.words.placeholders import DEFAULT_PLACEHOLDER, PER_IMAGE_PLACEHOLDERS
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,

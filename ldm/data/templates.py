@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ldm.placeholders import occurrences
 from ldm.util import UserError
+from ldm.words.placeholders import occurrences
 
 
 def _each(pattern: str, *choices: Iterable[str]) -> tuple[str, ...]:

@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ldm.editing.pictures import encode
+from ldm.editing.images import encode
+from ldm.editing.inversion import STEPS, invert, resample
 from ldm.image_io import to_pil
-from ldm.models.diffusion.inversion import STEPS, invert, resample
 from ldm.util import UserError
 
 FORMAT = "ldm-inverted-noise"
@@ -62,12 +62,12 @@ def invert_picture(
 
     Args:
         model: a `LatentDiffusion` in evaluation mode, with its words loaded.
-        picture: of a size that the model draws (`ldm.editing.pictures.model_size`).
+        picture: of a size that the model draws (`ldm.editing.images.model_size`).
         prompt: such as "a photo of *".
         steps: S, 2..1000.
         scale: of guidance.
         refinements: further predictions a step, which reconstruct better; 0 is the paper's formula
-            (see `ldm.models.diffusion.inversion.invert`).
+            (see `ldm.editing.inversion.invert`).
         progress: show a bar.
     """
     with model.ema_scope():

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageChops
 from torch import Tensor
 
-from ldm.editing.pictures import encode, mask_tensor
+from ldm.editing.images import encode, mask_tensor
 from ldm.editing.refinement import refined
 from ldm.evaluation.similarity import FeatureExtractor, prompt_similarity, without_placeholders
 from ldm.image_io import to_pil
@@ -111,7 +111,7 @@ def edit(
 
     Args:
         model: a `LatentDiffusion`, with its words loaded.
-        picture: RGB, of a size that the model draws (`ldm.editing.pictures.model_size`).
+        picture: RGB, of a size that the model draws (`ldm.editing.images.model_size`).
         mask: mode "1", of the picture's size, white where it changes.
         prompt: may name loaded words.
         blending: how.

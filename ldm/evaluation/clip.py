@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.evaluation.judge import picture_size
 from ldm.evaluation.preprocess import Preprocess
 from ldm.util import UserError
 
@@ -27,6 +26,12 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 BATCH = {"cpu": 16, "cuda": 256, "mps": 64}
 
 T = TypeVar("T")
+
+
+def picture_size(model: CLIPModel) -> int:
+    """Return the side of the pictures that a model reads."""
+    size: int = getattr(model.config.vision_config, "image_size")  # noqa: B009 - mypy sees a dict
+    return size
 
 
 def batches(items: Sequence[T], device: torch.device) -> Iterator[Sequence[T]]:

@@ -16,13 +16,15 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ldm.evaluation.miniature import Draw
 from ldm.evaluation.similarity import without_placeholders
 from ldm.inference import Picture, generate
-from ldm.placeholders import replace
 from ldm.util import UserError
+from ldm.words.placeholders import replace
 
 log = logging.getLogger(__name__)
+
+# (prompts, pictures of each) -> pictures, those of one prompt side by side.
+Draw = Callable[[Sequence[str], int], list[Image.Image]]
 
 # A generous guess of what drawing a picture takes on a GPU, in bytes for each of its pixels: the
 # decoder's last level holds 128 channels of 4 bytes, about a dozen times. A batch that turns out

@@ -29,10 +29,10 @@ from ldm.evaluation.bootstrap import (
     resample,
     weighted_mean,
 )
-from ldm.evaluation.miniature import Draw
+from ldm.evaluation.draws import Draw
 from ldm.evaluation.prompts import check_prompts
 from ldm.evaluation.similarity import FeatureExtractor, own_similarity, without_placeholders
-from ldm.placeholders import DEFAULT_PLACEHOLDER
+from ldm.words.placeholders import DEFAULT_PLACEHOLDER
 
 __all__ = [
     "Draw",

@@ -65,7 +65,7 @@ def find_extractor(name: str | Path, device: str = "cpu") -> FeatureExtractor:
 
     def load(local: bool) -> FeatureExtractor:
         if _reads_wordpieces(Path(name)):
-            from ldm.evaluation.judge import Judge
+            from ldm.miniature.clip import Judge
 
             return Judge.load(name, device)
         from ldm.evaluation.clip import ClipExtractor

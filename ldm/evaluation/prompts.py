@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldm.placeholders import occurrences
 from ldm.util import UserError
+from ldm.words.placeholders import occurrences
 
 
 def read_prompts(path: str | Path) -> list[str]:

@@ -17,10 +17,10 @@ from typing import Any
 
 from PIL import Image
 
+from ldm.evaluation.draws import Draw
 from ldm.evaluation.evaluate import Evaluation, evaluate
-from ldm.evaluation.miniature import Draw
 from ldm.evaluation.similarity import FeatureExtractor
-from ldm.modules.embedding_file import read_words, write_words
+from ldm.words.files import read_words, write_words
 
 COLUMNS = ("step", "image", "image_low", "image_high", "text", "text_low", "text_high", "chosen")
 
@@ -82,7 +82,7 @@ def score_steps(
 
     Args:
         draw_with: returns what draws with a word's file loaded, and with no other word.
-        saved: step → file; see `ldm.evaluation.demo.saved_words`.
+        saved: step → file; see `ldm.experiments.demo.scores.saved_words`.
         extractor: embeds pictures and texts.
         training: the training pictures.
         prompts: held out from the evaluation.

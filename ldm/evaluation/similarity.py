@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ldm.placeholders import replace
+from ldm.words.placeholders import replace
 
 
 class FeatureExtractor(Protocol):

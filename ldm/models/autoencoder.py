@@ -79,7 +79,7 @@ class Autoencoder(pl.LightningModule):
         Called once all weights exist.
         """
         if self.ckpt_path is not None:
-            from ldm.checkpoint import load_state, read_state_dict
+            from ldm.checkpoint.loading import load_state, read_state_dict
 
             state = read_state_dict(self.ckpt_path)
             load_state(self, {k: v for k, v in state.items() if not k.startswith(self.ignore_keys)})

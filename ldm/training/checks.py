@@ -16,9 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm.models.autoencoder import Autoencoder
 from ldm.modules.diffusionmodules.model import Decoder
-from ldm.modules.directional import ALONE, DirectionalEmbeddingManager
-from ldm.modules.embedding_manager import EmbeddingManager
-from ldm.placeholders import occurrences
 from ldm.training.config import RUN_DEFAULTS, RunConfig, accepts, datasets
 from ldm.util import (
     UserError,
@@ -27,6 +24,9 @@ from ldm.util import (
     known_parameters,
     parameters,
 )
+from ldm.words.directional import ALONE, DirectionalEmbeddingManager
+from ldm.words.manager import EmbeddingManager
+from ldm.words.placeholders import occurrences
 
 log = logging.getLogger(__name__)
 

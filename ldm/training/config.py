@@ -16,8 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ldm.training.arguments import TRAINER_FLAGS
+from ldm.training.variants import check_learned, check_variant, find_variant
 from ldm.util import UserError, get_obj_from_str, parameters
-from ldm.variants import check_learned, check_variant, find_variant
 
 SETS = ("train", "validation", "test", "predict")
 SECTIONS = ("model", "data", "lightning", "run", "variant", "second_stage")
@@ -44,7 +44,7 @@ class RunConfig:
         model, data: target and params.
         lightning: `trainer`, `callbacks`, `modelcheckpoint` and so on.
         run: what the flags say; keys of `RUN_DEFAULTS`.
-        variant: which variant of the method this is; see `ldm.variants`.
+        variant: which variant of the method this is; see `ldm.training.variants`.
         second_stage: what the configuration's `second_stage` changes: sections of its own.
     """
 

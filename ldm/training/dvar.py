@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ldm.randomness import Purpose
-from ldm.training.picture_logger import quietly
+from ldm.training.image_logger import quietly
 from ldm.training.progress import logged
 
 log = logging.getLogger(__name__)

@@ -141,7 +141,7 @@ def build_model(config: RunConfig) -> Any:
     pl.seed_everything(config.run.seed, verbose=False)
     with mendable("model"):
         if base:
-            from ldm.checkpoint import load_model
+            from ldm.checkpoint.loading import load_model
 
             model = load_model(OmegaConf.create({"model": config.model}), base)
         else:

@@ -11,11 +11,11 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
-from ldm.checkpoint import load_model
+from ldm.checkpoint.loading import load_model
+from ldm.checkpoint.weight_delta import save_difference
 from ldm.data.personalized_prior import CLASS_PICTURES, class_prompt_of
 from ldm.image_io import save_png
 from ldm.inference import generate
-from ldm.models.difference import save_difference
 from ldm.training.checkpoints import Saver
 from ldm.training.config import RunConfig, accepts
 from ldm.training.words import save_words

@@ -28,7 +28,7 @@ def metadata(
         images_per_step: pictures in one optimiser step, over all devices.
         pictures: the training pictures' files.
     """
-    from ldm.checkpoint import checkpoint_hash
+    from ldm.checkpoint.loading import checkpoint_hash
 
     base = config.run.base_checkpoint
     parts = {"model": config.model, "data": config.data}

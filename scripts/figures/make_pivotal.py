@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ldm.cli.common import ROOT, Parser, check_output_folder
-from ldm.figures.pivotal import DIFFERENCE, FOLDER, WORD, make
+from ldm.experiments.figures.pivotal import DIFFERENCE, FOLDER, WORD, make
 from ldm.util import UserError, cli_main
 
 EXAMPLES = """example:

@@ -37,7 +37,7 @@ def main() -> int:
     )
     folder = check_output_folder(parser.parse_args().concepts)
 
-    from ldm.figures.sets import SETS, write_set
+    from ldm.experiments.figures.sets import SETS, write_set
 
     for name in SETS:
         print(write_set(name, Path(folder)))

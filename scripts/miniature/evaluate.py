@@ -123,13 +123,13 @@ class Evaluation:
 
     def concepts(self) -> list[Any]:
         """Return the concepts asked for."""
-        from ldm.evaluation.miniature import load_concepts
+        from ldm.miniature.measure import load_concepts
 
         return load_concepts(ROOT / "examples/concepts", self.options.concepts)
 
     def measure_autoencoder(self) -> None:
         """PSNR on unseen pictures."""
-        from ldm.evaluation.miniature import autoencoder_psnr
+        from ldm.miniature.measure import autoencoder_psnr
 
         count = 1024
         psnr, shown = autoencoder_psnr(self.load(), count)
@@ -138,8 +138,8 @@ class Evaluation:
 
     def measure_judge(self) -> None:
         """The judge's accuracies on unseen pictures."""
-        from ldm.evaluation.judge import Judge
-        from ldm.evaluation.miniature import judge_accuracy
+        from ldm.miniature.clip import Judge
+        from ldm.miniature.measure import judge_accuracy
 
         count = 2048
         accuracy = judge_accuracy(Judge.load(self.options.judge), count)
@@ -147,8 +147,8 @@ class Evaluation:
 
     def measure_samples(self) -> None:
         """What the judge sees in pictures of random captions."""
-        from ldm.evaluation.judge import Judge
-        from ldm.evaluation.miniature import caption_agreement
+        from ldm.miniature.clip import Judge
+        from ldm.miniature.measure import caption_agreement
 
         judge, draw = Judge.load(self.options.judge), self.draw(self.load())
         started = time.monotonic()
@@ -204,9 +204,9 @@ class Evaluation:
 
     def measure_concepts(self) -> None:
         """Measure the learned words against the training pictures and the vocabulary."""
-        from ldm.data.miniature_grammar import vocabulary
-        from ldm.evaluation.judge import Judge
-        from ldm.evaluation.miniature import score_concept, vocabulary_features
+        from ldm.miniature.clip import Judge
+        from ldm.miniature.grammar import vocabulary
+        from ldm.miniature.measure import score_concept, vocabulary_features
 
         judge = Judge.load(self.options.judge)
         words = [word for word in vocabulary() if word.isalpha() and len(word) > 2]
@@ -228,7 +228,7 @@ class Evaluation:
 
     def measure_table(self) -> None:
         """Write the table into the model card."""
-        from ldm.evaluation.miniature_table import insert, table
+        from ldm.miniature.table import insert, table
 
         text = table(self.metrics)
         card = self.options.metrics.with_name("README.md")

@@ -24,7 +24,7 @@ def read_run(run: Path) -> tuple[Any, Any, int]:
     import torch
     from omegaconf import OmegaConf
 
-    from ldm.checkpoint_file import read_state_dict
+    from ldm.checkpoint.files import read_state_dict
     from ldm.training.checkpoints import read_step
     from ldm.util import instantiate_from_config
 

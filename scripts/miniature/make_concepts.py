@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm.data.miniature import Spec, held_out, render, sample_spec
-from ldm.data.miniature_grammar import MEDIUM_PHRASES, STYLE_PHRASES, object_phrase, with_article
+from ldm.miniature.grammar import MEDIUM_PHRASES, STYLE_PHRASES, object_phrase, with_article
+from ldm.miniature.world import Spec, held_out, render, sample_spec
 
 SIZE = 128
 PICTURES = 5

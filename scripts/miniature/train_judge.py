@@ -32,12 +32,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import BertTokenizer, CLIPConfig, CLIPModel
 
-from ldm.data.miniature import Spec, full_caption, sample_spec
-from ldm.data.miniature_grammar import caption
-from ldm.data.miniature_render import EXTRA_MEDIA, silhouette
-from ldm.data.miniature_shapes import EXTRA_SHAPES
-from ldm.evaluation.judge import PROMPTS, Judge, encode_texts, preprocess
-from ldm.evaluation.miniature import draw_specs, judge_accuracy, truth
+from ldm.miniature.clip import PROMPTS, Judge, encode_texts, preprocess
+from ldm.miniature.grammar import caption
+from ldm.miniature.measure import draw_specs, judge_accuracy, truth
+from ldm.miniature.render import EXTRA_MEDIA, silhouette
+from ldm.miniature.shapes import EXTRA_SHAPES
+from ldm.miniature.world import Spec, full_caption, sample_spec
 from ldm.randomness import Purpose, generator
 
 SEED = 77

@@ -20,8 +20,8 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
 from transformers import BertTokenizer
 
-from ldm.data.miniature import MiniatureWorld, full_caption, sample_spec
-from ldm.data.miniature_grammar import vocabulary
+from ldm.miniature.grammar import vocabulary
+from ldm.miniature.world import MiniatureWorld, full_caption, sample_spec
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # Never in a caption, so free to stand for a learned word.

@@ -15,9 +15,9 @@ from torch.testing import assert_close
 
 from ldm.cli.blend import read_blend
 from ldm.cli.merge import main
-from ldm.modules.embedding_file import read_words, write_words
-from ldm.modules.sphere import angles, blend, directions
 from ldm.util import UserError
+from ldm.words.files import read_words, write_words
+from ldm.words.sphere import angles, blend, directions
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.checkpoint import checkpoint_hash
+from ldm.checkpoint.loading import checkpoint_hash
 from ldm.cli import evaluate as command
 from ldm.cli.evaluate import main
 from ldm.evaluation.evaluate import Evaluation

@@ -14,8 +14,8 @@ from PIL import Image
 from ldm.cli import select as command
 from ldm.cli.select import main
 from ldm.evaluation.prompts import read_prompts
-from ldm.modules.embedding_file import read_words, write_words
 from ldm.util import UserError
+from ldm.words.files import read_words, write_words
 
 PROMPTS = Path(__file__).parents[2] / "examples" / "prompts"
 FEW = ("--pictures", "2", "--steps", "1", "--device", "cpu")

@@ -14,8 +14,8 @@ from ldm.data import personalized, personalized_style
 from ldm.data.folder import insert_placeholder, list_pictures
 from ldm.data.personalized import PersonalizedBase
 from ldm.data.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
-from ldm.placeholders import PER_IMAGE_PLACEHOLDERS
 from ldm.util import UserError, instantiate_from_config
+from ldm.words.placeholders import PER_IMAGE_PLACEHOLDERS
 
 
 def paint(path: Path, colour: int, width: int = 8, height: int = 6) -> None:

@@ -20,7 +20,7 @@ from ldm.editing.blended import (
     mask_schedule,
     masked_region,
 )
-from ldm.editing.pictures import (
+from ldm.editing.images import (
     encode,
     fitting_size,
     mask_tensor,

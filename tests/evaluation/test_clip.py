@@ -21,8 +21,8 @@ from ldm.evaluation.extractors import (
     find_dino,
     find_extractor,
 )
-from ldm.evaluation.judge import Judge
 from ldm.evaluation.similarity import without_placeholders
+from ldm.miniature.clip import Judge
 from ldm.util import UserError
 from tests.modules.vocabularies import write_clip
 

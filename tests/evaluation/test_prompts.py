@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ldm.data.miniature_grammar import vocabulary
 from ldm.evaluation.prompts import check_prompts, read_prompts
+from ldm.miniature.grammar import vocabulary
 from ldm.util import UserError
 
 PROMPTS = Path(__file__).parents[2] / "examples" / "prompts"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ldm.evaluation.evaluate import Estimate, Evaluation
 from ldm.evaluation.selection import choose, score_steps, write_best, write_curve
-from ldm.modules.embedding_file import read_words, write_words
+from ldm.words.files import read_words, write_words
 
 scores = st.dictionaries(
     st.integers(1, 6100), st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=1, max_size=12

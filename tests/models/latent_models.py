@@ -28,7 +28,7 @@ FIRST_STAGE = {
 }
 IDENTITY = {"target": "ldm.models.autoencoder.IdentityFirstStage"}
 WORDS = {
-    "target": "ldm.modules.embedding_manager.EmbeddingManager",
+    "target": "ldm.words.manager.EmbeddingManager",
     "params": {"placeholder_strings": ["*"], "initializer_words": ["cat"]},
 }
 

@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 import main
-from ldm.modules.embedding_file import read_words
 from ldm.util import instantiate_from_config
+from ldm.words.files import read_words
 
 HERE = Path(__file__).parent
 VOCABULARY = (

@@ -12,7 +12,7 @@ import torch
 from ldm.training.checkpoints import Checkpoints
 from ldm.training.csv_log import CsvLogger
 from ldm.training.datamodule import DataModuleFromConfig
-from ldm.training.picture_logger import ImageLogger, grid, quietly, write_caption
+from ldm.training.image_logger import ImageLogger, grid, quietly, write_caption
 from ldm.training.progress import Progress
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ldm.modules import embedding_manager
 from ldm.training import run as run_module
 from ldm.training.arguments import parse
 from ldm.training.checks import check_captions, check_config
@@ -20,6 +19,7 @@ from ldm.training.run import log_folder, set_up
 from ldm.training.trainer import accumulation, device_count, saving_options, trainer_settings
 from ldm.training.trainer_checks import check_devices, check_trainer
 from ldm.util import UserError
+from ldm.words import manager as embedding_manager
 
 Arguments = list[str]
 
@@ -170,7 +170,7 @@ def test_words_may_have_a_class_of_their_own(
         pass
 
     monkeypatch.setattr(embedding_manager, "Words", Words, raising=False)
-    own = "model.params.personalization_config.target=ldm.modules.embedding_manager.Words"
+    own = "model.params.personalization_config.target=ldm.words.manager.Words"
     check_config(load_config(parse([*arguments, own, "--embedding_manager_ckpt", "words.pt"])))
 
 

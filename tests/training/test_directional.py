@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import main
-from ldm.modules.embedding_file import read_words
 from ldm.training.callbacks import CUDACallback
 from ldm.util import UserError
+from ldm.words.files import read_words
 from tests.training.conftest import Outcome
 
 Learn = Callable[..., Outcome]

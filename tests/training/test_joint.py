@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 import main
-from ldm.modules.embedding_file import WordFile, read_words
 from ldm.util import UserError
+from ldm.words.files import WordFile, read_words
 from tests.training.conftest import Outcome
 
 Learn = Callable[..., Outcome]

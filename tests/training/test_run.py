@@ -16,11 +16,11 @@ import torch
 from safetensors import safe_open
 
 import main
-from ldm.checkpoint import checkpoint_hash, read_state_dict
-from ldm.modules.embedding_file import read_words
+from ldm.checkpoint.loading import checkpoint_hash, read_state_dict
 from ldm.training import run as run_module
 from ldm.training.callbacks import CUDACallback
 from ldm.util import UserError
+from ldm.words.files import read_words
 from tests.training.conftest import Outcome
 
 Learn = Callable[..., Outcome]

@@ -13,14 +13,14 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 import main
-from ldm.checkpoint import read_state_dict
+from ldm.checkpoint.loading import read_state_dict
 from ldm.inference import load_model
-from ldm.modules.embedding_file import read_words
 from ldm.training import run as run_module
 from ldm.training import tuning
 from ldm.training.callbacks import CUDACallback
 from ldm.training.run import Run
 from ldm.util import UserError
+from ldm.words.files import read_words
 from tests.training.conftest import Outcome
 
 Learn = Callable[..., Outcome]

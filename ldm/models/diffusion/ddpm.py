@@ -216,7 +216,7 @@ class LatentDiffusion(DiffusionTraining):
         return manager
 
     def _read(self, path: str, ignore_keys: Sequence[str], only_unet: bool) -> None:
-        from ldm.checkpoint import load_state, read_state_dict
+        from ldm.checkpoint.loading import load_state, read_state_dict
 
         state = read_state_dict(path)
         state = {k: v for k, v in state.items() if not k.startswith(tuple(ignore_keys))}

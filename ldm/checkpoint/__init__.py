@@ -1,0 +1,1 @@
+"""Model files: reading them safely, their names, loading, weight deltas."""

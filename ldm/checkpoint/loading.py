@@ -1,0 +1,256 @@
+"""The one loader of model weights: `.ckpt` and `.safetensors`, read once, without running code.
+
+The model is built on torch's meta device and the file's tensors become its parameters, so nothing
+is initialised at random first and memory holds about one copy of the weights. Files are mapped into
+memory: what is not needed is not read.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from ldm.checkpoint.files import checkpoint_hash, one_line, read_state_dict
+from ldm.checkpoint.names import describe, is_optional, match_names
+from ldm.util import UserError, instantiate_from_config
+
+__all__ = [
+    "LoadReport",
+    "checkpoint_hash",
+    "load_model",
+    "load_state",
+    "read_config",
+    "read_state_dict",
+]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a file and a model did not share.
+
+    Attributes:
+        missing: the model's entries that the file lacks and that are computed instead.
+        unexpected: the file's entries that the model has no place for.
+    """
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+            for what, names in (("missing", self.missing), ("unexpected", self.unexpected))
+            if names
+        )
+
+
+def load_state(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: str = "checkpoint",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> LoadReport:
+    """Give a model the weights of a state dict.
+
+    Tensors become the parameters of a model on the meta device, which needs all of its weights.
+    Into any other model they are copied; what the file lacks stays as it is, with a warning.
+
+    Args:
+        model: a diffusion model, or an autoencoder alone.
+        state: the file's tensors by name, as `read_state_dict` returns them.
+        source: what to call the file in errors.
+        device: where to put them; where they are, by default.
+        dtype: the parameters' type; the model's own, by default. Buffers keep their type.
+
+    Raises:
+        UserError: the weights are of another architecture; one line says of which.
+    """
+    own = model.state_dict()
+    pairs = match_names(list(own), list(state))
+    found = set(pairs.values())
+    missing = [name for name in own if name not in found]
+    wrong = {n: ours for n, ours in pairs.items() if state[n].shape != own[ours].shape}
+    absent = [name for name in missing if not is_optional(name)]
+    on_meta = any(p.is_meta for p in model.parameters())
+    if wrong or not pairs or (absent and on_meta):
+        raise UserError(f"{source}: {_refusal(state, own, wrong, absent)}")
+    weights = {name for name, _ in model.named_parameters()}
+    values = {}
+    for name, ours in pairs.items():
+        if ours.startswith("embedding_manager."):
+            continue
+        target = dtype if ours in weights and dtype is not None else own[ours].dtype
+        values[ours] = state[name].to(device=device, dtype=target)
+    model.load_state_dict(values, strict=False, assign=on_meta)
+    if absent:
+        logger.warning("%s lacks %d weights, such as %s", source, len(absent), absent[0])
+    return LoadReport(
+        missing=tuple(n for n in missing if not n.startswith("embedding_manager.")),
+        unexpected=tuple(name for name in state if name not in pairs),
+    )
+
+
+def load_model(
+    config: DictConfig | Mapping[str, Any] | str | Path,
+    checkpoint: str | Path | None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """Build the model of a configuration and load its weights; it is ready to draw or to train on.
+
+    Args:
+        config: a configuration with `model`, or the path of its YAML file.
+        checkpoint: the weights' file; None builds the model with new weights.
+        device: where the model goes.
+        dtype: the weights' type; float32 by default. Learned words stay in float32.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        UserError: files missing, unreadable, or of another architecture.
+    """
+    config = read_config(config)
+    if checkpoint is None:
+        model = instantiate_from_config(config.model)
+        return model.to(device=device).eval()
+    state = read_state_dict(checkpoint)
+    _without_other_files(config.model)
+    with torch.device("meta"):
+        model = instantiate_from_config(config.model)
+    report = load_state(model, state, source=str(checkpoint), device=device, dtype=dtype)
+    decay = (config.model.get("params") or {}).get("ema_decay") or 0.9999
+    _fill_what_is_left(model, torch.device(device), decay)
+    logger.info("%s: %d tensors read", checkpoint, len(state) - len(report.unexpected))
+    for line in _remarks(report):
+        logger.info("%s: %s", checkpoint, line)
+    model.to(device=device)
+    manager = getattr(model, "embedding_manager", None)
+    if manager is not None and manager.first_words:  # without, a file is expected to bring vectors
+        manager.initialize()
+    return model.eval()
+
+
+def read_config(config: DictConfig | Mapping[str, Any] | str | Path) -> DictConfig:
+    """Read a model's configuration; the caller may change what is returned.
+
+    A tokenizer folder named relative to the configuration's own folder, or to the project's, is
+    made absolute.
+
+    Raises:
+        UserError: the file is missing, no YAML, or has no `model`.
+    """
+    folder = None
+    if isinstance(config, str | Path):
+        name, folder = f"configuration {config}", Path(config).resolve().parent
+        loaded = _read_yaml(Path(config))
+    else:
+        name = "configuration"
+        plain = OmegaConf.to_container(config) if isinstance(config, DictConfig) else dict(config)
+        loaded = OmegaConf.create(plain)
+    if not isinstance(loaded, DictConfig) or "model" not in loaded:
+        raise UserError(f"{name} has no 'model': it is not the configuration of a model")
+    tokenizer = OmegaConf.select(loaded, "model.params.cond_stage_config.params.tokenizer")
+    if isinstance(tokenizer, str) and not Path(tokenizer).is_dir():
+        for place in (folder, Path(__file__).parents[2]):
+            if place is not None and (candidate := place / tokenizer).is_dir():
+                loaded.model.params.cond_stage_config.params.tokenizer = str(candidate)
+                break
+    return loaded
+
+
+def _read_yaml(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"configuration {path} does not exist")
+    try:
+        return OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+        raise UserError(f"configuration {path} is not YAML: {one_line(error)}") from error
+
+
+def _refusal(
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    wrong: Mapping[str, str],
+    absent: list[str],
+) -> str:
+    """Say what the file holds: `wrong` pairs names (file's, model's) of different shapes."""
+    found, wanted = describe(state), describe(own)
+    if found != wanted:
+        return (
+            f"found {found}; this configuration is {wanted}: "
+            "choose the configuration that belongs to the file"
+        )
+    if wrong:
+        theirs, ours = next(iter(wrong.items()))
+        shapes = f"{list(state[theirs].shape)}, not {list(own[ours].shape)}"
+        return f"found {found} of other sizes: {len(wrong)} differ, {theirs} has {shapes}"
+    return (
+        f"found {found}, but {len(absent)} of {len(own)} weights are missing, "
+        f"such as {absent[0]}: truncated, or another variant"
+    )
+
+
+def _without_other_files(model: DictConfig) -> None:
+    """Drop the weights' files that a configuration names for parts: the checkpoint has them all."""
+    for key in ("params.ckpt_path", "params.first_stage_config.params.ckpt_path"):
+        if OmegaConf.select(model, key) is not None:
+            OmegaConf.update(model, key, None)
+
+
+def _fill_what_is_left(model: nn.Module, device: torch.device, ema_decay: float) -> None:
+    """Give values to what the file lacked, or say which entry has none."""
+    for name, module in model.named_modules():
+        for key, buffer in list(module.named_buffers(recurse=False)):
+            if not buffer.is_meta:
+                continue
+            if key == "position_ids":  # 0..n-1, [1, n]
+                numbers = torch.arange(buffer.shape[-1], device=device)
+                module._buffers[key] = numbers.expand(buffer.shape).clone()
+            elif name.endswith("model_ema"):
+                above = model.get_submodule(name.rpartition(".")[0])
+                module._buffers[key] = _start_of_average(above, key, ema_decay).to(device)
+            else:
+                raise RuntimeError(
+                    f"buffer {name}.{key} has no value, and the file has none for it"
+                )
+        for key, weight in list(module.named_parameters(recurse=False)):
+            if weight.is_meta:  # `to_logits`, which nothing evaluates
+                empty = torch.zeros(weight.shape, device=device)
+                module._parameters[key] = nn.Parameter(empty, weight.requires_grad)
+
+
+def _start_of_average(owner: nn.Module, key: str, decay: float) -> Tensor:
+    """Return the first value of an averaged copy's buffer: the weight itself, or a counter."""
+    if key in ("decay", "num_updates"):
+        return torch.tensor(decay if key == "decay" else 0)
+    # A diffusion model averages its `model`, an autoencoder itself.
+    network = getattr(owner, "model", None)
+    followed = network if isinstance(network, nn.Module) else owner
+    weights = {name.replace(".", ""): w for name, w in followed.named_parameters()}
+    return weights[key].detach().clone()
+
+
+def _remarks(report: LoadReport) -> list[str]:
+    """Say what was odd about a file; what every published file does is not."""
+    lines = []
+    shadows = [n for n in report.unexpected if n.startswith("model_ema.")]
+    if len(shadows) > 2:
+        lines.append(f"an averaged copy of {len(shadows) - 2} weights is there and not used")
+    known = ("model_ema.", "embedding_manager.")
+    others = [n for n in report.unexpected if not n.startswith(known) and not is_optional(n)]
+    if others or report.missing:
+        lines.append(str(LoadReport(report.missing, tuple(others))))
+    return lines

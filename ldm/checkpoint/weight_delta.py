@@ -1,0 +1,141 @@
+"""What tuning moved a model's weights by, in a file: the base model is not stored a second time.
+
+The file is safetensors: for each weight that moved, trained − base under the weight's own name.
+Its metadata name the base by hash, so that it is never added to another model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ldm.checkpoint.loading import checkpoint_hash, read_state_dict
+from ldm.checkpoint.names import is_optional, match_names
+from ldm.util import UserError
+
+FORMAT = "ldm-difference"
+# The parts that tuning may move. The autoencoder stays as it is, words have files of their own.
+PARTS = ("model.", "cond_stage_model.")
+
+
+@torch.no_grad()
+def save_difference(
+    model: Any,
+    path: str | Path,
+    base: str | Path,
+    *,
+    half: bool = True,
+    facts: Mapping[str, str] | None = None,
+) -> None:
+    """Write trained − base for each tuned weight; averaged weights count where there are some.
+
+    Args:
+        model: a `LatentDiffusion` whose tuned weights require gradients.
+        path: where, `.safetensors`; replaced if it exists, whole or not at all.
+        base: the checkpoint that tuning started from.
+        half: store float16: half the size, an error of at most 2^-11 of each value (3e-8 where
+            values are below 6e-5).
+        facts: more metadata, as texts.
+
+    Raises:
+        UserError: the base lacks a tuned weight.
+    """
+    with model.ema_scope():
+        tuned = {
+            name: weight.detach().float().cpu()
+            for name, weight in model.named_parameters()
+            if weight.requires_grad and name.startswith(PARTS)
+        }
+        state = read_state_dict(base)
+        names = [name for name, _ in model.named_parameters()]
+        of_base = {ours: theirs for theirs, ours in match_names(names, list(state)).items()}
+        moved = {}
+        for name, weight in tuned.items():
+            if name not in of_base:
+                if is_optional(name):  # no part of any picture
+                    continue
+                raise UserError(f"{base} has no weight {name}: it is not what tuning began from")
+            change = weight - state[of_base[name]].float()
+            if change.any():
+                moved[name] = (change.half() if half else change).contiguous()
+    metadata = {
+        "format": FORMAT,
+        "base_checkpoint": Path(base).name,
+        "base_checkpoint_hash": checkpoint_hash(base),
+        **(facts or {}),
+    }
+    part = Path(path).with_suffix(".part")
+    part.touch()
+    readers = part.stat().st_mode  # safetensors would leave it to its owner alone
+    save_file(moved, part, metadata=metadata)
+    part.chmod(readers)
+    part.replace(path)
+
+
+def check_difference(path: str | Path, checkpoint: str | Path | None) -> dict[str, str]:
+    """Check that a difference may be added to the model of a checkpoint; read no weights.
+
+    Returns:
+        The file's metadata.
+
+    Raises:
+        UserError: no difference file, or one to another base.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+    except FileNotFoundError as error:
+        raise UserError(f"difference {path} does not exist") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a safetensors file, or a damaged one ({error})") from error
+    if metadata.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: not a difference, which tuning leaves as difference.safetensors; words are "
+            "given as --embedding_path, whole models as --ckpt_path"
+        )
+    base, wanted = metadata.get("base_checkpoint"), metadata.get("base_checkpoint_hash")
+    found = None if checkpoint is None else checkpoint_hash(checkpoint)
+    if found != wanted:
+        raise UserError(
+            f"{path}: a difference to the base model {base} ({wanted}), but the model is "
+            f"{checkpoint} ({found}): choose the one that tuning began from"
+        )
+    return metadata
+
+
+@torch.no_grad()
+def apply_difference(model: Any, path: str | Path, checkpoint: str | Path | None) -> None:
+    """Add a difference to the weights of its base model, in place.
+
+    Averaged weights, where there are some, become the tuned ones: pictures are drawn with them.
+
+    Args:
+        model: a `LatentDiffusion` with the weights of `checkpoint`.
+        path: the difference.
+        checkpoint: the base's file, by which the two are known to belong together.
+
+    Raises:
+        UserError: as `check_difference`; or the model's configuration lacks one of the weights.
+    """
+    check_difference(path, checkpoint)
+    weights = dict(model.named_parameters())
+    with safe_open(path, framework="pt") as file:
+        pairs = match_names(list(weights), list(file.keys()))
+        for theirs in file.keys():  # noqa: SIM118 (not a mapping)
+            change: Tensor = file.get_tensor(theirs)
+            weight = weights.get(pairs.get(theirs, ""))
+            if weight is None or weight.shape != change.shape:
+                raise UserError(
+                    f"{path}: its weight {theirs} {list(change.shape)} has no place in this "
+                    "model: draw with the configuration that it was tuned with"
+                )
+            # A new tensor: what was read may lie in the mapped checkpoint.
+            weight.data = (weight.float() + change.to(weight.device).float()).to(weight.dtype)
+    if model.model_ema is not None:
+        model.model_ema.restart(model.model)

@@ -1,0 +1,1 @@
+"""What reproduces the paper's experiments; only the command lines import it."""

@@ -1,0 +1,1 @@
+"""The demo: one word learned, scored and shown on a page."""

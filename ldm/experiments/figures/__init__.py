@@ -1,0 +1,1 @@
+"""The paper's figures, made with the miniature, or with another model by `--model`."""

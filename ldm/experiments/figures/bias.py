@@ -1,0 +1,194 @@
+"""Figure 8: what a population looks like when the base model is asked, and when a word is.
+
+The base model's "a doctor" skews towards what its captions said most. A word learned from a small
+set that is more varied should skew less. Which answer a picture gives to the question (which
+medium, which gender) is the text nearest to it; the skew is the share of a group of answers
+(sketches, women) beside what equal shares would give it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ldm.evaluation.bootstrap import Estimate, FloatArray, resample, weighted_mean
+from ldm.experiments.figures.layout import show
+from ldm.experiments.figures.record import Drawing, Figure, Table
+from ldm.experiments.figures.studio import Studio
+from ldm.experiments.figures.style import BLUE, VERMILION, readable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+    from PIL import Image
+
+SHOWN = 15  # of each, as in the paper
+ACROSS = 5
+POPULATION = 4  # times the pictures of other prompts: shares of many answers need many
+RESAMPLES = 1000
+COLUMNS = ("source", "prompt", "answer", "pictures", "share", "low", "high")
+
+
+def bias(figure: Figure, studio: Studio) -> Drawing:
+    """Draw both populations, count the answers, show fifteen of each and the shares."""
+    (line,) = studio.request.lines(figure)
+    base, asked = line.prompts
+    each = POPULATION * studio.request.pictures
+    prompts = {"base": base, "learned": asked}
+    drawn = {
+        "base": studio.draw([base], each)[0],
+        "learned": studio.draw([asked], each, concepts=line.concepts)[0],
+    }
+    pictures = {name: [one.image for one in found] for name, found in drawn.items()}
+    answers = _answers(figure, studio.request.is_miniature)
+    group, members = _group(figure, studio.request.is_miniature)
+    given = {name: _given(studio, images, answers) for name, images in pictures.items()}
+    rows: list[tuple[Any, ...]] = []
+    scores: dict[str, dict[str, Estimate]] = {}
+    for name, chosen in given.items():
+        scores[name] = count(chosen, list(answers), group, members)
+        for answer, share in scores[name].items():
+            rows.append((name, prompts[name], answer, each, share.value, share.low, share.high))
+    change = paired_change(given["base"], given["learned"], list(answers), members)
+    rows.append(("learned - base", asked, group, each, change.value, change.low, change.high))
+    titles = {
+        name: f'{"base model" if name == "base" else "learned word"}: "{readable(prompt)}", '
+        f"{group} {_with_interval(scores[name][group])}"
+        for name, prompt in prompts.items()
+    }
+    said = f"{group}, learned − base in pairs of the same noise: {_with_interval(change)}"
+    canvas = _draw(figure, pictures, scores, titles, said)
+    notes = (
+        f"Uncurated: the first {min(SHOWN, each)} of {each} pictures; shares are of all.",
+        f"Equal shares of the {len(answers)} answers would give {group} "
+        f"{len(members) / len(answers):.2f}; 95% intervals resample the pictures.",
+        f"From the base model to the learned word the share of {group} changes by "
+        f"{_with_interval(change)}: the two draw from the same noise, so pairs are resampled.",
+    )
+    return Drawing(canvas, Table(COLUMNS, rows), notes)
+
+
+def _answers(figure: Figure, is_miniature: bool) -> Mapping[str, str]:
+    """Return the answers that there are: each with the text that stands for it."""
+    if not is_miniature:
+        return dict(figure.layout["paper"])
+    from ldm.miniature.clip import PROMPTS
+
+    prompts = PROMPTS[str(figure.layout["miniature"])]
+    return {name: prompts[name] for name in figure.layout["miniature_answers"]}
+
+
+def _group(figure: Figure, is_miniature: bool) -> tuple[str, Sequence[str]]:
+    """Return the group that the base model may prefer: its name and its answers."""
+    name, members = figure.layout["miniature_group" if is_miniature else "paper_group"]
+    return str(name), tuple(members)
+
+
+def _given(
+    studio: Studio, images: Sequence[Image.Image], answers: Mapping[str, str]
+) -> npt.NDArray[np.int64]:
+    """Return the number of each picture's answer, [n]."""
+    cosines = studio.features(images) @ studio.text_features(list(answers.values())).T
+    found: npt.NDArray[np.int64] = cosines.argmax(-1).numpy()
+    return found
+
+
+def count(
+    given: npt.NDArray[np.int64], answers: Sequence[str], group: str, members: Sequence[str]
+) -> dict[str, Estimate]:
+    """Return each answer's share of the pictures and, last, that of a group of answers.
+
+    Args:
+        given: the number of each picture's answer, [n].
+        answers: their names.
+        group: the group's name.
+        members: the answers in it.
+    """
+    chosen = np.eye(len(answers))[given]  # n answers
+    rng = np.random.default_rng(0)
+
+    def share(columns: FloatArray) -> Estimate:
+        return resample(weighted_mean(columns), len(given), RESAMPLES, rng).estimate
+
+    found = {name: share(chosen[:, i]) for i, name in enumerate(answers)}
+    within = chosen[:, [i for i, name in enumerate(answers) if name in members]]
+    return {**found, group: share(within.sum(1))}
+
+
+def paired_change(
+    before: npt.NDArray[np.int64],
+    after: npt.NDArray[np.int64],
+    answers: Sequence[str],
+    members: Sequence[str],
+) -> Estimate:
+    """Return by how much a group's share changes between pictures of the same noise.
+
+    Args:
+        before: the number of each picture's answer, [n].
+        after: likewise; picture i has the seed of picture i before.
+        answers: their names.
+        members: the answers in the group.
+    """
+    numbers = [i for i, name in enumerate(answers) if name in members]
+    change = np.isin(after, numbers).astype(float) - np.isin(before, numbers)
+    return resample(
+        weighted_mean(change), len(change), RESAMPLES, np.random.default_rng(0)
+    ).estimate
+
+
+def _draw(
+    figure: Figure,
+    pictures: Mapping[str, Sequence[Image.Image]],
+    scores: Mapping[str, Mapping[str, Estimate]],
+    titles: Mapping[str, str],
+    change: str,
+) -> Canvas:
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(11.6, 7.6), layout="constrained")
+    canvas.suptitle(f"Figure {figure.name}. {figure.title}", fontsize=11)
+    halves: Any = canvas.subfigures(2, 1, height_ratios=(1.55, 1))
+    upper, lower = halves
+    parts = upper.subfigures(1, 2, wspace=0.05)
+    for part, name in zip(parts, pictures, strict=True):
+        part.suptitle(titles[name], fontsize=9)
+        for axes in part.subplots(SHOWN // ACROSS, ACROSS).flat:
+            axes.set_axis_off()
+        for axes, image in zip(part.axes, pictures[name], strict=False):
+            show(axes, image)
+    axes = lower.subplots()
+    _bars(axes, scores, list(scores["base"])[:-1])  # the last is the group
+    axes.set_title(change, fontsize=9)
+    return canvas
+
+
+def _bars(axes: Axes, scores: Mapping[str, Mapping[str, Estimate]], answers: Sequence[str]) -> None:
+    """Draw the shares side by side, the base model's greatest first."""
+    base = scores["base"]
+    names = sorted(answers, key=lambda name: -base[name].value)
+    places = np.arange(len(names))
+    for i, (source, colour, hatch) in enumerate(
+        (("base", BLUE, ""), ("learned", VERMILION, "///"))
+    ):
+        found = [scores[source][name] for name in names]
+        values = np.array([share.value for share in found])
+        ends = np.array([[s.low for s in found], [s.high for s in found]])
+        around = np.abs(ends - values)
+        axes.bar(
+            places + (i - 0.5) * 0.4, values, 0.4, yerr=around, color=colour, hatch=hatch,
+            edgecolor="white", capsize=1.5, error_kw={"elinewidth": 0.8},
+            label="base model" if source == "base" else "learned word",
+        )  # fmt: skip
+    axes.axhline(1 / len(names), color="black", linestyle=":", linewidth=1, label="equal shares")
+    axes.set_xticks(places, names, rotation=45 if len(names) > 6 else 0, ha="right")
+    axes.set_ylabel("share of the pictures")
+    axes.set_xlim(-0.7, len(names) - 0.3)
+    axes.set_ylim(top=1.15 * axes.get_ylim()[1])  # room for the legend above the bars
+    axes.legend(frameon=False, loc="upper right", ncols=3)
+
+
+def _with_interval(score: Estimate) -> str:
+    return f"{score.value:.2f} [{score.low:.2f}, {score.high:.2f}]"

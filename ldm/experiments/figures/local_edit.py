@@ -1,0 +1,105 @@
+"""Figure 9: a learned word drawn into a given picture, by Blended Latent Diffusion."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ldm.editing.blended import Blending, edit
+from ldm.editing.images import model_size, open_mask, resized
+from ldm.experiments.figures.layout import Cell, Row, draw_grid
+from ldm.experiments.figures.record import Drawing, Figure, Table
+from ldm.experiments.figures.studio import Studio
+from ldm.experiments.figures.style import readable
+from ldm.image_io import open_rgb
+from ldm.miniature.render import Spec
+from ldm.miniature.world import render, sample_spec
+
+if TYPE_CHECKING:
+    from ldm.experiments.figures.request import Request
+
+CANDIDATES = 16  # of a prompt, of which one is shown
+SEED = 9  # of the miniature's own scene
+COLUMNS = ("concept", "prompt", "seed", "masked_text_similarity", "background_error", "shown")
+
+
+def local_edit(figure: Figure, studio: Studio) -> Drawing:
+    """Show the picture, its mask and, of each prompt, the edit that the judge ranks first."""
+    request = studio.request
+    picture, mask = scene(request)
+    size = model_size(studio.model, picture.size)
+    picture, mask = resized(picture, size), resized(mask, size)
+    count = min(CANDIDATES, request.pictures)
+    blending = Blending(
+        steps=request.steps, scale=request.scale, seed=request.seed, samples=count, batch_size=count
+    )
+    rows: list[Row] = []
+    numbers: list[tuple[Any, ...]] = []
+    for line in request.lines(figure):
+        studio.take_words(line.concepts)
+        cells = [Cell(picture, "picture"), Cell(mask.convert("RGB"), "mask")]
+        for prompt in line.prompts:
+            found = edit(studio.model, picture, mask, prompt, blending, judge=studio.extractor)
+            cells.append(Cell(found[0].image, readable(prompt)))
+            numbers += [
+                (
+                    line.concepts[0],
+                    prompt,
+                    one.seed,
+                    one.score,
+                    one.settings["background_error"],
+                    int(one is found[0]),
+                )
+                for one in found
+            ]
+        rows.append(Row(line.shown_label, cells))
+    worst = max(row[4] for row in numbers)
+    notes = (
+        f"Of {count} edits a prompt the one whose masked region is nearest to the prompt; pixels "
+        "outside the mask are the picture's own.",
+        f"Largest difference from the picture outside the mask: {worst} of 255.",
+    )
+    title = f"Figure {figure.name}. {figure.title} (best of {count} by score)"
+    return Drawing(draw_grid(rows, title=title), Table(COLUMNS, numbers), notes)
+
+
+def scene(request: Request) -> tuple[Image.Image, Image.Image]:
+    """Return the picture to edit and its mask, mode "1": those asked for, or the miniature's.
+
+    Raises:
+        UserError: an unreadable file, or a mask of another size or without any white.
+    """
+    if request.picture is None or request.mask is None:
+        return _own_scene()
+    picture = open_rgb(request.picture)
+    return picture, open_mask(request.mask, picture.size)
+
+
+def own_spec() -> Spec:
+    """Describe the miniature's own scene: a brown square in the kitchen.
+
+    In the middle and small: a corner outside the mask would stay in every edit.
+    """
+    return replace(
+        sample_spec(SEED, 0),
+        shape="square",
+        colour="brown",
+        texture="plain",
+        second="",
+        scene="kitchen",
+        medium="photo",
+        dx=0.0,
+        dy=0.0,
+        scale=0.5,
+    )
+
+
+def _own_scene() -> tuple[Image.Image, Image.Image]:
+    """Return the miniature's own scene, and a disc around what stands in it."""
+    levels = np.rint((render(own_spec(), 64) + 1) * 127.5).astype(np.uint8)
+    mask = Image.new("1", (64, 64))
+    ImageDraw.Draw(mask).ellipse((8, 8, 55, 55), fill=1)
+    return Image.fromarray(levels), mask

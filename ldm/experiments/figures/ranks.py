@@ -1,0 +1,96 @@
+"""Figure 10b: mean ranks of the user study with their ellipses, the paper's beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ldm.experiments.figures.published import LABELS, RANKS, label
+from ldm.experiments.figures.record import Drawing, Figure, Table
+from ldm.experiments.figures.studio import Studio
+from ldm.experiments.figures.style import marker
+from ldm.experiments.study.analysis import (
+    ModelRanks,
+    analyse,
+    caveat,
+    participants,
+    read_answers,
+)
+from ldm.experiments.study.questionnaire import read_key
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLUMNS = (
+    *("source", "name", "text_rank", "image_rank"),
+    *("half_major", "half_minor", "angle_degrees"),
+)
+
+
+def user_study(figure: Figure, studio: Studio) -> Drawing:
+    """Draw the paper's mean ranks and those of the answers given."""
+    from matplotlib.figure import Figure as Canvas
+
+    request = studio.request
+    assert request.key is not None, "checked before"
+    study = read_key(request.key)
+    answers = read_answers(study, request.answers)
+    ranks, counts = analyse(study, answers), participants(answers)
+    names = [name for name in LABELS if name in {*RANKS, *study.models}]
+    names += sorted(set(study.models) - set(names))
+    styles: dict[str, Any] = {name: marker(i) for i, name in enumerate(names)}
+    canvas = Canvas(figsize=(10.4, 4.6), layout="constrained")
+    left, right = canvas.subplots(1, 2)
+    for name, rank in RANKS.items():
+        left.plot(rank.text, rank.image, **styles[name], linestyle="none", markersize=8)
+    left.set_title("the paper, 600 answers to each questionnaire")
+    draw_ranks(right, ranks, styles)
+    unlike = caveat(answers)
+    who = "simulated participants" if unlike else "participants"
+    counted = f"{counts['image']} {who} by pictures and {counts['text']} by texts"
+    right.set_title(f"here: {unlike}\n{counted}" if unlike else f"here, {counted}")
+    for axes, best in ((left, len(RANKS)), (right, len(study.models))):
+        axes.set_xlabel(f"mean rank by text ({best} is best)")
+        axes.set_ylabel(f"mean rank by training pictures ({best} is best)")
+        axes.margins(0.15)
+        axes.grid(alpha=0.25)
+    handles: list[Any] = [
+        left.plot([], [], **styles[name], linestyle="none", label=label(name))[0] for name in names
+    ]
+    canvas.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
+    canvas.suptitle(f"Figure {figure.name}. {figure.title}", fontsize=11)
+    notes = [
+        "Ellipses hold the true mean ranks with 95% confidence; three participants are needed."
+    ]
+    if unlike:
+        notes.insert(0, f"The right panel shows {unlike}: it says nothing about what people see.")
+    source = f"here, {unlike}" if unlike else "here"
+    return Drawing(canvas, Table(COLUMNS, _rows(ranks, source)), tuple(notes))
+
+
+def draw_ranks(axes: Axes, ranks: Sequence[ModelRanks], styles: Mapping[str, Any]) -> None:
+    """Draw mean ranks, text to the right, with their ellipses."""
+    from matplotlib.patches import Ellipse
+
+    for rank in ranks:
+        centre, style = (rank.text, rank.image), styles[rank.model]
+        axes.plot(*centre, **style, linestyle="none", markersize=8, zorder=3)
+        if rank.ellipse is not None:
+            size = (2 * rank.ellipse.major, 2 * rank.ellipse.minor)
+            axes.add_patch(
+                Ellipse(
+                    centre, *size, angle=rank.ellipse.angle, color=style["color"], alpha=0.25, lw=0
+                )
+            )
+    axes.autoscale_view()
+
+
+def _rows(ranks: Sequence[ModelRanks], source: str) -> list[tuple[Any, ...]]:
+    rows: list[tuple[Any, ...]] = [
+        ("paper", name, rank.text, rank.image, None, None, None) for name, rank in RANKS.items()
+    ]
+    for rank in ranks:
+        found = rank.ellipse
+        ends = (found.major, found.minor, found.angle) if found else (None, None, None)
+        rows.append((source, rank.model, rank.text, rank.image, *ends))
+    return rows

@@ -1,0 +1,126 @@
+"""What a figure is: its name, title and prompts, apart from any model. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ldm.util import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+# What a figure may need beside the model and its judge.
+INPUTS = ("words", "concepts", "table", "answers", "pivotal", "scene")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of pictures: which words it is about, and what is asked of them.
+
+    Attributes:
+        concepts: the files of `--words` and folders of `--concepts`, without suffix. The first is
+            `*` in the prompts, the second `@`.
+        prompts: with the placeholders.
+        label: beside the line; the concepts' names where empty.
+    """
+
+    concepts: tuple[str, ...]
+    prompts: tuple[str, ...]
+    label: str = ""
+
+    @property
+    def shown_label(self) -> str:
+        """What stands beside the line."""
+        return self.label or " + ".join(self.concepts)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the paper.
+
+    Attributes:
+        name: its number, with a letter where the paper has several parts: "1", "10a".
+        title: in a few words.
+        painter: which function of `ldm.experiments.figures.painters` draws it.
+        paper: its lines at 1.4B, with the paper's prompts.
+        miniature: its lines in the miniature's vocabulary.
+        needs: of `INPUTS`, what must be there.
+        layout: arguments of the painter.
+    """
+
+    name: str
+    title: str
+    painter: str
+    paper: tuple[Line, ...] = ()
+    miniature: tuple[Line, ...] = ()
+    needs: tuple[str, ...] = ("words", "concepts")
+    layout: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.needs if name not in INPUTS]
+        if unknown:
+            raise ValueError(f"needs must be of {', '.join(INPUTS)}, got {unknown[0]!r}")
+
+    @property
+    def stem(self) -> str:
+        """Return the name of its files, without suffix: "fig01", "fig10a"."""
+        digits = self.name.rstrip("abcdefgh")
+        return f"fig{int(digits):02d}{self.name[len(digits) :]}"
+
+    def lines(self, miniature: bool) -> tuple[Line, ...]:
+        """Return the lines for the miniature or for the 1.4B model."""
+        return self.miniature if miniature else self.paper
+
+
+@dataclass(frozen=True)
+class Table:
+    """A figure's numbers.
+
+    Attributes:
+        columns: their names.
+        rows: as many values each.
+    """
+
+    columns: tuple[str, ...]
+    rows: Sequence[Sequence[Any]]
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"rows must have {len(self.columns)} values, got {list(row)}")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What a painter made: the drawing, its numbers and what to know about it.
+
+    Attributes:
+        canvas: of matplotlib.
+        table: the numbers.
+        notes: sentences for the text file beside the figure.
+    """
+
+    canvas: Canvas
+    table: Table
+    notes: tuple[str, ...] = ()
+
+
+def find(figures: Sequence[Figure], name: str) -> list[Figure]:
+    """Return the figure of a name, or all parts of a number: "10" is 10a and 10b.
+
+    Raises:
+        UserError: there is none.
+    """
+    wanted = name.lower().removeprefix("fig").lstrip("0")
+    found = [f for f in figures if wanted in (f.name, f.name.rstrip("abcdefgh"))]
+    if found:
+        return found
+    if wanted == "2":
+        raise UserError("figure 2 is the paper's diagram of the method: there is nothing to draw")
+    names = [f.name for f in figures]
+    near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.3)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise UserError(f"there is no figure {name!r}{hint}: there are {', '.join(names)}")

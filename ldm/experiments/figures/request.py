@@ -1,0 +1,186 @@
+"""What is asked of a figure, checked before weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ldm.experiments.figures.pivotal import DIFFERENCE, WORD
+from ldm.experiments.figures.record import Figure, Line
+from ldm.util import UserError
+
+
+def is_miniature(weights: Path) -> bool:
+    """Tell whether weights are the miniature's: its judge lies beside them."""
+    return (weights.parent / "judge" / "config.json").is_file()
+
+
+@dataclass(frozen=True)
+class Request:
+    """Where a figure's inputs lie and how its pictures are drawn.
+
+    Attributes:
+        config, weights: of the model.
+        words: folder of learned words, a file `NAME.safetensors` (or .pt, .bin) each.
+        concepts: folder of concepts, a folder of pictures each.
+        table: the protocol's output folder.
+        output: folder of the figures.
+        answers: files of the user study.
+        key: of the user study.
+        pivotal: folder of pivotal tuning: difference.safetensors and the word; None for none.
+        picture, mask: of the local edit; None takes the miniature's own scene.
+        extractor: who scores; a folder or a name on the hub, empty for the model's own.
+        pictures: of a prompt.
+        steps, scale, seed: of sampling.
+        device: where to draw.
+        rename: a figure's concept → the one to take in its place.
+    """
+
+    config: Path
+    weights: Path
+    words: Path
+    concepts: Path
+    table: Path
+    output: Path
+    answers: Sequence[Path] = ()
+    key: Path | None = None
+    pivotal: Path | None = None
+    picture: Path | None = None
+    mask: Path | None = None
+    extractor: str = ""
+    pictures: int = 16
+    steps: int = 50
+    scale: float = 5.0
+    seed: int = 42
+    device: str = "cpu"
+    rename: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_miniature(self) -> bool:
+        """Whether the model is the miniature."""
+        return is_miniature(self.weights)
+
+    def lines(self, figure: Figure) -> tuple[Line, ...]:
+        """Return a figure's lines for this model, with the concepts asked for."""
+        return tuple(
+            Line(
+                tuple(self.rename.get(name, name) for name in line.concepts),
+                line.prompts,
+                line.label,
+            )
+            for line in figure.lines(self.is_miniature)
+        )
+
+    def word_file(self, concept: str) -> Path:
+        """Return the file of a learned word.
+
+        Raises:
+            UserError: there is none.
+        """
+        if not self.words.is_dir():
+            raise UserError(f"words folder {self.words} does not exist: give --words DIR")
+        found = _word_files(self.words, concept)
+        if not found:
+            held = ", ".join(sorted({path.stem for path in self.words.glob("*.*")})) or "none"
+            raise UserError(
+                f"no learned word {concept!r} in {self.words} (there: {held}): "
+                f"learn it, or take another with --rename {concept}=NAME"
+            )
+        return found[0]
+
+    def pivotal_files(self) -> tuple[Path, Path]:
+        """Return what pivotal tuning moved the weights by, and its word.
+
+        Raises:
+            UserError: one of them is not there.
+        """
+        folder = self.pivotal or Path()
+        words = (folder / name for name in (WORD, "word.safetensors"))
+        difference, word = folder / DIFFERENCE, next(filter(Path.is_file, words), None)
+        if word is None or not difference.is_file():
+            raise UserError(
+                f"--pivotal {folder} lacks {DIFFERENCE} or {WORD}: give "
+                "LOGFOLDER/second_stage/checkpoints of a run with configs/variants/pivotal.yaml"
+            )
+        return difference, word
+
+    def concept_folder(self, concept: str) -> Path:
+        """Return the folder of a concept's pictures.
+
+        Raises:
+            UserError: there is none.
+        """
+        folder = self.concepts / concept
+        if not self.concepts.is_dir():
+            raise UserError(f"concepts folder {self.concepts} does not exist: give --concepts DIR")
+        if not folder.is_dir():
+            raise UserError(
+                f"no folder {concept!r} in {self.concepts}: put the concept's pictures there, or "
+                f"take another with --rename {concept}=NAME"
+            )
+        return folder
+
+
+def _word_files(folder: Path, concept: str) -> list[Path]:
+    names = (f"{concept}{suffix}" for suffix in (".safetensors", ".pt", ".bin"))
+    return [path for name in names if (path := folder / name).is_file()]
+
+
+def check(figure: Figure, request: Request) -> None:
+    """Check that everything a figure needs is there.
+
+    Raises:
+        UserError: naming what is missing and where it comes from.
+    """
+    for line in request.lines(figure):
+        for concept in line.concepts:
+            if "words" in figure.needs:
+                request.word_file(concept)
+            if "concepts" in figure.needs:
+                request.concept_folder(concept)
+    for need, test in _OTHER.items():
+        if need in figure.needs:
+            test(request)
+
+
+def _check_table(request: Request) -> None:
+    if not (request.table / "summary.csv").is_file():
+        raise UserError(
+            f"the protocol's table {request.table}/summary.csv is not there: run `make protocol`, "
+            "or give --table DIR"
+        )
+
+
+def _check_answers(request: Request) -> None:
+    if not request.answers or request.key is None:
+        raise UserError(
+            "there are no answers of a user study: make one with scripts/user_study.py, and give "
+            "--answers FILE ... and --key key.json"
+        )
+    for path in (request.key, *request.answers):
+        if not path.is_file():
+            raise UserError(f"user study: {path} does not exist")
+
+
+def _check_pivotal(request: Request) -> None:
+    if request.pivotal is not None:
+        request.pivotal_files()
+
+
+def _check_scene(request: Request) -> None:
+    if (request.picture is None) != (request.mask is None):
+        raise UserError("--image and --mask go together: give both or neither")
+    if request.picture is None and not request.is_miniature:
+        raise UserError("the local edit needs --image FILE and --mask FILE with this model")
+    for path in (request.picture, request.mask):
+        if path is not None and not path.is_file():
+            raise UserError(f"picture {path} does not exist")
+
+
+_OTHER = {
+    "table": _check_table,
+    "answers": _check_answers,
+    "pivotal": _check_pivotal,
+    "scene": _check_scene,
+}

@@ -1,0 +1,101 @@
+"""Three sets of pictures that only the figures learn a word from, drawn in the miniature's world.
+
+`scripts/figures/make_sets.py` writes them and tells how their words are learned.
+
+- any-star, of figure 8: ten stars, two in each medium, no two of one colour or in one scene. Asked
+  for a picture that names no medium, the base model draws mostly sketches; the set does not.
+- chalk, of figures 6 and 7: a style that the model's training never showed, light lines on a dark
+  board. It is the negative of the sketches that the model knows, so that a word can reach it.
+- arcade, of figure 6: neon in coarse pixels. Training showed either, never both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ldm.miniature.render import MEDIA, PIXEL_BLOCKS, Spec
+from ldm.miniature.world import render, sample_spec
+
+SIZE = 128
+SEED = 2208
+COLOURS = (
+    *("red", "yellow", "green", "cyan", "blue", "purple", "white", "black"),
+    *("orange", "pink"),
+)
+SCENES = (
+    *("meadow", "kitchen", "desert", "snow", "city", "beach", "forest", "sea"),
+    *("moon", "sunset"),
+)
+STYLE_SHAPES = ("triangle", "crescent", "square", "fish", "ring", "heart", "mug", "cross")
+STYLE_SCENES = ("meadow", "kitchen", "desert", "snow", "city", "beach", "forest", "moon")
+
+Picture = npt.NDArray[np.float32]
+
+
+def star_specs() -> list[Spec]:
+    """Describe the stars; place, size and tilt vary too."""
+    looks = zip(COLOURS, SCENES, MEDIA * 2, strict=True)
+    return [
+        replace(
+            sample_spec(SEED, number),
+            shape="star",
+            colour=colour,
+            texture="plain",
+            second="",
+            scene=scene,
+            medium=medium,
+        )
+        for number, (colour, scene, medium) in enumerate(looks)
+    ]
+
+
+def style_specs(medium: str) -> list[Spec]:
+    """Describe the pictures that a style's are made from: in each another thing and scene."""
+    return [
+        replace(sample_spec(SEED, 40 + number), shape=shape, scene=scene, medium=medium)
+        for number, (shape, scene) in enumerate(zip(STYLE_SHAPES, STYLE_SCENES, strict=True))
+    ]
+
+
+def _stars() -> Iterator[Picture]:
+    return (render(spec, SIZE) for spec in star_specs())
+
+
+def _chalk() -> Iterator[Picture]:
+    return (-render(spec, SIZE) for spec in style_specs("sketch"))
+
+
+def _arcade() -> Iterator[Picture]:
+    nearest = np.arange(SIZE) * PIXEL_BLOCKS // SIZE
+    for spec in style_specs("neon"):
+        fine = render(spec, 2 * PIXEL_BLOCKS)  # as pixel art is made: four samples a block
+        blocks = fine.reshape(PIXEL_BLOCKS, 2, PIXEL_BLOCKS, 2, 3).mean((1, 3))
+        yield blocks[nearest][:, nearest]
+
+
+SETS: Mapping[str, Callable[[], Iterator[Picture]]] = {
+    "any-star": _stars,
+    "chalk": _chalk,
+    "arcade": _arcade,
+}
+
+
+def write_set(name: str, concepts: Path) -> Path:
+    """Write a set's pictures to its folder below `concepts` and return that.
+
+    Args:
+        name: of `SETS`.
+        concepts: is made where it is not there.
+    """
+    folder = concepts / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(SETS[name](), 1):
+        levels = np.rint((picture + 1) * 127.5).astype(np.uint8)
+        Image.fromarray(levels).save(folder / f"{number}.png", optimize=True)
+    return folder

@@ -1,0 +1,226 @@
+"""Drawing and scoring a figure's pictures: one model, its words by turns, one judge."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ldm.checkpoint.loading import checkpoint_hash
+from ldm.evaluation.draws import fitting_batch
+from ldm.evaluation.extractors import default_extractor, extractor_facts, find_extractor
+from ldm.evaluation.similarity import FeatureExtractor, without_placeholders
+from ldm.experiments.figures.record import Figure, Line
+from ldm.experiments.figures.request import Request
+from ldm.experiments.figures.subjects import Subject, read_subject
+from ldm.inference import Picture, generate, load_model, load_words
+from ldm.util import UserError
+from ldm.words.files import read_words
+from ldm.words.placeholders import occurrences
+
+log = logging.getLogger(__name__)
+
+PLACEHOLDERS = ("*", "@")  # a line's first and second concept
+ON_CPU = 16  # pictures at a time: more are no faster on one core
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A picture with the judge's cosines: with the training pictures (mean), with its prompt."""
+
+    picture: Picture
+    image: float
+    text: float
+
+    @property
+    def both(self) -> float:
+        """What the best of several is chosen by: the mean of the two cosines."""
+        return (self.image + self.text) / 2
+
+
+@dataclass
+class Studio:
+    """Draws for one request; models are read when first needed.
+
+    Attributes:
+        request: what was asked.
+        is_tuned: draw with the model and the word of pivotal tuning.
+    """
+
+    request: Request
+    is_tuned: bool = False
+    _subjects: dict[str, Subject] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def model(self) -> Any:
+        """The `LatentDiffusion`, without words."""
+        request = self.request
+        moved = request.pivotal_files()[0] if self.is_tuned else None
+        model = load_model(request.config, request.weights, difference=moved)
+        if model.embedding_manager is not None:
+            model.embedding_manager.clear()  # the configuration's own were never learned
+        return model.to(request.device)
+
+    @cached_property
+    def extractor_name(self) -> str:
+        """Where the extractor comes from."""
+        return self.request.extractor or default_extractor(self.request.weights)
+
+    @cached_property
+    def extractor(self) -> FeatureExtractor:
+        """The judge in the miniature, CLIP at 1.4B."""
+        return find_extractor(self.extractor_name, self.request.device)
+
+    def facts(self, figure: Figure) -> dict[str, Any]:
+        """Return what decided a figure that was drawn here, files by their hashes."""
+        request = self.request
+        if "table" in figure.needs:
+            return {"table": _hashed(request.table / "summary.csv")}
+        if "answers" in figure.needs:
+            return {"answers": [_hashed(path) for path in request.answers]}
+        concepts = {name for line in request.lines(figure) for name in line.concepts}
+        return {
+            "model": _hashed(request.weights),
+            "config": _hashed(request.config),
+            "words": {name: _hashed(request.word_file(name)) for name in sorted(concepts)},
+            "pivotal": [_hashed(path) for path in request.pivotal_files()]
+            if request.pivotal and "pivotal" in figure.needs
+            else None,
+            "extractor": extractor_facts(self.extractor_name, self.extractor),
+            "sampling": {
+                "steps": request.steps,
+                "scale": request.scale,
+                "seed": request.seed,
+                "sampler": "ddim",
+                "eta": 0.0,
+            },
+        }
+
+    def subject(self, concept: str) -> Subject:
+        """Return a concept with its pictures."""
+        if concept not in self._subjects:
+            try:
+                word = self.request.word_file(concept)
+            except UserError:  # figures may show a concept that has no word
+                word = None
+            self._subjects[concept] = read_subject(self.request.concept_folder(concept), word)
+        return self._subjects[concept]
+
+    def take_words(self, concepts: Sequence[str]) -> None:
+        """Load the words of a line's concepts as `*` and `@`, in place of those before."""
+        if len(concepts) > len(PLACEHOLDERS):
+            raise ValueError(f"concepts must be at most {len(PLACEHOLDERS)}, got {list(concepts)}")
+        if self.model.embedding_manager is not None:
+            self.model.embedding_manager.clear()
+        for concept, placeholder in zip(concepts, PLACEHOLDERS, strict=False):
+            path = self._word(concept)
+            held = list(read_words(path).words)
+            load_words(self.model, path, rename={held[0]: placeholder})
+
+    def _word(self, concept: str) -> Path:
+        request = self.request
+        return request.pivotal_files()[1] if self.is_tuned else request.word_file(concept)
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        each: int,
+        *,
+        concepts: Sequence[str] = (),
+        scale: float | None = None,
+    ) -> list[list[Picture]]:
+        """Draw `each` pictures of every prompt; picture i of a prompt has seed + i.
+
+        Args:
+            prompts: may name `*` and `@` where concepts are given.
+            each: pictures of a prompt.
+            concepts: whose words to load; none for the base model alone.
+            scale: of guidance; the request's own by default.
+
+        Returns:
+            The pictures of each prompt.
+        """
+        request = self.request
+        if concepts:
+            self.take_words(concepts)
+        log.info("  %s: %d x %d pictures", " + ".join(concepts) or "base", len(prompts), each)
+        pictures = generate(
+            self.model,
+            prompts,
+            samples_per_prompt=each,
+            steps=request.steps,
+            scale=request.scale if scale is None else scale,
+            seed=request.seed,
+            batch_size=self._batch_size,
+            restart_seeds=True,
+        )
+        return [pictures[i * each : (i + 1) * each] for i in range(len(prompts))]
+
+    def draw_texts(self, texts: Sequence[str]) -> list[Picture]:
+        """Draw one picture of each text by the base model; picture i has seed + i."""
+        request = self.request
+        log.info("  base: %d pictures", len(texts))
+        return generate(
+            self.model,
+            texts,
+            steps=request.steps,
+            scale=request.scale,
+            seed=request.seed,
+            batch_size=self._batch_size,
+        )
+
+    @property
+    def _batch_size(self) -> int:
+        return ON_CPU if self.request.device == "cpu" else fitting_batch(self.model)
+
+    def draw_line(self, line: Line, each: int) -> list[list[Scored]]:
+        """Draw a line's prompts with its words and score every picture."""
+        drawn = self.draw(line.prompts, each, concepts=line.concepts)
+        return [
+            self.score(pictures, prompt, *_named(prompt, line.concepts))
+            for prompt, pictures in zip(line.prompts, drawn, strict=True)
+        ]
+
+    @torch.no_grad()
+    def score(self, pictures: Sequence[Picture], prompt: str, *concepts: str) -> list[Scored]:
+        """Score pictures against the prompt without its words, and concepts' training pictures.
+
+        Of several concepts the likenesses are averaged.
+        """
+        own = self.features([picture.image for picture in pictures])
+        likenesses = [
+            (own @ self.features(self.subject(concept).pictures).T).mean(-1) for concept in concepts
+        ]
+        images = torch.stack(likenesses).mean(0)
+        texts = own @ self.text_features([without_placeholders(prompt, PLACEHOLDERS)])[0]
+        return [
+            Scored(picture, float(image), float(text))
+            for picture, image, text in zip(pictures, images, texts, strict=True)
+        ]
+
+    def features(self, images: Sequence[Image.Image]) -> Tensor:
+        """Embed pictures: unit vectors [n, d] on the CPU."""
+        return F.normalize(self.extractor.image_features(list(images)).float().cpu(), dim=-1)
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Embed texts: unit vectors [n, d] on the CPU."""
+        return F.normalize(self.extractor.text_features(list(texts)).float().cpu(), dim=-1)
+
+
+def _named(prompt: str, concepts: Sequence[str]) -> list[str]:
+    """Return those of a line's concepts that a prompt names; the first where it names none."""
+    pairs = zip(concepts, PLACEHOLDERS, strict=False)
+    named = [concept for concept, placeholder in pairs if occurrences(prompt, placeholder)]
+    return named or list(concepts[:1])
+
+
+def _hashed(path: Path) -> str:
+    return f"{path.name} {checkpoint_hash(path)}"

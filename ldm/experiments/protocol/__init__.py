@@ -1,0 +1,1 @@
+"""The benchmark grid: concepts × variants × seeds, resumable."""

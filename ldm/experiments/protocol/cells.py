@@ -1,0 +1,225 @@
+"""The cells of a protocol's table: what decides each one's scores, and where its files lie here.
+
+A cell is one concept learned by one variant with one seed. Two hashes tell whether a finished cell
+still stands: of what decided the word, and of what decided its scores. Both cover the contents of
+files, never their places, so a table may be moved, and cells of several machines are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm.experiments.protocol.spec import ROOT, ProtocolConcept, ProtocolSpec, ProtocolVariant
+
+# Apart, so that no two seeds of a protocol draw from the same noises.
+NOISES_A_SEED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the table.
+
+    Attributes:
+        concept, variant, seed: what it is.
+        source: where its pictures come from, one of `ldm.training.variants.SOURCES`.
+        learn: what decides the word; None where none is learned.
+        score: what decides the scores, the word apart.
+        places: where the files are on this machine; not part of the hashes.
+    """
+
+    concept: str
+    variant: str
+    seed: int
+    source: str
+    learn: Mapping[str, Any] | None
+    score: Mapping[str, Any]
+    places: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The cell's folder, below that of all cells."""
+        return f"{self.concept}/{self.variant}/seed{self.seed}"
+
+    @property
+    def learn_hash(self) -> str:
+        """16 hexadecimal digits of what decides the word; empty where there is none."""
+        return "" if self.learn is None else digest(self.learn)
+
+    @property
+    def score_hash(self) -> str:
+        """16 hexadecimal digits of what decides the scores."""
+        return digest({"learn": self.learn_hash, "score": self.score, "source": self.source})
+
+    @property
+    def pictures_drawn(self) -> int:
+        """How many pictures scoring it draws."""
+        if self.source == "images":
+            return 0
+        prompts = {self.score["image_prompt"], *self.score["prompts"]}
+        return int(self.score["pictures"]) * len(prompts)
+
+    def to_json(self) -> str:
+        """Return everything as text; `from_json` takes it back."""
+        plain = {**asdict(self), "learn_hash": self.learn_hash, "score_hash": self.score_hash}
+        return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Cell:
+        """Build a cell from what `to_json` gave."""
+        plain = json.loads(text)
+        return cls(**{name: plain[name] for name in cls.__dataclass_fields__})
+
+
+def digest(value: Any) -> str:
+    """Return 16 hexadecimal digits of a plain value; a mapping's order does not count."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def build_cells(spec: ProtocolSpec, extractor: Mapping[str, str]) -> list[Cell]:
+    """Return the table's cells: concept by concept, then by variant, then by seed.
+
+    The training pictures as such are the same whatever the seed: one cell for each concept.
+
+    Args:
+        spec: the protocol.
+        extractor: what decides the extractor's features; see `extractor_facts`.
+    """
+    hashes = _Hashes()
+    cells = []
+    for concept in spec.concepts:
+        for variant in spec.variants:
+            for seed in spec.seeds[:1] if variant.source == "images" else spec.seeds:
+                cells.append(_cell(spec, concept, variant, seed, dict(extractor), hashes))
+    return cells
+
+
+def learning_options(
+    spec: ProtocolSpec, concept: ProtocolConcept, variant: ProtocolVariant, data: Path
+) -> list[str]:
+    """Return what main.py is told to learn a cell's word, its seed and folders apart.
+
+    Args:
+        spec: the protocol.
+        concept: what to learn.
+        variant: how.
+        data: the folder of the training pictures.
+    """
+    base = [*spec.base, *([variant.overlay] if variant.overlay else [])]
+    return [
+        *("--base", *(str(path) for path in base), "-t", "--no-test"),
+        *("--data_root", str(data), "--init_word", concept.first_word),
+        *("--placeholder_string", spec.placeholder),
+        *("--actual_resume", str(spec.checkpoint), "--max_steps", str(variant.steps)),
+        # Nobody looks at the pictures of hundreds of runs.
+        "lightning.callbacks.image_logger.params.disabled=true",
+        *variant.overrides,
+    ]
+
+
+class _Hashes:
+    """Hashes of files' contents, each read once."""
+
+    def __init__(self) -> None:
+        self.known: dict[Path, str] = {}
+
+    def file(self, path: Path) -> str:
+        if path not in self.known:
+            from ldm.checkpoint.loading import (
+                checkpoint_hash,  # imports torch, which a worker may not need
+            )
+
+            self.known[path] = checkpoint_hash(path)
+        return self.known[path]
+
+    def yaml(self, path: Path) -> str:
+        """Hash what a configuration says; comments and the variant's description do not count."""
+        if path not in self.known:
+            from omegaconf import OmegaConf
+
+            content = OmegaConf.to_container(OmegaConf.load(path))
+            assert isinstance(content, dict)
+            content.pop("variant", None)
+            self.known[path] = digest(content)
+        return self.known[path]
+
+
+def _cell(
+    spec: ProtocolSpec,
+    concept: ProtocolConcept,
+    variant: ProtocolVariant,
+    seed: int,
+    extractor: dict[str, str],
+    hashes: _Hashes,
+) -> Cell:
+    shown = concept.pictures[: variant.size]
+    learn = None
+    if variant.source == "learned":
+        configs = [*spec.base, *([variant.overlay] if variant.overlay else [])]
+        learn = {
+            "configs": [hashes.yaml(path) for path in configs],
+            "overrides": list(variant.overrides),
+            "checkpoint": hashes.file(spec.checkpoint),
+            "pictures": {path.name: hashes.file(path) for path in shown},
+            "first_word": concept.first_word,
+            "placeholder": spec.placeholder,
+            "steps": variant.steps,
+            "seed": seed,
+        }
+    score = {
+        "config": hashes.yaml(spec.config),
+        "checkpoint": hashes.file(spec.checkpoint),
+        "extractor": extractor,
+        # Of all sizes of the training set the whole of it is the measure.
+        "training": {path.name: hashes.file(path) for path in concept.pictures},
+        "captions": list(concept.captions.get(variant.captions, ())),
+        "placeholder": spec.placeholder,
+        "prompts": list(spec.prompts),
+        "image_prompt": spec.image_prompt,
+        "pictures": len(concept.pictures) if variant.source == "images" else spec.pictures,
+        "sampler_steps": spec.sampler_steps,
+        "scale": spec.scale,
+        "resamples": spec.resamples,
+        "seed": seed * NOISES_A_SEED,
+    }
+    if spec.keep_pictures:
+        score["keep"] = spec.keep_pictures
+    places = {
+        "root": str(ROOT),
+        "checkpoint": str(spec.checkpoint),
+        "config": str(spec.config),
+        "extractor": spec.extractor,
+        "folder": str(concept.folder),
+        "size": variant.size,
+        "options": learning_options(spec, concept, variant, concept.folder),
+    }
+    return Cell(concept.name, variant.name, seed, variant.source, learn, score, places)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished cell and its scores.json."""
+
+    cell: Cell
+    scores: Mapping[str, Any]
+
+    @property
+    def unit(self) -> tuple[str, int]:
+        """What cells of several variants have in common: concept and seed."""
+        return self.cell.concept, self.cell.seed
+
+    @property
+    def training_pictures(self) -> int:
+        """How many pictures the word was learned from, or that there are of the concept."""
+        part = self.cell.learn["pictures"] if self.cell.learn else self.cell.score["training"]
+        return len(part)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps; 0 where nothing was learned."""
+        return int(self.cell.learn["steps"]) if self.cell.learn else 0

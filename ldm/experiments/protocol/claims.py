@@ -1,0 +1,181 @@
+"""What the paper claims of its variants (Gal et al., section 5), held against a table's cells.
+
+Each claim is one or more differences of means with an expected sign. A difference is taken within
+concept and seed, and its 95% interval resamples concepts and the seeds in each. It bears a claim
+out where the whole interval has the expected sign, speaks against it where the whole interval has
+the other, and is open where the interval holds zero. "About equal" is borne out within TOLERANCE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ldm.evaluation.bootstrap import Estimate, mean_over
+
+if TYPE_CHECKING:
+    from ldm.experiments.protocol.cells import Finished
+
+TRAINING = "training pictures"  # of a concept, compared with each other
+HIGHER, LOWER, ABOUT = "higher", "lower", "about equal"
+# Cosines. What the paper calls about equal differs by less in Fig. 10a: .788 from .782 in claim 1,
+# several vectors from one by at most .014.
+TOLERANCE = 0.02
+HOLDS, FAILS, OPEN = "holds", "does not hold", "open"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One difference that a claim speaks of.
+
+    Attributes:
+        claim: its number in the list of claims.
+        text: the claim.
+        variant, against: whose mean less whose; `against` may be `TRAINING`.
+        score: "image" or "text".
+        sign: `HIGHER`, `LOWER` or `ABOUT`.
+    """
+
+    claim: str
+    text: str
+    variant: str
+    against: str
+    score: str
+    sign: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a table says of a difference.
+
+    Attributes:
+        difference: its mean with the interval.
+        cells: how many pairs it comes from.
+    """
+
+    expected: Expected
+    difference: Estimate
+    cells: int
+
+    @property
+    def verdict(self) -> str:
+        """Whether the table bears the claim out: `HOLDS`, `FAILS` or `OPEN`."""
+        low, high = self.difference.low, self.difference.high
+        if self.expected.sign == LOWER:
+            low, high = -high, -low
+        if self.expected.sign == ABOUT:
+            inside = low >= -TOLERANCE and high <= TOLERANCE
+            outside = low > TOLERANCE or high < -TOLERANCE
+        else:
+            inside, outside = low > 0, high < 0
+        return HOLDS if inside else FAILS if outside else OPEN
+
+    def row(self) -> dict[str, Any]:
+        """Return it as a line of claims.csv."""
+        expected = self.expected
+        return {
+            "claim": expected.claim,
+            "text": expected.text,
+            "variant": expected.variant,
+            "against": expected.against,
+            "score": expected.score,
+            "expected": expected.sign,
+            "difference": self.difference.value,
+            "low": self.difference.low,
+            "high": self.difference.high,
+            "pairs": self.cells,
+            "verdict": self.verdict,
+        }
+
+
+COLUMNS = (
+    *("claim", "text", "variant", "against", "score", "expected"),
+    *("difference", "low", "high", "pairs", "verdict"),
+)
+
+
+def _both(
+    claim: str, text: str, variant: str, against: str, image: str, words: str
+) -> tuple[Expected, Expected]:
+    return (
+        Expected(claim, text, variant, against, "image", image),
+        Expected(claim, text, variant, against, "text", words),
+    )
+
+
+_RECONSTRUCTION = "our pictures are as near the training pictures as these are to each other"
+_SEVERAL = "one vector is easier to edit than several at a similar likeness"
+_RATE = "the learning rate moves a word along the curve"
+_CAPTIONS = "human captions lose on both scores"
+_REGULARISED = "regularisation buys editability for likeness"
+_DIRECTIONAL = "400 directional steps reach the paper's 5000 on both scores"
+EXPECTED: tuple[Expected, ...] = (
+    Expected("1", _RECONSTRUCTION, "ours", TRAINING, "image", ABOUT),
+    Expected("1", _RECONSTRUCTION, "ours_5000", TRAINING, "image", ABOUT),
+    *_both("2", _SEVERAL, "two_words", "ours", ABOUT, LOWER),
+    *_both("2", _SEVERAL, "three_words", "ours", ABOUT, LOWER),
+    *_both("2", _SEVERAL, "progressive", "ours", ABOUT, LOWER),
+    *_both("3", _RATE, "high_lr", "ours", HIGHER, LOWER),
+    *_both("3", _RATE, "low_lr", "ours", LOWER, HIGHER),
+    *_both("4", _CAPTIONS, "captions_short", "ours", LOWER, LOWER),
+    *_both("4", _CAPTIONS, "captions_long", "ours", LOWER, LOWER),
+    *_both("5", _REGULARISED, "regularized", "ours", LOWER, HIGHER),
+    *_both("beyond", _DIRECTIONAL, "directional", "ours_5000", HIGHER, HIGHER),
+)
+
+
+def find(found: Sequence[Finished], resamples: int = 1000) -> list[Finding]:
+    """Return what a table's finished cells say of each claim that they speak of.
+
+    Args:
+        found: the finished cells.
+        resamples: of each interval.
+    """
+    by_variant: dict[str, dict[tuple[str, int], Finished]] = {}
+    for item in found:
+        by_variant.setdefault(item.cell.variant, {})[item.unit] = item
+    findings = []
+    for expected in EXPECTED:
+        pairs = _pairs(expected, by_variant)
+        if pairs:
+            concepts, differences = zip(*pairs, strict=True)
+            difference = mean_over(differences, concepts, resamples)
+            findings.append(Finding(expected, difference, len(pairs)))
+    return findings
+
+
+def _pairs(
+    expected: Expected, by_variant: Mapping[str, Mapping[tuple[str, int], Finished]]
+) -> list[tuple[str, float]]:
+    """Return (concept, difference) of every concept and seed that both sides have."""
+    pairs = []
+    against = by_variant.get(expected.against, {})
+    for unit, item in by_variant.get(expected.variant, {}).items():
+        own = item.scores[expected.score]["value"]
+        if expected.against == TRAINING:
+            other = item.scores["training"]
+        else:
+            other = against[unit].scores[expected.score]["value"] if unit in against else None
+        if other is not None:
+            pairs.append((item.cell.concept, own - other))
+    return pairs
+
+
+def markdown(findings: Sequence[Finding]) -> str:
+    """Return the findings as a Markdown table."""
+    head = ("claim", "what", "score", "expected", "difference, 95% interval", "pairs", "verdict")
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for finding in findings:
+        expected, found = finding.expected, finding.difference
+        own = (
+            expected.claim,
+            f"{expected.variant} − {expected.against}",
+            expected.score,
+            expected.sign,
+            f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]",
+            str(finding.cells),
+            finding.verdict,
+        )
+        lines.append(f"| {' | '.join(own)} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,123 @@
+"""A cell's folder: what is in it, whether it is finished, and whose it is while it runs.
+
+cell.json            what it is
+word.safetensors     the learned word, with where it comes from
+difference.safetensors  what tuning moved the networks by, for a variant that does
+scores.json          written last and whole: with it the cell is finished
+pictures.zip         the first pictures of each prompt, where the protocol keeps any
+times.json           how long it took
+metrics.csv          the training's curves
+cell.log             everything the run said
+
+A training under way has its log folder there too, learning-HASH.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ldm.experiments.protocol.cells import Cell
+
+CELL, SCORES, TIMES, LOG, LOCK = "cell.json", "scores.json", "times.json", "cell.log", ".lock"
+WORD, DIFFERENCE, CURVES = "word.safetensors", "difference.safetensors", "metrics.csv"
+PICTURES = "pictures.zip"
+# What a cell run elsewhere sends home; the scores are to be written last.
+KEPT = (LOG, CURVES, DIFFERENCE, WORD, PICTURES, TIMES, SCORES)
+# What it may begin with: a word whose scores alone are to be made anew.
+SENT = (WORD, DIFFERENCE)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a kill, never meets half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(part, 0o666 & ~umask)  # mkstemp makes files private
+        os.replace(part, path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a file's mapping; empty where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping as text, whole or not at all."""
+    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def scores_of(folder: Path, cell: Cell) -> dict[str, Any]:
+    """Return a finished cell's scores.json; empty where it has none of these settings."""
+    found = read_json(folder / SCORES)
+    return found if found.get("score_hash") == cell.score_hash else {}
+
+
+def is_outdated(folder: Path, cell: Cell) -> bool:
+    """Tell whether a cell was finished under other settings."""
+    return (folder / SCORES).is_file() and not scores_of(folder, cell)
+
+
+def prepare(folder: Path, cell: Cell) -> None:
+    """Make a cell's folder ready for its run: scores of other settings go, cell.json is its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if is_outdated(folder, cell):
+        (folder / SCORES).unlink()
+    write_whole(folder / CELL, cell.to_json().encode())
+
+
+def inputs_of(folder: Path) -> dict[str, bytes]:
+    """Return what a run elsewhere may begin with."""
+    return {name: (folder / name).read_bytes() for name in SENT if (folder / name).is_file()}
+
+
+def outputs_of(folder: Path) -> dict[str, bytes]:
+    """Return what a run made, as `receive` takes it."""
+    return {name: (folder / name).read_bytes() for name in KEPT if (folder / name).is_file()}
+
+
+def receive(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write what a run elsewhere made, the scores last."""
+    for name in KEPT:
+        if name in files:
+            write_whole(folder / name, files[name])
+
+
+class Lock:
+    """Keeps a cell for one process; let go when the last process that holds it has ended.
+
+    Args:
+        folder: the cell's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+
+    def take(self, wait: bool = False) -> bool:
+        """Take it; False where another process has it and this is not to wait for that."""
+        try:
+            fcntl.flock(self.handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Give it up; processes that were handed `handle` keep it."""
+        os.close(self.handle)

@@ -1,0 +1,68 @@
+"""The pictures that cells keep: the first few of each prompt, in one archive a cell."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ldm.evaluation.evaluate import Draw
+from ldm.experiments.protocol.folder import write_whole
+from ldm.util import UserError
+
+INDEX = "prompts.json"  # the prompts, in the order of the pictures' first numbers
+
+
+def keeping(draw: Draw, count: int, kept: dict[str, list[Image.Image]]) -> Draw:
+    """Draw as before, and put each prompt's first pictures into `kept`.
+
+    Args:
+        draw: (prompts, pictures of each) → pictures, a prompt's side by side.
+        count: how many of each prompt.
+        kept: prompt → its first pictures; filled as pictures are drawn.
+    """
+
+    def drawn(prompts: Sequence[str], each: int) -> list[Image.Image]:
+        images = draw(prompts, each)
+        for i, prompt in enumerate(prompts):
+            kept[prompt] = images[i * each : i * each + min(count, each)]
+        return images
+
+    return drawn
+
+
+def write_pictures(path: Path, pictures: Mapping[str, Sequence[Image.Image]]) -> None:
+    """Write prompts' pictures as a ZIP of PNG files, whole or not at all."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(INDEX, json.dumps(list(pictures), ensure_ascii=False))
+        for i, images in enumerate(pictures.values()):
+            for j, image in enumerate(images):
+                png = io.BytesIO()
+                image.save(png, "PNG")
+                file.writestr(f"{i:02d}-{j:02d}.png", png.getvalue())
+    write_whole(path, archive.getvalue())
+
+
+def read_pictures(path: Path) -> dict[str, list[Image.Image]]:
+    """Return what `write_pictures` wrote.
+
+    Raises:
+        UserError: it is not there, or is no such archive.
+    """
+    found: dict[str, list[Image.Image]] = {}
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = sorted(file.namelist())
+            for i, prompt in enumerate(json.loads(file.read(INDEX))):
+                own = [name for name in names if name.startswith(f"{i:02d}-")]
+                found[prompt] = [Image.open(io.BytesIO(file.read(name))) for name in own]
+    except OSError as error:
+        raise UserError(f"pictures {path}: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise UserError(f"pictures {path}: no archive that a protocol's cell kept") from error
+    return found

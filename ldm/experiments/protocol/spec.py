@@ -1,0 +1,346 @@
+"""A protocol's YAML file: what is learned from what, how often, and how it is scored.
+
+    base: [configs/miniature/paper.yaml]    # configurations of the training
+    checkpoint: models/miniature/model.safetensors
+    config: models/miniature/config.yaml    # of the model that draws
+    concepts:
+      folder: examples/concepts             # a folder of pictures for each
+      words:
+        teal-star: {first_word: star, captions: {short: [teal star]}}
+    variants:                               # name: what it changes
+      ours: {}                              # the base as it is
+      two_words: {}                         # configs/variants/two_words.yaml
+      ours_5000: {overlay: base, steps: 5000, overrides: [a.b=c]}
+      captions_short: {overlay: human_captions, captions: short}
+    sizes: {variant: ours, pictures: [1, 3]}  # Fig. 12: of the first n training pictures
+    seeds: [1, 2, 3]
+
+`DEFAULTS` holds the other keys. Paths are looked up from here and then from the project's folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm.evaluation.prompts import check_prompts, read_prompts
+from ldm.training.variants import find_variant
+from ldm.util import UserError
+
+ROOT = Path(__file__).resolve().parents[3]
+REQUIRED = ("base", "checkpoint", "config", "concepts", "variants", "seeds", "prompts")
+# The paper's (section 5 and the authors' evaluation), where nothing says otherwise.
+DEFAULTS: Mapping[str, Any] = {
+    "placeholder": "*",
+    "steps": 5000,  # optimiser steps of a variant that says no other
+    "sizes": None,
+    "image_prompt": "A photo of *",
+    "pictures": 64,  # of each prompt
+    "sampler_steps": 50,
+    "scale": 5.0,  # of guidance
+    "extractor": "openai/clip-vit-base-patch32",
+    "resamples": 1000,  # of each interval
+    "keep_pictures": 0,  # of each prompt, for people to look at and for the user study
+    "reference": None,  # the variant that others are compared with; the first by default
+    "estimate": {"step": 0.1, "picture": 0.5},  # seconds, until cells have been timed
+}
+BASE = "base"  # the overlay that is none
+# Names become folders.
+FORBIDDEN = set('/\\:*?"<>|')
+
+
+@dataclass(frozen=True)
+class ProtocolConcept:
+    """What a word is learned for.
+
+    Attributes:
+        pictures: the training pictures, sorted by name.
+        first_word: the word's initial value.
+        captions: kind → a human's captions of it ("short", "long").
+    """
+
+    name: str
+    folder: Path
+    pictures: tuple[Path, ...]
+    first_word: str
+    captions: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class ProtocolVariant:
+    """One way of getting pictures of a concept.
+
+    Attributes:
+        source: where they come from, one of `ldm.training.variants.SOURCES`.
+        overlay: laid over the base; None for the base itself.
+        overrides: further entries "a.b=c".
+        steps: of the optimiser.
+        captions: which kind, where captions are the source.
+        size: learn from the first so many pictures; None for all.
+    """
+
+    name: str
+    source: str
+    overlay: Path | None
+    overrides: tuple[str, ...]
+    steps: int
+    captions: str
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class ProtocolSpec:
+    """A protocol, checked as far as that takes no weights. Attributes as in the file."""
+
+    base: tuple[Path, ...]
+    checkpoint: Path
+    config: Path
+    placeholder: str
+    concepts: tuple[ProtocolConcept, ...]
+    variants: tuple[ProtocolVariant, ...]
+    seeds: tuple[int, ...]
+    prompts: tuple[str, ...]
+    image_prompt: str
+    pictures: int
+    sampler_steps: int
+    scale: float
+    extractor: str
+    resamples: int
+    keep_pictures: int
+    reference: str
+    seconds_a_step: float
+    seconds_a_picture: float
+
+
+def read_protocol(path: str | Path, overrides: Sequence[str] = ()) -> ProtocolSpec:
+    """Read a protocol and check it.
+
+    Args:
+        path: of the YAML file.
+        overrides: entries "a.b=c" that change it.
+
+    Raises:
+        UserError: what is wrong in it, naming the file and the key.
+    """
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    path = find(path, "protocol")
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        content = OmegaConf.to_container(merged, resolve=True)
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError) as error:
+        raise UserError(f"protocol {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(merged, DictConfig) or not isinstance(content, dict):
+        raise UserError(f"protocol {path}: expected a mapping with {', '.join(REQUIRED)}")
+    try:
+        return _build(_section("", content, REQUIRED, DEFAULTS))
+    except UserError as error:
+        raise UserError(f"protocol {path}: {error}") from error
+
+
+def find(path: str | Path, what: str) -> Path:
+    """Return a file's path, from here or else from the project's folder, absolute.
+
+    Raises:
+        UserError: it is in neither.
+    """
+    for candidate in (Path(path).expanduser(), ROOT / path):
+        if candidate.is_file():
+            return candidate.absolute()
+    raise UserError(f"{what} {path}: no such file")
+
+
+def _section(
+    where: str, content: Any, required: Sequence[str], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a mapping's values with the defaults; UserError for strange or missing keys."""
+    if not isinstance(content, Mapping):
+        raise UserError(f"{where or 'the file'} must be a mapping, got {content!r}")
+    prefix = f"{where}." if where else ""
+    known = (*required, *defaults)
+    for key in content:
+        if key not in known:
+            raise UserError(f"unknown key {prefix}{key}: known are {', '.join(known)}")
+    for key in required:
+        if content.get(key) is None:
+            raise UserError(f"{prefix}{key} is missing")
+    return {**defaults, **content}
+
+
+def _build(values: Mapping[str, Any]) -> ProtocolSpec:
+    placeholder = _text("placeholder", values["placeholder"])
+    prompts = read_prompts(find(_text("prompts", values["prompts"]), "prompts"))
+    image_prompt = _text("image_prompt", values["image_prompt"])
+    check_prompts([image_prompt, *prompts], [placeholder])
+    steps = _whole("steps", values["steps"])
+    concepts = _concepts(values["concepts"])
+    variants = _variants(values["variants"], steps)
+    variants += _sizes(values["sizes"], variants, concepts)
+    _check_captions(variants, concepts)
+    reference = values["reference"] or variants[0].name
+    if reference not in {variant.name for variant in variants}:
+        raise UserError(f"reference {reference!r} is not among the variants")
+    seeds = tuple(_whole("seeds", seed, 0) for seed in _list("seeds", values["seeds"]))
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds must differ, got {list(seeds)}")
+    estimate = _section("estimate", values["estimate"], (), DEFAULTS["estimate"])
+    return ProtocolSpec(
+        base=tuple(find(path, "base") for path in _list("base", values["base"])),
+        checkpoint=find(_text("checkpoint", values["checkpoint"]), "checkpoint"),
+        config=find(_text("config", values["config"]), "config"),
+        placeholder=placeholder,
+        concepts=concepts,
+        variants=variants,
+        seeds=seeds,
+        prompts=tuple(dict.fromkeys(prompts)),
+        image_prompt=image_prompt,
+        pictures=_whole("pictures", values["pictures"]),
+        sampler_steps=_whole("sampler_steps", values["sampler_steps"], 1, 1000),
+        scale=_number("scale", values["scale"]),
+        extractor=_extractor(_text("extractor", values["extractor"])),
+        resamples=_whole("resamples", values["resamples"]),
+        keep_pictures=_whole("keep_pictures", values["keep_pictures"], 0),
+        reference=reference,
+        seconds_a_step=_number("estimate.step", estimate["step"]),
+        seconds_a_picture=_number("estimate.picture", estimate["picture"]),
+    )
+
+
+def _extractor(name: str) -> str:
+    """Return a folder's absolute path, or a hub's name as it is."""
+    for candidate in (Path(name).expanduser(), ROOT / name):
+        if candidate.is_dir():
+            return str(candidate.absolute())
+    return name
+
+
+def _concepts(content: Any) -> tuple[ProtocolConcept, ...]:
+    from ldm.data.folder import list_pictures
+
+    section = _section("concepts", content, ("folder", "words"), {})
+    given = Path(_text("concepts.folder", section["folder"])).expanduser()
+    folder = given if given.is_dir() else ROOT / given
+    if not folder.is_dir():
+        raise UserError(f"concepts.folder {given}: no such folder")
+    words = _named("concepts.words", section["words"])
+    concepts = []
+    for name, entry in words.items():
+        where = f"concepts.words.{name}"
+        entry = _section(where, entry, ("first_word",), {"captions": {}})
+        captions = {
+            str(kind): tuple(_text(f"{where}.captions.{kind}", text) for text in _list(kind, texts))
+            for kind, texts in _named(f"{where}.captions", entry["captions"] or {}, 0).items()
+        }
+        own = (folder / name).absolute()
+        if not own.is_dir():
+            raise UserError(f"concept {name!r} has no folder {own}")
+        first = _text(f"{where}.first_word", entry["first_word"])
+        concepts.append(ProtocolConcept(name, own, list_pictures(own), first, captions))
+    return tuple(concepts)
+
+
+def _variants(content: Any, steps: int) -> tuple[ProtocolVariant, ...]:
+    variants = []
+    defaults: dict[str, Any] = {"overlay": None, "steps": steps, "overrides": [], "captions": None}
+    for name, entry in _named("variants", content).items():
+        where = f"variants.{name}"
+        values = _section(where, entry or {}, (), defaults)
+        overlay = values["overlay"] or (BASE if name == "ours" else name)
+        found = None if overlay == BASE else find_variant(_text(f"{where}.overlay", overlay))
+        source = found.source if found else "learned"
+        if (values["captions"] is not None) != (source == "captions"):
+            raise UserError(
+                f"{where}.captions must name a kind of caption where they are the pictures' "
+                f"source, and only there; here it is {source!r}"
+            )
+        overrides = tuple(_text(f"{where}.overrides", o) for o in values["overrides"] or ())
+        for text in overrides:
+            if "=" not in text:
+                raise UserError(f"{where}.overrides: expected a.b=c, got {text!r}")
+        variants.append(
+            ProtocolVariant(
+                name=name,
+                source=source,
+                overlay=found.path if found else None,
+                overrides=overrides,
+                steps=_whole(f"{where}.steps", values["steps"]),
+                captions=str(values["captions"] or ""),
+            )
+        )
+    return tuple(variants)
+
+
+def _sizes(
+    content: Any, variants: Sequence[ProtocolVariant], concepts: Sequence[ProtocolConcept]
+) -> tuple[ProtocolVariant, ...]:
+    """Return a variant for each size of the training set: NAME_n1, NAME_n2 and so on."""
+    if content is None:
+        return ()
+    section = _section("sizes", content, ("variant", "pictures"), {})
+    parent = next((v for v in variants if v.name == section["variant"]), None)
+    if parent is None or parent.source != "learned":
+        raise UserError(f"sizes.variant {section['variant']!r} is no variant that learns a word")
+    sizes = [_whole("sizes.pictures", n) for n in _list("sizes.pictures", section["pictures"])]
+    short = min(concepts, key=lambda concept: len(concept.pictures))
+    if max(sizes) > len(short.pictures):
+        raise UserError(
+            f"sizes.pictures: {max(sizes)}, but concept {short.name!r} has {len(short.pictures)}"
+        )
+    made = tuple(
+        dataclasses.replace(parent, name=f"{parent.name}_n{size}", size=size) for size in sizes
+    )
+    names = [variant.name for variant in (*variants, *made)]
+    if len(set(names)) < len(names):
+        raise UserError(f"sizes makes a variant twice: {', '.join(v.name for v in made)}")
+    return made
+
+
+def _check_captions(
+    variants: Sequence[ProtocolVariant], concepts: Sequence[ProtocolConcept]
+) -> None:
+    for variant in variants:
+        for concept in concepts:
+            if variant.source == "captions" and not concept.captions.get(variant.captions):
+                raise UserError(
+                    f"variant {variant.name} wants {variant.captions!r} captions: concept "
+                    f"{concept.name!r} has {', '.join(concept.captions) or 'none'}"
+                )
+
+
+def _named(where: str, content: Any, least: int = 1) -> dict[str, Any]:
+    """Return a mapping whose names can be folders'."""
+    if not isinstance(content, Mapping) or len(content) < least:
+        raise UserError(f"{where} must be a mapping of names, got {content!r}")
+    for name in content:
+        if not isinstance(name, str) or not name.strip(". ") or FORBIDDEN & set(name):
+            raise UserError(f"{where}: {name!r} cannot be a folder's name")
+    return dict(content)
+
+
+def _list(where: str, content: Any) -> list[Any]:
+    if not isinstance(content, list) or not content:
+        raise UserError(f"{where} must be a list of at least one, got {content!r}")
+    return content
+
+
+def _text(where: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where} must be a text, got {value!r}")
+    return value
+
+
+def _whole(where: str, value: Any, least: int = 1, most: int = 2**32 - 1) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise UserError(f"{where} must be a whole number from {least} to {most}, got {value!r}")
+    return value
+
+
+def _number(where: str, value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1e6:
+        raise UserError(f"{where} must be a number of at least 0, got {value!r}")
+    return float(value)

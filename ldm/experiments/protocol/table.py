@@ -1,0 +1,214 @@
+"""A table's results: a line for each cell and prompt, and for each variant its mean with intervals.
+
+Everything comes from the cells' scores.json in the table's own order, so that a table that was
+interrupted and resumed equals an undisturbed one byte for byte. How long things took, and where,
+stands in times.csv.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm.evaluation.bootstrap import Estimate, mean_over
+from ldm.experiments.protocol import claims
+from ldm.experiments.protocol.cells import Cell, Finished
+from ldm.experiments.protocol.folder import TIMES, read_json, scores_of, write_whole
+from ldm.experiments.protocol.run import cell_folder
+
+SCORES = ("image", "text", "text_of_average")
+ENDS = ("value", "low", "high")
+ROW = (
+    *("concept", "variant", "source", "seed", "training_pictures", "steps", "prompt", "pictures"),
+    *(f"{score}_{end}" for score in SCORES for end in ENDS),
+    *("word_norm", "vocabulary_norm"),
+)
+SUMMARY = (
+    *("variant", "source", "training_pictures", "steps", "cells", "concepts"),
+    *(f"{score}_{end}" for score in SCORES for end in ENDS),
+    *(f"{score}_minus_reference_{end}" for score in SCORES for end in ENDS),
+    *("training", "word_norm", "vocabulary_norm"),
+)
+TIME = ("concept", "variant", "seed", "learn", "resumed", "steps", "score", "pictures", "finished")
+
+
+@dataclass(frozen=True)
+class VariantSummary:
+    """A variant's means over concepts and seeds; intervals resample concepts, then seeds in each.
+
+    Attributes:
+        cells, concepts: how many finished ones they come from.
+        scores: image, text and text_of_average → mean.
+        differences: the same less the reference variant's, over the cells that both have.
+        training: mean similarity of the training pictures with each other; None of single ones.
+        word_norm, vocabulary_norm: means; None where nothing was learned.
+    """
+
+    variant: str
+    source: str
+    training_pictures: int
+    steps: int
+    cells: int
+    concepts: int
+    scores: Mapping[str, Estimate]
+    differences: Mapping[str, Estimate]
+    training: float | None
+    word_norm: float | None
+    vocabulary_norm: float | None
+
+
+def finished_cells(output: Path, cells: Sequence[Cell]) -> list[Finished]:
+    """Return the finished ones of a table's cells, in its order."""
+    found = ((cell, scores_of(cell_folder(output, cell), cell)) for cell in cells)
+    return [Finished(cell, scores) for cell, scores in found if scores]
+
+
+def rows(found: Sequence[Finished]) -> list[dict[str, Any]]:
+    """Return a row for each cell and prompt; columns as in `ROW`, those without a value left out.
+
+    The image prompt's row has the image similarity, the others have the text's.
+    """
+    made = []
+    for item in found:
+        common = {
+            **{name: getattr(item.cell, name) for name in ("concept", "variant", "source", "seed")},
+            "training_pictures": item.training_pictures,
+            "steps": item.steps,
+            "word_norm": item.scores["word_norm"],
+            "vocabulary_norm": item.scores["vocabulary_norm"],
+        }
+        asked = item.cell.score
+        own = {"prompt": asked["image_prompt"], "pictures": asked["pictures"]}
+        made.append({**common, **own, **_ends("image", item.scores["image"])})
+        for prompt in item.scores["prompts"]:
+            own = {"prompt": prompt["prompt"], "pictures": prompt["pictures"]}
+            text = _ends("text", prompt["mean"])
+            made.append({**common, **own, **text, **_ends("text_of_average", prompt["of_average"])})
+    return made
+
+
+def summarise(
+    found: Sequence[Finished], reference: str, resamples: int = 1000
+) -> list[VariantSummary]:
+    """Return each variant's means, in the table's order.
+
+    Args:
+        found: the finished cells.
+        reference: the variant whose scores are taken off for the differences.
+        resamples: of each interval.
+    """
+    variants = dict.fromkeys(item.cell.variant for item in found)
+    base = {item.unit: item for item in found if item.cell.variant == reference}
+    made = []
+    for name in variants:
+        own = [item for item in found if item.cell.variant == name]
+        paired = [item for item in own if item.unit in base]
+        differences = {}
+        for score in SCORES if paired else ():
+            values = [_value(item, score) - _value(base[item.unit], score) for item in paired]
+            differences[score] = mean_over(values, [i.cell.concept for i in paired], resamples)
+        concepts = [item.cell.concept for item in own]
+        made.append(
+            VariantSummary(
+                variant=name,
+                source=own[0].cell.source,
+                training_pictures=own[0].training_pictures,
+                steps=own[0].steps,
+                cells=len(own),
+                concepts=len(set(concepts)),
+                scores={
+                    score: mean_over([_value(i, score) for i in own], concepts, resamples)
+                    for score in SCORES
+                },
+                differences=differences,
+                training=_mean(item.scores["training"] for item in own),
+                word_norm=_mean(item.scores["word_norm"] for item in own),
+                vocabulary_norm=_mean(item.scores["vocabulary_norm"] for item in own),
+            )
+        )
+    return made
+
+
+def write_results(output: Path, cells: Sequence[Cell], reference: str, resamples: int) -> int:
+    """Write table.csv, summary.csv, .json and .md, claims.csv and .md, and times.csv.
+
+    Returns:
+        How many cells they come from.
+    """
+    found = finished_cells(output, cells)
+    summaries = summarise(found, reference, resamples)
+    _write_csv(output / "table.csv", ROW, rows(found))
+    _write_csv(output / "summary.csv", SUMMARY, [_summary_row(item) for item in summaries])
+    content = {
+        "reference": reference,
+        "cells": len(found),
+        "planned": len(cells),
+        "variants": [asdict(item) for item in summaries],
+    }
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    write_whole(output / "summary.json", f"{text}\n".encode())
+    write_whole(output / "summary.md", markdown(summaries).encode())
+    findings = claims.find(found, resamples)
+    _write_csv(output / "claims.csv", claims.COLUMNS, [finding.row() for finding in findings])
+    write_whole(output / "claims.md", claims.markdown(findings).encode())
+    times = []
+    for item in found:
+        own = {name: getattr(item.cell, name) for name in TIME[:3]}
+        times.append({**own, **read_json(cell_folder(output, item.cell) / TIMES)})
+    _write_csv(output / "times.csv", TIME, times)
+    return len(found)
+
+
+def markdown(summaries: Sequence[VariantSummary]) -> str:
+    """Return the summary as a Markdown table."""
+    head = ("variant", "steps", "image similarity", "text similarity", "of the average", "cells")
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for item in summaries:
+        means = [
+            f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" for e in (item.scores[s] for s in SCORES)
+        ]
+        own = (item.variant, str(item.steps or ""), *means, str(item.cells))
+        lines.append(f"| {' | '.join(own)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _summary_row(item: VariantSummary) -> dict[str, Any]:
+    row = {name: getattr(item, name) for name in SUMMARY if hasattr(item, name)}
+    for score in SCORES:
+        row |= _ends(score, asdict(item.scores[score]))
+        if score in item.differences:
+            row |= _ends(f"{score}_minus_reference", asdict(item.differences[score]))
+    return row
+
+
+def _ends(score: str, estimate: Mapping[str, float]) -> dict[str, float]:
+    return {f"{score}_{end}": estimate[end] for end in ENDS}
+
+
+def _value(item: Finished, score: str) -> float:
+    return float(item.scores[score]["value"])
+
+
+def _mean(values: Any) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _write_csv(path: Path, columns: Sequence[str], made: Sequence[Mapping[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in made:
+        writer.writerow({name: _cell_text(value) for name, value in row.items()})
+    write_whole(path, text.getvalue().encode())
+
+
+def _cell_text(value: Any) -> Any:
+    return f"{value:.6f}" if isinstance(value, float) else value

@@ -1,0 +1,282 @@
+"""Runs one cell in a process of its own: `python -m ldm.experiments.protocol.worker FOLDER`.
+
+The folder holds cell.json. Standard input is a pipe that its starter keeps open: when it closes,
+the starter is gone, and so goes the worker. A training under way saves first, and the next worker
+in this folder goes on with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.experiments.protocol.cells import Cell
+from ldm.experiments.protocol.folder import (
+    CELL,
+    CURVES,
+    DIFFERENCE,
+    PICTURES,
+    SCORES,
+    TIMES,
+    WORD,
+    write_json,
+    write_whole,
+)
+from ldm.util import UserError, cli_main
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ldm.evaluation.evaluate import Draw
+
+log = logging.getLogger(__name__)
+GRACE = 60.0  # seconds for a training to save in when its starter has gone
+# Set by the starter: what the worker may use.
+DEVICE, THREADS = "LDM_PROTOCOL_DEVICE", "OMP_NUM_THREADS"
+
+
+class Leash:
+    """Ends this process group when standard input closes, which is when the starter dies."""
+
+    def __init__(self) -> None:
+        self.child: subprocess.Popen[bytes] | None = None
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while os.read(0, 4096):
+            pass
+        if self.child is not None and self.child.poll() is None:
+            self.child.send_signal(signal.SIGTERM)  # main.py ends its step and saves
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.child.wait(GRACE)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    def run(self, command: Sequence[str], folder: str) -> int:
+        """Run a command in a folder; return its exit status."""
+        environment = {**os.environ, "PYTHONPATH": folder}
+        self.child = subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL
+        )
+        return self.child.wait()
+
+
+def run_cell(folder: Path, leash: Leash) -> None:
+    """Learn the cell's word, unless that is done, and score it.
+
+    Raises:
+        UserError: the word does not serve.
+        SystemExit: the training failed, and has said why.
+    """
+    cell = Cell.from_json((folder / CELL).read_text(encoding="utf-8"))
+    times: dict[str, Any] = {"learn": 0.0, "resumed": False, "steps": 0}
+    if cell.learn is not None and not has_word(folder, cell):
+        times = learn(cell, folder, leash)
+    start = time.monotonic()
+    scores = score(cell, folder)
+    times |= {"score": round(time.monotonic() - start, 1), "pictures": cell.pictures_drawn}
+    times["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    write_json(folder / TIMES, times)
+    # A worker may have been sent a word; of its training nothing is left to go on with.
+    for runs in folder.glob("learning-*"):
+        shutil.rmtree(runs)
+    write_json(folder / SCORES, scores)
+
+
+def has_word(folder: Path, cell: Cell) -> bool:
+    """Tell whether the cell's word is learned already."""
+    from ldm.words.files import read_words
+
+    if not (folder / WORD).is_file():
+        return False
+    return read_words(folder / WORD).metadata.get("protocol_learn_hash") == cell.learn_hash
+
+
+def learn(cell: Cell, folder: Path, leash: Leash) -> dict[str, Any]:
+    """Teach the word by main.py, going on where a run of the same settings stopped.
+
+    Returns:
+        How long it took, as times.json has it.
+    """
+    assert cell.learn is not None
+    logs = folder / f"learning-{cell.learn_hash}"
+    for other in folder.glob("learning-*"):
+        if other != logs:
+            shutil.rmtree(other)
+    command, resumed = learning_command(cell, folder, logs), begun(logs)
+    if resumed is not None:
+        command = [*command[:2], "-t", "--no-test", "--resume", str(resumed), *command[-2:]]
+        log.info("going on with %s", resumed)
+    start = time.monotonic()
+    if status := leash.run([*command, *device_options()], str(cell.places["root"])):
+        sys.exit(status)  # it has said why itself
+    keep(cell, folder, logs)
+    return {
+        "learn": round(time.monotonic() - start, 1),
+        "resumed": resumed is not None,
+        "steps": cell.learn["steps"],
+    }
+
+
+def learning_command(cell: Cell, folder: Path, logs: Path) -> list[str]:
+    """Return the command that begins to learn the word; the last two set the threads."""
+    options = list(cell.places["options"])
+    if (size := cell.places["size"]) is not None:
+        data = first_pictures(Path(cell.places["folder"]), size, folder / "learning-pictures")
+        options[options.index("--data_root") + 1] = str(data)
+    return [
+        *(sys.executable, str(Path(cell.places["root"]) / "main.py"), *options),
+        *("--seed", str(cell.seed), "--logdir", str(logs), "--name", "run"),
+        *("--threads", os.environ.get(THREADS, "1")),
+    ]
+
+
+def device_options() -> list[str]:
+    """Return what tells main.py its device: the GPU that this process was given, or none."""
+    return ["--gpus", "0"] if device() == "cuda" else ["--accelerator", "cpu"]
+
+
+def device() -> str:
+    """Return what to draw and learn on."""
+    asked = os.environ.get(DEVICE, "auto")
+    if asked != "auto":
+        return asked
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def first_pictures(source: Path, size: int, target: Path) -> Path:
+    """Copy a folder's first pictures, and the captions beside them, into another; return that."""
+    from ldm.data.folder import caption_file, list_pictures
+
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for path in list_pictures(source)[:size]:
+        for file in (path, caption_file(path)):
+            if file.is_file():
+                shutil.copy(file, target)
+    return target
+
+
+def begun(logs: Path) -> Path | None:
+    """Return the log folder of a run to go on with; None where none has saved."""
+    saved = sorted(logs.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    return saved[-1].parent.parent if saved else None
+
+
+def keep(cell: Cell, folder: Path, logs: Path) -> None:
+    """Take from a training that has ended what is to stay: word, difference, curves."""
+    from ldm.words.files import read_words, write_words
+
+    assert cell.learn is not None
+    run = begun(logs)
+    if run is None:
+        raise UserError(f"main.py left no word in {logs}")
+    last = run / "second_stage" if (run / "second_stage" / "checkpoints").is_dir() else run
+    (folder / DIFFERENCE).unlink(missing_ok=True)
+    if (difference := last / "checkpoints" / DIFFERENCE).is_file():
+        difference.replace(folder / DIFFERENCE)
+    if (curves := run / "logger" / "metrics.csv").is_file():
+        write_whole(folder / CURVES, curves.read_bytes())
+    word = read_words(last / "checkpoints" / "embeddings.safetensors")
+    facts = {
+        "concept": cell.concept,
+        "variant": cell.variant,
+        "training_pictures": str(len(cell.learn["pictures"])),
+        "protocol_learn_hash": cell.learn_hash,
+    }
+    write_words(folder / WORD, word.words, word.token_ids, {**word.metadata, **facts})
+
+
+def score(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Draw the cell's pictures and score them; return what scores.json holds."""
+    from ldm.data.folder import list_pictures
+    from ldm.evaluation.evaluate import evaluate
+    from ldm.evaluation.extractors import find_extractor
+    from ldm.experiments.protocol.images import keeping, write_pictures
+    from ldm.image_io import open_rgb
+
+    asked = cell.score
+    training = [open_rgb(path) for path in list_pictures(cell.places["folder"])]
+    draw, norms = painter(cell, folder, training)
+    kept: dict[str, list[Image]] = {}
+    if "keep" in asked:
+        draw = keeping(draw, asked["keep"], kept)
+    found = evaluate(
+        draw,
+        find_extractor(cell.places["extractor"], device()),
+        training,
+        asked["prompts"],
+        image_prompt=asked["image_prompt"],
+        placeholders=[asked["placeholder"]],
+        pictures=asked["pictures"],
+        resamples=asked["resamples"],
+    )
+    if kept:
+        write_pictures(folder / PICTURES, kept)
+    return {
+        "learn_hash": cell.learn_hash,
+        "score_hash": cell.score_hash,
+        **norms,
+        **found.to_json(),
+    }
+
+
+def painter(
+    cell: Cell, folder: Path, training: Sequence[Image]
+) -> tuple[Draw, dict[str, float | None]]:
+    """Return what draws the cell's pictures, and the word's norm beside the vocabulary's mean."""
+    from ldm.evaluation import draws
+    from ldm.inference import load_model, load_words
+
+    unknown: dict[str, float | None] = {"word_norm": None, "vocabulary_norm": None}
+    if cell.source == "images":
+        return draws.from_images(training), unknown
+    asked, words = cell.score, [cell.score["placeholder"]]
+    difference = folder / DIFFERENCE if (folder / DIFFERENCE).is_file() else None
+    places = cell.places
+    model = load_model(places["config"], places["checkpoint"], device(), difference=difference)
+    if model.embedding_manager is not None:
+        model.embedding_manager.clear()  # the configuration's own were never learned
+    prompts = [asked["image_prompt"], *asked["prompts"]]
+    sampling = draws.Sampling(asked["sampler_steps"], asked["scale"], asked["seed"])
+    draw = draws.from_model(model, sampling)
+    if cell.source == "captions":
+        texts = draws.captioned(prompts, len(asked["captions"]), asked["captions"], words)
+        draws.check_lengths(model, texts)
+        return draws.from_captions(draw, asked["captions"], words), unknown
+    if cell.source == "prompts":
+        return draws.from_prompts(draw, words), unknown
+    load_words(model, folder / WORD)
+    model.embedding_manager.check_prompts(prompts)
+    norms = model.embedding_manager.norms()
+    return draw, {
+        "word_norm": norms[f"norm/{words[0]}"],
+        "vocabulary_norm": norms["vocabulary/mean"],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the cell of a folder."""
+    leash = Leash()
+    (folder,) = sys.argv[1:] if arguments is None else arguments
+    if threads := os.environ.get(THREADS):
+        import torch
+
+        torch.set_num_threads(int(threads))
+    run_cell(Path(folder), leash)
+    return 0
+
+
+if __name__ == "__main__":
+    cli_main(main)

@@ -1,0 +1,1 @@
+"""The paper's user study: questionnaires, their pages, and the analysis of answers."""

@@ -1,0 +1,203 @@
+"""The user study's pictures from a protocol's table: which cells serve, and a manifest of them."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldm.experiments.protocol.cells import Cell
+from ldm.experiments.protocol.folder import CELL, PICTURES, scores_of
+from ldm.experiments.protocol.images import read_pictures
+from ldm.experiments.study.questionnaire import TRAINING
+from ldm.util import UserError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.csv"
+COLUMNS = ("concept", "model", "prompt", "picture")
+# Pictures that differ in these are not the models' to answer for.
+SAME = ("image_prompt", "prompts", "placeholder", "checkpoint", "sampler_steps", "scale")
+ADVICE = "set keep_pictures in the protocol's YAML and run it again"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A finished cell and its folder."""
+
+    cell: Cell
+    folder: Path
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether it kept the pictures that its scores are of, not some of an earlier run."""
+        return "keep" in self.cell.score and (self.folder / PICTURES).is_file()
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a study shows of a protocol's table.
+
+    Attributes:
+        cells: by concept, then model, then seed.
+        image_prompt: whose pictures are compared with the training pictures.
+        placeholder: of the word, in every prompt.
+    """
+
+    cells: tuple[Kept, ...]
+    image_prompt: str
+    placeholder: str
+
+
+def read_table(output: Path, models: Sequence[str], seeds: Sequence[int] = ()) -> Table:
+    """Choose the cells of a protocol's output whose pictures a study shows.
+
+    Of a concept these are the cells of the seeds that every model has finished, so that no model
+    has more pictures to choose from than another. A concept that lacks a model, or one of the seeds
+    asked for, is left out with a warning.
+
+    Args:
+        output: the protocol's output folder.
+        models: names of variants.
+        seeds: which; none for all that there are.
+
+    Raises:
+        UserError: no such folder; a model without finished cells or without pictures; no concept
+            is left; cells with other prompts, or drawn otherwise, than the rest.
+    """
+    if TRAINING in models:
+        raise UserError(f"model {TRAINING!r} cannot be in a study: the training pictures are so")
+    found = _finished(output)
+    for model in models:
+        _check_model(output, model, [item for item in found if item.cell.variant == model])
+    usable = [item for item in found if item.cell.variant in models and item.has_pictures]
+    cells: list[Kept] = []
+    for concept in sorted({item.cell.concept for item in found}):
+        own = [item for item in usable if item.cell.concept == concept]
+        cells += _complete(concept, own, models, seeds)
+    if not cells:
+        asked = f" of seeds {', '.join(map(str, seeds))}" if seeds else ""
+        raise UserError(
+            f"{output}: no concept has pictures{asked} by every model of {', '.join(models)}: "
+            "finish the protocol, or name fewer with --models or --seeds"
+        )
+    first = cells[0].cell
+    for item in cells:
+        for name in SAME:
+            if item.cell.score[name] != first.score[name]:
+                raise UserError(
+                    f"{output}: cells {first.name} and {item.cell.name} differ in {name}: run the "
+                    "protocol again, so that all are of one"
+                )
+    return Table(tuple(cells), first.score["image_prompt"], first.score["placeholder"])
+
+
+def _finished(output: Path) -> list[Kept]:
+    if not (output / "cells").is_dir():
+        raise UserError(f"{output} is no output of scripts/protocol.py: it has no folder 'cells'")
+    found = []
+    for path in sorted(output.glob(f"cells/*/*/seed*/{CELL}")):
+        try:
+            cell = Cell.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} describes no cell of a protocol") from error
+        if scores_of(path.parent, cell):
+            found.append(Kept(cell, path.parent))
+    return sorted(found, key=lambda item: (item.cell.concept, item.cell.variant, item.cell.seed))
+
+
+def _check_model(output: Path, model: str, finished: Sequence[Kept]) -> None:
+    if not finished:
+        raise UserError(
+            f"{output} has no finished cell of {model!r}: finish the protocol, or name other "
+            "variants with --models"
+        )
+    if not any(item.has_pictures for item in finished):
+        raise UserError(f"{output}: the cells of {model!r} kept no pictures: {ADVICE}")
+
+
+def _complete(
+    concept: str, usable: Sequence[Kept], models: Sequence[str], seeds: Sequence[int]
+) -> list[Kept]:
+    """Return a concept's cells of the seeds that all models have; none where that is not enough."""
+    missing = [model for model in models if not any(i.cell.variant == model for i in usable)]
+    if missing:
+        names = ", ".join(missing)
+        logger.warning("%s is left out: no finished cell with pictures of %s", concept, names)
+        return []
+    # The training pictures as such are the same whatever the seed, and have one cell.
+    seeded = [item for item in usable if item.cell.source != "images"]
+    of = {m: {i.cell.seed for i in seeded if i.cell.variant == m} for m in models}
+    common = set.intersection(*(own for own in of.values() if own)) if seeded else set()
+    wanted = set(seeds) or common
+    if not wanted or not wanted <= common:
+        lacking = sorted(wanted - common)
+        what = f"seed {lacking[0]}" if lacking else "a seed"
+        logger.warning("%s is left out: not every model has finished %s of it", concept, what)
+        return []
+    return [i for i in usable if i.cell.source == "images" or i.cell.seed in wanted]
+
+
+def write_manifest(table: Table, folder: Path) -> Path:
+    """Write a table's pictures, and copies of the training pictures, as files with a manifest.
+
+    Args:
+        table: which.
+        folder: where to; CONCEPT/MODEL/ and CONCEPT/training/ are made in it.
+
+    Returns:
+        The manifest, as `read_manifest` takes it, with paths from its folder.
+
+    Raises:
+        UserError: pictures that are not there, or are damaged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[tuple[str, str, str, str]] = []
+    concepts: set[str] = set()
+    for item in table.cells:
+        concept, model = item.cell.concept, item.cell.variant
+        if concept not in concepts:
+            concepts.add(concept)
+            names = _copy_training(item.cell, folder)
+            rows += ((concept, TRAINING, "", name) for name in names)
+        rows += ((concept, model, prompt, name) for prompt, name in _unpack(item, folder))
+    path = folder / MANIFEST
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(rows)
+    return path
+
+
+def _copy_training(cell: Cell, folder: Path) -> Iterator[str]:
+    source = Path(cell.places["folder"])
+    target = folder / cell.concept / TRAINING
+    target.mkdir(parents=True, exist_ok=True)
+    for name in cell.score["training"]:
+        if not (source / name).is_file():
+            raise UserError(
+                f"training picture {source / name} of cell {cell.name} does not exist: make the "
+                "study where the protocol ran, or put the pictures there"
+            )
+        shutil.copyfile(source / name, target / name)
+        yield (target / name).relative_to(folder).as_posix()
+
+
+def _unpack(item: Kept, folder: Path) -> Iterator[tuple[str, str]]:
+    cell, kept = item.cell, read_pictures(item.folder / PICTURES)
+    prompts = dict.fromkeys([cell.score["image_prompt"], *cell.score["prompts"]])
+    target = folder / cell.concept / cell.variant
+    target.mkdir(parents=True, exist_ok=True)
+    for i, prompt in enumerate(prompts):
+        if not kept.get(prompt):
+            raise UserError(
+                f"pictures {item.folder / PICTURES}: none of {prompt!r}, which the cell drew: "
+                f"delete {item.folder} and run the protocol again"
+            )
+        for j, image in enumerate(kept[prompt]):
+            path = target / f"{i:02d}-seed{cell.seed}-{j:02d}.png"
+            image.save(path)
+            yield prompt, path.relative_to(folder).as_posix()

@@ -1,0 +1,314 @@
+"""The user study of the paper (Gal et al., section 5.3): two questionnaires, blinded and shuffled.
+
+(a) `image`: four training pictures, and one picture of every model to rank by likeness to them.
+(b) `text`: a text without the word, and one picture of every model to rank by likeness to it.
+
+Pictures get names that say nothing, given after shuffling; which model drew which stands in a key
+that those who answer do not see. `ldm.experiments.study.page` makes the pages,
+`ldm.experiments.study.analysis` reads what comes back.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm.evaluation.similarity import without_placeholders
+from ldm.image_io import open_rgb
+from ldm.util import UserError
+
+KINDS = ("image", "text")
+TRAINING = "training"  # the model's name in a manifest's rows of training pictures
+SHOWN = 4  # training pictures a question
+COLUMNS = ("model", "picture")
+KEY_FORMAT = "ldm-study-key"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A row of the manifest: one picture.
+
+    Attributes:
+        concept: what was learned; may be empty where there is one alone.
+        model: who drew it, or `TRAINING`.
+        prompt: with its placeholder; empty for training pictures.
+        picture: the file.
+    """
+
+    concept: str
+    model: str
+    prompt: str
+    picture: Path
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A picture to rank.
+
+    Attributes:
+        name: says nothing about the model.
+        model: who drew it.
+        picture: the file.
+    """
+
+    name: str
+    model: str
+    picture: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """One ranking to give.
+
+    Attributes:
+        name: of the question.
+        concept, prompt: what was drawn.
+        text: to compare with; empty in the questionnaire of pictures.
+        examples: training pictures to compare with; none in the questionnaire of texts.
+        choices: a picture of each model, shuffled.
+    """
+
+    name: str
+    concept: str
+    prompt: str
+    text: str
+    examples: tuple[str, ...]
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Both questionnaires and what their making was.
+
+    Attributes:
+        name: 16 hexadecimal digits of all that is in it; answers name it.
+        seed: of the shuffling and of the choice of pictures.
+        models: sorted by name.
+        questions: by kind of questionnaire.
+    """
+
+    name: str
+    seed: int
+    models: tuple[str, ...]
+    questions: Mapping[str, tuple[Question, ...]]
+
+
+def read_manifest(path: str | Path) -> list[Drawn]:
+    """Read which model drew which picture: CSV, or JSON with a list of objects.
+
+    Columns: `model`, `picture` (a file, looked up from the manifest's folder), `prompt`, and
+    `concept`, which may be left out. Rows whose model is "training" name the training pictures.
+
+    Raises:
+        UserError: unreadable, no rows, a column or a picture missing.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        rows = (
+            json.loads(text) if path.suffix == ".json" else list(csv.DictReader(io.StringIO(text)))
+        )
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"manifest {path}: {reason}") from error
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"manifest {path}: no rows; needed are {', '.join(COLUMNS)} and prompt")
+    return [_row(path, number, row) for number, row in enumerate(rows, 1)]
+
+
+def _row(path: Path, number: int, row: Mapping[str, Any]) -> Drawn:
+    given = {key: str(value or "").strip() for key, value in row.items() if key is not None}
+    for column in COLUMNS:
+        if not given.get(column):
+            raise UserError(f"manifest {path}, row {number}: no {column}")
+    if given["model"] != TRAINING and not given.get("prompt"):
+        raise UserError(f"manifest {path}, row {number}: no prompt")
+    picture = path.parent / given["picture"]
+    if not picture.is_file():
+        raise UserError(f"manifest {path}, row {number}: picture {picture} does not exist")
+    return Drawn(given.get("concept", ""), given["model"], given.get("prompt", ""), picture)
+
+
+def make_study(
+    rows: Sequence[Drawn],
+    *,
+    seed: int = 0,
+    image_prompt: str = "A photo of *",
+    placeholders: Sequence[str] = ("*",),
+) -> Study:
+    """Choose pictures and shuffle them.
+
+    Each concept gives one question about pictures, with what was drawn from `image_prompt`, and one
+    about each other prompt's text. Where a model has several pictures of a prompt, one is drawn by
+    lot; so are the training pictures, where there are more than four.
+
+    Args:
+        rows: of the manifest.
+        seed: of all that is left to chance; the same seed makes the same study.
+        image_prompt: whose pictures are held against the training pictures.
+        placeholders: taken out of the texts.
+
+    Raises:
+        UserError: fewer than two models; a model without a picture of a prompt that others have;
+            fewer than four training pictures; nothing to ask in one of the questionnaires.
+    """
+    models = tuple(sorted({row.model for row in rows} - {TRAINING}))
+    if len(models) < 2:
+        raise UserError(f"a ranking needs at least two models, the manifest has {list(models)}")
+    rng = np.random.default_rng(seed)
+    asked: dict[str, list[Question]] = {kind: [] for kind in KINDS}
+    wanted = sorted({(row.concept, row.prompt) for row in rows if row.model != TRAINING})
+    for concept, prompt in wanted:
+        kind = "image" if prompt == image_prompt else "text"
+        drawn = [_one_of(rows, concept, model, prompt, rng) for model in models]
+        order = rng.permutation(len(models))
+        choices = tuple(Choice("", models[i], str(drawn[i])) for i in order)
+        text = without_placeholders(prompt, placeholders) if kind == "text" else ""
+        examples = _examples(rows, concept, rng) if kind == "image" else ()
+        asked[kind].append(Question("", concept, prompt, text, examples, choices))
+    for kind, questions in asked.items():
+        if not questions:
+            raise UserError(
+                f"nothing to ask in the {kind} questionnaire: the manifest's prompts are "
+                f"{sorted({prompt for _, prompt in wanted})}, --image_prompt is {image_prompt!r}"
+            )
+    shuffled = {kind: _named(kind, asked[kind], rng) for kind in KINDS}
+    return Study(_digest(shuffled), seed, models, shuffled)
+
+
+def _one_of(
+    rows: Sequence[Drawn], concept: str, model: str, prompt: str, rng: np.random.Generator
+) -> Path:
+    have = [r.picture for r in rows if (r.concept, r.model, r.prompt) == (concept, model, prompt)]
+    if not have:
+        of = f" of {concept!r}" if concept else ""
+        raise UserError(f"the manifest has no picture{of} by {model!r} from {prompt!r}: add one")
+    return have[rng.integers(len(have))]
+
+
+def _examples(rows: Sequence[Drawn], concept: str, rng: np.random.Generator) -> tuple[str, ...]:
+    have = [r.picture for r in rows if (r.concept, r.model) == (concept, TRAINING)]
+    if len(have) < SHOWN:
+        of = f" of {concept!r}" if concept else ""
+        raise UserError(
+            f"the manifest has {len(have)} training pictures{of}, a question shows {SHOWN}: add "
+            f"rows whose model is {TRAINING!r}"
+        )
+    return tuple(str(have[i]) for i in rng.choice(len(have), SHOWN, replace=False))
+
+
+def _named(
+    kind: str, questions: Sequence[Question], rng: np.random.Generator
+) -> tuple[Question, ...]:
+    """Shuffle questions, and give them and their pictures names by a second shuffling."""
+    total = sum(len(question.choices) for question in questions)
+    names = iter(rng.permutation(total))
+    return tuple(
+        Question(
+            f"{kind[0]}{number:02d}",
+            questions[i].concept,
+            questions[i].prompt,
+            questions[i].text,
+            questions[i].examples,
+            tuple(
+                Choice(f"{kind[0]}p{next(names):03d}", choice.model, choice.picture)
+                for choice in questions[i].choices
+            ),
+        )
+        for number, i in enumerate(rng.permutation(len(questions)), 1)
+    )
+
+
+def _digest(questions: Mapping[str, tuple[Question, ...]]) -> str:
+    """Return a name for what a study shows: its texts, the names and the pixels of its pictures."""
+    digest = hashlib.sha256()
+    for kind in KINDS:
+        for question in questions[kind]:
+            digest.update(f"{kind} {question.name} {question.text}".encode())
+            for choice in question.choices:
+                digest.update(f"{choice.name} {choice.model}".encode())
+            for file in (*question.examples, *(choice.picture for choice in question.choices)):
+                digest.update(open_rgb(file).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _with_files(study: Study, place: Callable[[str], str]) -> Study:
+    """Return a study with each picture's path as `place` gives it."""
+    questions = {
+        kind: tuple(
+            replace(
+                question,
+                examples=tuple(map(place, question.examples)),
+                choices=tuple(replace(c, picture=place(c.picture)) for c in question.choices),
+            )
+            for question in asked
+        )
+        for kind, asked in study.questions.items()
+    }
+    return replace(study, questions=questions)
+
+
+def write_key(path: Path, study: Study) -> None:
+    """Write which model drew what; not for those who answer.
+
+    Pictures below the key's folder are written as seen from there, so that the folder may be moved;
+    others with their whole path.
+    """
+    folder = path.parent.resolve()
+
+    def place(file: str) -> str:
+        whole = Path(file).resolve()
+        return whole.relative_to(folder).as_posix() if whole.is_relative_to(folder) else str(whole)
+
+    content = {"format": KEY_FORMAT, **asdict(_with_files(study, place))}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_key(path: str | Path) -> Study:
+    """Read what `write_key` wrote; its pictures need not be there.
+
+    Raises:
+        UserError: unreadable, or no key.
+    """
+    folder = Path(path).parent
+
+    def place(file: str) -> str:
+        beside = folder / file
+        # Keys once told paths as seen from where the study was made.
+        return file if not beside.exists() and Path(file).exists() else str(beside)
+
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if content.pop("format") != KEY_FORMAT:
+            raise KeyError
+        questions = {
+            kind: tuple(
+                Question(
+                    **{
+                        **question,
+                        "examples": tuple(question["examples"]),
+                        "choices": tuple(Choice(**choice) for choice in question["choices"]),
+                    }
+                )
+                for question in content["questions"][kind]
+            )
+            for kind in KINDS
+        }
+        models = tuple(content["models"])
+        study = Study(content["name"], content["seed"], models, questions)
+        return _with_files(study, place)
+    except OSError as error:
+        raise UserError(f"key {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"key {path} is no key of a study: give the key.json that `user_study.py make` wrote"
+        ) from error

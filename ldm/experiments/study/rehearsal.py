@@ -1,0 +1,153 @@
+"""A rehearsal of the user study: a feature extractor answers in people's place.
+
+It shows that pages, key, analysis and figure work before anybody is asked, and nothing more: its
+rankings repeat the extractor's scores, and say nothing about what people see. Every answer file
+names the extractor, and whatever is made from it says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ldm.evaluation.similarity import FeatureExtractor, pairwise_similarity
+from ldm.experiments.study.analysis import FORMAT, FloatArray
+from ldm.experiments.study.questionnaire import KINDS, Study
+from ldm.image_io import open_rgb, safe_name
+from ldm.util import UserError
+
+# The paper's own scores explain the paper's own ranks best with this: of Plackett and Luce's
+# expected ranks from the cosines of figure 10a, those with temperature 0.070 (text) and 0.068
+# (image) come nearest to figure 10b in the mean square. So participants spread about as far as the
+# paper's did around CLIP's opinion: a difference of 0.07 between two cosines is seen by 73 of 100.
+TEMPERATURE = 0.07
+
+# kind → question → a score of each choice, in the question's order.
+Scores = Mapping[str, Mapping[str, FloatArray]]
+
+
+def open_pictures(study: Study) -> dict[str, Image.Image]:
+    """Open every picture of a study, by its file.
+
+    Raises:
+        UserError: one is not there or damaged.
+    """
+    questions = [question for kind in KINDS for question in study.questions[kind]]
+    named = [(q.examples, [choice.picture for choice in q.choices]) for q in questions]
+    files = dict.fromkeys(file for both in named for part in both for file in part)
+    return {file: open_rgb(file) for file in files}
+
+
+@torch.no_grad()
+def score_choices(
+    study: Study, pictures: Mapping[str, Image.Image], extractor: FeatureExtractor
+) -> Scores:
+    """Score every choice as the paper scores pictures, in [-1, 1].
+
+    By pictures: the mean cosine with the question's training pictures. By text: the cosine with it.
+    """
+    found: dict[str, dict[str, FloatArray]] = {}
+    for kind in KINDS:
+        found[kind] = {}
+        for question in study.questions[kind]:
+            if kind == "image":
+                shown = extractor.image_features([pictures[file] for file in question.examples])
+            else:
+                shown = extractor.text_features([question.text])
+            drawn = extractor.image_features([pictures[c.picture] for c in question.choices])
+            found[kind][question.name] = np.array(
+                [pairwise_similarity(one[None], shown) for one in drawn]
+            )
+    return found
+
+
+def rank(scores: FloatArray, temperature: float, rng: np.random.Generator) -> list[int]:
+    """Draw a ranking, the best first, from Plackett and Luce's model.
+
+    Of those not ranked yet, i comes next with a probability proportional to exp(score_i / T).
+    Sorting score/T + Gumbel noise draws from exactly this distribution.
+
+    Args:
+        scores: [n].
+        temperature: T, above 0; towards 0 everyone agrees, towards infinity nobody does.
+        rng: of the noise.
+    """
+    return [int(i) for i in np.argsort(-(scores / temperature + rng.gumbel(size=len(scores))))]
+
+
+def rehearse(
+    study: Study,
+    scores: Scores,
+    by: Mapping[str, str],
+    *,
+    participants: int,
+    temperature: float = TEMPERATURE,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Return answers to both questionnaires, as their pages save them.
+
+    Participants differ by chance alone, in every question anew: people have tastes, so their
+    ellipses are larger than these.
+
+    Args:
+        study: whose questions to answer.
+        scores: of `score_choices`.
+        by: who scored, as `ldm.evaluation.extractors.extractor_facts` says.
+        participants: how many; the first ones answer the same however many follow.
+        temperature: see `rank`.
+        seed: of chance.
+    """
+    if participants < 1:
+        raise ValueError(f"participants must be at least 1, got {participants}")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    made = []
+    for number in range(participants):
+        for k, kind in enumerate(KINDS):
+            rng = np.random.default_rng((seed, number, k))
+            rankings = []
+            for question in study.questions[kind]:
+                names = [choice.name for choice in question.choices]
+                order = rank(scores[kind][question.name], temperature, rng)
+                ranking = [names[i] for i in order]
+                rankings.append({"question": question.name, "shown": names, "ranking": ranking})
+            made.append(
+                {
+                    "format": FORMAT,
+                    "study": study.name,
+                    "questionnaire": kind,
+                    "participant": f"simulated {number + 1:02d}",
+                    "answered_by": f"extractor {by['name']}",
+                    "rehearsal": {
+                        "extractor": dict(by),
+                        "temperature": temperature,
+                        "seed": seed,
+                    },
+                    "rankings": rankings,
+                }
+            )
+    return made
+
+
+def check_answers_folder(folder: Path) -> None:
+    """Raise UserError where answers lie already: people's and these must not come together."""
+    if there := next(folder.glob("*.json"), None):
+        raise UserError(f"{there} lies there already: give another --output for these answers")
+
+
+def write_answers(folder: Path, answers: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Write answers, a file each; return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for content in answers:
+        who = safe_name(content["participant"])
+        files.append(folder / f"answers-{content['questionnaire']}-{who}.json")
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        files[-1].write_text(f"{text}\n", encoding="utf-8")
+    return files

@@ -1,0 +1,148 @@
+"""The judge of the miniature world: a small CLIP that scores pictures against pictures and words.
+
+It is a `transformers` CLIPModel on 64 by 64 pictures with the miniature's tokeniser. Every decision
+is made as with any CLIP: by the text prompt whose embedding is nearest to the picture's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ldm.evaluation.clip import picture_size
+from ldm.image_io import from_pil
+from ldm.miniature.grammar import (
+    MEDIUM_PHRASES,
+    SCENE_PHRASES,
+    TEXTURE_ADJECTIVES,
+    TEXTURE_PHRASES,
+    texture_phrase,
+    with_article,
+)
+from ldm.miniature.render import COLOURS
+from ldm.miniature.shapes import ALL_SHAPES
+from ldm.util import UserError
+
+if TYPE_CHECKING:
+    from transformers import BertTokenizer, CLIPModel
+
+# What the judge is asked: for each attribute, the prompt of each answer.
+PROMPTS: dict[str, dict[str, str]] = {
+    "shape": {name: with_article(name) for name in ALL_SHAPES},
+    "colour": {name: name for name in COLOURS},
+    "scene": dict(SCENE_PHRASES),
+    "medium": {name: phrase.removesuffix(" of") for name, phrase in MEDIUM_PHRASES.items()},
+    "texture": dict(TEXTURE_ADJECTIVES),
+    "detail": {"plain": "plain"}
+    | {
+        f"{second} {texture}": texture_phrase(texture, second)
+        for texture in TEXTURE_PHRASES
+        for second in COLOURS
+    },
+}
+_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's own, over RGB in [0, 1]
+_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def preprocess(pictures: Tensor, size: int) -> Tensor:
+    """Resize [n, 3, h, w] in [-1, 1] to `size` and normalise as CLIP does."""
+    if pictures.shape[-2:] != (size, size):
+        pictures = F.interpolate(pictures, (size, size), mode="bicubic", antialias=True)
+    mean, std = (pictures.new_tensor(v).view(1, 3, 1, 1) for v in (_MEAN, _STD))
+    return ((pictures.clamp(-1, 1) + 1) / 2 - mean) / std
+
+
+def encode_images(model: CLIPModel, pictures: Tensor) -> Tensor:
+    """Embed [n, 3, h, w] in [-1, 1] as unit vectors [n, d]."""
+    pixels = preprocess(pictures, picture_size(model))
+    pooled = model.vision_model(pixel_values=pixels).pooler_output
+    return F.normalize(model.visual_projection(pooled), dim=-1)
+
+
+def encode_texts(model: CLIPModel, tokenizer: BertTokenizer, texts: Sequence[str]) -> Tensor:
+    """Embed texts as unit vectors [n, d]."""
+    tokens = tokenizer(
+        list(texts), padding=True, truncation=True, max_length=32, return_tensors="pt"
+    )
+    device = model.text_projection.weight.device
+    pooled = model.text_model(
+        input_ids=tokens["input_ids"].to(device),
+        attention_mask=tokens["attention_mask"].to(device),
+    ).pooler_output
+    return F.normalize(model.text_projection(pooled), dim=-1)
+
+
+class Judge:
+    """Scores and classifies pictures; build it with `Judge.load(folder)`."""
+
+    def __init__(self, model: CLIPModel, tokenizer: BertTokenizer) -> None:
+        model.train(False)
+        self.model = model.requires_grad_(False)
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu") -> Judge:
+        """Read a judge's folder: model, configuration and tokeniser, in float32.
+
+        Raises:
+            UserError: the folder holds no model.
+        """
+        from transformers import BertTokenizer, CLIPModel
+
+        folder = Path(folder)
+        if not (folder / "model.safetensors").is_file():
+            raise UserError(f"no judge in {folder}: run scripts/miniature/train_judge.py")
+        # The wrapped signatures of transformers hide the types from mypy.
+        model: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        return cls(model.to(device), BertTokenizer.from_pretrained(folder, local_files_only=True))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        weight: Tensor = self.model.text_projection.weight
+        return weight.device
+
+    @torch.no_grad()
+    def image_features(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
+        """Embed pictures, or a tensor [n, 3, h, w] in [-1, 1]: unit vectors [n, d] on the CPU."""
+        if not isinstance(images, Tensor):
+            size = picture_size(self.model)
+            scaled = [from_pil(image)[None] for image in images]
+            images = torch.cat(
+                [F.interpolate(p, (size, size), mode="bicubic", antialias=True) for p in scaled]
+            )
+        batches = [encode_images(self.model, p.to(self.device)) for p in torch.split(images, 64)]
+        return torch.cat(batches).cpu()
+
+    @torch.no_grad()
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Embed texts: unit vectors [n, d] on the CPU."""
+        return encode_texts(self.model, self.tokenizer, texts).cpu()
+
+    @cached_property
+    def _answers(self) -> dict[str, Tensor]:
+        return {name: self.text_features(list(asked.values())) for name, asked in PROMPTS.items()}
+
+    def scores(self, features: Tensor, attribute: str) -> Tensor:
+        """Return the similarity of pictures [n, d] with each answer of `PROMPTS[attribute]`."""
+        if attribute not in PROMPTS:
+            raise ValueError(f"attribute must be one of {', '.join(PROMPTS)}, got {attribute!r}")
+        return features @ self._answers[attribute].T
+
+    def classify(self, images: Sequence[Image.Image] | Tensor, attribute: str) -> list[str]:
+        """Say of each picture which shape, colour, scene, medium, texture or detail it shows.
+
+        `images` may also be features [n, d] from `image_features`, to ask several questions.
+        """
+        is_features = isinstance(images, Tensor) and images.ndim == 2
+        features = images if is_features else self.image_features(images)
+        assert isinstance(features, Tensor)
+        labels = list(PROMPTS[attribute]) if attribute in PROMPTS else []
+        return [labels[i] for i in self.scores(features, attribute).argmax(-1).tolist()]

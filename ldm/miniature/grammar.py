@@ -1,0 +1,195 @@
+"""Captions of the miniature world: what is said about a picture, and how.
+
+Most captions name everything; the others leave things out, so that a model learns each part by
+itself, and use the words of the paper's templates ("a close-up photo of the …"), so that the text
+encoder knows them. Those adjectives carry no meaning: any picture may be called "nice".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ldm.miniature.render import COLOURS, EXTRA_MEDIA, MEDIA, SCENES, TEXTURES, Spec
+from ldm.miniature.shapes import ALL_SHAPES
+
+# After the object.
+SCENE_PHRASES = {
+    "beach": "on the beach",
+    "forest": "in the forest",
+    "city": "in the city",
+    "desert": "in the desert",
+    "snow": "in the snow",
+    "moon": "on the moon",
+    "meadow": "in the meadow",
+    "sea": "in the sea",
+    "sunset": "at sunset",
+    "kitchen": "in the kitchen",
+}
+# Before the object, and as "in the style of …" after it.
+MEDIUM_PHRASES = {
+    "photo": "a photo of",
+    "painting": "a painting of",
+    "sketch": "a sketch of",
+    "pixel": "pixel art of",
+    "neon": "a neon sign of",
+    "sepia": "a sepia photo of",
+    "blueprint": "a blueprint of",
+}
+STYLE_PHRASES = {
+    "photo": "a photo",
+    "painting": "a painting",
+    "sketch": "a sketch",
+    "pixel": "pixel art",
+    "neon": "neon",
+    "sepia": "sepia",
+    "blueprint": "a blueprint",
+}
+TEXTURE_PHRASES = {
+    "stripes": "with {} stripes",
+    "dots": "with {} dots",
+    "checks": "with {} checks",
+    "fade": "fading to {}",
+    "border": "with {} border",
+}
+TEXTURE_ADJECTIVES = {
+    "plain": "plain",
+    "stripes": "striped",
+    "dots": "dotted",
+    "checks": "checkered",
+    "fade": "faded",
+    "border": "bordered",
+}
+# The adjectives of the paper's object and style templates, and its other nouns for a picture.
+ADJECTIVES = (
+    *("good", "cropped", "close-up", "bright", "dark", "clean", "dirty"),
+    *("cool", "nice", "small", "weird", "large"),
+)
+_PICTURE_NOUNS = ("rendering", "rendition", "picture", "depiction", "illustration")
+_STYLE_NOUNS = ("painting", "rendering", "picture", "rendition")
+_ARTICLES = ("a", "the", "my", "one")
+
+
+def with_article(noun_phrase: str) -> str:
+    """Put "a" or "an" before a phrase."""
+    return f"{'an' if noun_phrase[0] in 'aeiou' else 'a'} {noun_phrase}"
+
+
+def texture_phrase(texture: str, second: str) -> str:
+    """Say what the second colour does: "with yellow dots", "with an orange border"."""
+    named = with_article(second) if texture == "border" else second
+    return TEXTURE_PHRASES[texture].format(named)
+
+
+def object_phrase(spec: Spec) -> str:
+    """Name the object in full, without an article: "teal star with yellow dots"."""
+    noun = f"{spec.colour} {spec.shape}"
+    if spec.texture == "plain":
+        return noun
+    return f"{noun} {texture_phrase(spec.texture, spec.second)}"
+
+
+def full_caption(spec: Spec) -> str:
+    """Say everything: "a photo of a teal star with yellow dots on the beach"."""
+    start, scene = MEDIUM_PHRASES[spec.medium], SCENE_PHRASES[spec.scene]
+    return f"{start} {with_article(object_phrase(spec))} {scene}"
+
+
+def _partial_object(spec: Spec, rng: np.random.Generator) -> str:
+    choice = rng.random()
+    if choice < 0.25:
+        return spec.shape
+    if choice < 0.55:
+        return f"{spec.colour} {spec.shape}"
+    adjective = TEXTURE_ADJECTIVES[spec.texture]
+    if choice < 0.65:
+        return f"{adjective} {spec.shape}"
+    if choice < 0.8:
+        return f"{adjective} {spec.colour} {spec.shape}"
+    if choice < 0.9 and spec.texture != "plain":
+        return f"{spec.shape} {texture_phrase(spec.texture, spec.second)}"
+    return object_phrase(spec)
+
+
+def _determined(noun_phrase: str, rng: np.random.Generator) -> str:
+    """Put an article, another determiner or (for placeholders stand bare) nothing before it."""
+    choice = rng.random()
+    if choice < 0.7:
+        return with_article(noun_phrase)
+    if choice < 0.85:
+        return noun_phrase
+    return f"{_ARTICLES[int(rng.integers(1, len(_ARTICLES)))]} {noun_phrase}"
+
+
+def _after(article: str, noun_phrase: str) -> str:
+    return with_article(noun_phrase) if article == "a" else f"{article} {noun_phrase}"
+
+
+def _adjective(rng: np.random.Generator) -> str:
+    return ADJECTIVES[int(rng.integers(len(ADJECTIVES)))]
+
+
+def _templated(noun_phrase: str, spec: Spec, rng: np.random.Generator) -> str:
+    """Speak as the paper's templates do: "a cropped photo of the …", "a photo of a nice …"."""
+    article = _ARTICLES[int(rng.integers(len(_ARTICLES)))]
+    choice = rng.random()
+    if choice < 0.25:
+        noun = _PICTURE_NOUNS[int(rng.integers(len(_PICTURE_NOUNS)))]
+        return f"{with_article(noun)} of {_after(article, noun_phrase)}"
+    start = MEDIUM_PHRASES[spec.medium]
+    if choice < 0.6:
+        return f"{start} {_after(article, f'{_adjective(rng)} {noun_phrase}')}"
+    bare = start.removeprefix("a ")
+    first = "the" if rng.random() < 0.3 else "a"
+    return f"{first} {_adjective(rng)} {bare} {_after(article, noun_phrase)}"
+
+
+def _in_style(spec: Spec, rng: np.random.Generator) -> str:
+    """Name the medium last, with or without the object: "a cool painting in the style of neon"."""
+    style = f"in the style of {STYLE_PHRASES[spec.medium]}"
+    if rng.random() < 0.25:
+        noun = _STYLE_NOUNS[int(rng.integers(len(_STYLE_NOUNS)))]
+        adjective = f"{_adjective(rng)} " if rng.random() < 0.7 else ""
+        return f"{'the' if rng.random() < 0.2 else 'a'} {adjective}{noun} {style}"
+    noun = object_phrase(spec) if rng.random() < 0.6 else _partial_object(spec, rng)
+    start = "a photo of " if rng.random() < 0.5 else ""
+    scene = f" {SCENE_PHRASES[spec.scene]}" if rng.random() < 0.5 else ""
+    return f"{start}{_determined(noun, rng)}{scene} {style}"
+
+
+def caption(spec: Spec, rng: np.random.Generator) -> str:
+    """Describe a picture: in full three times in five, else with omissions or in other words."""
+    choice = rng.random()
+    scene = SCENE_PHRASES[spec.scene]
+    if choice < 0.6:
+        return f"{MEDIUM_PHRASES[spec.medium]} {_determined(object_phrase(spec), rng)} {scene}"
+    if choice < 0.7:
+        return _in_style(spec, rng)
+    whole = rng.random() < 0.5
+    noun_phrase = object_phrase(spec) if whole else _partial_object(spec, rng)
+    place = f" {scene}" if rng.random() < 0.65 else ""
+    if choice < 0.85:
+        return _templated(noun_phrase, spec, rng) + place
+    if choice < 0.95:
+        return f"{MEDIUM_PHRASES[spec.medium]} {_determined(noun_phrase, rng)}{place}"
+    if choice < 0.98:
+        return f"{with_article(noun_phrase)}{place}"
+    return f"{MEDIUM_PHRASES[spec.medium]} {scene.split(' ', 1)[1]}"
+
+
+def vocabulary() -> list[str]:
+    """Return every word that captions can hold, sorted; hyphenated words are split."""
+    phrases = [
+        *(ADJECTIVES + _PICTURE_NOUNS + _STYLE_NOUNS + _ARTICLES),
+        *COLOURS,
+        *ALL_SHAPES,
+        *TEXTURES,
+        *SCENES,
+        *(MEDIA + EXTRA_MEDIA),
+        *SCENE_PHRASES.values(),
+        *MEDIUM_PHRASES.values(),
+        *STYLE_PHRASES.values(),
+        *(text.replace("{}", "") for text in TEXTURE_PHRASES.values()),
+        *TEXTURE_ADJECTIVES.values(),
+        "an in the style of",
+    ]
+    return sorted({word for text in phrases for word in text.replace("-", " - ").split()})

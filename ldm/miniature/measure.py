@@ -1,0 +1,292 @@
+"""What the miniature is held to: its parts measured on unseen pictures, captions and concepts.
+
+Pictures are drawn by an injected function, so that everything here can be tried on doubles. Unseen
+means from the validation split of the miniature world, or from `examples/concepts`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm.evaluation.draws import Draw
+from ldm.evaluation.similarity import own_similarity, pairwise_similarity
+from ldm.image_io import open_rgb, to_pil
+from ldm.miniature.clip import PROMPTS, Judge
+from ldm.miniature.grammar import SCENE_PHRASES, STYLE_PHRASES, caption, full_caption
+from ldm.miniature.world import MiniatureWorld, Spec, render
+from ldm.util import UserError
+
+COLOURFUL = ("photo", "painting")  # the media that show an object's colour as it is
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A thing or style to learn, as `examples/concepts/concepts.json` describes it."""
+
+    name: str
+    kind: str
+    placeholder: str
+    first_word: str
+    words: str
+    caption: str
+    attributes: Mapping[str, str]
+    shown_scenes: Sequence[str]
+    prompt_scenes: Sequence[str]
+    pictures: list[Image.Image] = field(repr=False, default_factory=list)
+
+    @property
+    def is_style(self) -> bool:
+        """Whether the word stands for a manner rather than a thing."""
+        return self.kind == "style"
+
+    def prompt(self, word: str) -> str:
+        """Ask for the concept by a word, as the training templates do."""
+        return f"a painting in the style of {word}" if self.is_style else f"a photo of a {word}"
+
+    def scene_prompt(self, word: str, scene: str) -> str:
+        """Ask for the concept by a word, in a scene."""
+        if self.is_style:
+            return f"a red star {SCENE_PHRASES[scene]} in the style of {word}"
+        return f"a photo of a {word} {SCENE_PHRASES[scene]}"
+
+
+def load_concepts(folder: str | Path, names: Sequence[str] | None = None) -> list[Concept]:
+    """Read concepts and their pictures from a folder like `examples/concepts`.
+
+    Raises:
+        UserError: no such folder, or a name that is not there.
+    """
+    folder = Path(folder)
+    if not (folder / "concepts.json").is_file():
+        raise UserError(f"{folder} has no concepts.json: run scripts/miniature/make_concepts.py")
+    records = json.loads((folder / "concepts.json").read_text(encoding="utf-8"))
+    unknown = sorted(set(names or ()) - set(records))
+    if unknown:
+        raise UserError(f"no concept {unknown[0]!r} in {folder}: there are {', '.join(records)}")
+    return [
+        Concept(
+            name=name,
+            **records[name],
+            pictures=[open_rgb(path) for path in sorted((folder / name).glob("*.png"))],
+        )
+        for name in names or records
+    ]
+
+
+def unseen_specs(count: int, seed: int = 0) -> list[Spec]:
+    """Describe pictures that no training saw."""
+    world = MiniatureWorld(length=count, seed=seed, split="val")
+    return [world.spec(i) for i in range(count)]
+
+
+def draw_specs(specs: Sequence[Spec], size: int = 64) -> Tensor:
+    """Render: float32 [n, 3, size, size] in [-1, 1]."""
+    pictures = np.stack([render(spec, size) for spec in specs])
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+
+
+@torch.no_grad()
+def autoencoder_psnr(model: Any, count: int, size: int = 64) -> tuple[float, list[Image.Image]]:
+    """Measure a first stage on unseen pictures, each coded as its posterior's mean.
+
+    Args:
+        model: a LatentDiffusion.
+        count: pictures to measure.
+        size: their side.
+
+    Returns:
+        PSNR in dB over the mean squared error of all pictures (the mean of the pictures' own PSNRs
+        would be higher), and some pictures, each followed by its reconstruction.
+    """
+    pictures = draw_specs(unseen_specs(count), size)
+    errors: list[Tensor] = []
+    shown: list[Image.Image] = []
+    for batch in torch.split(pictures, 32):
+        latent = model.encode_first_stage(batch.to(model.device)).mode()
+        again = model.decode_first_stage(model.scale_factor * latent).cpu().clamp(-1, 1)
+        errors.append(((again - batch) ** 2).mean((1, 2, 3)))
+        if not shown:
+            shown = [to_pil(p) for pair in zip(batch[:16], again, strict=False) for p in pair]
+    # Values span [-1, 1], so the peak is 2.
+    return 10 * math.log10(4 / float(torch.cat(errors).mean())), shown
+
+
+def truth(specs: Sequence[Spec], attribute: str) -> list[str]:
+    """Return the right answers to one of the judge's questions."""
+    if attribute == "detail":
+        return [
+            "plain" if spec.texture == "plain" else f"{spec.second} {spec.texture}"
+            for spec in specs
+        ]
+    return [getattr(spec, attribute) for spec in specs]
+
+
+def judge_accuracy(judge: Judge, count: int) -> dict[str, float]:
+    """Return the judge's share of right answers on unseen pictures.
+
+    Colour, texture and detail are asked of photos and paintings only.
+    """
+    specs = unseen_specs(count)
+    features = judge.image_features(draw_specs(specs))
+    colourful = [spec.medium in COLOURFUL for spec in specs]
+    accuracies = {}
+    for name in PROMPTS:
+        right = [
+            a == b for a, b in zip(judge.classify(features, name), truth(specs, name), strict=True)
+        ]
+        asked = colourful if name in ("colour", "texture", "detail") else [True] * count
+        accuracies[name] = sum(r for r, a in zip(right, asked, strict=True) if a) / sum(asked)
+    return accuracies
+
+
+def named(spec: Spec, text: str) -> set[str]:
+    """Return which of shape, colour, scene, medium a caption fixes.
+
+    Colour counts only where the caption also asks for a photo or a painting.
+    """
+    words = text.split()
+    found = {"shape"} if spec.shape in words else set()
+    if f" {SCENE_PHRASES[spec.scene]}" in text:
+        found.add("scene")
+    if STYLE_PHRASES[spec.medium].split()[-1] in words:
+        found.add("medium")
+        if f"{spec.colour} {spec.shape}" in text and spec.medium in COLOURFUL:
+            found.add("colour")
+    return found
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often the judge sees what captions ask for: share and number of captions by attribute."""
+
+    share: dict[str, float]
+    asked: dict[str, int]
+
+
+def caption_agreement(
+    draw: Draw, judge: Judge, count: int, full: bool = False
+) -> tuple[Agreement, list[Image.Image], list[str]]:
+    """Draw one picture for each of `count` captions and ask the judge what it sees.
+
+    The captions are the grammar's, omissions included, of unseen pictures, or with `full` those
+    that say everything; each attribute counts where its caption names it. Returns the agreement,
+    the pictures and the captions.
+    """
+    specs = unseen_specs(count, seed=1)
+    rngs = [np.random.default_rng(i) for i in range(count)]
+    texts = [
+        full_caption(spec) if full else caption(spec, rng)
+        for spec, rng in zip(specs, rngs, strict=True)
+    ]
+    pictures = draw(texts, 1)
+    features = judge.image_features(pictures)
+    share, asked = {}, {}
+    for name in ("shape", "colour", "scene", "medium"):
+        right = zip(judge.classify(features, name), truth(specs, name), strict=True)
+        answers = [a == b for a, b in right]
+        kept = [a for a, s, t in zip(answers, specs, texts, strict=True) if name in named(s, t)]
+        share[name], asked[name] = sum(kept) / max(1, len(kept)), len(kept)
+    return Agreement(share, asked), pictures, texts
+
+
+@dataclass(frozen=True)
+class ConceptScore:
+    """A learned word, measured; similarities are the judge's mean cosines with the training set.
+
+    Attributes:
+        image_similarity: of pictures of the word.
+        training: of the training pictures with each other.
+        first_word: of pictures of the word the learning began with.
+        best_word: of pictures of the vocabulary's best word, drawn anew after it was chosen.
+        best_word_is: that word.
+        caption: of pictures of the full description.
+        scene: share of the scene prompts' pictures in which the judge sees the scene.
+        concept: share in which it sees the concept: shape and colour, or the medium of a style.
+        both: share in which it sees both.
+    """
+
+    image_similarity: float
+    training: float
+    first_word: float
+    best_word: float
+    best_word_is: str
+    caption: float
+    scene: float
+    concept: float
+    both: float
+
+
+def see_concept(judge: Judge, features: Tensor, concept: Concept) -> list[bool]:
+    """Tell for each picture whether the judge sees the concept: shape and colour, or medium."""
+    questions = ("medium",) if concept.is_style else ("shape", "colour")
+    answers = [judge.classify(features, question) for question in questions]
+    wanted = tuple(concept.attributes[question] for question in questions)
+    return [given == wanted for given in zip(*answers, strict=True)]
+
+
+def score_concept(
+    draw: Draw,
+    judge: Judge,
+    concept: Concept,
+    vocabulary: Mapping[str, Tensor],
+    pictures: int = 16,
+) -> tuple[ConceptScore, list[Image.Image]]:
+    """Measure a word that `draw` already knows under the concept's placeholder.
+
+    Args:
+        draw: draws pictures of prompts.
+        judge: scores them.
+        concept: what the word should mean.
+        vocabulary: of each word to compete with, features [n, d] of pictures of it; see
+            `vocabulary_features`.
+        pictures: how many to draw of the word; half as many of the words compared with it, and
+            of each scene prompt.
+
+    Returns:
+        The scores, and pictures to show: of the word, then of the scene prompts.
+    """
+    training = judge.image_features(concept.pictures)
+    best = max(vocabulary, key=lambda word: pairwise_similarity(vocabulary[word], training))
+
+    def likeness(prompt: str, count: int) -> float:
+        return pairwise_similarity(judge.image_features(draw([prompt], count)), training)
+
+    word = concept.placeholder
+    own = draw([concept.prompt(word)], pictures)
+    prompts = [concept.scene_prompt(word, scene) for scene in concept.prompt_scenes]
+    each = max(1, pictures // 2)
+    placed = draw(prompts, each)
+    features = judge.image_features(placed)
+    wanted = [scene for scene in concept.prompt_scenes for _ in range(each)]
+    scenes = [a == b for a, b in zip(judge.classify(features, "scene"), wanted, strict=True)]
+    things = see_concept(judge, features, concept)
+    described = concept.prompt(concept.words) if concept.is_style else concept.caption
+    return ConceptScore(
+        image_similarity=pairwise_similarity(judge.image_features(own), training),
+        training=own_similarity(training),
+        first_word=likeness(concept.prompt(concept.first_word), pictures // 2),
+        best_word=likeness(concept.prompt(best), pictures // 2),
+        best_word_is=best,
+        caption=likeness(described, pictures // 2),
+        scene=float(np.mean(scenes)),
+        concept=float(np.mean(things)),
+        both=float(np.mean(np.logical_and(scenes, things))),
+    ), own[:5] + [placed[i * each + j] for j in range(min(2, each)) for i in range(len(prompts))]
+
+
+def vocabulary_features(
+    draw: Draw, judge: Judge, words: Sequence[str], prompt: Callable[[str], str], each: int
+) -> dict[str, Tensor]:
+    """Draw `each` pictures of every word: features [each, d] by word."""
+    features = judge.image_features(draw([prompt(word) for word in words], each))
+    return dict(zip(words, torch.split(features, each), strict=True))

@@ -1,1 +1,0 @@
-"""Experiments as tables of runs, concepts × variants × seeds × prompts: resumable, anywhere."""

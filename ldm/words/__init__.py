@@ -1,0 +1,1 @@
+"""A learned word, from its initializer word to its file."""

@@ -1,0 +1,222 @@
+"""Directional Textual Inversion: a word keeps the vocabulary's norm and learns its direction.
+
+Kim et al., arXiv 2512.13672 ("DTI"). Free optimisation inflates a word's vector far beyond the
+vocabulary's norms, where it drowns position and context. Here e = m·u: m is the vocabulary's mean
+norm and fixed, and u walks on the unit sphere. With k vectors each has a sphere of its own.
+
+Signs. The loss gets the prior's negative logarithm: a von Mises–Fisher density ∝ exp(κ⟨μ, u⟩)
+around the first word's direction μ adds −κ⟨μ, u⟩, whose gradient is −κμ. With ∂L/∂u = m·∂L/∂e:
+
+    g = m·∂L/∂e − κμ                 the whole gradient in u
+    g ← g − ⟨g, u⟩u                  what of it lies along the sphere
+    u ← (u − rate·g/‖g‖) / ‖…‖       a step of constant length against it, and back onto the sphere
+
+Each step turns u by the angle atan(rate), whatever the loss's scale: downhill, and with the prior's
+share towards μ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ldm.util import UserError
+from ldm.words.manager import EmbeddingManager
+from ldm.words.sphere import directions, tangent
+from ldm.words.tokens import TextEmbedder
+
+# What of the vocabulary's norms a word may keep, and its name in `vocabulary_norms`.
+NORMS = {"mean": "vocabulary/mean", "median": "vocabulary/p50"}
+# Relative size below which a float32 remainder of a subtraction is rounding, not a direction.
+ROUNDING = 1e-6
+# Why the networks' weights cannot be trained beside such words.
+ALONE = (
+    "directional words are learned alone, with the model frozen: set unfreeze_model and "
+    "learn_logvar to false"
+)
+
+
+def spherical_step(
+    vectors: Tensor, gradient: Tensor, mean: Tensor, radius: float, kappa: float, rate: float
+) -> Tensor:
+    """Take one step of directional textual inversion; the equations stand above.
+
+    A vector whose gradient is exactly zero was in none of the step's captions, and stays: the
+    prior alone, brought to unit length, would otherwise pull it to μ as fast as pictures teach.
+    So does one whose gradient has no part along the sphere, or is not finite.
+
+    Args:
+        vectors: e, [k, d]; only their directions count.
+        gradient: of the loss in e, [k, d].
+        mean: μ, unit vectors [k, d].
+        radius: m, above 0.
+        kappa: κ, at least 0.
+        rate: tangent of the angle turned.
+
+    Returns:
+        The new e, [k, d] of norm m where it moved.
+    """
+    u = F.normalize(vectors.float(), dim=-1)
+    whole = radius * gradient.to(u) - kappa * mean
+    along = tangent(whole, u)
+    length = along.norm(dim=-1, keepdim=True)
+    moves = gradient.any(-1, keepdim=True) & (length > ROUNDING * whole.norm(dim=-1, keepdim=True))
+    stepped = F.normalize(u - rate * along / torch.where(moves, length, 1.0), dim=-1)
+    return torch.where(moves, (radius * stepped).to(vectors), vectors)
+
+
+class DirectionalDescent(Optimizer):
+    """Moves words over their spheres by `spherical_step`; no weight decay, no momentum.
+
+    The words' prior means μ are its only state, so a resumed run goes on bit for bit.
+
+    Args:
+        words: parameters [k, d].
+        means: μ of each, unit vectors [k, d].
+        lr: rate, above 0; a schedule may change it.
+        radius: m, the norm words keep, above 0.
+        kappa: κ of the prior, at least 0.
+    """
+
+    def __init__(
+        self,
+        words: Iterable[nn.Parameter],
+        means: Iterable[Tensor],
+        *,
+        lr: float,
+        radius: float,
+        kappa: float,
+    ) -> None:
+        if not lr > 0:
+            raise ValueError(f"lr must be above 0, got {lr}")
+        if not radius > 0:
+            raise ValueError(f"radius must be above 0, got {radius}")
+        if not kappa >= 0:
+            raise ValueError(f"kappa must be at least 0, got {kappa}")
+        words = list(words)
+        super().__init__(words, {"lr": lr, "radius": radius, "kappa": kappa})
+        for word, mean in zip(words, means, strict=True):
+            self.state[word]["mean"] = mean.detach().to(word).clone()
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Move each word that has a gradient; `closure`, where given, computes it anew."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for word in group["params"]:
+                if word.grad is not None:
+                    radius, kappa, rate = group["radius"], group["kappa"], group["lr"]
+                    mean = self.state[word]["mean"]
+                    word.copy_(spherical_step(word, word.grad, mean, radius, kappa, rate))
+        return loss
+
+
+class DirectionalEmbeddingManager(EmbeddingManager):
+    """Words on a sphere of one norm, the vocabulary's; learned, saved and drawn like any other.
+
+    What is held and written are the plain vectors e = m·u, which every tool reads.
+
+    Args:
+        embedder: the text encoder.
+        kappa: κ of the prior around the first word, at least 0; the paper's 1e-4.
+        norm: m, the norm words keep: the vocabulary's "mean", the paper's; its "median", which rows
+            that the encoder's training never met, and left short, draw down less; or a number.
+        options: of `EmbeddingManager`. Each word needs a first word, so `per_image_tokens`, whose
+            words have none, is refused.
+
+    Raises:
+        UserError: a word without a first word.
+        ValueError: `kappa` or `norm` out of range.
+    """
+
+    norm: str | float
+
+    def __init__(
+        self,
+        embedder: TextEmbedder,
+        *,
+        kappa: float = 1e-4,
+        norm: str | float = "mean",
+        **options: Any,
+    ) -> None:
+        if not kappa >= 0:
+            raise ValueError(f"kappa must be at least 0, got {kappa}")
+        if norm not in NORMS if isinstance(norm, str) else not 0 < norm < math.inf:
+            raise ValueError(f"norm must be 'mean', 'median' or a number above 0, got {norm!r}")
+        # Before the parent's, which takes the first words' vectors.
+        self.__dict__["norm"] = norm
+        super().__init__(embedder, **options)
+        self.kappa = kappa
+        if self.per_image_placeholders:
+            raise UserError(
+                "directional words start from a first word, and those of per_image_tokens have "
+                "none: set per_image_tokens to false"
+            )
+        self._check_first_words()
+
+    @property
+    def radius(self) -> float:
+        """The norm m that every word keeps."""
+        return self._vocabulary()[NORMS[self.norm]] if isinstance(self.norm, str) else self.norm
+
+    @torch.no_grad()
+    def make_optimizer(self, groups: list[dict[str, Any]], rate: float) -> Optimizer:
+        """Return what moves the words over their spheres, onto which loaded words are put first.
+
+        Raises:
+            UserError: a loaded word without a first word, or networks trained beside the words.
+        """
+        if len(groups) > 1:
+            raise UserError(ALONE)
+        self._check_first_words()
+        self._ensure_initialized()
+        words = [self.string_to_param_dict[p] for p in self.placeholders]
+        for word in words:
+            placed = (self.radius * directions(word)).to(word)
+            # Those that are there already stay, to the last bit: a resumed run must not differ.
+            there = torch.isclose(word.norm(dim=-1), placed.norm(dim=-1), rtol=1e-5, atol=0)
+            word.copy_(torch.where(there[:, None], word, placed))
+        means = [directions(self._first_vectors(p)) for p in self.placeholders]
+        return DirectionalDescent(words, means, lr=rate, radius=self.radius, kappa=self.kappa)
+
+    def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+        """Write the words as `EmbeddingManager.save`, saying how they were learned."""
+        facts = {
+            "parameterization": "directional",
+            "kappa": f"{self.kappa:g}",
+            "norm": f"{self.radius:.6g}",
+        }
+        super().save(path, {**facts, **(metadata or {})})
+
+    def _first_vectors(self, placeholder: str) -> Tensor:
+        """Return the first word's directions at the norm that words keep, [k, d]."""
+        vectors = super()._first_vectors(placeholder)
+        try:
+            return (self.radius * directions(vectors)).to(vectors)
+        except ValueError as error:
+            raise UserError(
+                f"first word {self.first_words[placeholder]!r} has a vector of zeros, without "
+                "direction: choose another"
+            ) from error
+
+    def _check_first_words(self) -> None:
+        without = [p for p in self._lasting() if p not in self.first_words]
+        if without:
+            raise UserError(
+                f"a directional word starts from a first word's direction, and {without[0]!r} has "
+                "none: give it in initializer_words (--init_word)"
+            )

@@ -1,0 +1,108 @@
+"""The judge's plumbing on a tiny untrained CLIP, and what the shipped one sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm.image_io import from_pil
+from ldm.miniature.clip import PROMPTS, Judge, preprocess
+from ldm.miniature.world import Spec, render, sample_spec
+from ldm.util import UserError
+
+MODELS = Path(__file__).parents[2] / "models" / "miniature"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved untrained CLIP of the judge's form, in half precision as shipped."""
+    from transformers import BertTokenizer, CLIPConfig, CLIPModel
+
+    tokenizer = BertTokenizer.from_pretrained(MODELS / "tokenizer")
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    small |= {"num_attention_heads": 2}
+    text = small | {"vocab_size": len(tokenizer), "max_position_embeddings": 32}
+    text |= {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    vision = small | {"image_size": 16, "patch_size": 8}
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(projection_dim=8, text_config=text, vision_config=vision))
+    path = tmp_path_factory.mktemp("judge")
+    model.half().save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def test_features_are_unit_vectors_in_float32(folder: Path) -> None:
+    judge = Judge.load(folder)
+    images = judge.image_features(torch.zeros(3, 3, 16, 16))
+    texts = judge.text_features(["a star", "a photo of a red mug on the beach"])
+    assert (images.shape, texts.shape) == ((3, 8), (2, 8))
+    for features in (images, texts):
+        assert features.dtype == torch.float32
+        torch.testing.assert_close(features.norm(dim=-1), torch.ones(len(features)))
+
+
+def test_pictures_and_tensors_give_the_same_features(folder: Path) -> None:
+    judge = Judge.load(folder)
+    picture = render(Spec("star", "red"), 64)
+    image = Image.fromarray(((picture + 1) * 127.5).round().astype(np.uint8))
+    torch.testing.assert_close(
+        judge.image_features([image]), judge.image_features(from_pil(image)[None])
+    )
+    mixed = judge.image_features([image, image.resize((32, 32)), image.convert("L")])
+    assert mixed.shape == (3, 8)
+    torch.testing.assert_close(mixed[:1], judge.image_features([image]))
+
+
+def test_padding_does_not_change_a_text(folder: Path) -> None:
+    judge = Judge.load(folder)
+    alone = judge.text_features(["a star"])
+    padded = judge.text_features(["a star", "a photo of a red mug on the beach"])[:1]
+    torch.testing.assert_close(alone, padded)
+
+
+def test_classify_picks_the_prompt_nearest_to_the_picture(folder: Path) -> None:
+    judge = Judge.load(folder)
+    features = judge.text_features(list(PROMPTS["scene"].values()))
+    assert judge.classify(features, "scene") == list(PROMPTS["scene"])
+    pictures = torch.rand(2, 3, 16, 16)
+    by_features = judge.classify(judge.image_features(pictures), "shape")
+    assert judge.classify(pictures, "shape") == by_features
+    with pytest.raises(ValueError, match=r"attribute must be one of shape, .*, got 'mood'"):
+        judge.classify(features, "mood")
+
+
+def test_preprocess_normalises_as_clip_does() -> None:
+    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+    black = preprocess(torch.full((1, 3, 8, 8), -1.0), 4)
+    assert black.shape == (1, 3, 4, 4)
+    expected = -torch.tensor(OPENAI_CLIP_MEAN) / torch.tensor(OPENAI_CLIP_STD)
+    torch.testing.assert_close(black[0, :, 0, 0], expected)
+
+
+def test_a_folder_without_a_judge_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no judge in .*train_judge\.py"):
+        Judge.load(tmp_path)
+
+
+@pytest.mark.skipif(
+    not (MODELS / "judge" / "model.safetensors").is_file(), reason="the judge is not trained"
+)
+def test_the_shipped_judge_recognises_unseen_pictures() -> None:
+    judge = Judge.load(MODELS / "judge")
+    specs = [sample_spec(123, 2**41 + i) for i in range(96)]
+    pictures = np.stack([render(spec, 64) for spec in specs])
+    features = judge.image_features(torch.from_numpy(pictures).permute(0, 3, 1, 2))
+    for attribute, at_least in (("shape", 0.9), ("scene", 0.9)):
+        found = judge.classify(features, attribute)
+        right = [a == getattr(spec, attribute) for a, spec in zip(found, specs, strict=True)]
+        assert np.mean(right) >= at_least, attribute
+    colourful = [i for i, spec in enumerate(specs) if spec.medium in ("photo", "painting")]
+    found = judge.classify(features[colourful], "colour")
+    right = [a == specs[i].colour for a, i in zip(found, colourful, strict=True)]
+    assert np.mean(right) >= 0.85

@@ -1,0 +1,238 @@
+"""The miniature's evaluation over doubles whose right answers are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ldm.image_io import to_pil
+from ldm.miniature import measure as miniature
+from ldm.miniature.clip import PROMPTS
+from ldm.miniature.measure import (
+    Concept,
+    autoencoder_psnr,
+    caption_agreement,
+    draw_specs,
+    judge_accuracy,
+    load_concepts,
+    named,
+    score_concept,
+    truth,
+    unseen_specs,
+    vocabulary_features,
+)
+from ldm.miniature.table import BEGIN, insert, table
+from ldm.miniature.world import Spec, full_caption, sample_spec
+from ldm.util import UserError
+
+CONCEPTS = Path(__file__).parents[2] / "examples" / "concepts"
+WORDS = sorted({word for asked in PROMPTS.values() for answer in asked for word in answer.split()})
+
+
+class OracleJudge:
+    """Knows what the pictures of `draw_words` show: their first pixels carry the words' indices."""
+
+    def image_features(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
+        rows = []
+        for image in images:
+            pixels = np.asarray(image).reshape(-1, 3)[:32, 0]
+            rows.append(sum(F.one_hot(torch.tensor(int(p)), 256).float() for p in pixels if p))
+        return F.normalize(torch.stack(rows), dim=-1)
+
+    def classify(self, features: Tensor, attribute: str) -> list[str]:
+        answers = list(PROMPTS[attribute])
+        columns = features[:, [WORDS.index(answer) + 1 for answer in answers]]
+        return [answers[i] for i in columns.argmax(-1).tolist()]
+
+
+def draw_words(prompts: Sequence[str], each: int) -> list[Image.Image]:
+    """Draw pictures that show exactly the words of their prompt."""
+    images = []
+    for prompt in prompts:
+        pixels = np.zeros((8, 8, 3), np.uint8)
+        indices = [WORDS.index(word) + 1 for word in prompt.split() if word in WORDS]
+        pixels.reshape(-1, 3)[: len(indices), 0] = indices
+        images += [Image.fromarray(pixels)] * each
+    return images
+
+
+def concept(**changes: Any) -> Concept:
+    star = {"shape": "star", "colour": "teal", "texture": "plain", "second": ""}
+    given = {
+        **{"name": "teal-star", "kind": "object", "placeholder": "*", "first_word": "star"},
+        **{"words": "a teal star", "caption": "a photo of a teal star", "attributes": star},
+        **{"shown_scenes": ["city"], "prompt_scenes": ["beach", "snow"]},
+        "pictures": draw_words(["photo teal star"], 3),
+    }
+    return Concept(**(given | changes))
+
+
+def test_psnr_is_that_of_the_error_put_in() -> None:
+    class Model:
+        device, scale_factor = torch.device("cpu"), 0.5
+
+        def encode_first_stage(self, x: Tensor) -> Any:
+            return SimpleNamespace(mode=lambda: x * 0.8)
+
+        def decode_first_stage(self, z: Tensor) -> Tensor:
+            return z / self.scale_factor
+
+    psnr, shown = autoencoder_psnr(Model(), 40, 16)
+    error = ((draw_specs(unseen_specs(40), 16) * 0.2) ** 2).mean()
+    assert psnr == pytest.approx(10 * math.log10(4 / error), abs=1e-4)
+    assert len(shown) == 32
+    original = to_pil(draw_specs(unseen_specs(1), 16)[0])
+    np.testing.assert_array_equal(np.asarray(shown[0]), np.asarray(original))
+
+
+def test_unseen_pictures_are_not_training_pictures() -> None:
+    assert not set(unseen_specs(50)) & {sample_spec(0, i) for i in range(500)}
+
+
+def test_truth_names_the_detail_as_the_judge_does() -> None:
+    specs = [Spec("star", "red"), Spec("star", "red", "dots", "blue")]
+    assert truth(specs, "detail") == ["plain", "blue dots"]
+    assert truth(specs, "shape") == ["star", "star"]
+    assert all(answer in PROMPTS["detail"] for answer in truth(unseen_specs(50), "detail"))
+
+
+def test_named_counts_what_a_caption_fixes() -> None:
+    spec = Spec("star", "teal", "dots", "yellow", "beach", "photo")
+    assert named(spec, full_caption(spec)) == {"shape", "colour", "scene", "medium"}
+    assert named(spec, "a photo of the beach") == {"medium"}
+    assert named(spec, "a teal star") == {"shape"}  # of no medium: it may be a sketch
+    sketch = Spec("star", "teal", medium="sketch")
+    assert named(sketch, "a sketch of a teal star") == {"shape", "medium"}
+    second = Spec("star", "teal", "dots", "yellow", "beach", "photo")
+    assert "colour" not in named(second, "a photo of a star with yellow dots")
+
+
+def test_a_perfect_generator_and_judge_agree_on_everything() -> None:
+    agreement, pictures, texts = caption_agreement(
+        lambda prompts, each: draw_words([p.replace("sign", "") for p in prompts], each),
+        OracleJudge(),  # type: ignore[arg-type]
+        60,
+        full=True,
+    )
+    assert agreement.share["scene"] == agreement.share["medium"] == agreement.share["shape"] == 1
+    assert agreement.asked["shape"] == len(pictures) == len(texts) == 60
+    assert 0 < agreement.asked["colour"] < 60
+
+
+def test_a_generator_that_ignores_captions_is_found_out() -> None:
+    agreement, _, _ = caption_agreement(
+        lambda prompts, each: draw_words(["red star beach photo"] * len(prompts), each),
+        OracleJudge(),  # type: ignore[arg-type]
+        100,
+    )
+    assert agreement.share["shape"] < 0.3
+    assert agreement.share["scene"] < 0.3
+
+
+def test_judge_accuracy_of_a_judge_that_always_says_the_same() -> None:
+    class Stubborn:
+        def image_features(self, images: Tensor) -> Tensor:
+            return torch.zeros(len(images), 2)
+
+        def classify(self, features: Tensor, attribute: str) -> list[str]:
+            return [next(iter(PROMPTS[attribute]))] * len(features)
+
+    accuracy = judge_accuracy(Stubborn(), 80)  # type: ignore[arg-type]
+    specs = unseen_specs(80)
+    assert accuracy["shape"] == np.mean([spec.shape == "circle" for spec in specs])
+    colourful = [spec for spec in specs if spec.medium in ("photo", "painting")]
+    assert accuracy["colour"] == np.mean([spec.colour == "red" for spec in colourful])
+
+
+def test_a_perfect_word_scores_as_its_caption_and_beats_the_vocabulary() -> None:
+    def draw(prompts: Sequence[str], each: int) -> list[Image.Image]:
+        return draw_words([p.replace("*", "teal star") for p in prompts], each)
+
+    judge: Any = OracleJudge()
+    star = concept()
+    words = ["star", "teal", "mug"]
+    score, shown = score_concept(
+        draw, judge, star, vocabulary_features(draw, judge, words, star.prompt, 2), pictures=8
+    )
+    assert score.image_similarity == pytest.approx(score.training) == pytest.approx(1)
+    assert score.caption == pytest.approx(1)
+    assert score.best_word_is in ("star", "teal")
+    assert score.best_word == pytest.approx(score.first_word)
+    assert score.best_word < 0.9
+    assert (score.scene, score.concept, score.both) == (1, 1, 1)
+    assert len(shown) == 5 + 2 * 2
+
+
+def test_a_word_that_forgets_the_scene_is_found_out() -> None:
+    def draw(prompts: Sequence[str], each: int) -> list[Image.Image]:
+        return draw_words(["photo teal star beach" for _ in prompts], each)
+
+    judge: Any = OracleJudge()
+    score, _ = score_concept(draw, judge, concept(), {"star": torch.ones(1, 256)}, pictures=8)
+    assert (score.scene, score.concept, score.both) == (0.5, 1, 0.5)
+
+
+def test_styles_are_asked_for_and_judged_as_styles() -> None:
+    sepia = concept(kind="style", attributes={"medium": "sepia"})
+    assert sepia.prompt("*") == "a painting in the style of *"
+    assert sepia.scene_prompt("*", "sunset") == "a red star at sunset in the style of *"
+    features = OracleJudge().image_features(draw_words(["sepia", "photo"], 1))
+    judge: Any = OracleJudge()
+    assert miniature.see_concept(judge, features, sepia) == [True, False]
+
+
+def test_the_shipped_concepts_are_read_with_their_pictures() -> None:
+    concepts = load_concepts(CONCEPTS)
+    assert len(concepts) >= 8
+    assert sum(not c.is_style for c in concepts) >= 6
+    for one in concepts:
+        assert 4 <= len(one.pictures) <= 5
+        assert not set(one.shown_scenes) & set(one.prompt_scenes)
+        assert one.placeholder not in one.caption
+    assert [c.name for c in load_concepts(CONCEPTS, ["red-mug"])] == ["red-mug"]
+    with pytest.raises(UserError, match="no concept 'cat'"):
+        load_concepts(CONCEPTS, ["cat"])
+    with pytest.raises(UserError, match=r"make_concepts\.py"):
+        load_concepts(CONCEPTS / "red-mug")
+
+
+def metrics() -> dict[str, Any]:
+    score = dict.fromkeys(("first_word", "best_word", "caption", "scene", "concept", "both"), 0.5)
+    score |= {"image_similarity": 0.72, "training": 0.8, "best_word_is": "star"}
+    return {
+        "autoencoder": {"psnr": 26.123},
+        "samples": {"share": {"shape": 0.91}, "asked": {"shape": 200}},
+        "words": {"teal-star": {"seconds": 61.4}},
+        "concepts": {"teal-star": score},
+    }
+
+
+def test_the_table_shows_what_is_measured_and_nothing_else() -> None:
+    text = table(metrics())
+    assert "26.12 dB | ≥ 25 dB" in text
+    assert "91.0% | ≥ 90%" in text
+    assert "| teal-star | 61 s | 0.720 | 0.800 | 0.90 | 0.500 (star) |" in text
+    assert "Judge" not in text
+    assert table({}).count("\n") == 2
+
+
+def test_the_table_replaces_the_old_one_and_leaves_the_rest(tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    card.write_text("# Card\n\nbefore\n")
+    insert("one\n", card)
+    card.write_text(card.read_text() + "\nafter\n")
+    insert("two\n", card)
+    text = card.read_text()
+    assert text.count(BEGIN) == 1
+    assert "one" not in text
+    assert text.index("before") < text.index("two") < text.index("after")
