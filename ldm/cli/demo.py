@@ -53,7 +53,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         prog="demo.py",
         description="Learn a word with the miniature model, draw it in five prompts, score it, and "
-        "write index.html, grids of pictures and metrics.json.",
+        "write index.html, grids of images and metrics.json.",
         epilog=EXAMPLES,
     )
     parser.add_argument("--concept", default="teal-star", help="what to learn (teal-star)")
@@ -166,7 +166,7 @@ def draw_all(
     second: tuple[Path, str],
     watch: Watch,
 ) -> DemoResult:
-    """Draw the word and its first word in every prompt, and score the pictures."""
+    """Draw the word and its first word in every prompt, and score the images."""
     from transformers.utils import logging as transformers_logging
 
     from ldm.experiments.demo.page import DemoResult
@@ -255,7 +255,7 @@ def _wrapped(command: Sequence[str]) -> str:
 
 
 def write(result: DemoResult, outdir: Path) -> None:
-    """Write index.html, metrics.json, and the pictures as PNG grids under grids/CONCEPT/."""
+    """Write index.html, metrics.json, and the images as PNG grids under grids/CONCEPT/."""
     from ldm.experiments.demo.page import build_page
     from ldm.image_io import pil_grid, safe_name
 
@@ -289,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write(result, options.outdir)
     found = result.metrics()
     log.info(
-        "image similarity %.3f (first word %.3f, training pictures %.3f), text similarity %.3f",
+        "image similarity %.3f (first word %.3f, training images %.3f), text similarity %.3f",
         found["image_similarity"],
         found["first_word"]["image_similarity"],
         found["training_pictures"]["image_similarity"],

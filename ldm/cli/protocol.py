@@ -25,7 +25,7 @@ EXAMPLES = """examples:
     python scripts/protocol.py configs/protocol/miniature.yaml
   what it would run, and for how long:
     python scripts/protocol.py configs/protocol/miniature.yaml --dry-run
-  one variant, with fewer pictures:
+  one variant, with fewer images:
     python scripts/protocol.py configs/protocol/miniature.yaml --only '*/directional/*' pictures=8
   copy its words to where figures are drawn from (scripts/figures/all.py --words WORDS/ours/seed1):
     python scripts/protocol.py configs/protocol/miniature.yaml --keep-words WORDS

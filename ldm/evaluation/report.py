@@ -1,4 +1,4 @@
-"""A report as one HTML file that opens offline: pictures, scores and plots are all inside it.
+"""A report as one HTML file that opens offline: images, scores and plots are all inside it.
 
 A `Page` is a list of sections, a section a list of blocks; each block renders itself. Nothing here
 knows what is reported: `scripts/demo.py` is one user.
@@ -68,8 +68,8 @@ class Row:
     """Pictures drawn alike, under what they were drawn from.
 
     Attributes:
-        label: the prompt, or what the pictures are.
-        pictures: any sizes; shown at one height.
+        label: the prompt, or what the images are.
+        images: any sizes; shown at one height.
         note: a score or a remark.
     """
 
@@ -81,9 +81,9 @@ class Row:
         return f'<figure class="row">{self.inside()}</figure>'
 
     def inside(self) -> str:
-        """Return caption and pictures, without the element around them."""
+        """Return caption and images, without the element around them."""
         shown = "".join(
-            f'<img src="{data_url(picture)}" alt="{escape(self.label)}, picture {i}" '
+            f'<img src="{data_url(picture)}" alt="{escape(self.label)}, image {i}" '
             f'width="{picture.width}" height="{picture.height}">'
             for i, picture in enumerate(self.pictures, 1)
         )
@@ -94,7 +94,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Course:
-    """Rows turned upright, side by side: the same pictures as they change from left to right."""
+    """Rows turned upright, side by side: the same images as they change from left to right."""
 
     rows: Sequence[Row]
 
@@ -190,7 +190,7 @@ class Page:
 
 
 def data_url(picture: Image.Image) -> str:
-    """Return a picture as a PNG inside a `data:` address."""
+    """Return an image as a PNG inside a `data:` address."""
     buffer = io.BytesIO()
     picture.convert("RGB").save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

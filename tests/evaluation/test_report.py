@@ -98,7 +98,7 @@ def test_a_page_says_what_it_was_given_whatever_the_characters() -> None:
     assert full_page().html().count("<img") == 4
 
 
-def test_pictures_are_kept_exactly() -> None:
+def test_images_are_kept_exactly() -> None:
     original = Image.fromarray(np.arange(72, dtype=np.uint8).reshape(4, 6, 3))
     payload = data_url(original).removeprefix("data:image/png;base64,")
     again = Image.open(io.BytesIO(base64.b64decode(payload)))

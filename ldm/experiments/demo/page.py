@@ -34,15 +34,15 @@ class DemoResult:
     """Everything that the demo shows.
 
     Attributes:
-        concept: what was learned, with its training pictures.
+        concept: what was learned, with its training images.
         second: (placeholder, name) of the shipped word in the composition.
-        over_steps: (optimiser step, pictures of the plain prompt from the same noises); 0 is the
+        over_steps: (optimiser step, images of the plain prompt from the same noises); 0 is the
             first word.
         plain: the word alone ("a photo of *").
         drawings: the prompts.
         first_plain, first_drawings: the same with the first word in the new word's place.
-        training_similarity: between the training pictures themselves.
-        training_text_similarity: the training pictures against the prompts.
+        training_similarity: between the training images themselves.
+        training_text_similarity: the training images against the prompts.
         curves: column of metrics.csv → (steps, values).
         steps: optimiser steps.
         seconds: what took how long; `learn` is the whole training command.
@@ -117,19 +117,19 @@ def build_page(result: DemoResult) -> Page:
     return Page(
         title=f"A new word for {concept.words}",
         lead=(
-            f"From {len(concept.pictures)} pictures the model learned the word {word} in "
+            f"From {len(concept.pictures)} images the model learned the word {word} in "
             f"{result.steps} steps. Only the word's vector was trained, beginning at "
             f"“{concept.first_word}”; the model itself stayed as it was."
         ),
         sections=[
             Section(
-                "The pictures it learned from, and the word alone",
+                "The images it learned from, and the word alone",
                 [
-                    Row("Training pictures", concept.pictures),
+                    Row("Training images", concept.pictures),
                     Row(
                         result.plain.prompt,
                         result.plain.pictures[: len(result.drawings[0].pictures)],
-                        "new pictures: none of them is in the training set",
+                        "new images: none of them is in the training set",
                     ),
                     Facts(_facts(result)),
                 ],
@@ -145,7 +145,7 @@ def build_page(result: DemoResult) -> Page:
                 "While it learned",
                 [
                     Text(
-                        "Each line of pictures begins from one noise; only the word's vector "
+                        "Each line of images begins from one noise; only the word's vector "
                         f"changes from step to step. Step 0 is the word “{concept.first_word}”."
                     ),
                     Course([Row(f"step {step}", shown) for step, shown in result.over_steps]),
@@ -164,7 +164,7 @@ def _facts(result: DemoResult) -> list[Fact]:
         Fact(
             f"{result.plain.image_similarity:.3f}",
             "image similarity",
-            f"{share:.0%} of that between the training pictures",
+            f"{share:.0%} of that between the training images",
         ),
         Fact(
             f"{_mean_text(result.drawings):.3f}",
@@ -202,15 +202,15 @@ def _scores(result: DemoResult) -> list[Block]:
             f"{_mean_text(result.first_drawings):.3f}",
         ),
         (
-            "the training pictures themselves",
+            "the training images themselves",
             f"{result.training_similarity:.3f}",
             f"{result.training_text_similarity:.3f}",
         ),
     ]
     explanation = (
-        "Image similarity: mean cosine over all pairs of a picture drawn from "
-        f"“{result.plain.prompt}” and a training picture. Text similarity: mean cosine of the "
-        "prompts' pictures with their prompt, less the placeholders. Both in the judge's "
+        "Image similarity: mean cosine over all pairs of an image drawn from "
+        f"“{result.plain.prompt}” and a training image. Text similarity: mean cosine of the "
+        "prompts' images with their prompt, less the placeholders. Both in the judge's "
         "embedding space, so they compare only with each other."
     )
     return [Table(("", "image similarity", "text similarity"), rows), Text(explanation)]

@@ -1,6 +1,6 @@
 """What the demo measures: a learned word drawn in a few prompts, scored beside what bounds it.
 
-Below it stands the vocabulary's own word that it began from; above it, the training pictures.
+Below it stands the vocabulary's own word that it began from; above it, the training images.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PROMPTS = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """A prompt, its pictures and their scores (cosines of the judge's embeddings)."""
+    """A prompt, its images and their scores (cosines of the judge's embeddings)."""
 
     kind: str
     prompt: str
@@ -63,7 +63,7 @@ class Painter:
 
     Attributes:
         model: a `LatentDiffusion`.
-        samples: pictures a prompt.
+        samples: images a prompt.
         steps, scale, seed: as `ldm.inference.generate` takes them.
     """
 
@@ -81,7 +81,7 @@ class Painter:
         Args:
             prompt: the text.
             words: embedding file → its placeholders' new names.
-            samples: pictures, or 0 for the painter's own number.
+            samples: images, or 0 for the painter's own number.
         """
         encoder = self.model.cond_stage_model
         self.model.embedding_manager = EmbeddingManager(encoder, placeholder_strings=[])
@@ -101,11 +101,11 @@ class Painter:
 
 
 class Scores:
-    """Scores against one set of training pictures and by one judge.
+    """Scores against one set of training images and by one judge.
 
     Args:
-        judge: embeds pictures and texts.
-        training: the training pictures, at least two.
+        judge: embeds images and texts.
+        training: the training images, at least two.
         placeholders: the words that the judge does not know.
     """
 
@@ -121,12 +121,12 @@ class Scores:
     def drawing(
         self, kind: str, prompt: str, pictures: Sequence[Image.Image], asked: str = ""
     ) -> Drawing:
-        """Score pictures against the training pictures and against a prompt less its placeholders.
+        """Score images against the training images and against a prompt less its placeholders.
 
         Args:
             kind: what the prompt tries.
-            prompt: what the pictures were drawn from.
-            pictures: the pictures.
+            prompt: what the images were drawn from.
+            pictures: the images.
             asked: the prompt to compare with, where it is not the one drawn from.
         """
         features = self.judge.image_features(pictures)
@@ -142,11 +142,11 @@ class Scores:
         )
 
     def training_own(self) -> float:
-        """Return the mean similarity between different training pictures."""
+        """Return the mean similarity between different training images."""
         return own_similarity(self.training)
 
     def training_text(self, prompts: Sequence[str]) -> float:
-        """Score the training pictures as if they had been drawn from the prompts."""
+        """Score the training images as if they had been drawn from the prompts."""
         texts = [without_placeholders(prompt, self.placeholders) for prompt in prompts]
         features = self.judge.text_features(texts)
         return fmean(prompt_similarity(self.training, text).mean for text in features)

@@ -47,7 +47,7 @@ class VariantSummary:
         cells, concepts: how many finished ones they come from.
         scores: image, text and text_of_average → mean.
         differences: the same less the reference variant's, over the cells that both have.
-        training: mean similarity of the training pictures with each other; None of single ones.
+        training: mean similarity of the training images with each other; None of single ones.
         word_norm, vocabulary_norm: means; None where nothing was learned.
     """
 

@@ -13,9 +13,9 @@ from ldm.image_io import open_rgb
 
 TITLES = {"image": "Which looks most like these?", "text": "Which fits the text best?"}
 TASKS = {
-    "image": "Each page shows four pictures of one thing or style. Below them, choose the picture "
+    "image": "Each page shows four images of one thing or style. Below them, choose the image "
     "that is most like them first, then the next, and so on to the least like them.",
-    "text": "Each page shows a text. Below it, choose the picture that fits the text best first, "
+    "text": "Each page shows a text. Below it, choose the image that fits the text best first, "
     "then the next, and so on to the one that fits least.",
 }
 

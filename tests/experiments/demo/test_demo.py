@@ -111,7 +111,7 @@ def test_the_training_command_is_the_one_a_user_would_type(tmp_path: Path) -> No
 
 
 class Levels:
-    """A judge whose features are a picture's grey level, and for a text the number of words."""
+    """A judge whose features are an image's grey level, and for a text the number of words."""
 
     def image_features(self, images: list[Image.Image]) -> torch.Tensor:
         return torch.tensor([[1.0, float(image.getpixel((0, 0))[0])] for image in images])
@@ -124,9 +124,9 @@ def grey(level: int) -> Image.Image:
     return Image.new("RGB", (8, 8), (level,) * 3)
 
 
-def test_scores_hold_each_picture_against_the_same_prompt() -> None:
+def test_scores_hold_each_image_against_the_same_prompt() -> None:
     scores = Scores(Levels(), [grey(0), grey(1)], ["*"])
-    # Four words are left of the prompt: the picture of level 4 points exactly there.
+    # Four words are left of the prompt: the image of level 4 points exactly there.
     drawing = scores.drawing("scene", "a photo of * there", [grey(4)])
     assert drawing.text_similarity == pytest.approx(1)
     expected = (1 / 17**0.5 + 5 / (17 * 2) ** 0.5) / 2
@@ -182,5 +182,5 @@ def test_metrics_say_what_was_measured() -> None:
 def test_the_page_of_a_run_without_curves_still_opens() -> None:
     (concept,) = load_concepts(ROOT / "examples/concepts", ["teal-star"])
     html = build_page(result(concept, {})).html()
-    assert "89% of that between the training pictures" in html
+    assert "89% of that between the training images" in html
     assert "<svg" not in html
