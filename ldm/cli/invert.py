@@ -152,7 +152,7 @@ def run(options: argparse.Namespace) -> int:
 def _check_same(known: InvertedNoise, made_by: dict[str, str], path: str) -> None:
     """Raise UserError where noise was found for another image or with another model."""
     stored = known.facts or {}
-    for name, said in (("image", "picture"), ("checkpoint", "model")):
+    for name, said in (("image", "image"), ("checkpoint", "model")):
         if stored.get(f"{name}_hash") != made_by[f"{name}_hash"]:
             raise UserError(
                 f"noise {path} is of another {said}, {stored.get(name)}: give that, or find this "
