@@ -20,8 +20,9 @@ import numpy as np
 from ldm.evaluation.bootstrap import Estimate, mean_over
 from ldm.experiments.protocol import claims
 from ldm.experiments.protocol.cells import Cell, Finished
-from ldm.experiments.protocol.folder import TIMES, WORD, read_json, scores_of, write_whole
+from ldm.experiments.protocol.folder import TIMES, WORD, read_json, scores_of
 from ldm.experiments.protocol.run import cell_folder
+from ldm.util import write_whole
 
 SCORES = ("image", "text", "text_of_average")
 ENDS = ("value", "low", "high")
