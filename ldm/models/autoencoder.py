@@ -15,10 +15,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm.models.diffusion.draws import Draws
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
-from ldm.randomness import Purpose, normal
 from ldm.util import UserError, check_arguments, instantiate_from_config
 
 # The decoder alone reads these entries of a `ddconfig`.
@@ -85,9 +85,13 @@ class Autoencoder(pl.LightningModule):
             load_state(self, {k: v for k, v in state.items() if not k.startswith(self.ignore_keys)})
         self.model_ema = LitEma(self, self.ema_decay) if self.ema_decay is not None else None
 
-    def pictures(self, batch: Mapping[str, Any]) -> Tensor:
+    def images(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the batch's images, [b, c, h, w] in [−1, 1]."""
         return rearrange(batch[self.image_key], "b h w c -> b c h w").float().contiguous()
+
+    def draws(self) -> Draws:
+        """Return the function that draws the random numbers of this model's batches."""
+        return Draws(self.seed, self.embed_dim, self.downsampling, self.image_key)
 
     def configure_optimizers(self) -> Any:
         """Adam with the betas of the published autoencoders, and the schedule if there is one."""
@@ -145,14 +149,9 @@ class AutoencoderKL(Autoencoder):
         return self.decode(posterior.sample(noise)), posterior
 
     def _step(self, batch: Mapping[str, Any], split: str) -> Tensor:
-        x = self.pictures(batch)
+        x = self.images(batch)
         posterior = self.encode(x)
-        noise = None
-        if "sample" in batch:
-            samples = batch["sample"].tolist()
-            noise = normal(self.seed, samples, posterior.mean.shape[1:], Purpose.POSTERIOR)
-            noise = noise.to(posterior.mean)
-        decoded = self.decode(posterior.sample(noise))
+        decoded = self.decode(posterior.sample(batch.get("posterior_noise")))
         loss, parts = self.loss(x, decoded.float(), posterior, **self._progress())
         self.log_dict({f"{split}/{k}": v for k, v in parts.items()}, batch_size=len(x))
         self.log(f"{split}/loss", loss.detach(), prog_bar=True, batch_size=len(x))
@@ -184,7 +183,7 @@ class AutoencoderKL(Autoencoder):
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return `inputs` and `reconstruction` (the posterior's mean decoded), [b, 3, h, w]."""
-        x = self.pictures(batch).to(self.device)
+        x = self.images(batch).to(self.device)
         return {"inputs": x, "reconstruction": self.decode(self.encode(x).mode())}
 
 

@@ -198,7 +198,7 @@ class ImageLogger(pl.Callback):
         return self._diffusion_grids(module, batch)
 
     def _diffusion_grids(self, module: Any, batch: dict[str, Any]) -> dict[str, list[Image.Image]]:
-        x = module.pictures(batch)
+        x = module.images(batch)
         posterior = module.encode_first_stage(x)
         z = module.scale_factor * (posterior.mode() if hasattr(posterior, "mode") else posterior)
         grids = {
@@ -229,10 +229,6 @@ class ImageLogger(pl.Callback):
 
 
 def first_samples(dataset: Any, count: int) -> dict[str, Any]:
-    """Return a batch of a set's first samples, with images even where latents are cached."""
-    loaded = getattr(dataset, "with_pictures", True)
-    items = [dict(dataset[i]) for i in range(min(count, len(dataset)))]
-    if not loaded:
-        for item in items:
-            item["image"] = dataset.picture(item["picture"])
-    return default_collate(items)
+    """Return a batch of a set's first samples, with their images."""
+    batch: dict[str, Any] = default_collate([dataset[i] for i in range(min(count, len(dataset)))])
+    return batch

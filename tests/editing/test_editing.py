@@ -121,7 +121,7 @@ def test_the_latent_outside_the_mask_is_the_images_noised_to_each_step(
 def test_thin_masks_begin_wide_and_end_as_themselves():
     mask = torch.zeros(1, 1, 9, 9)
     mask[..., 4, 4] = 1
-    alphas = torch.linspace(0.999, 0.01, 1000)
+    alphas = torch.linspace(0.999, 0.01, 1000).double().tolist()
     steps = make_steps(make_timesteps(12), alphas, 0.0)
     sides = [int(mask_schedule(mask, 2, 12)(step).sum() ** 0.5) for step in steps]
     assert sides == 4 * [5] + 4 * [3] + 4 * [1]

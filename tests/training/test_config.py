@@ -475,10 +475,7 @@ def test_a_large_set_that_cannot_list_its_captions_is_only_warned_of(
     )
     model = SimpleNamespace(embedding_manager=manager, cond_stage_key="caption")
 
-    class Large(list[dict[str, str]]):
-        with_pictures = True
-
-    check_captions(model, {"train": Large([{"caption": "a *"}] * 65)})
+    check_captions(model, {"train": [{"caption": "a *"}] * 65})
     assert "the first 64 captions do not name ['@']" in caplog.text
     with pytest.raises(UserError, match="names @"):
-        check_captions(model, {"train": Large([{"caption": "a *"}] * 64)})
+        check_captions(model, {"train": [{"caption": "a *"}] * 64})
