@@ -21,13 +21,6 @@ from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
 from ldm.util import UserError, check_arguments, instantiate_from_config
 
-# The decoder alone reads these entries of a `ddconfig`.
-DECODER_ONLY = ("give_pre_end", "tanh_out")
-
-
-def _encoder_config(ddconfig: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in ddconfig.items() if key not in DECODER_ONLY}
-
 
 class Autoencoder(pl.LightningModule):
     """What the KL and VQ autoencoders share: networks, batches, optimiser, averaged weights.
@@ -66,10 +59,8 @@ class Autoencoder(pl.LightningModule):
         self.embed_dim, self.image_key, self.monitor = embed_dim, image_key, monitor
         self.betas, self.ckpt_path, self.ignore_keys = betas, ckpt_path, tuple(ignore_keys)
         self.ema_decay, self.scheduler_config = ema_decay, scheduler_config
-        check_arguments("ddconfig", Decoder, ddconfig)
-        check_arguments("ddconfig", Encoder, _encoder_config(ddconfig))
-        self.encoder = Encoder(**_encoder_config(ddconfig))
-        self.decoder = Decoder(**ddconfig)
+        check_arguments("ddconfig", Encoder, ddconfig)
+        self.encoder, self.decoder = Encoder(**ddconfig), Decoder(**ddconfig)
         self.loss = instantiate_from_config(lossconfig)
         self.downsampling = 2 ** (len(self.encoder.down) - 1)
 

@@ -247,7 +247,8 @@ class LatentDiffusion(pl.LightningModule):
         """Raise ValueError where the U-Net could not read what the text encoder gives."""
         given = getattr(self.cond_stage_model, "width", None)
         read = getattr(self.model.diffusion_model, "context_dim", None)
-        if self.model.conditioning_key == "crossattn" and given and read and given != read:
+        reads_text = self.model.conditioning_key in ("crossattn", "crossattn-adm")
+        if reads_text and given and read and given != read:
             raise ValueError(
                 f"the text encoder gives vectors of width {given}, but unet_config's context_dim "
                 f"is {read}: set one to the other"
@@ -332,7 +333,7 @@ class LatentDiffusion(pl.LightningModule):
         Args:
             x_noisy: latents noised to t, [b, c, h, w].
             t: [b].
-            cond: a tensor, a list of tensors, or {"c_concat": […], "c_crossattn": […]}.
+            cond: a tensor, a list of tensors, or a mapping; see `DiffusionWrapper.forward`.
         """
         output = self._network(x_noisy, t, cond)
         if self.parameterization == "v":
