@@ -22,7 +22,7 @@ from ldm.evaluation.similarity import (
     prompt_similarity,
     without_placeholders,
 )
-from ldm.inference import generate, load_words
+from ldm.inference import Sampling, generate, load_words
 from ldm.util import UserError
 from ldm.words.manager import EmbeddingManager
 
@@ -64,7 +64,7 @@ class Painter:
     Attributes:
         model: a `LatentDiffusion`.
         samples: images a prompt.
-        steps, scale, seed: as `ldm.inference.generate` takes them.
+        steps, scale, seed: as `ldm.sampling.Sampling` has them.
     """
 
     model: Any
@@ -91,11 +91,8 @@ class Painter:
         drawn = generate(
             self.model,
             [prompt],
+            Sampling(steps=self.steps, scale=self.scale, seed=self.seed, batch_size=min(count, 32)),
             samples_per_prompt=count,
-            steps=self.steps,
-            scale=self.scale,
-            seed=self.seed,
-            batch_size=min(count, 32),
         )
         return [picture.image for picture in drawn]
 
