@@ -157,7 +157,7 @@ def _cell(
     extractor: dict[str, str],
     hashes: _Hashes,
 ) -> Cell:
-    shown = concept.pictures[: variant.size]
+    shown = concept.images[: variant.size]
     learn = None
     if variant.source == "learned":
         configs = [*spec.base, *([variant.overlay] if variant.overlay else [])]
@@ -176,12 +176,12 @@ def _cell(
         "checkpoint": hashes.file(spec.checkpoint),
         "extractor": extractor,
         # Of all sizes of the training set the whole of it is the measure.
-        "training": {path.name: hashes.file(path) for path in concept.pictures},
+        "training": {path.name: hashes.file(path) for path in concept.images},
         "captions": list(concept.captions.get(variant.captions, ())),
         "placeholder": spec.placeholder,
         "prompts": list(spec.prompts),
         "image_prompt": spec.image_prompt,
-        "pictures": len(concept.pictures) if variant.source == "images" else spec.pictures,
+        "pictures": len(concept.images) if variant.source == "images" else spec.pictures,
         "sampler_steps": spec.sampler_steps,
         "scale": spec.scale,
         "resamples": spec.resamples,

@@ -12,7 +12,7 @@
       two_words: {}                         # configs/variants/two_words.yaml
       ours_5000: {overlay: base, steps: 5000, overrides: [a.b=c]}
       captions_short: {overlay: human_captions, captions: short}
-    sizes: {variant: ours, images: [1, 3]}  # Fig. 12: of the first n training images
+    sizes: {variant: ours, pictures: [1, 3]}  # Fig. 12: of the first n training images
     seeds: [1, 2, 3]
 
 `DEFAULTS` holds the other keys. Paths are looked up from here and then from the project's folder.
@@ -58,13 +58,13 @@ class ProtocolConcept:
 
     Attributes:
         images: the training images, sorted by name.
-        first_word: the word's initial value.
+        first_word: the initializer word.
         captions: kind → a human's captions of it ("short", "long").
     """
 
     name: str
     folder: Path
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     first_word: str
     captions: Mapping[str, tuple[str, ...]]
 
@@ -286,10 +286,10 @@ def _sizes(
     if parent is None or parent.source != "learned":
         raise UserError(f"sizes.variant {section['variant']!r} is no variant that learns a word")
     sizes = [_whole("sizes.pictures", n) for n in _list("sizes.pictures", section["pictures"])]
-    short = min(concepts, key=lambda concept: len(concept.pictures))
-    if max(sizes) > len(short.pictures):
+    short = min(concepts, key=lambda concept: len(concept.images))
+    if max(sizes) > len(short.images):
         raise UserError(
-            f"sizes.pictures: {max(sizes)}, but concept {short.name!r} has {len(short.pictures)}"
+            f"sizes.pictures: {max(sizes)}, but concept {short.name!r} has {len(short.images)}"
         )
     made = tuple(
         dataclasses.replace(parent, name=f"{parent.name}_n{size}", size=size) for size in sizes
