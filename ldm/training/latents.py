@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
+from ldm.util import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -87,10 +88,8 @@ class LatentCache:
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Write the latents to `path`, whole or not at all."""
-        part = path.with_suffix(".part")
         tensors = {"ids": self.ids, "mean": self.mean.cpu(), "std": self.std.cpu()}
-        save_file(tensors, part, metadata={"fingerprint": fingerprint})
-        part.replace(path)
+        write_whole(path, lambda part: save_file(tensors, part, {"fingerprint": fingerprint}))
 
     @classmethod
     def load(cls, path: Path, fingerprint: str) -> LatentCache | None:

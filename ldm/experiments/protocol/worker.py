@@ -30,9 +30,8 @@ from ldm.experiments.protocol.folder import (
     TIMES,
     WORD,
     write_json,
-    write_whole,
 )
-from ldm.util import UserError, cli_main
+from ldm.util import UserError, cli_main, write_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
