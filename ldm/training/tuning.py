@@ -15,7 +15,7 @@ from ldm.checkpoint.loading import load_model
 from ldm.checkpoint.weight_delta import save_difference
 from ldm.data.personalized_prior import CLASS_IMAGES, class_prompt_of
 from ldm.image_io import save_png
-from ldm.inference import generate
+from ldm.inference import Sampling, generate
 from ldm.training.checkpoints import Saver
 from ldm.training.config import RunConfig, accepts
 from ldm.training.words import save_words
@@ -139,11 +139,8 @@ def _draw(config: RunConfig, prompt: str, seeds: range, folder: Path) -> None:
         pictures = generate(
             model,
             prompt,
+            Sampling(steps=STEPS, scale=SCALE, seed=first, batch_size=len(batch)),
             samples_per_prompt=len(batch),
-            steps=STEPS,
-            scale=SCALE,
-            seed=first,
-            batch_size=len(batch),
         )
         for picture in pictures:
             path = _picture_file(folder, picture.seed)

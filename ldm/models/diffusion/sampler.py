@@ -145,13 +145,19 @@ def make_steps(timesteps: Sequence[int], alphas_bar: Sequence[float], eta: float
     return plan
 
 
+def map_conditioning(function: Callable[..., Tensor], *given: Conditioning) -> Conditioning:
+    """Apply a function to the tensors of conditionings of one form; None stays None."""
+    first = given[0]
+    if isinstance(first, Mapping):
+        return {key: map_conditioning(function, *(c[key] for c in given)) for key in first}
+    if isinstance(first, list | tuple):
+        return [map_conditioning(function, *parts) for parts in zip(*given, strict=True)]
+    return None if first is None else function(*given)
+
+
 def join_conditioning(first: Conditioning, second: Conditioning) -> Conditioning:
     """Stack two conditionings of the same form along the batch."""
-    if isinstance(first, Mapping):
-        return {key: join_conditioning(first[key], second[key]) for key in second}
-    if isinstance(first, list | tuple):
-        return [join_conditioning(a, b) for a, b in zip(first, second, strict=True)]
-    return torch.cat([first, second])
+    return map_conditioning(lambda *parts: torch.cat(parts), first, second)
 
 
 def check_conditioning(name: str, conditioning: Conditioning, batch_size: int) -> None:
