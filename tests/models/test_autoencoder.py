@@ -104,6 +104,13 @@ def test_training_moves_every_weight_and_the_averaged_copy_follows():
     assert_close(weight.data, own)
 
 
+def test_the_averaged_copy_follows_optimizer_steps_not_micro_batches():
+    model = build(PLAIN, ema_decay=0.5)
+    trainer = fit(model, batches(6), accumulate_grad_batches=3)
+    assert trainer.global_step == 2
+    assert int(model.model_ema.num_updates) == 2
+
+
 def test_validation_uses_the_averaged_weights():
     model = build(PLAIN, ema_decay=0.9)
     averaged = {n: p.detach().clone() for n, p in model.named_parameters()}
