@@ -243,8 +243,9 @@ def check_captions(model: Any, sets: Mapping[str, Any]) -> None:
         captions, all_of_them = _captions(dataset, model.cond_stage_key)
         for caption in captions:
             if not isinstance(caption, str) or not _named(caption, manager.placeholders):
+                kind = "training" if name == "train" else name
                 raise UserError(
-                    f"the training caption {caption!r} names no word to learn "
+                    f"the {kind} caption {caption!r} names no word to learn "
                     f"({', '.join(manager.placeholders)}): check placeholder_token and the "
                     "templates"
                 )

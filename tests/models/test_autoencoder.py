@@ -72,15 +72,6 @@ def test_attention_where_the_configuration_wants_it():
         AutoencoderKL({**options, "attn_type": "linear"}, NO_LOSS, LATENT)
 
 
-def test_the_decoder_ends_as_asked():
-    squashed = randomize(AutoencoderKL({**DDCONFIG, "tanh_out": True}, NO_LOSS, LATENT))
-    plain = randomize(build())
-    z = torch.randn(1, 3, 8, 8)
-    assert_close(squashed.decode(z), plain.decode(z).tanh())
-    features = randomize(AutoencoderKL({**DDCONFIG, "give_pre_end": True}, NO_LOSS, LATENT))
-    assert features.decode(z).shape == (1, 8, SIDE, SIDE)
-
-
 def test_the_loss_of_a_batch_is_a_function_of_its_samples():
     model = randomize(build(PLAIN))
     model.log = model.log_dict = lambda *_, **__: None
@@ -111,6 +102,13 @@ def test_training_moves_every_weight_and_the_averaged_copy_follows():
         assert_close(weight.data, model.model_ema.decoderconv_outweight)
         assert (weight - own).abs().max() > 0
     assert_close(weight.data, own)
+
+
+def test_the_averaged_copy_follows_optimizer_steps_not_micro_batches():
+    model = build(PLAIN, ema_decay=0.5)
+    trainer = fit(model, batches(6), accumulate_grad_batches=3)
+    assert trainer.global_step == 2
+    assert int(model.model_ema.num_updates) == 2
 
 
 def test_validation_uses_the_averaged_weights():

@@ -465,6 +465,8 @@ def test_a_word_must_stand_alone_to_be_named() -> None:
     check_captions(model, {"train": [{"caption": "a photo of a dog"}]})
     with pytest.raises(UserError, match="'a photo of a dogma' names no word"):
         check_captions(model, {"train": [{"caption": "a photo of a dogma"}]})
+    with pytest.raises(UserError, match="the validation caption 'a cat' names no word"):
+        check_captions(model, {"validation": [{"caption": "a cat"}]})
 
 
 def test_a_large_set_that_cannot_list_its_captions_is_only_warned_of(

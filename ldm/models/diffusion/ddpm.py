@@ -9,15 +9,14 @@ a public contract.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm.models.base import TrainedModel
 from ldm.models.diffusion.draws import Draws, timesteps_of
 from ldm.models.diffusion.schedule import (
     Schedule,
@@ -47,7 +46,7 @@ def _precision(module: nn.Module, inputs: Tensor) -> torch.dtype:
     return next(module.parameters(), inputs).dtype
 
 
-class LatentDiffusion(pl.LightningModule):
+class LatentDiffusion(TrainedModel):
     """Diffusion in the latent space of a first stage, conditioned on text, classes or images.
 
     With `personalization_config` everything but the words is frozen (paper §3), unless
@@ -85,11 +84,8 @@ class LatentDiffusion(pl.LightningModule):
         ValueError: an option's value is not one that exists.
     """
 
-    seed: int = 23
-    learning_rate: float = 5e-3
-    _step_before: int = -1
+    learning_rate = 5e-3
     model: DiffusionWrapper
-    model_ema: LitEma | None
     embedding_manager: Any
     logvar: Tensor
     alphas_cumprod: Tensor
@@ -198,7 +194,7 @@ class LatentDiffusion(pl.LightningModule):
         self.cond_stage_model = self._make_conditioner(cond_stage_config)
         self._check_widths()
         if ckpt_path is not None:
-            self._read(ckpt_path, ignore_keys, load_only_unet)
+            self.read_weights(ckpt_path, ignore_keys, "model." if load_only_unet else "")
         self.embedding_manager = None
         if personalization_config is not None:
             self.embedding_manager = self._make_words(personalization_config)
@@ -247,7 +243,8 @@ class LatentDiffusion(pl.LightningModule):
         """Raise ValueError where the U-Net could not read what the text encoder gives."""
         given = getattr(self.cond_stage_model, "width", None)
         read = getattr(self.model.diffusion_model, "context_dim", None)
-        if self.model.conditioning_key == "crossattn" and given and read and given != read:
+        reads_text = self.model.conditioning_key in ("crossattn", "crossattn-adm")
+        if reads_text and given and read and given != read:
             raise ValueError(
                 f"the text encoder gives vectors of width {given}, but unet_config's context_dim "
                 f"is {read}: set one to the other"
@@ -267,15 +264,6 @@ class LatentDiffusion(pl.LightningModule):
             if self.learn_logvar:
                 self.logvar.requires_grad_(False)
         return manager
-
-    def _read(self, path: str, ignore_keys: Sequence[str], only_unet: bool) -> None:
-        from ldm.checkpoint.loading import load_state, read_state_dict
-
-        state = read_state_dict(path)
-        state = {k: v for k, v in state.items() if not k.startswith(tuple(ignore_keys))}
-        if only_unet:
-            state = {k: v for k, v in state.items() if k.startswith("model.")}
-        load_state(self, state)
 
     @property
     def first_stage_downsampling(self) -> int:
@@ -332,7 +320,7 @@ class LatentDiffusion(pl.LightningModule):
         Args:
             x_noisy: latents noised to t, [b, c, h, w].
             t: [b].
-            cond: a tensor, a list of tensors, or {"c_concat": […], "c_crossattn": […]}.
+            cond: a tensor, a list of tensors, or a mapping; see `DiffusionWrapper.forward`.
         """
         output = self._network(x_noisy, t, cond)
         if self.parameterization == "v":
@@ -494,7 +482,7 @@ class LatentDiffusion(pl.LightningModule):
 
         At a run's first batch, a scale that is to be measured becomes 1/std of its latents.
         """
-        self._step_before = self.global_step
+        super().on_train_batch_start(batch, batch_idx)
         if self.embedding_manager is not None:
             self.embedding_manager.set_step(self.global_step)
         first = self.global_step == 0 and batch_idx == 0
@@ -528,22 +516,15 @@ class LatentDiffusion(pl.LightningModule):
         """Log the loss of a test batch."""
         self._log("test", self.shared_step(batch).terms, batch)
 
-    # -- averaged weights -------------------------------------------------------------------------
+    @property
+    def averaged_network(self) -> nn.Module:
+        """The U-Net."""
+        return self.model
 
     @property
     def trains_model(self) -> bool:
         """Whether the U-Net is trained, not the words alone."""
         return self.embedding_manager is None or self.unfreeze_model
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Let the averaged weights follow each optimiser step; not each accumulated batch."""
-        stepped = self.global_step > self._step_before
-        if self.model_ema is not None and self.trains_model and stepped:
-            self.model_ema(self.model)
-
-    def ema_scope(self, _context: str | None = None) -> AbstractContextManager[None]:
-        """Within it the U-Net has its averaged weights, if there are some."""
-        return nullcontext() if self.model_ema is None else self.model_ema.applied_to(self.model)
 
     # -- optimiser --------------------------------------------------------------------------------
 
@@ -569,11 +550,7 @@ class LatentDiffusion(pl.LightningModule):
                 if weights:
                     groups.append({"params": weights, "lr": rate})
             optimizer = self.embedding_manager.make_optimizer(groups, self.learning_rate)
-        if self.scheduler_config is None:
-            return optimizer
-        schedule = instantiate_from_config(self.scheduler_config)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
-        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+        return self.scheduled(optimizer)
 
     # -- checkpoints of a run ---------------------------------------------------------------------
 
