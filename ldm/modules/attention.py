@@ -41,7 +41,7 @@ class FeedForward(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head attention of queries [b, n, query_dim] over a context [b, m, context_dim].
 
-    Without a context, over the queries themselves.
+    Without a context it attends to the queries themselves.
     """
 
     def __init__(

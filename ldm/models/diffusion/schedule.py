@@ -1,4 +1,4 @@
-"""The noise schedule: twelve tables over the timesteps, computed once in double precision."""
+"""The noise schedule: twelve tables over the timesteps, computed in double precision."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def make_beta_schedule(
     """Return the betas, float64 [timesteps].
 
     Args:
-        schedule: `linear` is linear in √β (the published models), `sqrt_linear` in β, `sqrt` its
-            square root, `cosine` that of Nichol & Dhariwal 2021.
+        schedule: `linear` is linear in √β (the published models); `sqrt_linear` is linear in β;
+            `sqrt` is the square root of that; `cosine` is that of Nichol & Dhariwal 2021.
         timesteps: number of betas.
         linear_start: the first β; for `sqrt`, its square.
-        linear_end: the last one, likewise.
+        linear_end: the last β; for `sqrt`, its square.
         cosine_s: offset of `cosine`.
     """
     if schedule == "linear":
