@@ -84,6 +84,23 @@ def test_v_models_look_like_models_of_the_noise():
     assert_close(model.p_losses(x, None, t, noise).loss, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("parameterization", ["v", "x0"])
+def test_a_timestep_between_two_is_interpolated(parameterization):
+    """The `CompVisDenoiser` of k-diffusion asks for such timesteps by default."""
+    model = plain_model(parameterization=parameterization)
+    x, _, _ = latents()
+    last = model.num_timesteps - 1.0
+    whole = torch.tensor([0.0, 7.0, last])
+    assert_close(model.apply_model(x, whole, None), model.apply_model(x, whole.long(), None))
+    between = model.apply_model(x, torch.tensor([0.5, 7.5, last - 0.5]), None)
+    assert between.isfinite().all()
+    tables = model.sqrt_alphas_cumprod
+    assert_close(
+        model._at(tables, torch.tensor([7.25])),
+        (0.75 * tables[7] + 0.25 * tables[8]).view(1, 1, 1, 1),
+    )
+
+
 def test_the_loss_of_a_batch_is_that_of_its_samples(model):
     """Noise, timestep and posterior are functions of (seed, sample): batching changes nothing."""
     torch.manual_seed(1)

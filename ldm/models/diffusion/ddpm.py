@@ -259,7 +259,14 @@ class LatentDiffusion(TrainedModel):
 
     @staticmethod
     def _at(table: Tensor, t: Tensor) -> Tensor:
-        """Return the entries of a table [timesteps] for t [b], as [b, 1, 1, 1]."""
+        """Return the entries of a table [timesteps] for t [b], as [b, 1, 1, 1].
+
+        A t between two timesteps, as `CompVisDenoiser` of k-diffusion gives it, interpolates.
+        """
+        if t.is_floating_point():
+            low = t.long().clamp(0, len(table) - 2)
+            values = torch.lerp(table[low], table[low + 1], (t - low).to(table))
+            return rearrange(values, "b -> b 1 1 1")
         return rearrange(table[t], "b -> b 1 1 1")
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:

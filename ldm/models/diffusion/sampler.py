@@ -101,10 +101,15 @@ def make_timesteps(steps: int, num_timesteps: int = 1000) -> list[int]:
     Raises:
         ValueError: `steps` is not in 1..num_timesteps.
     """
-    if not 1 <= steps <= num_timesteps:
-        raise ValueError(f"S must lie in 1..{num_timesteps}, got {steps}")
+    check_steps(steps, num_timesteps)
     shift = 1 if steps < num_timesteps else 0
     return [i * num_timesteps // steps + shift for i in range(steps)]
+
+
+def check_steps(steps: int, num_timesteps: int) -> None:
+    """Raise ValueError where a number of steps is not in 1..num_timesteps."""
+    if not 1 <= steps <= num_timesteps:
+        raise ValueError(f"S must lie in 1..{num_timesteps}, got {steps}")
 
 
 def host_alphas(model: DiffusionModel) -> Sequence[float]:
@@ -119,8 +124,7 @@ def host_alphas(model: DiffusionModel) -> Sequence[float]:
 def make_steps(timesteps: Sequence[int], alphas_bar: Sequence[float], eta: float) -> list[Step]:
     """Plan the transitions from the noisiest of `timesteps` (ascending) down.
 
-    σ_t = η·√((1-ā_prev)/(1-ā_t))·√(1-ā_t/ā_prev), DDIM eq. 16. The last transition ends at
-    ā_0, as in the original.
+    The last transition ends at ā_0, as in the original.
 
     Args:
         timesteps: ascending.
@@ -131,18 +135,17 @@ def make_steps(timesteps: Sequence[int], alphas_bar: Sequence[float], eta: float
     for position, index in enumerate(reversed(range(len(timesteps)))):
         alpha = alphas_bar[timesteps[index]]
         alpha_prev = alphas_bar[timesteps[index - 1] if index else 0]
-        variance = (1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev)
-        plan.append(
-            Step(
-                position=position,
-                t=timesteps[index],
-                t_next=timesteps[max(index - 1, 0)],
-                alpha=alpha,
-                alpha_prev=alpha_prev,
-                sigma=eta * math.sqrt(max(variance, 0.0)),
-            )
-        )
+        t_next = timesteps[max(index - 1, 0)]
+        plan.append(make_step(position, timesteps[index], t_next, alpha, alpha_prev, eta))
     return plan
+
+
+def make_step(
+    position: int, t: int, t_next: int, alpha: float, alpha_prev: float, eta: float
+) -> Step:
+    """Make a transition whose noise is σ_t = η·√((1-ā_prev)/(1-ā_t))·√(1-ā_t/ā_prev) (eq. 16)."""
+    variance = (1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev)
+    return Step(position, t, t_next, alpha, alpha_prev, eta * math.sqrt(max(variance, 0.0)))
 
 
 def map_conditioning(function: Callable[..., Tensor], *given: Conditioning) -> Conditioning:

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ldm.resources import ROOT, locate
 from ldm.util import UserError
 
 # Any of these groups of files is a whole vocabulary.
@@ -19,7 +20,7 @@ VOCABULARIES = {
     "CLIPTokenizerFast": (("vocab.json", "merges.txt"), ("tokenizer.json",)),
 }
 # The folder where scripts/download_models.sh puts the vocabularies of the published models.
-WEIGHTS = Path(__file__).resolve().parents[3] / "models" / "ldm"
+WEIGHTS = ROOT / "models" / "ldm"
 DOWNLOADED = {
     "bert-base-uncased": WEIGHTS / "text2img-large/bert-base-uncased",
     "openai/clip-vit-large-patch14": WEIGHTS / "stable-diffusion-v1/clip-vit-large-patch14",
@@ -60,13 +61,14 @@ def vocabulary_folder(kind: str, source: str) -> Path:
     downloaded = DOWNLOADED.get(source)
     if downloaded is not None and _is_whole(kind, downloaded):
         return downloaded
-    if Path(source).is_dir():
-        if not _is_whole(kind, Path(source)):
+    folder = locate(source)
+    if folder.is_dir():
+        if not _is_whole(kind, folder):
             wanted = " or ".join(" and ".join(files) for files in VOCABULARIES[kind])
             raise UserError(
                 f"no vocabulary in folder {source!r}: it should hold {wanted}; {ADVICE}"
             )
-        return Path(source)
+        return folder
     if HUB_NAME.fullmatch(source) is None:
         raise UserError(f"tokenizer folder {source!r} does not exist; {ADVICE}")
     return _from_hub(kind, source)
