@@ -9,6 +9,7 @@ a public contract.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -317,6 +318,10 @@ class LatentDiffusion(TrainedModel):
         """Return the output of the U-Net: noise, latent or v, by `parameterization`."""
         output: Tensor = self.model(x_noisy, t, **self.model.conditions(cond))
         return output
+
+    def constant_context(self) -> AbstractContextManager[None]:
+        """Return a context manager for sampling; see `DiffusionWrapper.constant_context`."""
+        return self.model.constant_context()
 
     @torch.no_grad()
     def encode_first_stage(self, x: Tensor) -> Posterior:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -274,24 +275,26 @@ class Sampler(ABC):
             )
         )
         intermediates = {"x_inter": [x], "pred_x0": [x]}
-        for step in _progress(steps, self.name, verbose):
-            if mask is not None and x0 is not None:
-                fresh = noise(2 + 2 * step.position, size).to(x)
-                kept = self.model.q_sample(x0, timestep_batch(x, step.t), fresh)
-                keep = mask(step) if callable(mask) else mask
-                x = kept * keep + (1 - keep) * x
-            eps = predict(x, step)
-            pred_x0, x = step.pred_x0(x, eps), step.advance(x, eps)
-            if step.sigma > 0:
-                x = x + step.sigma * noise(1 + 2 * step.position, size).to(x)
-            if callback is not None:
-                callback(step.position)
-            if img_callback is not None:
-                img_callback(pred_x0, step.position)
-            remaining = len(steps) - 1 - step.position
-            if remaining % log_every_t == 0 or step.position == 0:
-                intermediates["x_inter"].append(x)
-                intermediates["pred_x0"].append(pred_x0)
+        once = getattr(self.model, "constant_context", nullcontext)
+        with once():
+            for step in _progress(steps, self.name, verbose):
+                if mask is not None and x0 is not None:
+                    fresh = noise(2 + 2 * step.position, size).to(x)
+                    kept = self.model.q_sample(x0, timestep_batch(x, step.t), fresh)
+                    keep = mask(step) if callable(mask) else mask
+                    x = kept * keep + (1 - keep) * x
+                eps = predict(x, step)
+                pred_x0, x = step.pred_x0(x, eps), step.advance(x, eps)
+                if step.sigma > 0:
+                    x = x + step.sigma * noise(1 + 2 * step.position, size).to(x)
+                if callback is not None:
+                    callback(step.position)
+                if img_callback is not None:
+                    img_callback(pred_x0, step.position)
+                remaining = len(steps) - 1 - step.position
+                if remaining % log_every_t == 0 or step.position == 0:
+                    intermediates["x_inter"].append(x)
+                    intermediates["pred_x0"].append(pred_x0)
         return x, intermediates
 
     def plan(self, steps: int, eta: float = 0.0) -> list[Step]:
