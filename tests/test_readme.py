@@ -93,7 +93,10 @@ def test_the_readme_s_code_learns_a_word_and_draws_it(
     assert "range(400)" in code
     code = code.replace("range(400)", "range(2)").replace("generate(model, ", "draw(model, ")
     code = code.replace("import generate,", "import generate as full,")
-    quick = "def draw(*a, **k):\n    return full(*a, **k, steps=1)\n"
+    quick = (
+        "from ldm.inference import Sampling\n"
+        "def draw(model, prompts, **k):\n    return full(model, prompts, Sampling(steps=1), **k)\n"
+    )
     names: dict[str, object] = {}
     exec(quick + code, names)
     assert (tmp_path / "star.safetensors").is_file()

@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
+from ldm.sampling import Sampling
 from ldm.util import Parser, UserError
 
 __all__ = (
@@ -24,6 +26,7 @@ __all__ = (
     "choose_device",
     "find_model",
     "find_place",
+    "sampling_of",
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,6 +114,25 @@ def find_model(checkpoint: str, config: str | None, default_config: str) -> tupl
     if not chosen.is_file():
         raise UserError(f"configuration {config or default_config} does not exist")
     return chosen, weights
+
+
+def sampling_of(options: argparse.Namespace, **flags: str) -> Sampling:
+    """Return the sampling settings that options give.
+
+    Args:
+        options: of a command.
+        flags: setting → its option, where the option has another name.
+
+    Raises:
+        UserError: a value out of range; names the option.
+    """
+    names = {field.name: flags.get(field.name, field.name) for field in fields(Sampling)}
+    given = {name: getattr(options, flag) for name, flag in names.items() if hasattr(options, flag)}
+    try:
+        return Sampling(**given)
+    except UserError as error:
+        name, _, problem = str(error).partition(" ")
+        raise UserError(f"--{names[name]} {problem}") from None
 
 
 def choose_device(name: str) -> str:

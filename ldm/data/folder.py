@@ -1,4 +1,4 @@
-"""A folder of pictures: which files count, and the captions beside them."""
+"""A folder of images: which files count, and the captions beside them."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ LISTED = 5
 
 
 def list_images(folder: str | Path) -> tuple[Path, ...]:
-    """Return a folder's pictures, sorted by name; the log tells what else lay there.
+    """Return a folder's images, sorted by name; the log tells what else lay there.
 
-    Hidden files are no pictures (".DS_Store", "._photo.jpg"); a caption beside its picture is not
+    Hidden files are no images (".DS_Store", "._photo.jpg"); a caption beside its image is not
     reported.
 
     Raises:
-        UserError: no such folder, or no picture in it.
+        UserError: no such folder, or no image in it.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UserError(
-            f"data_root {str(folder)!r} is not a folder: give the folder of your pictures"
+            f"data_root {str(folder)!r} is not a folder: give the folder of your images"
         )
     entries = sorted(root.iterdir(), key=lambda path: path.name)
     folders = [path.name for path in entries if path.is_dir()]
-    pictures = tuple(path for path in entries if not path.is_dir() and _is_picture(path))
-    captions = {caption_file(path) for path in pictures}
+    images = tuple(path for path in entries if not path.is_dir() and _is_picture(path))
+    captions = {caption_file(path) for path in images}
     junk = [
         path.name
         for path in entries
@@ -45,33 +45,33 @@ def list_images(folder: str | Path) -> tuple[Path, ...]:
         for kind, names in (("other files", junk), ("sub-folders", folders))
         if names
     )
-    if not pictures:
+    if not images:
         raise UserError(
-            f"data_root {str(folder)!r} holds no pictures"
+            f"data_root {str(folder)!r} holds no images"
             + (f", only {skipped}" if skipped else "")
             + ": put 3 to 5 JPEG or PNG files there"
         )
     report = f"; skipped {skipped}" if skipped else ""
-    logger.info("%s: %d pictures%s", folder, len(pictures), report)
-    return pictures
+    logger.info("%s: %d images%s", folder, len(images), report)
+    return images
 
 
 def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-def caption_file(picture: Path) -> Path:
-    """Return where a picture's caption would stand: `image.txt` beside `image.jpg`."""
-    return picture.with_suffix(CAPTION_SUFFIX)
+def caption_file(image: Path) -> Path:
+    """Return where an image's caption would stand: `image.txt` beside `image.jpg`."""
+    return image.with_suffix(CAPTION_SUFFIX)
 
 
-def read_captions(picture: Path) -> tuple[str, ...]:
-    """Return the captions beside a picture, one a line; empty where there is none.
+def read_captions(image: Path) -> tuple[str, ...]:
+    """Return the captions beside an image, one a line; empty where there is none.
 
     Raises:
         UserError: the file is not UTF-8 text or cannot be read.
     """
-    path = caption_file(picture)
+    path = caption_file(image)
     if not path.is_file():
         return ()
     try:
@@ -105,18 +105,18 @@ def insert_placeholder(caption: str, placeholder: str, first_word: str | None, s
     return f"{caption.rstrip(' .,')}, {shown}"
 
 
-def captions_of(pictures: Sequence[Path]) -> tuple[tuple[str, ...], ...]:
-    """Return the captions beside each picture, reporting in the log how many have none.
+def captions_of(images: Sequence[Path]) -> tuple[tuple[str, ...], ...]:
+    """Return the captions beside each image, reporting in the log how many have none.
 
     Raises:
-        UserError: no picture has a caption, or one is unreadable.
+        UserError: no image has a caption, or one is unreadable.
     """
-    captions = tuple(read_captions(path) for path in pictures)
-    without = [path.name for path, texts in zip(pictures, captions, strict=True) if not texts]
-    if len(without) == len(pictures):
+    captions = tuple(read_captions(path) for path in images)
+    without = [path.name for path, texts in zip(images, captions, strict=True) if not texts]
+    if len(without) == len(images):
         raise UserError(
-            f"captions are wanted, but no picture in {str(pictures[0].parent)!r} has one: write "
-            f"{caption_file(pictures[0]).name!r} beside {pictures[0].name!r}"
+            f"captions are wanted, but no image in {str(images[0].parent)!r} has one: write "
+            f"{caption_file(images[0]).name!r} beside {images[0].name!r}"
         )
     if without:
         logger.warning("no caption beside %s: templates serve instead", ", ".join(without))

@@ -62,7 +62,7 @@ STYLE_TEMPLATES = (
         ],
     ),
     "the painting in the style of {}",
-    *_each("a <0> in the style of {}", ["rendering", "picture", "rendition"]),
+    *_each("a <0> in the style of {}", ["rendering", "image", "rendition"]),
 )
 
 

@@ -110,8 +110,9 @@ class SpatialTransformer(nn.Module):
 
     Args:
         depth: number of blocks.
-        context_dim: width of the context [b, m, context_dim]; none: attend to the map alone.
-        num_groups: of the normalisation before the projection.
+        context_dim: width of the context [b, m, context_dim]; None attends to the map alone.
+        num_groups: of the normalization before the projection.
+        use_linear: project by linear layers, not by 1×1 convolutions; the function is the same.
     """
 
     def __init__(
@@ -124,22 +125,34 @@ class SpatialTransformer(nn.Module):
         context_dim: int | None = None,
         use_checkpoint: bool = True,
         num_groups: int = 32,
+        use_linear: bool = False,
     ) -> None:
         super().__init__()
         inner = n_heads * d_head
+        self.use_linear = use_linear
         self.norm = nn.GroupNorm(num_groups, in_channels, eps=1e-6)
-        self.proj_in = nn.Conv2d(in_channels, inner, 1)
+        self.proj_in = _projection(in_channels, inner, use_linear)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(
                 inner, n_heads, d_head, dropout, context_dim, use_checkpoint=use_checkpoint
             )
             for _ in range(depth)
         )
-        self.proj_out = zero_module(nn.Conv2d(inner, in_channels, 1))
+        self.proj_out = zero_module(_projection(inner, in_channels, use_linear))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        h = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
+        h = self.norm(x)
+        if self.use_linear:
+            h = self.proj_in(rearrange(h, "b c h w -> b (h w) c"))
+        else:
+            h = rearrange(self.proj_in(h), "b c h w -> b (h w) c")
         for block in self.transformer_blocks:
             h = block(h, context)
+        if self.use_linear:
+            h = self.proj_out(h)
         h = rearrange(h, "b (h w) c -> b c h w", h=x.shape[2]).contiguous()
-        return x + self.proj_out(h)
+        return x + (h if self.use_linear else self.proj_out(h))
+
+
+def _projection(cin: int, cout: int, linear: bool) -> nn.Module:
+    return nn.Linear(cin, cout) if linear else nn.Conv2d(cin, cout, 1)

@@ -58,8 +58,9 @@ def check_captions(model: Any, sets: Mapping[str, Any]) -> None:
         captions, all_of_them = _captions(dataset, model.cond_stage_key)
         for caption in captions:
             if not isinstance(caption, str) or not _named(caption, manager.placeholders):
+                kind = "training" if name == "train" else name
                 raise UserError(
-                    f"the training caption {caption!r} names no word to learn "
+                    f"the {kind} caption {caption!r} names no word to learn "
                     f"({', '.join(manager.placeholders)}): check placeholder_token and the "
                     "templates"
                 )
@@ -117,12 +118,6 @@ def _captions(dataset: Any, key: str) -> tuple[list[Any], bool]:
     """Return captions of a set, and whether these are all: a set may be unable to list them."""
     if hasattr(dataset, "texts"):
         return list(dataset.texts()), True
-    loaded = getattr(dataset, "with_pictures", None)  # None: it cannot do without
-    if loaded is not None:
-        dataset.with_pictures = False
-    try:
-        few = range(min(len(dataset), CAPTIONS_CHECKED))
-        return [dataset[i].get(key) for i in few], len(dataset) <= CAPTIONS_CHECKED
-    finally:
-        if loaded is not None:
-            dataset.with_pictures = loaded
+    sample = getattr(dataset, "describe", dataset.__getitem__)
+    few = range(min(len(dataset), CAPTIONS_CHECKED))
+    return [sample(i).get(key) for i in few], len(dataset) <= CAPTIONS_CHECKED

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.image_io import save_png
-from ldm.inference import generate
+from ldm.inference import Sampling, generate
 from ldm.training.config import RunConfig
 from ldm.training.processes import gather, together
 from ldm.training.validate import class_images_of
@@ -77,11 +77,8 @@ def _generate(config: RunConfig, prompt: str, batches: list[range], folder: Path
         images = generate(
             model,
             prompt,
+            Sampling(steps=STEPS, scale=SCALE, seed=batch.start, batch_size=len(batch)),
             samples_per_prompt=len(batch),
-            steps=STEPS,
-            scale=SCALE,
-            seed=batch.start,
-            batch_size=len(batch),
         )
         for image in images:
             if not _file(folder, image.seed).is_file():

@@ -9,6 +9,8 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
+from ldm.training.batch import Collate, Described
+from ldm.training.latents import LatentCache
 from ldm.training.sampler import FixedSampler, RunSampler
 from ldm.util import instantiate_from_config
 
@@ -53,6 +55,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         self.batch_size, self.wrap, self.num_workers = batch_size, wrap, num_workers
         self.validation_samples = validation_samples
         self.datasets: dict[str, Any] = {}
+        self.latents: dict[str, LatentCache] = {}  # of the sets that `CacheLatents` has encoded
 
     def setup(self, stage: str | None = None) -> None:
         """Build every dataset, once."""
@@ -60,26 +63,39 @@ class DataModuleFromConfig(pl.LightningDataModule):
             if name not in self.datasets:
                 self.datasets[name] = instantiate_from_config(config)
 
-    def _workers(self, dataset: Any) -> int:
+    def _workers(self, name: str) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        if not getattr(dataset, "with_pictures", True):
+        if name in self.latents:
             return 0
         free = getattr(os, "sched_getaffinity", None)
         return min(MOST_WORKERS, len(free(0)) if free else os.cpu_count() or 1)
 
     def _loader(self, name: str, sampler: RunSampler | FixedSampler) -> DataLoader[Any]:
-        dataset = self.datasets[name]
-        workers = self._workers(dataset)
+        cached = name in self.latents
+        dataset = Described(self.datasets[name]) if cached else self.datasets[name]
+        workers = self._workers(name)
         accelerator = self.trainer.accelerator if self.trainer else None
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
+            collate_fn=self.collate(name),
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=type(accelerator).__name__ == "CUDAAccelerator",
         )
+
+    def collate(self, name: str, cached: bool = True) -> Collate:
+        """Return the function that makes complete batches for the trainer's model.
+
+        Args:
+            name: of the dataset.
+            cached: take latents from the cache if the dataset is in it.
+        """
+        model: Any = self.trainer.lightning_module if self.trainer else None
+        draws = model.draws() if hasattr(model, "draws") else None
+        return Collate(draws, self.latents.get(name) if cached else None)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return an endless loader that begins at the trainer's present step."""

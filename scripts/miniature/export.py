@@ -48,7 +48,7 @@ def latent_scale(autoencoder: Any, dataset: Any) -> float:
 
     values = []
     for first in range(0, PROBES, 64):
-        pictures = [torch.from_numpy(dataset.picture(i)) for i in range(first, first + 64)]
+        pictures = [torch.from_numpy(dataset.image(i)) for i in range(first, first + 64)]
         posterior = autoencoder.encode(torch.stack(pictures).permute(0, 3, 1, 2))
         values.append(posterior.sample())
     return 1.0 / float(torch.cat(values).std())

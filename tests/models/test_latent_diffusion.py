@@ -5,14 +5,15 @@ import torch
 from torch.testing import assert_close
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
-from ldm.randomness import Purpose, normal
+from ldm.models.diffusion.draws import Draws, timesteps_of
+from ldm.randomness import Purpose, integers, normal
 from tests.models.latent_models import (
     FIRST_STAGE,
     IDENTITY,
     UNET,
     WORDS,
     batch,
+    complete,
     plain_model,
     text_model,
     unet,
@@ -106,13 +107,13 @@ def test_v_models_look_like_models_of_the_noise():
 def test_the_loss_of_a_batch_is_that_of_its_samples(model):
     """Noise, timestep and posterior are functions of (seed, sample): batching changes nothing."""
     torch.manual_seed(1)
-    whole = model.training_step(batch(3), 0)
-    parts = [model.training_step(batch(1, first=i), 0) for i in range(3)]
+    whole = model.training_step(complete(model, 3), 0)
+    parts = [model.training_step(complete(model, 1, first=i), 0) for i in range(3)]
     assert_close(whole, torch.stack(parts).mean())
-    assert_close(whole, model.training_step(batch(3), 0))
-    assert (whole - model.training_step(batch(3, first=3), 0)).abs() > 1e-4
+    assert_close(whole, model.training_step(complete(model, 3), 0))
+    assert (whole - model.training_step(complete(model, 3, first=3), 0)).abs() > 1e-4
     model.seed = 24
-    assert (whole - model.training_step(batch(3), 0)).abs() > 1e-4
+    assert (whole - model.training_step(complete(model, 3), 0)).abs() > 1e-4
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.25])
@@ -122,12 +123,13 @@ def test_class_images_add_their_own_loss(tmp_path, weight):
     model = text_model(tmp_path, personalization_config=WORDS, **regularised)
     with torch.no_grad():
         model.embedding_manager.word("*")[:] += 0.3
-    own, other = batch(size=2), batch(size=2, first=7)
+    own, other = complete(model, size=2), complete(model, size=2, first=7)
     terms = []
     for part in (own, other):
         samples = part["sample"].tolist()
         z = model.latents(part)
-        t, noise = model.draw_timesteps(part, 2), normal(23, samples, z.shape[1:], Purpose.NOISE)
+        t = integers(23, samples, 1000, Purpose.TIMESTEP)
+        noise = normal(23, samples, z.shape[1:], Purpose.NOISE)
         cond = model.get_learned_conditioning(part["caption"])
         error = model.apply_model(model.q_sample(z, t, noise), t, cond) - noise
         terms.append(error.square().mean())
@@ -143,27 +145,29 @@ def test_class_images_add_their_own_loss(tmp_path, weight):
 
 
 def test_latents_are_scaled_samples_of_the_posterior(model):
-    data = batch(2)
-    posterior = model.encode_first_stage(model.pictures(data))
+    data = complete(model, 2)
+    posterior = model.encode_first_stage(model.images(data))
     noise = normal(model.seed, [0, 1], (3, 8, 8), Purpose.POSTERIOR)
     assert_close(model.latents(data), 0.5 * (posterior.mean + posterior.std * noise))
     assert_close(model.decode_first_stage(0.5 * noise), model.first_stage_model.decode(noise))
-    model.posterior_source = lambda given: DiagonalGaussianDistribution(
-        torch.cat([given["sample"].reshape(2, 1, 1, 1) * torch.ones(2, 1, 2, 2)] * 2, 1)
-    )
+    # A batch with the posterior's parameters needs no images.
+    known = {"sample": data["sample"], "moments": torch.randn(2, 2, 2, 2)}
+    known |= model.draws()(known)
+    mean, logvar = known["moments"].chunk(2, 1)
     noise = normal(model.seed, [0, 1], (1, 2, 2), Purpose.POSTERIOR)
-    ids = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1)
-    assert_close(model.latents({"sample": data["sample"]}), 0.5 * (ids + (ids / 2).exp() * noise))
+    assert_close(model.latents(known), 0.5 * (mean + (logvar / 2).exp() * noise))
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
 @pytest.mark.parametrize("numbered", [True, False])
 def test_the_density_of_the_timesteps(power, numbered):
     """P(t < x·T) = x^power, whether drawn by sample number or from torch."""
-    model = plain_model(timestep_power=power)
-    data = {"sample": torch.arange(4000)} if numbered else {}
-    torch.manual_seed(0)
-    t = model.draw_timesteps(data, 4000)
+    if numbered:
+        draws = Draws(23, 1, 1, "image", 1000, power)
+        t = draws({"sample": torch.arange(4000), "image": torch.zeros(4000, 1, 1, 1)})["timestep"]
+    else:
+        u = torch.rand(4000, generator=torch.Generator().manual_seed(0))
+        t = timesteps_of(u, 1000, power)
     assert t.dtype == torch.int64
     assert t.min() >= 0
     assert t.max() < 1000
@@ -189,7 +193,7 @@ def test_only_the_words_are_trained(model):
     for part in (model.model, model.first_stage_model, model.cond_stage_model):
         assert not any(module.training for module in part.modules())
     assert model.training
-    model.training_step(batch(3), 0).backward()
+    model.training_step(complete(model, 3), 0).backward()
     assert [n for n, p in model.named_parameters() if p.grad is not None] == trained
     (group,) = model.configure_optimizers().param_groups
     assert group["weight_decay"] == 0.01
@@ -314,14 +318,14 @@ def test_validation_logs_both_and_the_words_leave_the_averages_alone(tmp_path):
 def test_the_scale_is_measured_at_the_first_batch():
     model = plain_model(scale_by_std=True, first_stage_config=FIRST_STAGE)
     randomize(model.first_stage_model)
-    data = {"image": batch(3)["image"], "sample": torch.arange(3)}
+    data = {"image": batch(3)["image"], "posterior_noise": torch.randn(3, 3, 8, 8)}
     raw = model.latents(data)
     model.on_train_batch_start(data, 1)
     assert model.scale_factor == 1
     model.on_train_batch_start(data, 0)
     assert_close(model.latents(data).std(), torch.tensor(1.0))
     assert_close(model.scale_factor, 1 / raw.std())
-    model.on_train_batch_start({"image": 3 * data["image"], "sample": torch.arange(3)}, 0)
+    model.on_train_batch_start(data | {"image": 3 * data["image"]}, 0)
     assert_close(model.scale_factor, 1 / raw.std())
     assert "scale_factor" in model.state_dict()
 
@@ -332,6 +336,7 @@ def test_conditions_that_are_images_are_stacked_on_the_latent():
     stage = {"first_stage_config": IDENTITY, "cond_stage_key": "hint", "unet_config": wide}
     hint = torch.rand(2, 8, 8, 3)
     data = {"image": torch.rand(2, 8, 8, 3), "hint": hint, "sample": torch.arange(2)}
+    data |= plain_model().draws()(data)
     same = plain_model(cond_stage_config={"target": "torch.nn.Identity"}, **stage)
     assert_close(same.get_learned_conditioning(same.conditions(data)), hint.permute(0, 3, 1, 2))
     first = plain_model(cond_stage_config="__is_first_stage__", **stage)

@@ -472,6 +472,8 @@ def test_a_word_must_stand_alone_to_be_named() -> None:
     check_captions(model, {"train": [{"caption": "a photo of a dog"}]})
     with pytest.raises(UserError, match="'a photo of a dogma' names no word"):
         check_captions(model, {"train": [{"caption": "a photo of a dogma"}]})
+    with pytest.raises(UserError, match="the validation caption 'a cat' names no word"):
+        check_captions(model, {"validation": [{"caption": "a cat"}]})
 
 
 def test_a_large_set_that_cannot_list_its_captions_is_only_warned_of(
@@ -482,10 +484,7 @@ def test_a_large_set_that_cannot_list_its_captions_is_only_warned_of(
     )
     model = SimpleNamespace(embedding_manager=manager, cond_stage_key="caption")
 
-    class Large(list[dict[str, str]]):
-        with_pictures = True
-
-    check_captions(model, {"train": Large([{"caption": "a *"}] * 65)})
+    check_captions(model, {"train": [{"caption": "a *"}] * 65})
     assert "the first 64 captions do not name ['@']" in caplog.text
     with pytest.raises(UserError, match="names @"):
-        check_captions(model, {"train": Large([{"caption": "a *"}] * 64)})
+        check_captions(model, {"train": [{"caption": "a *"}] * 64})

@@ -22,7 +22,7 @@ from ldm.evaluation.extractors import find_extractor
 from ldm.experiments.demo.page import DemoResult, page
 from ldm.experiments.demo.scores import PROMPTS, ScoredPrompt, Scores, read_curves, saved_words
 from ldm.image_io import pil_grid, safe_name
-from ldm.inference import generate, load_model, load_words
+from ldm.inference import Sampling, generate, load_model, load_words
 from ldm.miniature.measure import Concept, load_concepts
 from ldm.util import UserError
 from ldm.words.files import read_words
@@ -151,15 +151,10 @@ class Session:
             if "{second}" in template:
                 path, name = self.second
                 load_words(self.model, path, rename=dict.fromkeys(read_words(path).words, name))
-            found = generate(
-                self.model,
-                [prompt],
-                samples_per_prompt=count,
-                steps=self.options.ddim_steps,
-                scale=self.options.scale,
-                seed=42,
-                batch_size=min(count, 32),
+            sampling = Sampling(
+                steps=self.options.ddim_steps, scale=self.options.scale, seed=42, batch_size=32
             )
+            found = generate(self.model, [prompt], sampling, samples_per_prompt=count)
         return [item.image for item in found]
 
     def score(

@@ -19,7 +19,7 @@ from ldm.experiments.figures.pivotal import HOW
 from ldm.experiments.figures.record import Drawing, Figure, Line, Table
 from ldm.experiments.figures.studio import Studio
 from ldm.experiments.figures.style import readable
-from ldm.inference import GeneratedImage
+from ldm.inference import GeneratedImage, Sampling
 
 SCALES = (1.0, 2.0, 5.0, 10.0)
 STEPS = 250  # of the inversion; of both ways
@@ -38,7 +38,7 @@ def inversion(figure: Figure, studio: Studio) -> Drawing:
     studio.take_words(line.concepts)
     # The inversion must not have more steps than there are figures' steps in a trial.
     steps = STEPS if studio.request.steps >= 50 else max(2, studio.request.steps)
-    noise = invert_image(studio.model, picture, line.prompts[0], steps=steps)
+    noise = invert_image(studio.model, picture, line.prompts[0], Sampling(steps=steps, scale=1.0))
     best = reconstruction(studio.model, picture)
     drawn = {BIPARTITE: _bipartite(studio, noise, line)}
     if studio.request.pivotal is not None:

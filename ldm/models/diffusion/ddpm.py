@@ -9,27 +9,44 @@ a public contract.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
-from ldm.models.diffusion.schedule import make_beta_schedule, make_schedule
-from ldm.models.diffusion.steps import DiffusionTraining, LossResult, Posterior
+from ldm.models.base import TrainedModel
+from ldm.models.diffusion.draws import Draws, timesteps_of
+from ldm.models.diffusion.schedule import (
+    Schedule,
+    make_beta_schedule,
+    make_schedule,
+    variational_weights,
+)
 from ldm.models.diffusion.wrapper import DiffusionWrapper
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
 from ldm.util import instantiate_from_config
 
-__all__ = ["LatentDiffusion", "LossResult"]
+LOSS_WEIGHTINGS = ("simple", "v")
+Posterior = DiagonalGaussianDistribution | Tensor
+
+
+@dataclass(frozen=True)
+class LossResult:
+    """The result of `p_losses`: the scalar to minimize, and its detached parts by name."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
 
 
 def _precision(module: nn.Module, inputs: Tensor) -> torch.dtype:
-    """What a module computes with; the inputs' own type where it has no weights."""
+    """Return the type of a module's weights; the type of the inputs if it has none."""
     return next(module.parameters(), inputs).dtype
 
 
-class LatentDiffusion(DiffusionTraining):
+class LatentDiffusion(TrainedModel):
     """Diffusion in the latent space of a first stage, conditioned on text, classes or images.
 
     With `personalization_config` everything but the words is frozen (paper §3), unless
@@ -67,8 +84,17 @@ class LatentDiffusion(DiffusionTraining):
         ValueError: an option's value is not one that exists.
     """
 
+    learning_rate = 5e-3
     model: DiffusionWrapper
+    embedding_manager: Any
     logvar: Tensor
+    alphas_cumprod: Tensor
+    sqrt_alphas_cumprod: Tensor
+    sqrt_one_minus_alphas_cumprod: Tensor
+    sqrt_recip_alphas_cumprod: Tensor
+    sqrt_recipm1_alphas_cumprod: Tensor
+    lvlb_weights: Tensor
+    timestep_weights: Tensor
 
     def __init__(
         self,
@@ -139,7 +165,6 @@ class LatentDiffusion(DiffusionTraining):
         self.scheduler_config, self.monitor = scheduler_config, monitor
         self.log_every_t, self.clip_denoised = log_every_t, clip_denoised
         self.use_ema = use_ema
-        self.posterior_source = None
 
         unconditional = cond_stage_config == "__is_unconditional__"
         if conditioning_key is None and not unconditional:
@@ -169,12 +194,36 @@ class LatentDiffusion(DiffusionTraining):
         self.cond_stage_model = self._make_conditioner(cond_stage_config)
         self._check_widths()
         if ckpt_path is not None:
-            self._read(ckpt_path, ignore_keys, load_only_unet)
+            self.read_weights(ckpt_path, ignore_keys, "model." if load_only_unet else "")
         self.embedding_manager = None
         if personalization_config is not None:
             self.embedding_manager = self._make_words(personalization_config)
 
     # -- building ---------------------------------------------------------------------------------
+
+    def _register_schedule(
+        self, schedule: Schedule, parameterization: str, loss_weighting: str
+    ) -> None:
+        for name, table in schedule.tables().items():
+            self.register_buffer(name, table)
+        # Samplers read ā_t on the host; it follows the buffer when a checkpoint is loaded.
+        self.alphas_bar: list[float] = schedule.alphas_cumprod.double().tolist()
+        self.num_timesteps, self.parameterization = len(schedule.betas), parameterization
+        weights = variational_weights(schedule, parameterization)
+        self.register_buffer("lvlb_weights", weights, persistent=False)
+        if loss_weighting not in LOSS_WEIGHTINGS:
+            raise ValueError(f"loss_weighting must be 'simple' or 'v', got {loss_weighting!r}")
+        ones = torch.ones_like(schedule.alphas_cumprod)
+        weights = ones if loss_weighting == "simple" else ones / schedule.alphas_cumprod
+        self.register_buffer("timestep_weights", weights, persistent=False)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *rest: Any, **named: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest, **named)
+        stored = state_dict.get(f"{prefix}alphas_cumprod")
+        if isinstance(stored, Tensor) and not stored.is_meta:
+            self.alphas_bar = stored.detach().cpu().double().tolist()
 
     @staticmethod
     def _freeze(module: nn.Module) -> None:
@@ -194,7 +243,8 @@ class LatentDiffusion(DiffusionTraining):
         """Raise ValueError where the U-Net could not read what the text encoder gives."""
         given = getattr(self.cond_stage_model, "width", None)
         read = getattr(self.model.diffusion_model, "context_dim", None)
-        if self.model.conditioning_key == "crossattn" and given and read and given != read:
+        reads_text = self.model.conditioning_key in ("crossattn", "crossattn-adm")
+        if reads_text and given and read and given != read:
             raise ValueError(
                 f"the text encoder gives vectors of width {given}, but unet_config's context_dim "
                 f"is {read}: set one to the other"
@@ -215,15 +265,6 @@ class LatentDiffusion(DiffusionTraining):
                 self.logvar.requires_grad_(False)
         return manager
 
-    def _read(self, path: str, ignore_keys: Sequence[str], only_unet: bool) -> None:
-        from ldm.checkpoint.loading import load_state, read_state_dict
-
-        state = read_state_dict(path)
-        state = {k: v for k, v in state.items() if not k.startswith(tuple(ignore_keys))}
-        if only_unet:
-            state = {k: v for k, v in state.items() if k.startswith("model.")}
-        load_state(self, state)
-
     @property
     def first_stage_downsampling(self) -> int:
         """Pixels of an image to an element of its latent, along a side."""
@@ -237,6 +278,40 @@ class LatentDiffusion(DiffusionTraining):
                 part.eval()
         return self
 
+    # -- the diffusion process --------------------------------------------------------------------
+
+    @staticmethod
+    def _at(table: Tensor, t: Tensor) -> Tensor:
+        """Entries of a table [timesteps] for t [b], shaped to multiply [b, c, h, w]."""
+        return rearrange(table[t], "b -> b 1 1 1")
+
+    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Noise latents to timesteps t: √ā_t·x_0 + √(1−ā_t)·ε (Ho et al. 2020, equation 4).
+
+        Args:
+            x_start: [b, c, h, w].
+            t: [b], in [0, num_timesteps).
+            noise: ε, like x_start; drawn here where not given.
+        """
+        noise = torch.randn_like(x_start) if noise is None else noise
+        signal = self._at(self.sqrt_alphas_cumprod, t) * x_start
+        return signal + self._at(self.sqrt_one_minus_alphas_cumprod, t) * noise
+
+    def predict_start_from_noise(self, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Return the x_0 that x_t and its noise imply, [b, c, h, w]."""
+        scaled = self._at(self.sqrt_recip_alphas_cumprod, t) * x_t
+        return scaled - self._at(self.sqrt_recipm1_alphas_cumprod, t) * noise
+
+    def predict_noise_from_start(self, x_t: Tensor, t: Tensor, x_start: Tensor) -> Tensor:
+        """Return the ε that x_t and its x_0 imply, [b, c, h, w]."""
+        scaled = self._at(self.sqrt_recip_alphas_cumprod, t) * x_t
+        return (scaled - x_start) / self._at(self.sqrt_recipm1_alphas_cumprod, t)
+
+    def predict_noise_from_v(self, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
+        """Return ε = √ā_t·v + √(1−ā_t)·x_t (Salimans & Ho 2022, appendix D), [b, c, h, w]."""
+        turned = self._at(self.sqrt_alphas_cumprod, t) * v
+        return turned + self._at(self.sqrt_one_minus_alphas_cumprod, t) * x_t
+
     # -- network, first stage and conditioner -----------------------------------------------------
 
     def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Any) -> Tensor:
@@ -245,7 +320,7 @@ class LatentDiffusion(DiffusionTraining):
         Args:
             x_noisy: latents noised to t, [b, c, h, w].
             t: [b].
-            cond: a tensor, a list of tensors, or {"c_concat": […], "c_crossattn": […]}.
+            cond: a tensor, a list of tensors, or a mapping; see `DiffusionWrapper.forward`.
         """
         output = self._network(x_noisy, t, cond)
         if self.parameterization == "v":
@@ -288,8 +363,6 @@ class LatentDiffusion(DiffusionTraining):
             encoded = self.cond_stage_model(c)
         return encoded.mode() if isinstance(encoded, DiagonalGaussianDistribution) else encoded
 
-    # -- training ---------------------------------------------------------------------------------
-
     def p_losses(
         self, x_start: Tensor, cond: Any, t: Tensor, noise: Tensor | None = None
     ) -> LossResult:
@@ -327,3 +400,168 @@ class LatentDiffusion(DiffusionTraining):
         loss = self.l_simple_weight * weighted + self.original_elbo_weight * vlb
         terms = {"loss_simple": simple.mean(), "loss_vlb": vlb, "loss": loss}
         return LossResult(loss, {name: term.detach() for name, term in terms.items()})
+
+    # -- from a batch to its loss -----------------------------------------------------------------
+
+    def draws(self) -> Draws:
+        """Return the function that draws the random numbers of this model's batches."""
+        return Draws(
+            self.seed,
+            self.channels,
+            self.first_stage_downsampling,
+            self.first_stage_key,
+            self.num_timesteps,
+            self.timestep_power,
+        )
+
+    def images(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the batch's images, [b, c, h, w] in [−1, 1], on the model's device."""
+        x = rearrange(batch[self.first_stage_key], "b h w c -> b c h w")
+        return x.to(self.device, torch.float32).contiguous()
+
+    def conditions(self, batch: Mapping[str, Any]) -> Any:
+        """Return the batch's conditions as the conditioner takes them; images as in `images`."""
+        conditions = batch[self.cond_stage_key]
+        if not isinstance(conditions, Tensor):
+            return conditions
+        if conditions.ndim == 4:
+            conditions = rearrange(conditions, "b h w c -> b c h w").float().contiguous()
+        return conditions.to(self.device)
+
+    @torch.no_grad()
+    def latents(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return a batch's scaled latents, [b, c, h, w], each a sample of its posterior.
+
+        The batch holds `moments`, the posterior's parameters, or images to encode.
+        """
+        posterior: Posterior
+        if "moments" in batch:
+            posterior = DiagonalGaussianDistribution(batch["moments"].to(self.device))
+        else:
+            posterior = self.encode_first_stage(self.images(batch))
+        return self.get_first_stage_encoding(posterior, batch.get("posterior_noise"))
+
+    def shared_step(self, batch: Mapping[str, Any]) -> LossResult:
+        """Return the loss of a batch.
+
+        Images of the word's class, under `prior`, add their own loss, so that the model keeps its
+        images of the class (DreamBooth, Ruiz et al. 2022, equation 2).
+        """
+        result = self.p_losses(*self._inputs(batch))
+        if "prior" not in batch:
+            return result
+        prior = self._denoising_loss(*self._inputs(batch["prior"])).loss
+        loss = result.loss + self.prior_weight * prior
+        return LossResult(
+            loss, result.terms | {"loss_prior": prior.detach(), "loss": loss.detach()}
+        )
+
+    def _inputs(self, batch: Mapping[str, Any]) -> tuple[Tensor, Any, Tensor, Tensor]:
+        """Return the arguments of `p_losses`: latents, condition, timesteps and noise of a batch.
+
+        Timesteps and noise that the loader did not put in come from torch's generator.
+        """
+        z = self.latents(batch)
+        cond = None
+        if self.cond_stage_model is not None:
+            cond = self.get_learned_conditioning(self.conditions(batch))
+        if "timestep" not in batch:
+            u = torch.rand(len(z), device=self.device)
+            return (
+                z,
+                cond,
+                timesteps_of(u, self.num_timesteps, self.timestep_power),
+                torch.randn_like(z),
+            )
+        return z, cond, batch["timestep"].to(self.device), batch["noise"].to(z)
+
+    # -- steps ------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Tell the words how far training is: progressive words count optimiser steps.
+
+        At a run's first batch, a scale that is to be measured becomes 1/std of its latents.
+        """
+        super().on_train_batch_start(batch, batch_idx)
+        if self.embedding_manager is not None:
+            self.embedding_manager.set_step(self.global_step)
+        first = self.global_step == 0 and batch_idx == 0
+        if first and isinstance(self.scale_factor, Tensor) and self.scale_factor == 1.0:
+            self.scale_factor.copy_(1.0 / self.latents(batch).std())
+
+    def _log(self, split: str, terms: Mapping[str, Tensor], batch: Any, end: str = "") -> None:
+        size = len(batch["sample"] if "sample" in batch else batch[self.cond_stage_key])
+        named = {f"{split}/{k}{end}": v for k, v in terms.items()}
+        # Several processes each see a part of the validation images; their mean is reported.
+        self.log_dict(named, batch_size=size, sync_dist=split != "train")
+
+    def training_step(self, batch: Mapping[str, Any], _batch_idx: int) -> Tensor:
+        """Return the loss of a training batch."""
+        result = self.shared_step(batch)
+        self._log("train", result.terms, batch)
+        return result.loss
+
+    @torch.no_grad()
+    def validation_step(self, batch: Mapping[str, Any], _batch_idx: int) -> None:
+        """Log the loss of a validation batch, with the weights as they are and averaged."""
+        own = averaged = self.shared_step(batch).terms
+        if self.model_ema is not None:
+            with self.ema_scope():
+                averaged = self.shared_step(batch).terms
+        self._log("val", own, batch)
+        self._log("val", averaged, batch, "_ema")
+
+    @torch.no_grad()
+    def test_step(self, batch: Mapping[str, Any], *_: Any) -> None:
+        """Log the loss of a test batch."""
+        self._log("test", self.shared_step(batch).terms, batch)
+
+    @property
+    def averaged_network(self) -> nn.Module:
+        """The U-Net."""
+        return self.model
+
+    @property
+    def trains_model(self) -> bool:
+        """Whether the U-Net is trained, not the words alone."""
+        return self.embedding_manager is None or self.unfreeze_model
+
+    # -- optimiser --------------------------------------------------------------------------------
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Return every weight that training moves."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with torch's defaults (weight decay 0.01), or what the words bring."""
+        if self.embedding_manager is None:
+            optimizer: Any = torch.optim.AdamW(self.trainable_parameters(), lr=self.learning_rate)
+        else:
+            words = list(self.embedding_manager.embedding_parameters())
+            own = {id(word) for word in words}
+            others = [p for p in self.trainable_parameters() if id(p) not in own]
+            texts: list[nn.Parameter] = []
+            if self.text_lr is not None:
+                of_texts = {id(p) for p in self.cond_stage_model.parameters()}
+                texts = [p for p in others if id(p) in of_texts]
+                others = [p for p in others if id(p) not in of_texts]
+            groups: list[dict[str, Any]] = [{"params": words}]
+            for weights, rate in ((others, self.model_lr), (texts, self.text_lr)):
+                if weights:
+                    groups.append({"params": weights, "lr": rate})
+            optimizer = self.embedding_manager.make_optimizer(groups, self.learning_rate)
+        return self.scheduled(optimizer)
+
+    # -- checkpoints of a run ---------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what is trained and what goes with it; the frozen model has its own file."""
+        kept = {name for name, p in self.named_parameters() if p.requires_grad} | {"scale_factor"}
+        prefixes: tuple[str, ...] = ("embedding_manager.",)
+        if self.trains_model:
+            prefixes += ("model_ema.",)
+        checkpoint["state_dict"] = {
+            name: value
+            for name, value in checkpoint["state_dict"].items()
+            if name in kept or name.startswith(prefixes)
+        }

@@ -107,13 +107,26 @@ def make_timesteps(steps: int, num_timesteps: int = 1000) -> list[int]:
     return [i * num_timesteps // steps + shift for i in range(steps)]
 
 
-def make_steps(timesteps: Sequence[int], alphas_cumprod: Tensor, eta: float) -> list[Step]:
+def host_alphas(model: DiffusionModel) -> Sequence[float]:
+    """Return ā_t in double precision on the host.
+
+    A model that has `alphas_bar` keeps them there, so that sampling copies nothing from the device.
+    """
+    kept: Sequence[float] | None = getattr(model, "alphas_bar", None)
+    return model.alphas_cumprod.detach().cpu().double().tolist() if kept is None else kept
+
+
+def make_steps(timesteps: Sequence[int], alphas_bar: Sequence[float], eta: float) -> list[Step]:
     """Plan the transitions from the noisiest of `timesteps` (ascending) down.
 
     σ_t = η·√((1-ā_prev)/(1-ā_t))·√(1-ā_t/ā_prev), DDIM eq. 16. The last transition ends at
     ā_0, as in the original.
+
+    Args:
+        timesteps: ascending.
+        alphas_bar: ā_t for every timestep of the schedule.
+        eta: 0 adds no noise, 1 as much as DDPM.
     """
-    alphas_bar = alphas_cumprod.detach().cpu().double().tolist()
     plan = []
     for position, index in enumerate(reversed(range(len(timesteps)))):
         alpha = alphas_bar[timesteps[index]]
@@ -132,13 +145,19 @@ def make_steps(timesteps: Sequence[int], alphas_cumprod: Tensor, eta: float) -> 
     return plan
 
 
+def map_conditioning(function: Callable[..., Tensor], *given: Conditioning) -> Conditioning:
+    """Apply a function to the tensors of conditionings of one form; None stays None."""
+    first = given[0]
+    if isinstance(first, Mapping):
+        return {key: map_conditioning(function, *(c[key] for c in given)) for key in first}
+    if isinstance(first, list | tuple):
+        return [map_conditioning(function, *parts) for parts in zip(*given, strict=True)]
+    return None if first is None else function(*given)
+
+
 def join_conditioning(first: Conditioning, second: Conditioning) -> Conditioning:
     """Stack two conditionings of the same form along the batch."""
-    if isinstance(first, Mapping):
-        return {key: join_conditioning(first[key], second[key]) for key in second}
-    if isinstance(first, list | tuple):
-        return [join_conditioning(a, b) for a, b in zip(first, second, strict=True)]
-    return torch.cat([first, second])
+    return map_conditioning(lambda *parts: torch.cat(parts), first, second)
 
 
 def check_conditioning(name: str, conditioning: Conditioning, batch_size: int) -> None:
@@ -275,7 +294,7 @@ class Sampler(ABC):
     def plan(self, steps: int, eta: float = 0.0) -> list[Step]:
         """The transitions of a run of `steps` steps, noisiest first."""
         timesteps = make_timesteps(steps, self.model.num_timesteps)
-        return make_steps(timesteps, self.model.alphas_cumprod, eta)
+        return make_steps(timesteps, host_alphas(self.model), eta)
 
 
 def timestep_batch(x: Tensor, t: int) -> Tensor:

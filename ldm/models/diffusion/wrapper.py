@@ -1,4 +1,4 @@
-"""The denoising network as `LatentDiffusion` holds it: conditions go where the model wants them."""
+"""The denoising network as `LatentDiffusion` holds it, with each condition at its place."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from ldm.util import instantiate_from_config
 
-CONDITIONING_KEYS = (None, "concat", "crossattn", "hybrid", "adm")
+CONDITIONING_KEYS = (None, "concat", "crossattn", "hybrid", "adm", "crossattn-adm")
 
 
 class DiffusionWrapper(nn.Module):
     """Holds the U-Net under the published name `diffusion_model`.
 
     Args:
-        conditioning_key: `crossattn` reads the condition by attention, `concat` stacks it on the
-            latent's channels, `hybrid` does both, `adm` adds a class to the time embedding, none
-            ignores it.
+        conditioning_key: `crossattn` reads the condition by attention; `concat` stacks it on the
+            channels of the latent; `hybrid` does both; `adm` adds a class or a vector to the time
+            embedding; `crossattn-adm` reads a text and adds a vector (SDXL); None ignores it.
     """
 
     def __init__(self, unet_config: Mapping[str, Any], conditioning_key: str | None) -> None:
@@ -37,24 +37,38 @@ class DiffusionWrapper(nn.Module):
         t: Tensor,
         c_concat: Sequence[Tensor] | None = None,
         c_crossattn: Sequence[Tensor] | None = None,
+        c_adm: Tensor | None = None,
     ) -> Tensor:
-        """Predict the noise in x [b, c, h, w] at timesteps t [b], in the precision of x."""
+        """Predict the noise in x [b, c, h, w] at timesteps t [b], in the precision of x.
+
+        Args:
+            x: noisy latents [b, c, h, w].
+            t: timesteps [b].
+            c_concat: maps [b, c', h, w].
+            c_crossattn: texts [b, n, d], joined along n; with `adm`, class labels [b].
+            c_adm: vectors [b, adm_in_channels] or class labels [b].
+        """
         options: dict[str, Tensor] = {}
-        # A network held in half precision is handed what it computes with.
+        # A network in half precision gets inputs of its own type.
         weights = next(self.diffusion_model.parameters(), x).dtype
-        inputs = x
-        if self.conditioning_key in ("concat", "hybrid"):
+        key, inputs = self.conditioning_key, x
+        if key in ("concat", "hybrid"):
             inputs = torch.cat([x, *(c_concat or ())], dim=1)
-        if self.conditioning_key in ("crossattn", "hybrid"):
+        if key in ("crossattn", "hybrid", "crossattn-adm"):
             options["context"] = torch.cat(list(c_crossattn or ()), dim=1).to(weights)
-        if self.conditioning_key == "adm":
-            options["y"] = (c_crossattn or ())[0]
+        if key in ("adm", "crossattn-adm"):
+            if c_adm is None and key == "crossattn-adm":
+                raise ValueError("crossattn-adm needs a vector: give {'c_crossattn', 'c_adm'}")
+            options["y"] = (c_crossattn or ())[0] if c_adm is None else c_adm
         return self.diffusion_model(inputs.to(weights), t, **options).to(x.dtype)
 
     def conditions(self, cond: Any) -> dict[str, Any]:
-        """Name a condition (tensor, tensors, or already a mapping) as `forward` takes it."""
+        """Name a condition (tensor, list of tensors, or a mapping) as `forward` takes it.
+
+        In a mapping, `vector` is another name of `c_adm`.
+        """
         if isinstance(cond, Mapping):
-            return dict(cond)
+            return {"c_adm" if name == "vector" else name: part for name, part in cond.items()}
         if self.conditioning_key is None:
             return {}
         cond = list(cond) if isinstance(cond, list | tuple) else [cond]
