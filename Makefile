@@ -69,11 +69,11 @@ protocol: env  ## learn and score the paper's variants in the miniature (hours; 
 	$(BIN)/python scripts/protocol.py configs/protocol/miniature.yaml $(PROTOCOL_ARGS)
 
 figures: env $(PIVOTAL)  ## draw the paper's figures in the miniature: outputs/figures
-	$(BIN)/python scripts/figures/all.py $(FIGURES_ARGS)
+	$(BIN)/python scripts/figures.py $(FIGURES_ARGS)
 
 # Figure 11's second half: as large as the model, so made here and not shipped.
 $(PIVOTAL): models/miniature/model.safetensors | env
-	$(BIN)/python scripts/figures/make_pivotal.py
+	$(BIN)/python scripts/figures.py pivotal
 
 clean:  ## remove caches (not .venv, logs or outputs)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -28,8 +28,19 @@ from ldm.checkpoint.loading import load_model as load_base
 from ldm.checkpoint.weight_delta import apply_difference, check_difference
 from ldm.image_io import to_pil
 from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.models.diffusion.few_steps import (
+    DPMSolverSampler,
+    EulerAncestralSampler,
+    EulerSampler,
+)
 from ldm.models.diffusion.plms import PLMSSampler
-from ldm.models.diffusion.sampler import Conditioning, NoiseSource, Sampler, map_conditioning
+from ldm.models.diffusion.sampler import (
+    Conditioning,
+    DiffusionModel,
+    NoiseSource,
+    Sampler,
+    map_conditioning,
+)
 from ldm.modules.diffusionmodules.openaimodel import Downsample
 from ldm.randomness import Purpose, normal
 from ldm.sampling import Sampling
@@ -41,7 +52,13 @@ __all__ = ["GeneratedImage", "Sampling", "generate", "load_model", "load_words",
 log = logging.getLogger(__name__)
 
 # By the names of `ldm.sampling.SAMPLERS`.
-SAMPLERS: Mapping[str, type[Sampler]] = {"ddim": DDIMSampler, "plms": PLMSSampler}
+SAMPLERS: Mapping[str, type[Sampler]] = {
+    "ddim": DDIMSampler,
+    "plms": PLMSSampler,
+    "dpmpp_2m": DPMSolverSampler,
+    "euler": EulerSampler,
+    "euler_a": EulerAncestralSampler,
+}
 
 # A generous guess of the memory that one image takes on a GPU, in bytes for each of its pixels: the
 # decoder's last level holds 128 channels of 4 bytes, about a dozen times. A batch that turns out
@@ -118,6 +135,12 @@ def load_words(
     for path in paths:
         words += model.embedding_manager.load(path, rename=rename)
     return words
+
+
+def make_sampler(model: DiffusionModel, sampling: Sampling) -> Sampler:
+    """Return the sampler that the settings name."""
+    kind = SAMPLERS[sampling.sampler]
+    return kind(model, sampling.karras) if issubclass(kind, EulerSampler) else kind(model)
 
 
 def seeded_noise(seeds: Sequence[int]) -> NoiseSource:
@@ -203,7 +226,7 @@ def _generate_batch(
 ) -> list[GeneratedImage]:
     """Generate one image for each (prompt, seed); `negative` is for one sample."""
     b = len(jobs)
-    latents, _ = SAMPLERS[sampling.sampler](model).sample(
+    latents, _ = make_sampler(model, sampling).sample(
         S=sampling.steps,
         batch_size=b,
         shape=latent_shape(model, sampling.height, sampling.width),

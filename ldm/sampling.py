@@ -14,10 +14,12 @@ from ldm.util import UserError
 
 __all__ = ("PRECISIONS", "SAMPLERS", "Sampling")
 
-SAMPLERS = ("ddim", "plms")
+SAMPLERS = ("ddim", "plms", "dpmpp_2m", "euler", "euler_a")
 PRECISIONS = ("full", "autocast")
 # Samplers that take `eta`, the share of DDPM's noise.
 STOCHASTIC = ("ddim",)
+# Samplers that can space their noise levels as Karras et al. (arXiv 2206.00364) do.
+SPACED = ("dpmpp_2m", "euler", "euler_a")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Sampling:
         seed: seed of the first image, 0..2^62; image i has seed + i.
         negative_prompt: the text that guidance leads away from.
         precision: "full", or "autocast" to half precision (bfloat16 on a CPU).
+        karras: space the noise levels as Karras et al. do; `SPACED` samplers only.
         batch_size: images at a time; it does not change them. 0 takes as many as the device holds.
 
     Raises:
@@ -50,6 +53,7 @@ class Sampling:
     negative_prompt: str = ""
     precision: str = "full"
     batch_size: int = 4
+    karras: bool = False
 
     def __post_init__(self) -> None:
         for name, names in (("sampler", SAMPLERS), ("precision", PRECISIONS)):
@@ -66,6 +70,8 @@ class Sampling:
             raise UserError(
                 f"eta must be 0 with {self.sampler}, got {self.eta}; use ddim for eta > 0"
             )
+        if self.karras and self.sampler not in SPACED:
+            raise UserError(f"karras needs one of {', '.join(SPACED)}, got {self.sampler}")
         if not 0 <= self.seed < 2**62:
             raise UserError(f"seed must lie in 0..2^62, got {self.seed}")
         if self.batch_size < 0:
@@ -101,7 +107,7 @@ class Sampling:
                 continue
             kind = int if default is None else type(default)
             try:
-                found[name] = kind(value)
+                found[name] = str(value) == "True" if kind is bool else kind(value)
             except (TypeError, ValueError):
                 raise UserError(f"{name} must be {kind.__name__}, got {value!r}") from None
         return cls(**found)

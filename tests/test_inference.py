@@ -22,6 +22,7 @@ from ldm.inference import (
     latent_shape,
     load_model,
     load_words,
+    make_sampler,
     seeded_noise,
 )
 from ldm.models.diffusion.ddim import DDIMSampler
@@ -51,6 +52,7 @@ def test_three_lines_draw_images(tiny, caplog):
     assert pictures[1].settings == {
         "prompt": "a painting of *", "seed": 43, "negative_prompt": "", "steps": 3, "scale": 5.0,
         "eta": 0.0, "sampler": "ddim", "height": 16, "width": 16, "precision": "full",
+        "karras": False,
     }  # fmt: skip
 
 
@@ -68,7 +70,16 @@ def test_it_is_the_sampler_on_the_models_parts(model):
     assert np.abs(np.asarray(picture.image) - want.permute(1, 2, 0).numpy()).max() <= 0.51
 
 
-@pytest.mark.parametrize("options", [{}, {"eta": 1.0}, {"sampler": "plms"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"eta": 1.0},
+        {"sampler": "plms"},
+        {"sampler": "dpmpp_2m", "karras": True},
+        {"sampler": "euler_a"},
+    ],
+)
 def test_a_image_depends_on_its_seed_alone(model, options):
     prompts = ["a photo of *", "a cat on the beach"]
     sampling = Sampling(steps=4, **options)
@@ -195,6 +206,12 @@ def test_a_gpu_is_filled_by_its_free_memory(monkeypatch):
     for free, expected in ((8, 16), (141, 64), (0, 1)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, g=free: (g * 2**30, 0))
         assert fitting_batch(gpu) == expected
+
+
+def test_karras_spacing_reaches_the_sampler(model):
+    spaced = make_sampler(model, Sampling("dpmpp_2m", karras=True)).plan(5)
+    even = make_sampler(model, Sampling("dpmpp_2m")).plan(5)
+    assert [step.t for step in spaced] != [step.t for step in even]
 
 
 def test_every_sampler_name_has_its_class():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from ldm.util import UserError
         ({"scale": -1.0}, "^scale must be"),
         ({"batch_size": -1}, "^batch_size must be at least 0, got -1"),
         ({"precision": "fp8"}, "^precision must be one of full, autocast"),
+        ({"sampler": "ddim", "karras": True}, "^karras needs one of dpmpp_2m, euler, euler_a, got"),
         ({"height": 20}, "^height must be a multiple of 8, got 20"),
         ({"width": 0}, "^width must be a multiple of 8, got 0"),
     ],
@@ -33,12 +35,18 @@ def test_a_value_out_of_range_is_named(options: dict[str, Any], message: str) ->
         Sampling(**options)
 
 
-def test_metadata_gives_the_same_settings_back() -> None:
-    sampling = Sampling("plms", 20, 7.5, 0.0, 512, 256, 3, "blurry", "autocast")
-    assert Sampling.from_metadata(sampling.metadata()) == sampling
-    texts = {name: str(value) for name, value in sampling.metadata().items()}
-    assert Sampling.from_metadata(texts) == sampling
-    assert Sampling.from_metadata(Sampling().metadata()) == Sampling()
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling("plms", 20, 7.5, 0.0, 512, 256, 3, "blurry", "autocast"),
+        Sampling("euler_a", karras=True),
+    ],
+)
+def test_metadata_gives_the_same_settings_back(sampling: Sampling) -> None:
+    metadata = replace(sampling, batch_size=9).metadata()
+    assert Sampling.from_metadata(metadata) == sampling
+    assert Sampling.from_metadata({name: str(v) for name, v in metadata.items()}) == sampling
 
 
 def test_metadata_of_earlier_versions_is_read() -> None:

@@ -123,6 +123,9 @@ def _add_how(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     group.add_argument(
         "--plms", dest="sampler", action="store_const", const="plms", help="as --sampler plms"
     )
+    group.add_argument(
+        "--karras", action="store_true", help="space noise levels as Karras et al.: few steps"
+    )
     group.add_argument("--ddim_eta", type=float, default=0.0, help="0 is deterministic, 1 is DDPM")
     group.add_argument(
         "--scale", type=float, default=defaults.scale, help=f"guidance ({defaults.scale})"

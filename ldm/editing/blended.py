@@ -21,7 +21,7 @@ from ldm.editing.images import encode, mask_tensor
 from ldm.editing.refinement import refined
 from ldm.evaluation.similarity import FeatureExtractor, prompt_similarity, without_placeholders
 from ldm.image_io import to_pil
-from ldm.inference import SAMPLERS, fitting_batch, seeded_noise
+from ldm.inference import fitting_batch, make_sampler, seeded_noise
 from ldm.models.diffusion.sampler import Step
 from ldm.sampling import Sampling
 from ldm.util import UserError
@@ -196,7 +196,7 @@ def _blend(
     negative = None
     if sampling.scale != 1:
         negative = model.get_learned_conditioning([sampling.negative_prompt] * b)
-    latents, _ = SAMPLERS[sampling.sampler](model).sample(
+    latents, _ = make_sampler(model, sampling).sample(
         S=sampling.steps,
         batch_size=b,
         shape=z.shape[1:],
