@@ -97,7 +97,9 @@ class Autoencoder(pl.LightningModule):
         if self.scheduler_config is None:
             return optimizer
         schedule = instantiate_from_config(self.scheduler_config)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        # LambdaLR saves the arguments of an object, but not those of a function: a resumed run
+        # follows the schedule in its own configuration.
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step))
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     def on_train_batch_end(self, *_: Any) -> None:

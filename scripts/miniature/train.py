@@ -1,4 +1,4 @@
-"""Train the miniature from nothing: autoencoder, diffusion model, judge. Hours; resumable.
+"""Train the miniature from nothing: tokenizer, autoencoder, diffusion model, CLIPs. Hours; resumable.
 
     python scripts/miniature/train.py [--threads 2] [--device 0]
 
@@ -65,6 +65,8 @@ def main() -> int:
     machine = ["--threads", str(options.threads)]
     machine += ["--gpus", options.device] if options.device else []
 
+    if options.again or not (RESULT / "tokenizer" / "vocab.txt").is_file():
+        call("scripts/miniature/train_tokenizer.py")
     autoencoder = WORK / "autoencoder.safetensors"
     if not autoencoder.is_file():
         run = train("autoencoder", machine)
