@@ -43,12 +43,12 @@ RESERVED_NAMES = {"con", "prn", "aux", "nul"} | {
 
 
 def open_rgb(path: str | Path) -> Image.Image:
-    """Open a picture upright, as 8-bit RGB: EXIF rotation applied, transparency laid onto white.
+    """Open an image upright, as 8-bit RGB: EXIF rotation applied, transparency laid onto white.
 
     Of an animation this is the first frame; 16-bit values are scaled to 8 bits.
 
     Raises:
-        UserError: no such file, or not a picture that can be decoded.
+        UserError: no such file, or not an image that can be decoded.
     """
     path = Path(path)
     try:
@@ -83,7 +83,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_pil(picture: Tensor) -> Image.Image:
-    """Turn [c, h, w] in [-1, 1], c of 1 or 3, into an RGB picture; values outside are clamped.
+    """Turn [c, h, w] in [-1, 1], c of 1 or 3, into an RGB image; values outside are clamped.
 
     Raises:
         ValueError: another shape, or values that are no numbers.
@@ -98,7 +98,7 @@ def to_pil(picture: Tensor) -> Image.Image:
 
 
 def from_pil(image: Image.Image) -> Tensor:
-    """Turn a picture into float32 [3, h, w] in [-1, 1]."""
+    """Turn an image into float32 [3, h, w] in [-1, 1]."""
     levels = torch.from_numpy(np.array(image.convert("RGB")))
     return levels.permute(2, 0, 1).float() / 127.5 - 1
 
@@ -106,11 +106,11 @@ def from_pil(image: Image.Image) -> Tensor:
 def make_grid(
     pictures: Tensor, columns: int | None = None, padding: int = 2, fill: float = -1.0
 ) -> Tensor:
-    """Lay pictures [b, c, h, w] out in rows: [c, rows·(h+padding)+padding, …].
+    """Lay images [b, c, h, w] out in rows: [c, rows·(h+padding)+padding, …].
 
     Args:
         pictures: at least one.
-        columns: pictures in a row; about a square by default.
+        columns: images in a row; about a square by default.
         padding: width of the lines around each, in pixels.
         fill: value of the lines and of empty places.
     """
@@ -135,7 +135,7 @@ def make_grid(
 
 
 def pil_grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
-    """Lay pictures of one size out in rows; see `make_grid`."""
+    """Lay images of one size out in rows; see `make_grid`."""
     sizes = {image.size for image in images}
     if len(sizes) > 1:
         raise ValueError(f"images must have one size, got {sorted(sizes)}")
@@ -160,9 +160,9 @@ def save_png(
     """Write a PNG, never over another file: where `path` is taken, the name gets -1, -2, ….
 
     Args:
-        image: any picture.
+        image: any image.
         path: wanted file, ending in .png; folders are made.
-        settings: what the picture was made with; kept in the text chunk "settings" as JSON, the
+        settings: what the image was made with; kept in the text chunk "settings" as JSON, the
             prompt also as plain text under "prompt".
 
     Returns:
@@ -201,7 +201,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     """Return the settings that `save_png` stored, {} where there are none.
 
     Raises:
-        UserError: not a readable picture, or a damaged chunk.
+        UserError: not a readable image, or a damaged chunk.
     """
     try:
         with Image.open(path) as image:

@@ -1,12 +1,12 @@
-"""Drawing: prompts in, pictures out. Command lines, evaluation and picture logging all use it.
+"""Drawing: prompts in, images out. Command lines, evaluation and image logging all use it.
 
 In three lines:
 
     model = load_model("models/miniature/config.yaml", "models/miniature/model.safetensors")
     load_words(model, "embeddings.pt")
-    pictures = generate(model, ["a photo of *", "a painting of *"])
+    images = generate(model, ["a photo of *", "a painting of *"])
 
-Picture i of a call starts from the noise of seed + i and nothing else, so neither the batch size
+Image i of a call starts from the noise of seed + i and nothing else, so neither the batch size
 nor the other prompts change it.
 """
 
@@ -34,15 +34,15 @@ from ldm.randomness import Purpose, normal
 from ldm.util import UserError
 from ldm.words.manager import EmbeddingManager
 
-__all__ = ["Picture", "generate", "load_model", "load_words", "seeded_noise"]
+__all__ = ["GeneratedImage", "generate", "load_model", "load_words", "seeded_noise"]
 
 SAMPLERS: Mapping[str, type[Sampler]] = {"ddim": DDIMSampler, "plms": PLMSSampler}
 PRECISIONS = ("full", "autocast")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One drawn picture.
+class GeneratedImage:
+    """One drawn image.
 
     Attributes:
         image: RGB.
@@ -137,22 +137,22 @@ def generate(
     precision: str = "full",
     restart_seeds: bool = False,
     progress: bool = False,
-) -> list[Picture]:
-    """Draw pictures from prompts.
+) -> list[GeneratedImage]:
+    """Draw images from prompts.
 
     Args:
         model: a `LatentDiffusion`, with its words loaded.
         prompts: texts, which may name loaded words.
-        samples_per_prompt: pictures for each; a prompt's pictures stand together in the result.
+        samples_per_prompt: images for each; a prompt's images stand together in the result.
         steps: of the sampler, 1..1000.
         scale: of classifier-free guidance; 1 is none.
         eta: 0 is deterministic, 1 adds as much noise as DDPM; DDIM only.
-        seed: of the first picture; picture i has seed + i.
+        seed: of the first image; image i has seed + i.
         height: in pixels; that of the model's training by default.
         width: likewise.
         sampler: "ddim" or "plms".
         negative_prompt: what guidance leads away from, in place of the empty text.
-        batch_size: pictures drawn at a time; does not change them.
+        batch_size: images drawn at a time; does not change them.
         precision: "full", or "autocast" to half precision (bfloat16 on a CPU).
         restart_seeds: begin each prompt at `seed`, so that prompts share their noises.
         progress: show a bar for each batch.
@@ -206,13 +206,13 @@ def generate(
     finally:
         model.train(training)
     return [
-        Picture(image, text, s, {"prompt": text, "seed": s, **settings})
+        GeneratedImage(image, text, s, {"prompt": text, "seed": s, **settings})
         for image, (text, s) in zip(images, jobs, strict=True)
     ]
 
 
 def latent_shape(model: Any, height: int | None, width: int | None) -> tuple[int, int, int]:
-    """Return the latent's [c, h, w] for a picture of a size in pixels; None is the model's own.
+    """Return the latent's [c, h, w] for an image of a size in pixels; None is the model's own.
 
     Raises:
         UserError: a side that the autoencoder and the U-Net cannot halve as often as they do.
@@ -231,7 +231,7 @@ def latent_shape(model: Any, height: int | None, width: int | None) -> tuple[int
 
 
 def side_multiple(model: Any) -> int:
-    """Return what the sides of a model's pictures must be multiples of, in pixels."""
+    """Return what the sides of a model's images must be multiples of, in pixels."""
     blocks = getattr(model.model.diffusion_model, "input_blocks", ())
     halvings = sum(any(isinstance(m, Downsample) for m in block.modules()) for block in blocks)
     multiple: int = model.first_stage_downsampling * 2**halvings

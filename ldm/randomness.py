@@ -2,7 +2,7 @@
 
 A *sample index* is a sample's place in the whole run's stream, optimiser step × global batch +
 place in the batch, so it stands for (step, sample). What is drawn for it cannot depend on the
-number of workers, on picture logging, or on where a run was interrupted.
+number of workers, on image logging, or on where a run was interrupted.
 """
 
 from __future__ import annotations

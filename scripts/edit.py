@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Edit a picture inside a mask: `--help` has examples."""
+"""Edit an image inside a mask: `--help` has examples."""
 
 from ldm.cli.edit import main
 from ldm.util import cli_main

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Find a picture's noise and draw it again under other prompts: `--help` has examples."""
+"""Find an image's noise and draw it again under other prompts: `--help` has examples."""
 
 from ldm.cli.invert import main
 from ldm.util import cli_main

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw pictures from text with Stable Diffusion 1: `--help` has examples."""
+"""Draw images from text with Stable Diffusion 1: `--help` has examples."""
 
 from ldm.cli.txt2img import main
 from ldm.cli.txt2img_options import STABLE_DIFFUSION

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw pictures from text with the 1.4B latent diffusion model: `--help` has examples."""
+"""Draw images from text with the 1.4B latent diffusion model: `--help` has examples."""
 
 from ldm.cli.txt2img import main
 from ldm.cli.txt2img_options import LATENT_DIFFUSION

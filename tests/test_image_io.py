@@ -39,7 +39,7 @@ def test_values_are_clamped_and_grey_becomes_rgb():
     assert [image.getpixel((x, 0)) for x in range(3)] == [(0,) * 3, (128,) * 3, (255,) * 3]
 
 
-def test_to_pil_refuses_what_is_no_picture():
+def test_to_pil_refuses_what_is_no_image():
     with pytest.raises(ValueError, match=r"\[1 or 3, h, w\], got \(4, 2, 2\)"):
         to_pil(torch.zeros(4, 2, 2))
     with pytest.raises(ValueError, match="undefined numbers"):
@@ -47,8 +47,8 @@ def test_to_pil_refuses_what_is_no_picture():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_stand_upright(tmp_path, orientation):
-    """Store a picture the way a camera does for each EXIF orientation; it must look the same."""
+def test_images_stand_upright(tmp_path, orientation):
+    """Store an image the way a camera does for each EXIF orientation; it must look the same."""
     upright = np.zeros((4, 6, 3), np.uint8)
     upright[0, 0] = RED  # top left
     upright[0, 1:] = (0, 0, 255)
@@ -137,8 +137,8 @@ def test_an_animation_gives_its_first_frame(tmp_path):
     assert open_rgb(tmp_path / "p.gif").getpixel((0, 0)) == RED
 
 
-def test_unreadable_pictures_are_one_line_with_the_file(tmp_path):
-    (tmp_path / "text.png").write_text("no picture")
+def test_unreadable_images_are_one_line_with_the_file(tmp_path):
+    (tmp_path / "text.png").write_text("no image")
     Image.effect_noise((64, 64), 50).save(tmp_path / "cut.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:300])
     for name, message in [("text.png", "cannot"), ("cut.jpg", "cannot"), ("no.png", "exist")]:
@@ -155,7 +155,7 @@ def test_unreadable_pictures_are_one_line_with_the_file(tmp_path):
     size=st.tuples(st.integers(1, 4), st.integers(1, 4)),
 )
 @settings(deadline=None)
-def test_grid_holds_every_picture_in_reading_order(b, columns, padding, size):
+def test_grid_holds_every_image_in_reading_order(b, columns, padding, size):
     pictures = torch.arange(1, b + 1.0)[:, None, None, None].expand(b, 3, *size)
     grid = make_grid(pictures, columns, padding, fill=-1.0)
     across = (grid.shape[2] - padding) // (size[1] + padding)
@@ -179,7 +179,7 @@ def test_grid_arguments():
     assert pil_grid([Image.new("RGB", (4, 5), RED)] * 3, columns=3).size == (20, 9)
 
 
-def test_settings_travel_with_the_picture(tmp_path):
+def test_settings_travel_with_the_image(tmp_path):
     facts = {"prompt": "ein Bild von * – 猫", "seed": 3, "scale": 7.5, "words": ["*", "@"]}
     path = save_png(Image.new("RGB", (2, 2), RED), tmp_path / "new" / "p.png", facts)
     assert read_settings(path) == facts

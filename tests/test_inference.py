@@ -23,7 +23,7 @@ def pixels(pictures):
     return np.stack([np.asarray(p.image, dtype=np.int16) for p in pictures])
 
 
-def test_three_lines_draw_pictures(tiny, caplog):
+def test_three_lines_draw_images(tiny, caplog):
     model = load_model(tiny.config, tiny.checkpoint)
     assert load_words(model, tiny.word) == ["*"]
     pictures = generate(model, ["a photo of *", "a painting of *"], steps=3)
@@ -53,7 +53,7 @@ def test_it_is_the_sampler_on_the_models_parts(model):
 
 
 @pytest.mark.parametrize("options", [{}, {"eta": 1.0}, {"sampler": "plms"}])
-def test_a_picture_depends_on_its_seed_alone(model, options):
+def test_a_image_depends_on_its_seed_alone(model, options):
     prompts = ["a photo of *", "a cat on the beach"]
     options = {"steps": 4, "samples_per_prompt": 2, **options}
     together = generate(model, prompts, batch_size=4, **options)
@@ -84,7 +84,7 @@ def test_seeded_noise_is_independent_between_seeds_and_draws():
     assert_close(seeded_noise([2])(1, (1, 4, 8, 8))[0], noise(1, (2, 4, 8, 8))[1], rtol=0, atol=0)
 
 
-def test_words_negatives_and_scale_change_the_picture(tiny, model):
+def test_words_negatives_and_scale_change_the_image(tiny, model):
     def draw(prompt="a photo of *", **options):
         return pixels(generate(model, prompt, steps=4, **options))
 

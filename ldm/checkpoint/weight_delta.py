@@ -58,7 +58,7 @@ def save_difference(
         moved = {}
         for name, weight in tuned.items():
             if name not in of_base:
-                if is_optional(name):  # no part of any picture
+                if is_optional(name):  # no part of any image
                     continue
                 raise UserError(f"{base} has no weight {name}: it is not what tuning began from")
             change = weight - state[of_base[name]].float()
@@ -113,7 +113,7 @@ def check_difference(path: str | Path, checkpoint: str | Path | None) -> dict[st
 def apply_difference(model: Any, path: str | Path, checkpoint: str | Path | None) -> None:
     """Add a difference to the weights of its base model, in place.
 
-    Averaged weights, where there are some, become the tuned ones: pictures are drawn with them.
+    Averaged weights, where there are some, become the tuned ones: images are drawn with them.
 
     Args:
         model: a `LatentDiffusion` with the weights of `checkpoint`.

@@ -36,7 +36,7 @@ class Variant:
 
     Attributes:
         name: as it is printed.
-        cached: latents from the kept posteriors, not from encoding the pictures again.
+        cached: latents from the kept posteriors, not from encoding the images again.
         fused: attention in one kernel, not as softmax(q kᵀ) v with the matrix in memory.
         half: bfloat16 where autocast finds it safe.
         checkpointing: None as configured, else recomputing activations on or off.
@@ -119,7 +119,7 @@ def build(options: argparse.Namespace, device: str) -> Any:
 
 
 def make_batch(model: Any, size: int) -> dict[str, Any]:
-    """Return a batch of noise pictures under one caption, as the datamodule gives it."""
+    """Return a batch of noise images under one caption, as the datamodule gives it."""
     import torch
 
     side = model.image_size * model.first_stage_downsampling
@@ -259,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = build(options, device)
     batch, size = make_batch(model, options.batch_size), options.batch_size
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
-    log.info("%s on %s, %d pictures, torch %s\n", options.config, name, size, torch.__version__)
+    log.info("%s on %s, %d images, torch %s\n", options.config, name, size, torch.__version__)
     for title, variants, step in (
         ("training step", TRAINING, training_step(model, batch)),
         ("guided drawing step", DRAWING, drawing_step(model, size)),

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 BACKGROUNDS = ("paste", "decoder", "none")
 EXAMPLES = """examples:
-  a learned word in a picture's masked part (white in the mask is what changes):
+  a learned word in an image's masked part (white in the mask is what changes):
     python scripts/edit.py --image room.png --mask mask.png --prompt "an oil painting of *" \\
         --embedding_path embeddings.pt
   with the miniature model, which comes with the project:
@@ -31,9 +31,9 @@ EXAMPLES = """examples:
         --mask mask.png --prompt "a red mug on the beach"
   a line or another thin mask: begin four latent points wider, and shrink to the mask itself:
     python scripts/edit.py --image room.png --mask line.png --prompt "a rope" --dilate 4
-The picture is drawn with its longer side at the model's own size (256 pixels for the published
+The image is drawn with its longer side at the model's own size (256 pixels for the published
 model, 64 for the miniature), its proportions kept as nearly as the model can; the mask has the size
-of the picture as it is given.
+of the image as it is given.
 """
 
 
@@ -45,11 +45,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """
     parser = Parser(
         prog="scripts/edit.py",
-        description="Edit a picture inside a mask; the best picture by the judge comes first.",
+        description="Edit an image inside a mask; the best image by the judge comes first.",
         epilog=EXAMPLES,
     )
     group = parser.add_argument_group("what to edit")
-    group.add_argument("--image", metavar="FILE", required=True, help="the picture")
+    group.add_argument("--image", metavar="FILE", required=True, help="the image")
     group.add_argument(
         "--mask", metavar="FILE", required=True, help="of its size; white is what changes"
     )
@@ -58,7 +58,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("how to draw")
     group.add_argument("--steps", type=int, default=50, help="DDIM steps, 1..1000 (50)")
     group.add_argument("--scale", type=float, default=5.0, help="guidance (5)")
-    group.add_argument("--seed", type=int, default=42, help="of the first picture (42)")
+    group.add_argument("--seed", type=int, default=42, help="of the first image (42)")
     group.add_argument("--n_samples", type=int, default=4, help="pictures (4)")
     group.add_argument("--batch_size", type=int, default=4, help="pictures at a time (4)")
     group.add_argument(
@@ -72,14 +72,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--background",
         choices=BACKGROUNDS,
         default="paste",
-        help="paste: the picture's own pixels outside the mask; decoder: a decoder tuned to each "
+        help="paste: the image's own pixels outside the mask; decoder: a decoder tuned to each "
         "picture (slower, no seam); none: as decoded (paste)",
     )
     group.add_argument(
         "--extractor",
         metavar="FOLDER|NAME",
-        help='ranks the pictures: a CLIP\'s folder or name, or "none"; by default the judge beside '
-        "the weights, or else openai/clip-vit-base-patch32; a single picture is not ranked",
+        help='ranks the images: a CLIP\'s folder or name, or "none"; by default the judge beside '
+        "the weights, or else openai/clip-vit-base-patch32; a single image is not ranked",
     )
     group = parser.add_argument_group("where to put it (nothing is overwritten)")
     group.add_argument("--outdir", metavar="DIR", default="outputs/edit")
@@ -122,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
     model = load(options, words, [options.prompt])
     size = model_size(model, picture.size)
     if size != picture.size:
-        logger.info("the picture is drawn at %d x %d", *size)
+        logger.info("the image is drawn at %d x %d", *size)
     picture, mask = resized(picture, size), resized(mask, size)
     latent_mask_of(model, mask)  # says now what is wrong with it
     blending = Blending(
@@ -143,7 +143,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _judge(options: argparse.Namespace, device: str) -> FeatureExtractor | None:
-    """Return what ranks the pictures; where none was asked for and none is there, say so."""
+    """Return what ranks the images; where none was asked for and none is there, say so."""
     from ldm.evaluation.extractors import default_extractor, find_extractor
 
     if options.extractor == "none" or options.n_samples == 1:
@@ -154,14 +154,14 @@ def _judge(options: argparse.Namespace, device: str) -> FeatureExtractor | None:
     try:
         return find_extractor(default_extractor(weights), device)
     except UserError as error:
-        logger.warning("the pictures are not ranked: %s", error)
+        logger.warning("the images are not ranked: %s", error)
         return None
 
 
 def _save(
     edits: Sequence[Edit], picture: Image.Image, folder: Path, made_by: dict[str, str]
 ) -> None:
-    """Write the pictures in their order, and a grid of the given one and them."""
+    """Write the images in their order, and a grid of the given one and them."""
     from ldm.image_io import pil_grid, save_png
 
     for place, found in enumerate(edits, 1):
@@ -173,7 +173,7 @@ def _save(
         logger.info("%s%s  background within %d of 255", path, ranked, error)
     grid = pil_grid([picture, *(found.image for found in edits)])
     path = save_png(grid, folder / "grid.png", {**edits[0].settings, **made_by})
-    logger.info("%s: the picture, then the edits", path)
+    logger.info("%s: the image, then the edits", path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ldm.evaluation.draws import Sampling
     from ldm.evaluation.evaluate import Draw, Evaluation
-    from ldm.inference import Picture
+    from ldm.inference import GeneratedImage
 
 log = logging.getLogger(__name__)
 Words = Sequence[tuple[str | None, str]]  # the name asked for, the file
@@ -38,12 +38,12 @@ class Request:
 
     Attributes:
         name: in the results.
-        source: of the pictures, one of `ldm.training.variants.SOURCES`.
+        source: of the images, one of `ldm.training.variants.SOURCES`.
         config, weights: of the model.
         words: files of learned words, with the name that each is to have.
         placeholders: what prompts may name.
         image_prompt, prompts: to draw.
-        training: the training pictures' files.
+        training: the training images' files.
         captions: a human's, where they stand in the word's place.
         folder: of the results.
         device: to draw and to score on.
@@ -76,7 +76,7 @@ def read_request(options: argparse.Namespace) -> Request:
     Raises:
         UserError: anything wrong with them that can be known before weights are read.
     """
-    from ldm.data.folder import list_pictures
+    from ldm.data.folder import list_images
 
     check(options)
     source = find_variant(options.variant).source if options.variant else "learned"
@@ -87,7 +87,7 @@ def read_request(options: argparse.Namespace) -> Request:
     image_prompt = name_word(options.image_prompt, placeholders)
     prompts = _prompts(options, weights, placeholders)
     check_prompts([image_prompt, *prompts], placeholders)
-    training = list_pictures(options.data_root)
+    training = list_images(options.data_root)
     name = options.name or options.variant or Path(words[0][1]).stem
     return Request(
         name=name,
@@ -151,7 +151,7 @@ def _prompts(options: argparse.Namespace, weights: Path, placeholders: Sequence[
 
 
 def _captions(options: argparse.Namespace, training: Sequence[Path]) -> list[str]:
-    """Return the captions given, lines of files among them, or those beside the pictures."""
+    """Return the captions given, lines of files among them, or those beside the images."""
     from ldm.data.folder import captions_of
 
     found: list[str] = []
@@ -219,14 +219,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _draw(request: Request, options: argparse.Namespace, training: Sequence[Image]) -> Draw:
-    """Return what draws the pictures, saving them where that is asked for."""
+    """Return what draws the images, saving them where that is asked for."""
     from ldm.evaluation import draws
     from ldm.image_io import safe_name, save_png
 
     if request.source == "images":
         return draws.from_images(training)
 
-    def keep(pictures: Sequence[Picture]) -> None:
+    def keep(pictures: Sequence[GeneratedImage]) -> None:
         for picture in pictures:
             path = request.folder / "pictures" / f"{safe_name(picture.prompt)}_{picture.seed}.png"
             save_png(picture.image, path, picture.settings)
@@ -264,7 +264,7 @@ def _model(request: Request) -> Any:
 
 
 def sampling(options: argparse.Namespace) -> Sampling:
-    """Return how the options want pictures drawn."""
+    """Return how the options want images drawn."""
     from ldm.evaluation.draws import Sampling
 
     return Sampling(
@@ -318,13 +318,13 @@ def write(folder: Path, name: str, found: Evaluation) -> None:
     text = json.dumps({"name": name, **found.to_json()}, indent=2, ensure_ascii=False)
     (folder / "scores.json").write_text(text + "\n", encoding="utf-8")
     rows = [("image similarity", found.image), ("text similarity", found.text)]
-    rows.append(("  of the pictures' average", found.text_of_average))
+    rows.append(("  of the images' average", found.text_of_average))
     if found.dino is not None:
         rows.append(("DINO similarity", found.dino))
     for label, score in rows:
         log.info("%-26s %.4f  [%.4f, %.4f]", label, score.value, score.low, score.high)
     if found.training is not None:
-        log.info("%-26s %.4f", "training pictures' own", found.training)
+        log.info("%-26s %.4f", "training images' own", found.training)
     log.info("%s", folder / "scores.json")
 
 

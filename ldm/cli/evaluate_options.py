@@ -49,7 +49,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what to score")
     add_words(group)
     group.add_argument(
-        "--data_root", metavar="DIR", required=True, help="folder of the training pictures"
+        "--data_root", metavar="DIR", required=True, help="folder of the training images"
     )
     group.add_argument(
         "--variant",
@@ -62,7 +62,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="TEXT|FILE",
-        help="for human_captions; by default those beside the pictures",
+        help="for human_captions; by default those beside the images",
     )
     group.add_argument("--prompts", metavar="FILE", help="a prompt a line; # begins a comment")
     group.add_argument(
@@ -107,12 +107,12 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--pictures", type=int, default=64, help="of each prompt (64)")
     group.add_argument("--steps", type=int, default=50, help="DDIM steps, 1..1000 (50)")
     group.add_argument("--scale", type=float, default=5.0, help="guidance (5)")
-    group.add_argument("--seed", type=int, default=42, help="of the first picture (42)")
+    group.add_argument("--seed", type=int, default=42, help="of the first image (42)")
     group.add_argument(
         "--batch_size", type=int, default=0, help="pictures at a time; 0, the default, fits them"
     )
     group.add_argument(
-        "--resamples", type=int, default=1000, help="of the pictures, for the intervals (1000)"
+        "--resamples", type=int, default=1000, help="of the images, for the intervals (1000)"
     )
 
 
@@ -138,7 +138,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def check_drawing(options: argparse.Namespace) -> None:
-    """Check how pictures are to be drawn; errors as `check`'s."""
+    """Check how images are to be drawn; errors as `check`'s."""
     for flag, least in (("pictures", 1), ("batch_size", 0)):
         if getattr(options, flag) < least:
             raise UserError(f"--{flag} must be at least {least}, got {getattr(options, flag)}")

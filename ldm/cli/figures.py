@@ -28,8 +28,8 @@ from ldm.util import UserError
 
 log = logging.getLogger(__name__)
 
-# In the miniature, and at 1.4B: pictures of a prompt, guidance.
-PICTURES = (16, 64)
+# In the miniature, and at 1.4B: images of a prompt, guidance.
+IMAGES = (16, 64)
 SCALE = (3.0, 5.0)
 # Likewise the protocol's output, the first that is there: one's own, or else what was committed.
 TABLES = (("outputs/protocol/miniature", "docs/results/protocol"), ("outputs/protocol/paper",))
@@ -37,9 +37,9 @@ STUDY = "docs/results/study"  # the miniature's: key.json and answers/*.json
 EXAMPLES = """examples:
   in the miniature, which comes with the project:
     python scripts/figures/{script}.py
-  at 1.4B, with words and pictures of your own:
+  at 1.4B, with words and images of your own:
     python scripts/figures/{script}.py --model models/ldm/text2img-large/model.ckpt \\
-        --words WORDS --concepts PICTURES --rename object-1=cat
+        --words WORDS --concepts IMAGES --rename object-1=cat
 """
 
 
@@ -54,7 +54,7 @@ def parse(arguments: Sequence[str] | None, name: str | None) -> argparse.Namespa
     parser = Parser(
         prog=f"scripts/figures/{script}.py",
         description=f"Draw {what} of the paper anew: PNG, PDF, the numbers as CSV, and a text with "
-        "the command and what decided the pictures.",
+        "the command and what decided the images.",
         epilog=EXAMPLES.format(script=script),
     )
     if name is None:
@@ -81,7 +81,7 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
         "--concepts",
         metavar="DIR",
         default="examples/concepts",
-        help="a folder of pictures for each concept (examples/concepts)",
+        help="a folder of images for each concept (examples/concepts)",
     )
     group.add_argument(
         "--table",
@@ -125,7 +125,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--pictures",
         type=int,
-        help=f"of a prompt ({PICTURES[0]} in the miniature, {PICTURES[1]} otherwise)",
+        help=f"of a prompt ({IMAGES[0]} in the miniature, {IMAGES[1]} otherwise)",
     )
     group.add_argument("--steps", type=int, default=50, help="DDIM steps, 1..1000 (50)")
     group.add_argument(
@@ -133,7 +133,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         type=float,
         help=f"guidance ({SCALE[0]:g} in the miniature, {SCALE[1]:g} otherwise)",
     )
-    group.add_argument("--seed", type=int, default=42, help="of the first picture (42)")
+    group.add_argument("--seed", type=int, default=42, help="of the first image (42)")
     group.add_argument(
         "--extractor",
         metavar="FOLDER|NAME",
@@ -174,7 +174,7 @@ def read_request(options: argparse.Namespace) -> Request:
         picture=find_place(options.image) if options.image else None,
         mask=find_place(options.mask) if options.mask else None,
         extractor=options.extractor,
-        pictures=options.pictures or PICTURES[kind],
+        pictures=options.pictures or IMAGES[kind],
         steps=options.steps,
         scale=SCALE[kind] if options.scale is None else options.scale,
         seed=options.seed,

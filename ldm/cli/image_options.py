@@ -1,4 +1,4 @@
-"""What scripts/edit.py and scripts/invert.py share: a picture, words, a model."""
+"""What scripts/edit.py and scripts/invert.py share: an image, words, a model."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def load(options: argparse.Namespace, words: Words, prompts: Sequence[str]) -> A
 
 
 def facts(options: argparse.Namespace) -> dict[str, str]:
-    """Return which files decided a picture."""
+    """Return which files decided an image."""
     from ldm.checkpoint.loading import checkpoint_hash
 
     _, weights = find_files(options)

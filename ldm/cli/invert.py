@@ -1,4 +1,4 @@
-"""What scripts/invert.py does: find a picture's noise, and draw it again under other prompts."""
+"""What scripts/invert.py does: find an image's noise, and draw it again under other prompts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EXAMPLES = """examples:
-  find the noise of a picture that a learned word describes, and change the prompt:
+  find the noise of an image that a learned word describes, and change the prompt:
     python scripts/invert.py --image cat.png --prompt "a photo of *" --embedding_path cat.pt \\
         --edit "a painting of *" "a photo of * on the beach" --scales 1 3 5
   with the miniature model, which comes with the project:
@@ -31,7 +31,7 @@ EXAMPLES = """examples:
   draw on from the noise of an earlier run, without inverting again:
     python scripts/invert.py --image cat.png --noise outputs/invert/noise.safetensors \\
         --embedding_path cat.pt --edit "a mosaic of *"
-The picture is drawn with its longer side at the model's own size (256 pixels for the published
+The image is drawn with its longer side at the model's own size (256 pixels for the published
 model, 64 for the miniature), its proportions kept as nearly as the model can.
 """
 
@@ -44,12 +44,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """
     parser = Parser(
         prog="scripts/invert.py",
-        description="Bipartite (DDIM) inversion: writes noise.safetensors, the picture drawn back "
+        description="Bipartite (DDIM) inversion: writes noise.safetensors, the image drawn back "
         "from it, and other prompts drawn from it at several guidance scales.",
         epilog=EXAMPLES,
     )
     group = parser.add_argument_group("what to invert and to draw")
-    group.add_argument("--image", metavar="FILE", required=True, help="the picture")
+    group.add_argument("--image", metavar="FILE", required=True, help="the image")
     group.add_argument("--prompt", metavar="TEXT", help='that describes it, as "a photo of *"')
     group.add_argument("--noise", metavar="FILE", help="found before; in place of --prompt")
     group.add_argument(
@@ -80,7 +80,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default=0,
         help="further predictions a step, for few steps or guidance; 0 is the paper's formula (0)",
     )
-    group = parser.add_argument_group("where to put it (pictures are not overwritten)")
+    group = parser.add_argument_group("where to put it (images are not overwritten)")
     group.add_argument("--outdir", metavar="DIR", default="outputs/invert")
     return parser.parse_args(arguments)
 
@@ -95,7 +95,7 @@ def check(options: argparse.Namespace) -> None:
     if options.refinements < 0:
         raise UserError(f"--refinements must be at least 0, got {options.refinements}")
     if (options.prompt is None) == (options.noise is None):
-        raise UserError("give either --prompt TEXT, which describes the picture, or --noise FILE")
+        raise UserError("give either --prompt TEXT, which describes the image, or --noise FILE")
     if options.noise is not None and not options.edit:
         raise UserError("nothing to do: with --noise FILE give --edit TEXT")
 
@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
     folder = check_output_folder(options.outdir)
     find_files(options)
 
-    from ldm.editing.bipartite import invert_picture, read_noise, reconstruction, write_noise
+    from ldm.editing.bipartite import invert_image, read_noise, reconstruction, write_noise
     from ldm.editing.images import model_size, resized
     from ldm.image_io import open_rgb
 
@@ -128,11 +128,11 @@ def run(options: argparse.Namespace) -> int:
         _check_same(known, made_by, options.noise)
     size = model_size(model, picture.size)
     if size != picture.size:
-        logger.info("the picture is drawn at %d x %d", *size)
+        logger.info("the image is drawn at %d x %d", *size)
     picture = resized(picture, size)
     model.to(device)
     progress = sys.stderr.isatty()
-    found = known or invert_picture(
+    found = known or invert_image(
         model,
         picture,
         options.prompt,
@@ -150,9 +150,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check_same(known: InvertedNoise, made_by: dict[str, str], path: str) -> None:
-    """Raise UserError where noise was found for another picture or with another model."""
+    """Raise UserError where noise was found for another image or with another model."""
     stored = known.facts or {}
-    for name, said in (("image", "picture"), ("checkpoint", "model")):
+    for name, said in (("image", "image"), ("checkpoint", "model")):
         if stored.get(f"{name}_hash") != made_by[f"{name}_hash"]:
             raise UserError(
                 f"noise {path} is of another {said}, {stored.get(name)}: give that, or find this "
@@ -167,7 +167,7 @@ def _draw(
     options: argparse.Namespace,
     folder: Path,
 ) -> None:
-    """Draw the picture back and the edits; a row of the grid for each prompt, scales along it."""
+    """Draw the image back and the edits; a row of the grid for each prompt, scales along it."""
     from ldm.editing.bipartite import redraw
     from ldm.editing.images import psnr
     from ldm.image_io import pil_grid, safe_name, save_png
@@ -199,7 +199,7 @@ def _draw(
     grid = pil_grid(rows, 1 + len(options.scales))
     facts_of_grid = {**settings, "prompts": options.edit, "scales": options.scales}
     path = save_png(grid, folder / "grid.png", facts_of_grid)
-    logger.info("%s: a row a prompt; the picture, then scales %s", path, options.scales)
+    logger.info("%s: a row a prompt; the image, then scales %s", path, options.scales)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 BEST = "best.safetensors"
 EXAMPLES = """examples:
-  choose among the steps that a run saved; model and pictures are the run's own:
+  choose among the steps that a run saved; model and images are the run's own:
     python scripts/select_word.py logs/teal-star2026-11-21T12-00-00_finetune
-  with fewer pictures, and another idea of near enough:
+  with fewer images, and another idea of near enough:
     python scripts/select_word.py LOGFOLDER --pictures 8 --tolerance 0.05
 
 the rule:
@@ -50,7 +50,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("what the run itself says unless given")
     group.add_argument("--model", "--ckpt", "--ckpt_path", metavar="PATH", help="base weights")
     group.add_argument("--config", metavar="YAML", help="of the model")
-    group.add_argument("--data_root", metavar="DIR", help="folder of the training pictures")
+    group.add_argument("--data_root", metavar="DIR", help="folder of the training images")
     group = parser.add_argument_group("how to choose")
     group.add_argument(
         "--tolerance", type=float, default=0.02, help="below the best image similarity (0.02)"
@@ -78,7 +78,7 @@ class RunFacts:
     Attributes:
         checkpoints: the folder of the saved words.
         base: the base weights; None where the files do not say.
-        data_root: the folder of the training pictures; likewise.
+        data_root: the folder of the training images; likewise.
     """
 
     checkpoints: Path
@@ -87,7 +87,7 @@ class RunFacts:
 
 
 def read_run(folder: str) -> RunFacts:
-    """Find a run's saved words, and its base and pictures in the configuration it kept.
+    """Find a run's saved words, and its base and images in the configuration it kept.
 
     Raises:
         UserError: no such folder.
@@ -117,7 +117,7 @@ class Task:
         best: file for the chosen word.
         saved: step → the word as it was then.
         config, weights: of the base model.
-        training: the training pictures' files.
+        training: the training images' files.
         placeholders, image_prompt, prompts: what the words are called, and what to draw.
         device: to draw and to score on.
     """
@@ -148,7 +148,7 @@ def read_task(options: argparse.Namespace) -> Task:
     if not options.tolerance >= 0:
         raise UserError(f"--tolerance must be at least 0, got {options.tolerance}")
 
-    from ldm.data.folder import list_pictures
+    from ldm.data.folder import list_images
     from ldm.experiments.demo.scores import saved_words
     from ldm.words.files import read_words
 
@@ -169,7 +169,7 @@ def read_task(options: argparse.Namespace) -> Task:
         saved=saved,
         config=config,
         weights=weights,
-        training=list_pictures(pictures),
+        training=list_images(pictures),
         placeholders=placeholders,
         image_prompt=image_prompt,
         prompts=prompts,

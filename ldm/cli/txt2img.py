@@ -14,7 +14,7 @@ from ldm.cli.txt2img_options import Defaults, check, parse
 from ldm.util import UserError
 
 if TYPE_CHECKING:
-    from ldm.inference import Picture
+    from ldm.inference import GeneratedImage
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace, defaults: Defaults) -> int:
 
 def _draw(
     model: Any, prompt: str, seed: int, count: int, options: argparse.Namespace
-) -> list[Picture]:
+) -> list[GeneratedImage]:
     import torch
 
     from ldm.inference import generate
@@ -85,7 +85,7 @@ def _draw(
         )
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"out of memory for {options.n_samples} pictures at a time: lower --n_samples, or give "
+            f"out of memory for {options.n_samples} images at a time: lower --n_samples, or give "
             "--precision autocast"
         ) from error
 
@@ -164,12 +164,12 @@ def _check_latent(model: Any, options: argparse.Namespace) -> None:
 
 
 def _save(
-    pictures: Sequence[Picture],
+    pictures: Sequence[GeneratedImage],
     folder: Path,
     options: argparse.Namespace,
     facts: dict[str, Any],
 ) -> None:
-    """Write single pictures to samples/, and a prompt's grid beside that folder."""
+    """Write single images to samples/, and a prompt's grid beside that folder."""
     from ldm.image_io import pil_grid, safe_name, save_png
 
     name = safe_name(pictures[0].prompt)
@@ -182,7 +182,7 @@ def _save(
         settings = {**pictures[0].settings, "pictures": len(pictures), **facts}
         logger.info("%s", save_png(grid, folder / f"{name}.png", settings))
     else:
-        logger.info("%d pictures in %s", len(pictures), folder / "samples")
+        logger.info("%d images in %s", len(pictures), folder / "samples")
 
 
 def main(defaults: Defaults, arguments: Sequence[str] | None = None) -> int:

@@ -28,7 +28,7 @@ class Defaults:
 
 LATENT_DIFFUSION = Defaults(
     command="scripts/txt2img.py",
-    description="Draw pictures from text with the 1.4B latent diffusion model, and learned words.",
+    description="Draw images from text with the 1.4B latent diffusion model, and learned words.",
     checkpoint="models/ldm/text2img-large/model.ckpt",
     config="configs/latent-diffusion/txt2img-1p4B-eval_with_tokens.yaml",
     steps=200,
@@ -39,7 +39,7 @@ LATENT_DIFFUSION = Defaults(
 )
 STABLE_DIFFUSION = Defaults(
     command="scripts/stable_txt2img.py",
-    description="Draw pictures from text with Stable Diffusion 1, and learned words.",
+    description="Draw images from text with Stable Diffusion 1, and learned words.",
     checkpoint="models/ldm/stable-diffusion-v1/model.ckpt",
     config="configs/stable-diffusion/v1-inference.yaml",
     steps=50,
@@ -92,7 +92,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         "--seed",
         type=int,
         default=42,
-        help="of the first picture; the next have the numbers after it (42)",
+        help="of the first image; the next have the numbers after it (42)",
     )
     group.add_argument(
         "--fixed_code", action="store_true", help="begin every prompt with the same seeds"
@@ -144,7 +144,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where to put it (nothing is overwritten)")
     group.add_argument("--outdir", metavar="DIR", default="outputs/txt2img-samples")
     group.add_argument("--skip_grid", action="store_true", help="no grid for each prompt")
-    group.add_argument("--skip_save", action="store_true", help="no single pictures")
+    group.add_argument("--skip_save", action="store_true", help="no single images")
     group.add_argument("--n_rows", type=int, default=0, help="pictures in a grid's row")
 
 

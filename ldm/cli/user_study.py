@@ -18,20 +18,20 @@ EXAMPLES = """examples:
   make questionnaires of the paper's five variants from a protocol with keep_pictures; those who
   answer get the files of study/questionnaires, never key.json:
     python scripts/user_study.py make --protocol outputs/protocol/miniature --output study
-  the same from pictures of your own:
-    python scripts/user_study.py make --manifest pictures.csv --output study
+  the same from images of your own:
+    python scripts/user_study.py make --manifest images.csv --output study
   try everything before asking anybody, with a feature extractor's answers:
     python scripts/user_study.py rehearse --key study/key.json --output rehearsal
   what is known from the answers that came back:
     python scripts/user_study.py analyse --key study/key.json answers/*.json --output study/results
 
-The manifest is CSV with the columns concept,model,prompt,picture, or JSON with a list of such
-objects; concept may be left out, pictures are looked up from the manifest's folder:
-    concept,model,prompt,picture
+The manifest is CSV with the columns concept,model,prompt,image, or JSON with a list of such
+objects; concept may be left out, images are looked up from the manifest's folder:
+    concept,model,prompt,image
     teal-star,training,,concepts/teal-star/1.png
     teal-star,ours,A photo of *,drawn/ours/0.png
     teal-star,ours,A photo of * on the beach,drawn/ours/1.png
-Each concept needs four training pictures, and every model a picture of every prompt.
+Each concept needs four training images, and every model an image of every prompt.
 """
 IMAGE_PROMPT = "A photo of *"
 JUDGE = "models/miniature/judge"
@@ -78,13 +78,13 @@ def _add_make(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=int,
         metavar="N",
-        help="whose pictures to draw lots from (of each concept all that every model has)",
+        help="whose images to draw lots from (of each concept all that every model has)",
     )
     manifest = parser.add_argument_group("with --manifest; a protocol knows these itself")
     manifest.add_argument(
         "--image_prompt",
         metavar="TEXT",
-        help=f'whose pictures are compared with the training pictures ("{IMAGE_PROMPT}")',
+        help=f'whose images are compared with the training images ("{IMAGE_PROMPT}")',
     )
     manifest.add_argument(
         "--placeholder",
@@ -112,7 +112,7 @@ def _add_rehearse(parser: argparse.ArgumentParser) -> None:
         "--temperature",
         type=float,
         metavar="T",
-        help="how much they differ: of two pictures whose cosines differ by T, 73 of 100 put the "
+        help="how much they differ: of two images whose cosines differ by T, 73 of 100 put the "
         "better one first (0.07, which fits the paper's ranks to its scores best)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of chance (0)")
@@ -120,7 +120,7 @@ def _add_rehearse(parser: argparse.ArgumentParser) -> None:
 
 
 def make(options: argparse.Namespace) -> int:
-    """Write two questionnaires and their key; from a protocol also its pictures."""
+    """Write two questionnaires and their key; from a protocol also its images."""
     _check_source(options)
     from ldm.experiments.study.page import write_pages
     from ldm.experiments.study.questionnaire import make_study, read_manifest, write_key
@@ -139,7 +139,7 @@ def make(options: argparse.Namespace) -> int:
         table = read_table(Path(options.protocol), models, options.seeds or ())
         image_prompt, placeholders = table.image_prompt, [table.placeholder]
         manifest = write_manifest(table, folder / "pictures")
-        logger.info("%s: the pictures of %d cells", manifest, len(table.cells))
+        logger.info("%s: the images of %d cells", manifest, len(table.cells))
     study = make_study(
         read_manifest(manifest),
         seed=options.seed,
@@ -154,7 +154,7 @@ def make(options: argparse.Namespace) -> int:
 
 
 def _check_source(options: argparse.Namespace) -> None:
-    """Raise UserError for an option that the other source of pictures takes."""
+    """Raise UserError for an option that the other source of images takes."""
     other, names = (
         ("--manifest", ("image_prompt", "placeholder"))
         if options.protocol
@@ -183,7 +183,7 @@ def rehearse(options: argparse.Namespace) -> int:
     folder = check_output_folder(options.output)
     by.check_answers_folder(folder)
     study = read_key(options.key)
-    pictures = by.open_pictures(study)
+    pictures = by.open_images(study)
 
     from ldm.evaluation.extractors import extractor_facts, find_extractor
 
@@ -220,7 +220,7 @@ def analyse(options: argparse.Namespace) -> int:
         logger.warning("a rehearsal: %s", caveat)
     who = "simulated participants" if caveat else "participants"
     numbers = (counts[kind] for kind in ("text", "image", "both"))
-    logger.info("%s: %d by text, %d by pictures, %d both", who, *numbers)
+    logger.info("%s: %d by text, %d by images, %d both", who, *numbers)
     width = max(len(r.model) for r in ranks)
     for r in ranks:
         logger.info("%-*s  text %.2f  image %.2f", width, r.model, r.text, r.image)

@@ -17,7 +17,7 @@ CAPTION_SUFFIX = ".txt"
 LISTED = 5
 
 
-def list_pictures(folder: str | Path) -> tuple[Path, ...]:
+def list_images(folder: str | Path) -> tuple[Path, ...]:
     """Return a folder's pictures, sorted by name; the log tells what else lay there.
 
     Hidden files are no pictures (".DS_Store", "._photo.jpg"); a caption beside its picture is not

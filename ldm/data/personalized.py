@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ldm.data.folder import captions_of, insert_placeholder, list_pictures
+from ldm.data.folder import captions_of, insert_placeholder, list_images
 from ldm.data.templates import (
     OBJECT_TEMPLATES,
     check_placeholder,
@@ -46,7 +46,7 @@ class PersonalizedBase:
     id is 2·place + (1 if flipped).
 
     Args:
-        data_root: the folder; see `list_pictures` for what counts.
+        data_root: the folder; see `list_images` for what counts.
         size: side in pixels of the square every picture is resized to, squashing it as the
             original did; None leaves pictures as they are.
         repeats: passes over the pictures in one epoch of training.
@@ -109,7 +109,7 @@ class PersonalizedBase:
         self.dual_templates = with_second(self.templates)
         check_placeholder(self.templates, placeholder_token)
 
-        self.paths = list_pictures(data_root)
+        self.paths = list_images(data_root)
         self.length = len(self.paths) * (repeats if self.training else 1)
         named = PER_IMAGE_PLACEHOLDERS if per_image_placeholders is None else per_image_placeholders
         self.own_words = tuple(named) if per_image_tokens else ()

@@ -13,7 +13,7 @@ from ldm.util import UserError
 
 # Class pictures count their samples from here on, so that their noise is not the word's pictures'.
 FIRST_SAMPLE = 2**48
-CLASS_PICTURES = 200  # DreamBooth's
+CLASS_IMAGES = 200  # DreamBooth's
 # What a set of class pictures has in common with the word's.
 SHARED = ("size", "interpolation", "center_crop", "flip_p", "seed")
 
@@ -54,7 +54,7 @@ class PersonalizedWithPrior(PersonalizedBase):
         self,
         data_root: str | Path,
         class_root: str | Path | None = None,
-        class_pictures: int = CLASS_PICTURES,
+        class_pictures: int = CLASS_IMAGES,
         class_prompt: str | None = None,
         **options: Any,
     ) -> None:

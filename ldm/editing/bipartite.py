@@ -1,6 +1,6 @@
-"""Bipartite inversion of a picture: its noise is found once, then drawn under other prompts.
+"""Bipartite inversion of an image: its noise is found once, then drawn under other prompts.
 
-Gal et al., figure 11: under strong guidance the new pictures drift away, under weak guidance they
+Gal et al., figure 11: under strong guidance the new images drift away, under weak guidance they
 ignore the text.
 """
 
@@ -28,15 +28,15 @@ FORMAT = "ldm-inverted-noise"
 
 @dataclass(frozen=True)
 class InvertedNoise:
-    """A picture's noise, and how it was found.
+    """An image's noise, and how it was found.
 
     Attributes:
         noise: x_T, float32 [1, c, h, w] on the CPU.
-        prompt: that describes the picture.
+        prompt: that describes the image.
         steps: S; the same number draws it again.
         scale: of guidance on the way.
         refinements: further predictions a step; 0 is the paper's formula.
-        facts: where it comes from, as texts: picture, checkpoint, words.
+        facts: where it comes from, as texts: image, checkpoint, words.
     """
 
     noise: Tensor
@@ -48,7 +48,7 @@ class InvertedNoise:
 
 
 @torch.no_grad()
-def invert_picture(
+def invert_image(
     model: Any,
     picture: Image.Image,
     prompt: str,
@@ -58,7 +58,7 @@ def invert_picture(
     refinements: int = 0,
     progress: bool = False,
 ) -> InvertedNoise:
-    """Find the noise from which a model draws a picture by DDIM.
+    """Find the noise from which a model draws an image by DDIM.
 
     Args:
         model: a `LatentDiffusion` in evaluation mode, with its words loaded.
@@ -97,9 +97,9 @@ def redraw(
 
     Args:
         model: the one that the noise was found with.
-        noise: of one picture.
+        noise: of one image.
         prompts: one or more; drawn as one batch.
-        scale: of guidance. With 1 and the noise's own prompt the picture comes back.
+        scale: of guidance. With 1 and the noise's own prompt the image comes back.
         progress: show a bar.
     """
     b = len(prompts)
@@ -118,7 +118,7 @@ def redraw(
 
 @torch.no_grad()
 def reconstruction(model: Any, picture: Image.Image) -> Image.Image:
-    """Return a picture through the autoencoder alone: the best that any inversion can reach."""
+    """Return an image through the autoencoder alone: the best that any inversion can reach."""
     return to_pil(model.decode_first_stage(encode(model, picture))[0])
 
 

@@ -1,7 +1,7 @@
 """Local edits by Blended Latent Diffusion (Avrahami et al., arXiv 2206.02779).
 
-A picture is drawn from noise under a prompt; before each step, what lies outside the mask is
-replaced by the given picture's latent, noised to that step's level. Decoding changes the background
+An image is drawn from noise under a prompt; before each step, what lies outside the mask is
+replaced by the given image's latent, noised to that step's level. Decoding changes the background
 too, though little, so it is kept by one of `BACKGROUNDS`.
 """
 
@@ -37,13 +37,13 @@ class Blending:
     Attributes:
         steps: of DDIM, η = 0.
         scale: of guidance; 1 is none.
-        seed: of the first picture; picture i has seed + i and depends on nothing else.
-        samples: pictures drawn.
+        seed: of the first image; image i has seed + i and depends on nothing else.
+        samples: images drawn.
         dilate: for thin masks: the mask begins this many latent points wider on every side, and
             shrinks by one after each of `dilate` + 1 equal blocks of steps, down to itself.
-        background: "paste" puts the picture's own pixels back outside the mask, "decoder" tunes a
-            copy of the decoder for each picture, "none" leaves what was decoded.
-        batch_size: pictures at a time, which does not change them.
+        background: "paste" puts the image's own pixels back outside the mask, "decoder" tunes a
+            copy of the decoder for each image, "none" leaves what was decoded.
+        batch_size: images at a time, which does not change them.
     """
 
     steps: int = 50
@@ -68,14 +68,14 @@ class Blending:
 
 @dataclass(frozen=True)
 class Edit:
-    """One edited picture.
+    """One edited image.
 
     Attributes:
-        image: RGB, of the given picture's size.
+        image: RGB, of the given image's size.
         seed: draws it alone.
         score: cosine of its masked region with the prompt, where a judge was given.
         settings: what decided it, as plain values; `background_error` is the largest difference
-            from the given picture outside the mask, in levels of 0..255.
+            from the given image outside the mask, in levels of 0..255.
     """
 
     image: Image.Image
@@ -88,7 +88,7 @@ def mask_schedule(mask: Tensor, dilate: int, steps: int) -> Callable[[Step], Ten
     """Return each step's mask, from the widest to `mask` itself over equal blocks of steps.
 
     Args:
-        mask: 1 where the picture changes, [1, 1, h, w].
+        mask: 1 where the image changes, [1, 1, h, w].
         dilate: points by which the widest mask is wider, on every side.
         steps: of the run.
     """
@@ -112,10 +112,10 @@ def edit(
     Args:
         model: a `LatentDiffusion`, with its words loaded.
         picture: RGB, of a size that the model draws (`ldm.editing.images.model_size`).
-        mask: mode "1", of the picture's size, white where it changes.
+        mask: mode "1", of the image's size, white where it changes.
         prompt: may name loaded words.
         blending: how.
-        judge: ranks the pictures by what they show inside the mask.
+        judge: ranks the images by what they show inside the mask.
         progress: show a bar for each batch.
 
     Returns:
@@ -123,11 +123,11 @@ def edit(
 
     Raises:
         UserError: a mask that covers no point of the latent; a prompt that would lose a word.
-        ValueError: a mask of another size than the picture.
+        ValueError: a mask of another size than the image.
     """
     blending = blending or Blending()
     if mask.size != picture.size:
-        raise ValueError(f"mask must have the picture's size {picture.size}, got {mask.size}")
+        raise ValueError(f"mask must have the image's size {picture.size}, got {mask.size}")
     latent_mask = latent_mask_of(model, mask).to(model.device)
     names: Sequence[str] = ()
     if model.embedding_manager is not None:
@@ -173,7 +173,7 @@ def latent_mask_of(model: Any, mask: Image.Image) -> Tensor:
     if not found.any():
         raise UserError(
             f"the mask covers no point of the model's latent, which are {factor} pixels apart in "
-            f"the picture at {mask.width} x {mask.height}: paint it at least {factor} pixels wide"
+            f"the image at {mask.width} x {mask.height}: paint it at least {factor} pixels wide"
         )
     return found
 
@@ -222,13 +222,13 @@ def _pictures(
 
 
 def background_error(image: Image.Image, picture: Image.Image, mask: Image.Image) -> int:
-    """Return the largest difference of two pictures outside a mask, in levels of 0..255."""
+    """Return the largest difference of two images outside a mask, in levels of 0..255."""
     difference = np.asarray(ImageChops.difference(image.convert("RGB"), picture.convert("RGB")))
     return int(difference[~np.asarray(mask)].max(initial=0))
 
 
 def masked_region(image: Image.Image, mask: Image.Image) -> Image.Image:
-    """Return what a mask shows of a picture: cut to the mask's box, grey where the mask is not."""
+    """Return what a mask shows of an image: cut to the mask's box, grey where the mask is not."""
     shown = Image.composite(image.convert("RGB"), Image.new("RGB", image.size, GREY), mask)
     return shown.crop(mask.getbbox())
 
@@ -236,7 +236,7 @@ def masked_region(image: Image.Image, mask: Image.Image) -> Image.Image:
 def masked_scores(
     judge: FeatureExtractor, images: Sequence[Image.Image], mask: Image.Image, text: str
 ) -> list[float]:
-    """Return the cosine of each picture's masked region with a text, in [−1, 1]."""
+    """Return the cosine of each image's masked region with a text, in [−1, 1]."""
     features = judge.image_features([masked_region(image, mask) for image in images])
     wanted = judge.text_features([text])
     return [prompt_similarity(one, wanted).mean for one in torch.split(features, 1)]

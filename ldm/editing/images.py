@@ -1,4 +1,4 @@
-"""A picture to edit, and its mask: brought to a size that the model draws, and into its latents."""
+"""An image to edit, and its mask: brought to a size that the model draws, and into its latents."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ WHITE = 128  # from here on a mask's grey means: edit
 
 
 def open_mask(path: str | Path, size: tuple[int, int]) -> Image.Image:
-    """Open a mask, white where the picture is to change: mode "1".
+    """Open a mask, white where the image is to change: mode "1".
 
     Args:
-        path: any picture; its grey decides.
-        size: the picture's (width, height).
+        path: any image; its grey decides.
+        size: the image's (width, height).
 
     Raises:
         UserError: unreadable, of another size, or without any white.
@@ -31,8 +31,8 @@ def open_mask(path: str | Path, size: tuple[int, int]) -> Image.Image:
     grey = open_rgb(path).convert("L")
     if grey.size != size:
         raise UserError(
-            f"mask {str(path)!r} is {grey.width} x {grey.height}, but the picture is {size[0]} x "
-            f"{size[1]}: give a mask of the picture's size"
+            f"mask {str(path)!r} is {grey.width} x {grey.height}, but the image is {size[0]} x "
+            f"{size[1]}: give a mask of the image's size"
         )
     mask = grey.point(lambda level: 255 * (level >= WHITE)).convert("1")
     if mask.getbbox() is None:
@@ -43,14 +43,14 @@ def open_mask(path: str | Path, size: tuple[int, int]) -> Image.Image:
 
 
 def fitting_size(size: tuple[int, int], side: int, unit: int) -> tuple[int, int]:
-    """Return the (width, height) to draw a picture at.
+    """Return the (width, height) to draw an image at.
 
     The longer side becomes the model's own, the shorter keeps the proportions as nearly as
-    multiples of `unit` allow: a square picture has 256 x 256 in the published model, 64 x 64 in the
+    multiples of `unit` allow: a square image has 256 x 256 in the published model, 64 x 64 in the
     miniature.
 
     Args:
-        size: the picture's (width, height).
+        size: the image's (width, height).
         side: of the square that the model was trained on, in pixels.
         unit: what both sides must be multiples of.
     """
@@ -60,14 +60,14 @@ def fitting_size(size: tuple[int, int], side: int, unit: int) -> tuple[int, int]
 
 
 def model_size(model: Any, size: tuple[int, int]) -> tuple[int, int]:
-    """Return the (width, height) at which a `LatentDiffusion` draws a picture of a size."""
+    """Return the (width, height) at which a `LatentDiffusion` draws an image of a size."""
     _, height, width = latent_shape(model, None, None)
     factor = model.first_stage_downsampling
     return fitting_size(size, max(height, width) * factor, side_multiple(model))
 
 
 def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Return a picture at a size, bicubic as in training; a mask, nearest."""
+    """Return an image at a size, bicubic as in training; a mask, nearest."""
     if image.size == size:
         return image
     is_mask = image.mode == "1"
@@ -82,7 +82,7 @@ def mask_tensor(mask: Image.Image, size: tuple[int, int]) -> Tensor:
 
 @torch.no_grad()
 def encode(model: Any, picture: Image.Image) -> Tensor:
-    """Return a picture's scaled latent, the middle of its posterior: [1, c, h, w]."""
+    """Return an image's scaled latent, the middle of its posterior: [1, c, h, w]."""
     posterior = model.encode_first_stage(from_pil(picture)[None].to(model.device))
     if isinstance(posterior, DiagonalGaussianDistribution):
         posterior = posterior.mode()
@@ -91,7 +91,7 @@ def encode(model: Any, picture: Image.Image) -> Tensor:
 
 
 def psnr(first: Image.Image, second: Image.Image) -> float:
-    """Return the peak signal-to-noise ratio of two RGB pictures of one size, in dB.
+    """Return the peak signal-to-noise ratio of two RGB images of one size, in dB.
 
     Infinite where they are the same.
     """

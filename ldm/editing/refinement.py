@@ -1,4 +1,4 @@
-"""A decoder tuned to one picture, so that decoding leaves its background as it was.
+"""A decoder tuned to one image, so that decoding leaves its background as it was.
 
 Avrahami et al., arXiv 2206.02779, section 4.2.
 """
@@ -31,7 +31,7 @@ def refined(
     """Decode a latent by a copy of the decoder, tuned for it by Adam.
 
     The loss is the mean square error to the plain decoding inside the mask, plus `PRESERVATION`
-    times that to the picture outside it, both over all pixels. The model itself does not change.
+    times that to the image outside it, both over all pixels. The model itself does not change.
 
     Args:
         model: a `LatentDiffusion` whose first stage has a `decoder`.
@@ -42,7 +42,7 @@ def refined(
         rate: of Adam.
 
     Returns:
-        The picture, [1, 3, f·h, f·w], about [−1, 1].
+        The image, [1, 3, f·h, f·w], about [−1, 1].
     """
     first_stage = copy.deepcopy(model.first_stage_model).float()
     decoder = first_stage.decoder.requires_grad_(True)

@@ -1,9 +1,9 @@
-"""Intervals by resampling: how far a score would move with other pictures of the same kind.
+"""Intervals by resampling: how far a score would move with other images of the same kind.
 
-Percentile bootstrap (Efron 1979): n pictures are drawn again from the n there are, with repeats,
+Percentile bootstrap (Efron 1979): n images are drawn again from the n there are, with repeats,
 and the score is computed anew, many times; the interval holds the middle 95% of what comes out. A
-score is written as a function of the pictures' weights, so that the score itself (equal weights)
-and its resampled values (how often each picture was drawn) come from one formula.
+score is written as a function of the images' weights, so that the score itself (equal weights)
+and its resampled values (how often each image was drawn) come from one formula.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Estimate:
     """A score and its 95% interval.
 
     Attributes:
-        value: of the pictures as they are.
-        low, high: the interval's ends. Of a single picture it has no width and says nothing.
+        value: of the images as they are.
+        low, high: the interval's ends. Of a single image it has no width and says nothing.
     """
 
     value: float
@@ -36,7 +36,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Resampled:
-    """A score of the pictures as they are, and of them drawn again.
+    """A score of the images as they are, and of them drawn again.
 
     Attributes:
         values: [1 + resamples]; the first is the score itself.
@@ -54,7 +54,7 @@ class Resampled:
     def centred(self) -> Resampled:
         """Shift the resampled values so that their mean is the score.
 
-        For scores that grow with the number of different pictures: of n drawn again about a third
+        For scores that grow with the number of different images: of n drawn again about a third
         are repeats, so the resampled values lie too low as a whole.
         """
         score, drawn = self.values[:1], self.values[1:]
@@ -64,10 +64,10 @@ class Resampled:
 def resample(
     statistic: Statistic, count: int, resamples: int, rng: np.random.Generator
 ) -> Resampled:
-    """Compute a score on `count` pictures and on `resamples` draws from them.
+    """Compute a score on `count` images and on `resamples` draws from them.
 
     Raises:
-        ValueError: no picture, or no resample.
+        ValueError: no image, or no resample.
     """
     if count < 1 or resamples < 1:
         raise ValueError(f"count and resamples must be at least 1, got {count} and {resamples}")
@@ -77,7 +77,7 @@ def resample(
 
 
 def mean_of(parts: Sequence[Resampled]) -> Resampled:
-    """Average scores whose pictures were resampled independently, as those of several prompts.
+    """Average scores whose images were resampled independently, as those of several prompts.
 
     The parts themselves are kept: prompts are chosen, not drawn from a population of prompts.
     """

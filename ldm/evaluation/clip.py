@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-# Pictures embedded at a time; 256 of 256 pixels take 0.4 GB in the resize's double precision.
+# Images embedded at a time; 256 of 256 pixels take 0.4 GB in the resize's double precision.
 BATCH = {"cpu": 16, "cuda": 256, "mps": 64}
 
 T = TypeVar("T")
 
 
-def picture_size(model: CLIPModel) -> int:
-    """Return the side of the pictures that a model reads."""
+def image_size(model: CLIPModel) -> int:
+    """Return the side of the images that a model reads."""
     size: int = getattr(model.config.vision_config, "image_size")  # noqa: B009 - mypy sees a dict
     return size
 
@@ -74,10 +74,10 @@ def frozen(model: nn.Module) -> Any:
 
 
 class ClipExtractor:
-    """Embeds pictures and texts by a CLIP of `transformers`; build it with `ClipExtractor.load`.
+    """Embeds images and texts by a CLIP of `transformers`; build it with `ClipExtractor.load`.
 
     Args:
-        model: any CLIP that normalises pictures as OpenAI's do (LAION's too).
+        model: any CLIP that normalises images as OpenAI's do (LAION's too).
         tokenizer: of the same folder.
 
     Raises:
@@ -94,7 +94,7 @@ class ClipExtractor:
             )
         self.model: CLIPModel = frozen(model)
         self.tokenizer = tokenizer
-        side = picture_size(model)
+        side = image_size(model)
         self.preprocess = Preprocess(side, side, MEAN, STD)
 
     @classmethod
@@ -116,7 +116,7 @@ class ClipExtractor:
 
     @torch.no_grad()
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
-        """Embed pictures of any size: unit vectors [n, d] on the CPU."""
+        """Embed images of any size: unit vectors [n, d] on the CPU."""
         found = []
         for batch in batches(images, self.device):
             pixels = self.preprocess.pictures(batch, self.device)

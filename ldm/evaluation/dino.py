@@ -1,7 +1,7 @@
-"""DINO's similarity between pictures: it looks at the thing itself more than at its kind.
+"""DINO's similarity between images: it looks at the thing itself more than at its kind.
 
 The score of Ruiz et al. (DreamBooth, arXiv 2208.12242, section 4.2): mean cosine between the
-class tokens of DINO's ViT-S/16 (Caron et al., arXiv 2104.14294), pictures prepared as DINO's own
+class tokens of DINO's ViT-S/16 (Caron et al., arXiv 2104.14294), images prepared as DINO's own
 evaluation does: shorter side to 256, the middle 224 cut out.
 """
 
@@ -26,7 +26,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 
 class DinoExtractor:
-    """Embeds pictures by a ViT's class token; build it with `DinoExtractor.load`."""
+    """Embeds images by a ViT's class token; build it with `DinoExtractor.load`."""
 
     def __init__(self, model: ViTModel) -> None:
         self.model: ViTModel = frozen(model)
@@ -52,7 +52,7 @@ class DinoExtractor:
 
     @torch.no_grad()
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
-        """Embed pictures of any size: unit vectors [n, d] on the CPU."""
+        """Embed images of any size: unit vectors [n, d] on the CPU."""
         found = []
         for batch in batches(images, self.device):
             pixels = self.preprocess.pictures(batch, self.device)

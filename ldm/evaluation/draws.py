@@ -1,7 +1,7 @@
-"""Where an evaluation's pictures come from: a model with its word, or what the paper compares with.
+"""Where an evaluation's images come from: a model with its word, or what the paper compares with.
 
-Each function returns a `Draw`: (prompts, pictures of each) → pictures, a prompt's side by side.
-Picture i of a call begins from the noise of seed + i whatever the source, so that variants are
+Each function returns a `Draw`: (prompts, images of each) → images, a prompt's side by side.
+Image i of a call begins from the noise of seed + i whatever the source, so that variants are
 compared on the same noises.
 """
 
@@ -17,16 +17,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from ldm.evaluation.similarity import without_placeholders
-from ldm.inference import Picture, generate
+from ldm.inference import GeneratedImage, generate
 from ldm.util import UserError
 from ldm.words.placeholders import replace
 
 log = logging.getLogger(__name__)
 
-# (prompts, pictures of each) -> pictures, those of one prompt side by side.
+# (prompts, images of each) -> images, those of one prompt side by side.
 Draw = Callable[[Sequence[str], int], list[Image.Image]]
 
-# A generous guess of what drawing a picture takes on a GPU, in bytes for each of its pixels: the
+# A generous guess of what drawing an image takes on a GPU, in bytes for each of its pixels: the
 # decoder's last level holds 128 channels of 4 bytes, about a dozen times. A batch that turns out
 # too large is halved, so a wrong guess costs one failed batch.
 BYTES_A_PIXEL = 8 * 1024
@@ -36,10 +36,10 @@ ON_CPU = 32
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn; as `ldm.inference.generate` takes it, with the paper's defaults.
+    """How images are drawn; as `ldm.inference.generate` takes it, with the paper's defaults.
 
     Attributes:
-        batch_size: pictures at a time, which does not change them; 0 fills the device.
+        batch_size: images at a time, which does not change them; 0 fills the device.
     """
 
     steps: int = 50
@@ -51,14 +51,14 @@ class Sampling:
     batch_size: int = 0
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides the pictures, as plain values."""
+        """Return what decides the images, as plain values."""
         plain = asdict(self)
         del plain["batch_size"]
         return plain
 
 
 def fitting_batch(model: Any) -> int:
-    """Return how many pictures a model's device holds at a time, at most 64."""
+    """Return how many images a model's device holds at a time, at most 64."""
     if model.device.type != "cuda":
         return ON_CPU
     side = model.image_size if isinstance(model.image_size, int) else max(model.image_size)
@@ -71,7 +71,7 @@ def from_model(
     model: Any,
     sampling: Sampling,
     *,
-    keep: Callable[[Sequence[Picture]], None] | None = None,
+    keep: Callable[[Sequence[GeneratedImage]], None] | None = None,
     progress: bool = False,
 ) -> Draw:
     """Draw with a model that has its words loaded.
@@ -87,7 +87,7 @@ def from_model(
         texts = [prompt for prompt in prompts for _ in range(each)]
         size = sampling.batch_size or fitting_batch(model)
         images: list[Image.Image] = []
-        with tqdm(total=len(texts), unit=" pictures", disable=not progress) as bar:
+        with tqdm(total=len(texts), unit=" images", disable=not progress) as bar:
             while len(images) < len(texts):
                 done = len(images)
                 try:
@@ -113,15 +113,15 @@ def _smaller(size: int, asked: int, error: Exception) -> int:
     """Return half a batch that was too large, unless it is the user's own."""
     if asked or size == 1:
         advice = "lower --batch_size" if size > 1 else "give --precision autocast"
-        raise UserError(f"out of memory for {size} pictures at a time: {advice}") from error
-    log.info("out of memory for %d pictures at a time: trying %d", size, size // 2)
+        raise UserError(f"out of memory for {size} images at a time: {advice}") from error
+    log.info("out of memory for %d images at a time: trying %d", size, size // 2)
     return size // 2
 
 
 def from_captions(draw: Draw, captions: Sequence[str], placeholders: Sequence[str]) -> Draw:
     """Draw with a human's captions in the word's place (paper, section 4.2), by turns.
 
-    Picture i of each prompt has caption i mod n.
+    Image i of each prompt has caption i mod n.
     """
     if not captions:
         raise ValueError("captions must hold at least one text, got none")
@@ -156,13 +156,13 @@ def from_prompts(draw: Draw, placeholders: Sequence[str]) -> Draw:
 
 
 def from_images(training: Sequence[Image.Image]) -> Draw:
-    """Give the training pictures as if drawn: the reference for image similarity (section 4.2).
+    """Give the training images as if drawn: the reference for image similarity (section 4.2).
 
-    Pictures of a prompt are the training pictures in their order, from the first again after the
-    last; each is compared with itself too, as a picture drawn at random from the set would be.
+    Images of a prompt are the training images in their order, from the first again after the
+    last; each is compared with itself too, as an image drawn at random from the set would be.
     """
     if not training:
-        raise ValueError("training must hold at least one picture, got none")
+        raise ValueError("training must hold at least one image, got none")
 
     def drawn(prompts: Sequence[str], each: int) -> list[Image.Image]:
         return [training[i % len(training)] for _ in prompts for i in range(each)]

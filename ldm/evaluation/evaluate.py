@@ -1,8 +1,8 @@
 """A word's scores by the paper's protocol, with intervals: what scripts/evaluate_model.py reports.
 
-Gal et al. (arXiv 2208.01618) §5: image similarity is the mean cosine over all pairs of a picture of
-"A photo of *" and a training picture; text similarity compares each prompt's pictures with the
-prompt less its placeholder, by the two definitions of `ldm.evaluation.similarity`. How pictures are
+Gal et al. (arXiv 2208.01618) §5: image similarity is the mean cosine over all pairs of an image of
+"A photo of *" and a training image; text similarity compares each prompt's images with the
+prompt less its placeholder, by the two definitions of `ldm.evaluation.similarity`. How images are
 drawn and what embeds them are injected.
 """
 
@@ -38,7 +38,7 @@ __all__ = [
     "Draw",
     "Estimate",
     "Evaluation",
-    "PictureExtractor",
+    "ImageExtractor",
     "PromptScore",
     "check_prompts",
     "evaluate",
@@ -49,24 +49,24 @@ IMAGE_PROMPT = "A photo of *"
 CSV_COLUMNS = ("name", "score", "prompt", "value", "low", "high", "pictures")
 
 
-class PictureExtractor(Protocol):
-    """What embeds pictures only, as DINO does."""
+class ImageExtractor(Protocol):
+    """What embeds images only, as DINO does."""
 
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
-        """Embed pictures of any size: [len(images), d]; any length of vector."""
+        """Embed images of any size: [len(images), d]; any length of vector."""
         ...
 
 
 @dataclass(frozen=True)
 class PromptScore:
-    """How well a prompt's pictures show what it asks for.
+    """How well a prompt's images show what it asks for.
 
     Attributes:
         prompt: with its placeholder.
-        text: what the pictures are compared with: the prompt less its placeholder.
-        mean: mean over the pictures of the cosine with the text (the authors' code, the default).
-        of_average: cosine of the text with the pictures' average embedding (the paper's words).
-        pictures: how many.
+        text: what the images are compared with: the prompt less its placeholder.
+        mean: mean over the images of the cosine with the text (the authors' code, the default).
+        of_average: cosine of the text with the images' average embedding (the paper's words).
+        images: how many.
     """
 
     prompt: str
@@ -80,14 +80,14 @@ class PromptScore:
 class Evaluation:
     """A word's scores, cosines in [-1, 1].
 
-    The intervals resample the drawn pictures; the training pictures and the prompts are given.
-    Those over several prompts resample the pictures within each prompt.
+    The intervals resample the drawn images; the training images and the prompts are given.
+    Those over several prompts resample the images within each prompt.
 
     Attributes:
-        image: mean over all pairs of a picture of the image prompt and a training picture.
+        image: mean over all pairs of an image of the image prompt and a training image.
         text: mean over the prompts of `PromptScore.mean`.
         text_of_average: mean over the prompts of `PromptScore.of_average`.
-        training: mean over the pairs of different training pictures; None of a single one.
+        training: mean over the pairs of different training images; None of a single one.
         prompts: each prompt's own scores, in the order given.
         dino: as `image`, by the second extractor; None where there was none.
         settings: what decided the scores, as plain values.
@@ -143,18 +143,18 @@ def evaluate(
     image_prompt: str = IMAGE_PROMPT,
     placeholders: Sequence[str] = (DEFAULT_PLACEHOLDER,),
     pictures: int = 64,
-    second: PictureExtractor | None = None,
+    second: ImageExtractor | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
-    """Draw pictures and score them.
+    """Draw images and score them.
 
     Args:
-        draw: (prompts, pictures of each) → pictures, those of one prompt side by side; called once,
-            with every prompt. Pictures should differ in their noise between prompts too: the
+        draw: (prompts, images of each) → images, those of one prompt side by side; called once,
+            with every prompt. Images should differ in their noise between prompts too: the
             intervals take them as independent.
-        extractor: embeds pictures and texts.
-        training: the training pictures.
+        extractor: embeds images and texts.
+        training: the training images.
         prompts: for the text similarity.
         image_prompt: for the image similarity.
         placeholders: the words that the extractor does not know; every prompt names one.
@@ -165,11 +165,11 @@ def evaluate(
 
     Raises:
         UserError: no prompts, or one without a placeholder.
-        ValueError: no training pictures, a number below 1, or `draw` gave another number.
+        ValueError: no training images, a number below 1, or `draw` gave another number.
     """
     check_prompts([image_prompt, *prompts] if prompts else [], placeholders)
     if not training:
-        raise ValueError("training must hold at least one picture, got none")
+        raise ValueError("training must hold at least one image, got none")
     if pictures < 1 or resamples < 1:
         raise ValueError(
             f"pictures and resamples must be at least 1, got {pictures} and {resamples}"
@@ -178,7 +178,7 @@ def evaluate(
     drawn = draw(texts, pictures)
     if len(drawn) != len(texts) * pictures:
         raise ValueError(
-            f"draw gave {len(drawn)} pictures for {len(texts)} prompts of {pictures} each"
+            f"draw gave {len(drawn)} images for {len(texts)} prompts of {pictures} each"
         )
     parts = torch.split(_unit(extractor.image_features(drawn)), pictures)
     features = dict(zip(texts, parts, strict=True))
@@ -236,12 +236,12 @@ def _text_similarity(
     """Compare unit [n, d] with a text [d] by both definitions; the n are resampled."""
     mean = resample(weighted_mean(unit @ text), len(unit), resamples, rng)
     average = resample(cosine_of_average(unit, text), len(unit), resamples, rng)
-    # Differences between pictures cancel in their average, the more the more there are.
+    # Differences between images cancel in their average, the more the more there are.
     return mean, average.centred()
 
 
 def write_csv(path: str | Path, evaluations: Mapping[str, Evaluation]) -> None:
-    """Write one line for each score: name, score, prompt, value, low, high, pictures.
+    """Write one line for each score: name, score, prompt, value, low, high, images.
 
     Args:
         path: the file; replaced if it exists.

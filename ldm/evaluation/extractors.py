@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from ldm.evaluation.evaluate import PictureExtractor
+from ldm.evaluation.evaluate import ImageExtractor
 from ldm.evaluation.similarity import FeatureExtractor
 from ldm.util import UserError
 
@@ -51,7 +51,7 @@ def default_extractor(weights: Path) -> str:
 
 
 def find_extractor(name: str | Path, device: str = "cpu") -> FeatureExtractor:
-    """Load what embeds pictures and texts.
+    """Load what embeds images and texts.
 
     Args:
         name: a folder with a CLIP of `transformers` or the miniature's judge, or a CLIP's name on
@@ -75,10 +75,10 @@ def find_extractor(name: str | Path, device: str = "cpu") -> FeatureExtractor:
     return _load(CLIP, name, load)
 
 
-def find_dino(name: str | Path, device: str = "cpu") -> PictureExtractor:
+def find_dino(name: str | Path, device: str = "cpu") -> ImageExtractor:
     """Load a DINO; arguments and errors as `find_extractor`'s."""
 
-    def load(local: bool) -> PictureExtractor:
+    def load(local: bool) -> ImageExtractor:
         from ldm.evaluation.dino import DinoExtractor
 
         return DinoExtractor.load(name, device, local)

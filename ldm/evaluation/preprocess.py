@@ -23,7 +23,7 @@ from torch import Tensor
 
 # PIL's fixed point: weights are multiples of 2^-22, and a pass rounds half up to 8 bits.
 _ONE = float(2**22)
-_SUPPORT = 2.0  # the bicubic kernel ends here, in pixels of the smaller picture
+_SUPPORT = 2.0  # the bicubic kernel ends here, in pixels of the smaller image
 
 
 def _bicubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -38,7 +38,7 @@ def _bicubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def resize_weights(before: int, after: int) -> Tensor:
     """Return PIL's bicubic weights along one side: float64 [after, before], in units of 2^-22."""
     scale = before / after
-    stretch = max(scale, 1.0)  # a smaller picture averages over more of the larger one
+    stretch = max(scale, 1.0)  # a smaller image averages over more of the larger one
     centre = (np.arange(after) + 0.5)[:, None] * scale
     reach = _SUPPORT * stretch
     first = np.maximum((centre - reach + 0.5).astype(np.int64), 0)
@@ -52,7 +52,7 @@ def resize_weights(before: int, after: int) -> Tensor:
 
 
 def resize_shorter(levels: Tensor, side: int) -> Tensor:
-    """Resize pictures, keeping their shape, to the pixels that PIL's bicubic `resize` gives.
+    """Resize images, keeping their shape, to the pixels that PIL's bicubic `resize` gives.
 
     All numbers are integers below 2^53, so double precision is exact on every device. The
     horizontal pass is first: PIL turns that round only where a height shrinks much more than a
@@ -100,7 +100,7 @@ class Preprocess:
             raise ValueError(f"crop must lie in 1..side={self.side}, got {self.crop}")
 
     def __call__(self, levels: Tensor) -> Tensor:
-        """Prepare pictures of one size, on their device.
+        """Prepare images of one size, on their device.
 
         Args:
             levels: uint8 [n, 3, h, w].
@@ -125,7 +125,7 @@ class Preprocess:
         return torch.tensor([[[left, top], [right, top], [right, bottom], [left, bottom]]])
 
     def pictures(self, images: Sequence[Image.Image], device: torch.device) -> Tensor:
-        """Prepare pictures of any sizes on a device: float32 [len(images), 3, crop, crop]."""
+        """Prepare images of any sizes on a device: float32 [len(images), 3, crop, crop]."""
         places: dict[tuple[int, int], list[int]] = {}
         for place, image in enumerate(images):
             places.setdefault(image.size, []).append(place)

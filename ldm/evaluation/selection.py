@@ -1,6 +1,6 @@
 """Which of a run's saved words to keep, chosen by scores in place of a human's eye.
 
-Later steps come nearer to the training pictures and further from what prompts ask. The rule: of
+Later steps come nearer to the training images and further from what prompts ask. The rule: of
 the saved steps whose image similarity is within a tolerance of the best, the one with the best text
 similarity; of equal ones the earliest. Noises and prompts are others than those that the chosen
 word is scored on afterwards, or the choice would flatter the score.
@@ -83,8 +83,8 @@ def score_steps(
     Args:
         draw_with: returns what draws with a word's file loaded, and with no other word.
         saved: step → file; see `ldm.experiments.demo.scores.saved_words`.
-        extractor: embeds pictures and texts.
-        training: the training pictures.
+        extractor: embeds images and texts.
+        training: the training images.
         prompts: held out from the evaluation.
         report: is told of each step's scores.
         settings: further arguments of `ldm.evaluation.evaluate.evaluate`.

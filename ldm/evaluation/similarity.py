@@ -1,4 +1,4 @@
-"""The paper's two scores: how alike pictures are to the training set, and to their prompt.
+"""The paper's two scores: how alike images are to the training set, and to their prompt.
 
 Gal et al. (arXiv 2208.01618) §5: cosines between CLIP embeddings. The feature extractor is
 injected: CLIP for the real model, the miniature's judge for the miniature.
@@ -19,10 +19,10 @@ from ldm.words.placeholders import replace
 
 
 class FeatureExtractor(Protocol):
-    """What embeds pictures and texts into one space, as CLIP does."""
+    """What embeds images and texts into one space, as CLIP does."""
 
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
-        """Embed pictures of any size: [len(images), d]; any length of vector."""
+        """Embed images of any size: [len(images), d]; any length of vector."""
         ...
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
@@ -32,12 +32,12 @@ class FeatureExtractor(Protocol):
 
 @dataclass(frozen=True)
 class TextSimilarity:
-    """Agreement of pictures with a prompt, in [-1, 1].
+    """Agreement of images with a prompt, in [-1, 1].
 
     Attributes:
-        mean: mean over the pictures of the cosine with the prompt: what the authors' code computes,
+        mean: mean over the images of the cosine with the prompt: what the authors' code computes,
             and the score meant where only one is given.
-        of_average: cosine of the prompt with the pictures' average embedding: what the paper says.
+        of_average: cosine of the prompt with the images' average embedding: what the paper says.
             The average's own length is lost, so this is never smaller in absolute value.
     """
 
@@ -59,18 +59,18 @@ def pairwise_similarity(generated: Tensor, training: Tensor) -> float:
 def own_similarity(features: Tensor) -> float:
     """Return the mean cosine between different rows of one set of features [n, d], n >= 2.
 
-    Of training pictures this is what a perfect word could reach: the pictures' own variety.
+    Of training images this is what a perfect word could reach: the images' own variety.
     """
     n = len(features)
     if n < 2:
-        raise ValueError(f"features must hold at least two pictures, got {n}")
+        raise ValueError(f"features must hold at least two images, got {n}")
     unit = _unit(features, "features")
     cosines = unit @ unit.T
     return float((cosines.sum() - cosines.trace()) / (n * (n - 1)))
 
 
 def prompt_similarity(pictures: Tensor, prompt: Tensor) -> TextSimilarity:
-    """Compare features of pictures [n, d] with those of their prompt [d] or [1, d]."""
+    """Compare features of images [n, d] with those of their prompt [d] or [1, d]."""
     unit = _unit(pictures, "pictures")
     text = _unit(prompt.reshape(1, -1), "prompt")[0]
     average = F.normalize(unit.mean(0), dim=-1)
@@ -90,7 +90,7 @@ def image_similarity(
     generated: Sequence[Image.Image],
     training: Sequence[Image.Image],
 ) -> float:
-    """Return the mean cosine over all pairs (generated, training picture), in [-1, 1]."""
+    """Return the mean cosine over all pairs (generated, training image), in [-1, 1]."""
     return pairwise_similarity(
         extractor.image_features(generated), extractor.image_features(training)
     )
@@ -103,6 +103,6 @@ def text_similarity(
     prompt: str,
     placeholders: Sequence[str] = ("*",),
 ) -> TextSimilarity:
-    """Compare pictures with the prompt they were drawn from, less its placeholders."""
+    """Compare images with the prompt they were drawn from, less its placeholders."""
     text = without_placeholders(prompt, placeholders)
     return prompt_similarity(extractor.image_features(generated), extractor.text_features([text]))

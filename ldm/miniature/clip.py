@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ldm.evaluation.clip import picture_size
+from ldm.evaluation.clip import image_size
 from ldm.image_io import from_pil
 from ldm.miniature.grammar import (
     MEDIUM_PHRASES,
@@ -61,7 +61,7 @@ def preprocess(pictures: Tensor, size: int) -> Tensor:
 
 def encode_images(model: CLIPModel, pictures: Tensor) -> Tensor:
     """Embed [n, 3, h, w] in [-1, 1] as unit vectors [n, d]."""
-    pixels = preprocess(pictures, picture_size(model))
+    pixels = preprocess(pictures, image_size(model))
     pooled = model.vision_model(pixel_values=pixels).pooler_output
     return F.normalize(model.visual_projection(pooled), dim=-1)
 
@@ -113,7 +113,7 @@ class Judge:
     def image_features(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
         """Embed pictures, or a tensor [n, 3, h, w] in [-1, 1]: unit vectors [n, d] on the CPU."""
         if not isinstance(images, Tensor):
-            size = picture_size(self.model)
+            size = image_size(self.model)
             scaled = [from_pil(image)[None] for image in images]
             images = torch.cat(
                 [F.interpolate(p, (size, size), mode="bicubic", antialias=True) for p in scaled]

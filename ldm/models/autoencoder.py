@@ -37,7 +37,7 @@ class Autoencoder(pl.LightningModule):
         lossconfig: target and params of the training loss; `torch.nn.Identity` for use without
             training.
         embed_dim: channels of the latent.
-        image_key: the batch's key for pictures, [b, h, w, c] in [−1, 1].
+        image_key: the batch's key for images, [b, h, w, c] in [−1, 1].
         monitor: the logged value that picks the best checkpoint.
         ema_decay: where given, keep averaged weights; they are used for validation.
         scheduler_config: target and params of a learning-rate multiplier.
@@ -86,7 +86,7 @@ class Autoencoder(pl.LightningModule):
         self.model_ema = LitEma(self, self.ema_decay) if self.ema_decay is not None else None
 
     def pictures(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return the batch's pictures, [b, c, h, w] in [−1, 1]."""
+        """Return the batch's images, [b, c, h, w] in [−1, 1]."""
         return rearrange(batch[self.image_key], "b h w c -> b c h w").float().contiguous()
 
     def configure_optimizers(self) -> Any:
@@ -113,7 +113,7 @@ class Autoencoder(pl.LightningModule):
 
 
 class AutoencoderKL(Autoencoder):
-    """Autoencoder with a Gaussian posterior; `encode` gives the posterior, `decode` a picture.
+    """Autoencoder with a Gaussian posterior; `encode` gives the posterior, `decode` an image.
 
     Arguments as `Autoencoder`'s, which names an unknown one.
     """
@@ -138,7 +138,7 @@ class AutoencoderKL(Autoencoder):
         return DiagonalGaussianDistribution(self.quant_conv(self.encoder(x)))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latent [b, embed_dim, h, w] → picture [b, 3, f·h, f·w], about [−1, 1]."""
+        """Latent [b, embed_dim, h, w] → image [b, 3, f·h, f·w], about [−1, 1]."""
         return self.decoder(self.post_quant_conv(z))
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Any]:
@@ -161,7 +161,7 @@ class AutoencoderKL(Autoencoder):
         return loss
 
     def _progress(self) -> dict[str, Any]:
-        """What an adversarial loss needs to know beside the pictures."""
+        """What an adversarial loss needs to know beside the images."""
         if not getattr(self.loss, "adversarial", False):
             return {}
         return {"step": self.global_step, "last_layer": self.decoder.last_layer}
@@ -233,7 +233,7 @@ class VQModel(Autoencoder):
         return self.quantize(self.quant_conv(self.encoder(x)))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Quantised latent [b, embed_dim, h, w] → picture."""
+        """Quantised latent [b, embed_dim, h, w] → image."""
         return self.decoder(self.post_quant_conv(z))
 
 
@@ -245,12 +245,12 @@ class VQModelInterface(VQModel):
         return self.quant_conv(self.encoder(x))
 
     def decode(self, z: Tensor, force_not_quantize: bool = False) -> Tensor:
-        """Latent → picture, through the nearest codebook entries unless told otherwise."""
+        """Latent → image, through the nearest codebook entries unless told otherwise."""
         return super().decode(z if force_not_quantize else self.quantize(z)[0])
 
 
 class IdentityFirstStage(nn.Module):
-    """No first stage: latents are the pictures."""
+    """No first stage: latents are the images."""
 
     downsampling = 1
 

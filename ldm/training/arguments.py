@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ldm.util import Parser, UserError
 
 EXAMPLES = """examples:
-  learn a word from the pictures in DIR, as the paper did:
+  learn a word from the images in DIR, as the paper did:
     python main.py --base configs/finetune.yaml -t --data_root DIR --init_word cat \\
         --actual_resume models/ldm/text2img-large/model.ckpt --gpus 0
   one of the paper's variants (configs/variants): pivotal tuning, two vectors, a style, ...
@@ -105,7 +105,7 @@ def _add_folder(parser: argparse.ArgumentParser) -> None:
 
 def _add_word(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("learning a word")
-    group.add_argument("--data_root", metavar="DIR", default="", help="folder of training pictures")
+    group.add_argument("--data_root", metavar="DIR", default="", help="folder of training images")
     group.add_argument(
         "--second_root", metavar="DIR", default="", help="of the second word's (variant joint)"
     )
@@ -124,7 +124,7 @@ def _add_word(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--templates", metavar="FILE", default="", help="captions, one a line")
     group.add_argument("--captions", action="store_true", help="use image.txt beside image.jpg")
     group.add_argument("--center_crop", action="store_true", help="crop, do not squash")
-    group.add_argument("--num_workers", type=int, help="processes that load pictures")
+    group.add_argument("--num_workers", type=int, help="processes that load images")
 
 
 def build_parser() -> argparse.ArgumentParser:

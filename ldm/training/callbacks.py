@@ -43,7 +43,7 @@ class StepSeed(pl.Callback):
     """Seed torch's own generator for each micro-batch, from (seed, batch, rank).
 
     What draws from it (dropout, models without sample indices) is then the same however often
-    pictures are logged, and wherever a run was interrupted.
+    images are logged, and wherever a run was interrupted.
 
     Args:
         seed: the run's seed.

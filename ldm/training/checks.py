@@ -152,9 +152,7 @@ def check_config(config: RunConfig) -> None:
     personal = config.model.params.get("personalization_config")
     for name, dataset in datasets(config.data):
         if accepts(dataset, "data_root") and not dataset.params.get("data_root"):
-            raise UserError(
-                f"no pictures for data.params.{name}: give their folder, --data_root DIR"
-            )
+            raise UserError(f"no images for data.params.{name}: give their folder, --data_root DIR")
     has_weights = base or config.model.params.get("ckpt_path")
     if personal and not has_weights and not config.run.random_base:
         raise UserError(
@@ -166,7 +164,7 @@ def check_config(config: RunConfig) -> None:
 def _check_words(config: RunConfig) -> None:
     """Raise UserError where words and what goes with them do not fit.
 
-    Words of single pictures must be both learned and named; directional words want a frozen model.
+    Words of single images must be both learned and named; directional words want a frozen model.
     """
     personal = config.model.params.get("personalization_config")
     target = get_obj_from_str(personal.target) if personal else None
@@ -212,7 +210,7 @@ def make_folder(folder: Path) -> None:
 
 
 def check_keys(config: RunConfig, sets: Mapping[str, Any]) -> None:
-    """Look whether a sample holds what the model reads: its picture and its condition.
+    """Look whether a sample holds what the model reads: its image and its condition.
 
     Raises UserError naming the key and what there is instead.
     """

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from ldm.training.sampler import FixedSampler, RunSampler
 from ldm.util import instantiate_from_config
 
-# A set of four pictures needs no crowd of processes.
+# A set of four images needs no crowd of processes.
 MOST_WORKERS = 4
 
 
@@ -24,9 +24,9 @@ class DataModuleFromConfig(pl.LightningDataModule):
         train, validation, test, predict: target and params of a dataset, each optional.
         wrap: accepted for old configurations; sets are indexed by sample, so none needs wrapping.
         num_workers: loading processes; by default as many as there are cores, at most 4, and none
-            where pictures are not loaded at all (see `LatentCache`).
+            where images are not loaded at all (see `LatentCache`).
         validation_samples: samples to validate and test with, always the first ones; more than the
-            set has pictures means several noises for each. By default one pass over the set.
+            set has images means several noises for each. By default one pass over the set.
 
     Raises:
         ValueError: a batch size or worker count out of range.

@@ -1,7 +1,7 @@
 """Early stopping by a loss without noise: DVAR (Voronov et al., NeurIPS 2023, arXiv 2302.04841).
 
 The training loss says little about how far a word is, because most of its ups and downs come from
-the pictures, timesteps and noises that each step happens to draw. On a batch in which all of these
+the images, timesteps and noises that each step happens to draw. On a batch in which all of these
 stay the same, the loss falls and settles visibly; DVAR stops when it has settled.
 """
 
@@ -54,7 +54,7 @@ class DVAR(pl.Callback):
         window: optimiser steps over which the loss must have settled; the authors' code has 200.
         bound: on the ratio, in (0, 1]; the authors' code has 0.15.
         every: optimiser steps between evaluations; the paper evaluates after each.
-        samples: pictures in the batch, at least 1.
+        samples: images in the batch, at least 1.
 
     Raises:
         ValueError: an argument out of range.

@@ -39,7 +39,7 @@ OPTIONS = {
 
 
 def grid(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Lay pictures of one size out in rows."""
+    """Lay images of one size out in rows."""
     return to_pil(make_grid(torch.stack([from_pil(p) for p in pictures]), COLUMNS))
 
 
@@ -68,21 +68,21 @@ def quietly(module: Any) -> Iterator[None]:
 class ImageLogger(pl.Callback):
     """Save grids as `images/{train,val}/<key>_gs-…_e-…_b-….jpg`, and to TensorBoard.
 
-    The pictures and captions are the same each time, the first of each set, and so is the noise:
+    The images and captions are the same each time, the first of each set, and so is the noise:
     grids can be compared. Keys: `inputs`, `reconstruction`, and of a diffusion model
     `conditioning`, `samples` and `samples_scaled` (guided). Only the first process draws.
 
     Args:
         batch_frequency: optimiser steps between drawings.
-        max_images: pictures in a grid.
-        clamp, rescale: accepted for old configurations; pictures are always brought to 0…255.
+        max_images: images in a grid.
+        clamp, rescale: accepted for old configurations; images are always brought to 0…255.
         increase_log_steps: draw at steps 1, 2, 4, 8 … below `batch_frequency` too.
         disabled: draw nothing.
         log_on_batch_idx: count micro-batches instead of steps.
         log_first_step: draw before the first step too.
         log_images_kwargs: the original's options: `ddim_steps`, `ddim_eta`, `N`,
             `unconditional_guidance_scale`; others are left out, with a note.
-        ddim_steps: steps of a drawing; a drawing costs about as many evaluations per picture.
+        ddim_steps: steps of a drawing; a drawing costs about as many evaluations per image.
         ddim_eta, guidance, seed: of the drawings.
         splits: which of "train" and "val" to draw.
     """
@@ -124,7 +124,7 @@ class ImageLogger(pl.Callback):
         self.drawn: dict[str, int] = {}
 
     def due(self, count: int) -> bool:
-        """Tell whether pictures are to be drawn after `count` steps."""
+        """Tell whether images are to be drawn after `count` steps."""
         return count > 0 and (count % self.batch_frequency == 0 or count in self.early)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -145,14 +145,14 @@ class ImageLogger(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Draw training pictures when it is time, once a step."""
+        """Draw training images when it is time, once a step."""
         whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         count = batch_idx + 1 if self.log_on_batch_idx else trainer.global_step
         if (whole or self.log_on_batch_idx) and self.due(count):
             self.draw(trainer, pl_module, "train", batch_idx)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw validation pictures when it is time."""
+        """Draw validation images when it is time."""
         if not trainer.sanity_checking and self.due(trainer.global_step):
             self.draw(trainer, pl_module, "val", 0)
 
@@ -164,7 +164,7 @@ class ImageLogger(pl.Callback):
         if skip or not trainer.is_global_zero or self.drawn.get(split) == trainer.global_step:
             return
         self.drawn[split] = trainer.global_step
-        problem = ""  # a run is worth more than its pictures
+        problem = ""  # a run is worth more than its images
         try:
             with quietly(module):
                 grids = self.grids(module, first_samples(dataset, self.max_images))
@@ -174,7 +174,7 @@ class ImageLogger(pl.Callback):
             problem = "not enough memory; lower image_logger.params.max_images"
         if problem:
             torch.cuda.empty_cache()  # does nothing where there is no GPU
-            log.warning(f"no pictures at step {trainer.global_step}: {problem}")
+            log.warning(f"no images at step {trainer.global_step}: {problem}")
             return
         name = f"_gs-{trainer.global_step:06}_e-{trainer.current_epoch:06}_b-{batch_idx:06}.jpg"
         folder = self.folder / split
@@ -189,7 +189,7 @@ class ImageLogger(pl.Callback):
                     board(f"{split}/{key}", pixels, trainer.global_step, dataformats="HWC")
 
     def grids(self, module: Any, batch: dict[str, Any]) -> dict[str, list[Image.Image]]:
-        """Return a batch's pictures by key."""
+        """Return a batch's images by key."""
         drawer: Callable[..., dict[str, Tensor]] | None = getattr(module, "log_images", None)
         if drawer is not None:
             return {key: [to_pil(p) for p in x] for key, x in drawer(batch).items()}
@@ -229,7 +229,7 @@ class ImageLogger(pl.Callback):
 
 
 def first_samples(dataset: Any, count: int) -> dict[str, Any]:
-    """Return a batch of a set's first samples, with pictures even where latents are cached."""
+    """Return a batch of a set's first samples, with images even where latents are cached."""
     loaded = getattr(dataset, "with_pictures", True)
     items = [dict(dataset[i]) for i in range(min(count, len(dataset)))]
     if not loaded:

@@ -46,11 +46,11 @@ from ldm.training.trainer import (
 from ldm.training.trainer_checks import check_trainer
 from ldm.training.tuning import (
     DIFFERENCE,
-    draw_class_pictures,
+    draw_class_images,
     network_rates,
     savers,
     tunes,
-    wants_class_pictures,
+    wants_class_images,
 )
 from ldm.training.words import WordNorms, metadata
 from ldm.util import UserError, instantiate_from_config
@@ -82,10 +82,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Batch:
-    """How many pictures a step sees.
+    """How many images a step sees.
 
     Attributes:
-        size: pictures in a micro-batch on one device.
+        size: images in a micro-batch on one device.
         micro: micro-batches accumulated in a step.
         devices: processes over all nodes.
     """
@@ -164,7 +164,7 @@ def build_checked(config: RunConfig, sets: Mapping[str, Any]) -> Any:
 
 
 def build_data(config: RunConfig, training: bool) -> Any:
-    """Return the data module with its sets built: folders are listed and pictures opened."""
+    """Return the data module with its sets built: folders are listed and images opened."""
     with mendable("data"):
         data = instantiate_from_config(config.data)
         data.setup()
@@ -192,7 +192,7 @@ def _set_rate(model: Any, config: RunConfig, batch: Batch) -> None:
     log.info(f"effective learning rate {model.learning_rate:.4g} ({origin})")
     if tunes(model):
         log.info(network_rates(model))
-    log.info(f"{batch.images} pictures a step ({batch})")
+    log.info(f"{batch.images} images a step ({batch})")
 
 
 def _label_words(model: Any, config: RunConfig, batch: Batch, data: Any) -> None:
@@ -247,8 +247,8 @@ def set_up(
     first_step = read_step(resume) if resume else 0
     folder = folder or log_folder(options, config)
     check_folder(folder)
-    if wants_class_pictures(config):
-        draw_class_pictures(config, folder / "class")
+    if wants_class_images(config):
+        draw_class_images(config, folder / "class")
     data = build_data(config, options.train)
     size, devices = config.data.params.batch_size, device_count(settings)
     batch = Batch(size, accumulation(config.lightning, settings, size, devices), devices)

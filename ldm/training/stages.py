@@ -16,7 +16,7 @@ from ldm.training.config import RunConfig, load_config
 from ldm.training.run import log_folder, run
 from ldm.training.trainer import accumulation, device_count, trainer_settings
 from ldm.training.trainer_checks import check_trainer
-from ldm.training.tuning import class_pictures_of, wants_class_pictures
+from ldm.training.tuning import class_images_of, wants_class_images
 from ldm.util import UserError
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def check_second(config: RunConfig) -> None:
         check_trainer(settings)
         batch = config.data.params.batch_size
         accumulation(config.lightning, settings, batch, device_count(settings))
-        if wants_class_pictures(config):
-            class_pictures_of(config)
+        if wants_class_images(config):
+            class_images_of(config)
     except UserError as error:
         raise UserError(f"second stage: {error}") from error

@@ -1,4 +1,4 @@
-"""What tuning the networks needs: pictures of the class before, a file of differences after."""
+"""What tuning the networks needs: images of the class before, a file of differences after."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from ldm.checkpoint.loading import load_model
 from ldm.checkpoint.weight_delta import save_difference
-from ldm.data.personalized_prior import CLASS_PICTURES, class_prompt_of
+from ldm.data.personalized_prior import CLASS_IMAGES, class_prompt_of
 from ldm.image_io import save_png
 from ldm.inference import generate
 from ldm.training.checkpoints import Saver
@@ -24,7 +24,7 @@ from ldm.util import UserError
 log = logging.getLogger(__name__)
 
 DIFFERENCE = "difference.safetensors"
-# Class pictures are drawn as the paper's evaluation draws: 50 steps of DDIM, guidance 5.
+# Class images are drawn as the paper's evaluation draws: 50 steps of DDIM, guidance 5.
 STEPS, SCALE, AT_A_TIME = 50, 5.0, 8
 
 
@@ -71,38 +71,38 @@ def savers(config: RunConfig) -> tuple[Saver, ...]:
     return save_words, DifferenceSaver(Path(base), config.run.half_difference)
 
 
-def wants_class_pictures(config: RunConfig) -> bool:
-    """Tell whether the training set needs pictures of the word's class that are not there yet."""
+def wants_class_images(config: RunConfig) -> bool:
+    """Tell whether the training set needs images of the word's class that are not there yet."""
     train = config.data.params.get("train")
     if not train or not accepts(train, "class_pictures"):
         return False
     return not (train.get("params") or {}).get("class_root")
 
 
-def class_pictures_of(config: RunConfig) -> tuple[str, int]:
-    """Return what class pictures are drawn from, and how many: cheap, to be asked early.
+def class_images_of(config: RunConfig) -> tuple[str, int]:
+    """Return what class images are drawn from, and how many: cheap, to be asked early.
 
     Raises:
         UserError: no base model, no class, or a number out of range.
     """
     if not config.run.base_checkpoint:
         raise UserError(
-            "class pictures are drawn by the base model: name its weights with --actual_resume, or "
-            "give pictures as class_root"
+            "class images are drawn by the base model: name its weights with --actual_resume, or "
+            "give images as class_root"
         )
     params = config.data.params.train.params
     prompt = params.get("class_prompt") or class_prompt_of(params.get("first_word"))
-    count = params.get("class_pictures", CLASS_PICTURES)
+    count = params.get("class_pictures", CLASS_IMAGES)
     if count < 1:
         raise UserError(f"class_pictures must be at least 1, got {count}")
     return prompt, count
 
 
-def draw_class_pictures(config: RunConfig, folder: Path) -> None:
+def draw_class_images(config: RunConfig, folder: Path) -> None:
     """Draw the class by the base model, and enter their folder into the configuration.
 
-    Pictures that are there already, from a run that was stopped, are kept: picture i depends on its
-    seed alone. Several processes may do this at once; each picture appears whole.
+    Images that are there already, from a run that was stopped, are kept: image i depends on its
+    seed alone. Several processes may do this at once; each image appears whole.
 
     Args:
         config: whose data wants them; `data.params.train.params.class_root` is set.
@@ -111,12 +111,12 @@ def draw_class_pictures(config: RunConfig, folder: Path) -> None:
     Raises:
         UserError: as `class_pictures_of`; or the folder cannot be written to.
     """
-    prompt, count = class_pictures_of(config)
+    prompt, count = class_images_of(config)
     folder.mkdir(parents=True, exist_ok=True)
     seeds = range(config.run.seed, config.run.seed + count)
     missing = sum(not _picture_file(folder, seed).is_file() for seed in seeds)
     if missing:
-        log.info(f"drawing {missing} class pictures, {prompt!r}, in {folder}")
+        log.info(f"drawing {missing} class images, {prompt!r}, in {folder}")
         _draw(config, prompt, seeds, folder)
     config.data.params.train.params.class_root = str(folder)
 
@@ -147,5 +147,5 @@ def _draw(config: RunConfig, prompt: str, seeds: range, folder: Path) -> None:
         )
         for picture in pictures:
             path = _picture_file(folder, picture.seed)
-            # Under a hidden name first, which no set takes for a picture.
+            # Under a hidden name first, which no set takes for an image.
             save_png(picture.image, path.with_name(f".{path.name}"), picture.settings).replace(path)

@@ -3,7 +3,7 @@
 `configs/variants/NAME.yaml` holds what the variant changes, and a mapping `variant:` with
 
     about: one sentence on what it is
-    source: what its pictures come from; see `SOURCES`
+    source: what its images come from; see `SOURCES`
 
 A leaf: `main.py` finds overlays here; the protocol and the evaluation learn from `source` what
 there is to learn and to draw.
@@ -20,11 +20,11 @@ from typing import Any
 from ldm.util import UserError
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "variants"
-# Where a variant's pictures come from (paper, section 4): of these only the first is trained.
+# Where a variant's images come from (paper, section 4): of these only the first is trained.
 SOURCES: Mapping[str, str] = {
     "learned": "drawn from prompts that name a learned word",
     "captions": "drawn by the base model from a human's captions in the word's place",
-    "images": "the training pictures themselves",
+    "images": "the training images themselves",
     "prompts": "drawn by the base model from the prompts without the word",
 }
 KEYS = ("name", "about", "source")
@@ -111,6 +111,6 @@ def check_learned(facts: Mapping[str, Any]) -> None:
     if facts["source"] != "learned":
         name = facts.get("name") or facts["about"]
         raise UserError(
-            f"variant {name} learns nothing, its pictures are {SOURCES[facts['source']]}: score "
+            f"variant {name} learns nothing, its images are {SOURCES[facts['source']]}: score "
             "them with scripts/evaluate_model.py"
         )

@@ -25,8 +25,8 @@ def metadata(
     Args:
         config: of the run.
         rate: effective learning rate.
-        images_per_step: pictures in one optimiser step, over all devices.
-        pictures: the training pictures' files.
+        images_per_step: images in one optimiser step, over all devices.
+        pictures: the training images' files.
     """
     from ldm.checkpoint.loading import checkpoint_hash
 

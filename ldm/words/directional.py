@@ -49,7 +49,7 @@ def spherical_step(
     """Take one step of directional textual inversion; the equations stand above.
 
     A vector whose gradient is exactly zero was in none of the step's captions, and stays: the
-    prior alone, brought to unit length, would otherwise pull it to μ as fast as pictures teach.
+    prior alone, brought to unit length, would otherwise pull it to μ as fast as images teach.
     So does one whose gradient has no part along the sphere, or is not finite.
 
     Args:

@@ -65,13 +65,13 @@ class EmbeddingManager(nn.Module):
         placeholder_strings: the words to learn, ["*"] by default; [] where files bring them.
         initializer_words: the first word of each placeholder, in order; a missing or empty one
             starts from the original's U[0, 1) draw.
-        per_image_tokens: add one word for each training picture.
+        per_image_tokens: add one word for each training image.
         num_vectors_per_token: k, vectors of each word, at least 1.
         progressive_words: start with one vector and use one more after every `progressive_steps`.
         initializer_mode: "mean" or "sequence".
         seed: of the U[0, 1) draw.
         progressive_steps: optimiser steps, at least 1; 2000 are the paper's.
-        per_image_placeholders: the pictures' words; by default the 22 Hebrew letters.
+        per_image_placeholders: the images' words; by default the 22 Hebrew letters.
 
     Raises:
         UserError: a placeholder or first word the vocabulary cannot serve.

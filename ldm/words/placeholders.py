@@ -7,7 +7,7 @@ import re
 DEFAULT_PLACEHOLDER = "*"
 
 # "Per-image tokens" (paper, section 5.1; the released code's names): one more word for each
-# training picture. The 22 Hebrew letters without final forms are single, known tokens of
+# training image. The 22 Hebrew letters without final forms are single, known tokens of
 # bert-base-uncased, and no English caption uses them.
 PER_IMAGE_PLACEHOLDERS = tuple("אבגדהוזחטיכלמנסעפצקרשת")
 

@@ -28,7 +28,7 @@ def main() -> int:
         "--concepts",
         metavar="DIR",
         default=str(ROOT / "examples" / "concepts"),
-        help="a folder of pictures for each concept (examples/concepts)",
+        help="a folder of images for each concept (examples/concepts)",
     )
     parser.add_argument(
         "--output",

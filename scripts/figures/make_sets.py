@@ -22,7 +22,7 @@ arcade as chalk, with --init_word neon
 
 
 def main() -> int:
-    """Write the pictures."""
+    """Write the images."""
     parser = Parser(
         prog="scripts/figures/make_sets.py",
         description="Draw the sets that only the figures learn a word from: ten stars in all media "

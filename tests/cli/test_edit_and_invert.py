@@ -27,7 +27,7 @@ def files(tmp_path, untrained_miniature):
     mask.save(tmp_path / "mask.png")
     Image.new("L", (32, 32), 255).save(tmp_path / "small.png")
     Image.new("L", (64, 64)).save(tmp_path / "empty.png")
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     return {
         "folder": tmp_path,
         "model": untrained_miniature,
@@ -86,7 +86,7 @@ def test_the_command_leaves_the_background_as_it_was(files):
     assert Image.open(out / "grid.png").width > 2 * 64
 
 
-def test_inversion_writes_noise_the_picture_and_the_edits(files, caplog):
+def test_inversion_writes_noise_the_image_and_the_edits(files, caplog):
     caplog.set_level("INFO")
     line = options(files, edit=["a * at night", "a red mug *"], scales=[1, 5], steps=3)
     assert invert.main(line) == 0
@@ -108,7 +108,7 @@ def test_inversion_writes_noise_the_picture_and_the_edits(files, caplog):
     assert abs(difference).max() <= 1
     with pytest.raises(UserError, match=r"noise\.safetensors exists: give another --outdir"):
         invert.main(line)
-    with pytest.raises(UserError, match=r"is of another picture, picture\.png"):
+    with pytest.raises(UserError, match=r"is of another image, picture\.png"):
         invert.main(options(files, "mask.png", edit=["a *"], **again))
 
 
@@ -126,7 +126,7 @@ def without_model(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"mask": "small.png"}, r"small.png' is 32 x 32, but the picture is 64 x 64: give"),
+        ({"mask": "small.png"}, r"small.png' is 32 x 32, but the image is 64 x 64: give"),
         ({"mask": "empty.png"}, r"empty.png' is empty: paint white"),
         ({"mask": "broken.png"}, r"broken.png' cannot be read"),
         ({"mask": "absent.png"}, r"absent.png' does not exist"),
@@ -159,7 +159,7 @@ def test_a_bad_edit_is_refused_in_a_line(files, given, message):
         ({"image": "broken.png"}, r"broken.png' cannot be read"),
         ({"edit": ["a red star"]}, "prompt 'a red star' names no loaded word"),
         ({"embedding_path": None}, r"names '\*', but no word is loaded"),
-        ({"prompt": None}, "give either --prompt TEXT, which describes the picture, or --noise"),
+        ({"prompt": None}, "give either --prompt TEXT, which describes the image, or --noise"),
         ({"prompt": None, "noise": "x"}, "nothing to do: with --noise FILE give --edit TEXT"),
         ({"prompt": None, "noise": "x", "edit": ["a *"]}, "noise 'x' does not exist"),
         ({"steps": 1}, r"--steps must lie in 2\.\.1000, got 1"),

@@ -22,7 +22,7 @@ from ldm.util import UserError
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three training pictures."""
+    """Three training images."""
     folder = tmp_path_factory.mktemp("mugs")
     rng = np.random.default_rng(0)
     for i in range(3):
@@ -31,7 +31,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Evaluate:
-    """Runs the command on few pictures and reads what it wrote."""
+    """Runs the command on few images and reads what it wrote."""
 
     def __init__(self, model: Path, pictures: Path, folder: Path) -> None:
         self.word = model / "words" / "sepia.safetensors"
@@ -111,7 +111,7 @@ def test_what_the_paper_compares_with(score: Evaluate, pictures: Path, tmp_path:
     assert images["name"] == "image_only"
     assert images["settings"]["pictures"] == 3
     assert "steps" not in images["settings"]
-    # Each picture with itself too: 1 for three of the nine pairs.
+    # Each image with itself too: 1 for three of the nine pairs.
     assert images["image"]["value"] == pytest.approx((1 + 2 * images["training"]) / 3, abs=1e-5)
     assert images["settings"]["source"] == "images"
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
 from ldm.data import personalized, personalized_style
-from ldm.data.folder import insert_placeholder, list_pictures
+from ldm.data.folder import insert_placeholder, list_images
 from ldm.data.personalized import PersonalizedBase
 from ldm.data.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from ldm.util import UserError, instantiate_from_config
@@ -59,14 +59,14 @@ class TestListing:
 
     def test_of_nothing_is_an_error_that_says_what_is_there(self, tmp_path):
         with pytest.raises(UserError, match="holds no pictures: put"):
-            list_pictures(tmp_path)
+            list_images(tmp_path)
         (tmp_path / "film.mp4").write_text("")
         with pytest.raises(UserError, match=r"only 1 other files \(film.mp4\)"):
-            list_pictures(tmp_path)
+            list_images(tmp_path)
         with pytest.raises(UserError, match="not a folder"):
-            list_pictures(tmp_path / "film.mp4")
+            list_images(tmp_path / "film.mp4")
         with pytest.raises(UserError, match="not a folder"):
-            list_pictures(tmp_path / "nowhere")
+            list_images(tmp_path / "nowhere")
 
     def test_a_broken_picture_is_found_at_once(self, folder):
         (folder / "d.jpg").write_text("not a picture")

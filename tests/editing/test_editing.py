@@ -1,4 +1,4 @@
-"""Local edits and bipartite inversion: the background stays, the picture comes back."""
+"""Local edits and bipartite inversion: the background stays, the image comes back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 from torch.testing import assert_close
 
-from ldm.editing.bipartite import invert_picture, read_noise, reconstruction, redraw, write_noise
+from ldm.editing.bipartite import invert_image, read_noise, reconstruction, redraw, write_noise
 from ldm.editing.blended import (
     Blending,
     background_error,
@@ -59,7 +59,7 @@ def mask():
 
 
 class Brightness:
-    """Likes bright pictures."""
+    """Likes bright images."""
 
     def image_features(self, images):
         light = torch.tensor([np.asarray(image).mean() / 255 for image in images])
@@ -82,7 +82,7 @@ def test_pasting_keeps_every_pixel_outside_the_mask_and_changes_those_inside(mod
         assert changed.mean() > 0.9
 
 
-def test_a_picture_depends_on_its_seed_alone(model, picture, mask):
+def test_a_image_depends_on_its_seed_alone(model, picture, mask):
     two = edit(model, picture, mask, "a red star", FEW)
     (second,) = edit(model, picture, mask, "a red star", Blending(steps=3, samples=1, seed=43))
     assert [made.seed for made in two] == [42, 43]
@@ -90,7 +90,7 @@ def test_a_picture_depends_on_its_seed_alone(model, picture, mask):
     assert background_error(two[0].image, second.image, Image.new("1", (64, 64))) > 10
 
 
-def test_the_latent_outside_the_mask_is_the_pictures_noised_to_each_step(
+def test_the_latent_outside_the_mask_is_the_images_noised_to_each_step(
     model, picture, mask, monkeypatch
 ):
     """Spec: before each guided step z ← m·z + (1−m)·q_sample(z_init, t)."""
@@ -184,11 +184,11 @@ def test_a_masked_region_is_cut_out_and_the_rest_is_grey(picture):
         ((5000, 100), 64, 16, (64, 16)),
     ],
 )
-def test_the_size_that_a_picture_is_drawn_at(size, side, multiple, want):
+def test_the_size_that_a_image_is_drawn_at(size, side, multiple, want):
     assert fitting_size(size, side, multiple) == want
 
 
-def test_a_picture_that_is_not_square_is_edited_in_its_proportions(model, picture):
+def test_a_image_that_is_not_square_is_edited_in_its_proportions(model, picture):
     wide = picture.resize((100, 52))
     size = model_size(model, wide.size)
     assert size == (64, 32)
@@ -205,7 +205,7 @@ def test_masks_that_cannot_serve_are_named(model, tmp_path):
         Image.new("L", size, value).save(tmp_path / "mask.png")
         return tmp_path / "mask.png"
 
-    with pytest.raises(UserError, match="is 32 x 64, but the picture is 64 x 64: give a mask of"):
+    with pytest.raises(UserError, match="is 32 x 64, but the image is 64 x 64: give a mask of"):
         open_mask(mask_file(255, (32, 64)), (64, 64))
     with pytest.raises(UserError, match=r"is empty: paint white \(at least 128 of 255\)"):
         open_mask(mask_file(127), (64, 64))
@@ -219,7 +219,7 @@ def test_masks_that_cannot_serve_are_named(model, tmp_path):
 
 
 def test_bad_arguments_are_named(model, picture):
-    with pytest.raises(ValueError, match="mask must have the picture's size"):
+    with pytest.raises(ValueError, match="mask must have the image's size"):
         edit(model, picture, Image.new("1", (8, 8)), "a star")
     for name in ("steps", "samples", "batch_size"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
@@ -236,7 +236,7 @@ def test_psnr_is_that_of_a_known_error():
     assert psnr(grey, Image.new("RGB", (4, 4), (110, 110, 110))) == pytest.approx(28.13, abs=0.01)
 
 
-def test_the_shipped_miniature_draws_a_picture_again_from_its_noise():
+def test_the_shipped_miniature_draws_a_image_again_from_its_noise():
     """At a tenth of the paper's steps; refinements then make up for the long steps."""
     folder = ROOT / "models/miniature"
     model = load_model(folder / "config.yaml", folder / "model.safetensors")
@@ -244,16 +244,14 @@ def test_the_shipped_miniature_draws_a_picture_again_from_its_noise():
     best = reconstruction(model, mug)
     levels = []
     for refinements in (0, 2):
-        noise = invert_picture(
-            model, mug, "a photo of a red mug", steps=25, refinements=refinements
-        )
+        noise = invert_image(model, mug, "a photo of a red mug", steps=25, refinements=refinements)
         levels.append(psnr(redraw(model, noise, [noise.prompt])[0], best))
     assert levels[1] > max(30, levels[0] + 5)
     assert levels[0] > 20
 
 
 def test_prompts_are_drawn_side_by_side_from_one_noise(model, picture):
-    noise = invert_picture(model, picture, "a star", steps=4)
+    noise = invert_image(model, picture, "a star", steps=4)
     both = redraw(model, noise, ["a star", "a red mug"], 3.0)
     alone = redraw(model, noise, ["a red mug"], 3.0)
     assert psnr(both[1], alone[0]) > 40
@@ -261,7 +259,7 @@ def test_prompts_are_drawn_side_by_side_from_one_noise(model, picture):
 
 
 def test_noise_goes_through_a_file(model, picture, tmp_path):
-    noise = invert_picture(model, picture, "a star", steps=3, scale=2.0)
+    noise = invert_image(model, picture, "a star", steps=3, scale=2.0)
     write_noise(tmp_path / "noise.safetensors", noise)
     read = read_noise(tmp_path / "noise.safetensors")
     assert torch.equal(read.noise, noise.noise)
@@ -281,7 +279,7 @@ def test_files_that_hold_no_noise_are_named(tmp_path):
         read_noise(tmp_path / "damaged")
 
 
-def test_pictures_and_masks_keep_their_kind_when_resized(picture):
+def test_images_and_masks_keep_their_kind_when_resized(picture):
     assert to_pil(from_pil(picture)).tobytes() == picture.tobytes()
     mask = Image.new("1", (100, 50))
     mask.paste(1, (50, 0, 100, 50))

@@ -1,4 +1,4 @@
-"""Intervals: closed forms, and what holds for any pictures."""
+"""Intervals: closed forms, and what holds for any images."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_interval_is_that_of_the_normal_limit() -> None:
 
 
 def test_the_interval_of_two_scores_is_exact() -> None:
-    """Two pictures are drawn again as (2, 0), (1, 1), (0, 2): the ends are the scores."""
+    """Two images are drawn again as (2, 0), (1, 1), (0, 2): the ends are the scores."""
     found = resample(weighted_mean([0.0, 1.0]), 2, 1000, rng()).estimate
     assert found == Estimate(0.5, 0.0, 1.0)
 
@@ -77,7 +77,7 @@ def test_the_same_seed_gives_the_same_interval() -> None:
 
 
 def test_centring_takes_the_shift_of_repeats_away() -> None:
-    """Of pictures at right angles the average of fewer scores less: every resample is too low."""
+    """Of images at right angles the average of fewer scores less: every resample is too low."""
     unit, text = np.eye(8), np.full(8, 8**-0.5)
     found = resample(cosine_of_average(unit, text), 8, 500, rng())
     assert found.estimate.high < found.estimate.value == pytest.approx(1)

@@ -35,7 +35,7 @@ PROMPTS = ("a photo of * on the moon", "a cat, *", "*")
 
 @pytest.fixture(scope="module", params=[224, 32])
 def clip_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small CLIP with random weights that reads pictures of 224 (the paper's) or 32 pixels."""
+    """A small CLIP with random weights that reads images of 224 (the paper's) or 32 pixels."""
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
     torch.manual_seed(0)
@@ -78,7 +78,7 @@ def pictures(count: int = 5) -> list[Image.Image]:
 
 
 def by_transformers(folder: Path, images: list[Image.Image], texts: list[str]):
-    """Embed by transformers' processor and model, one picture and one text at a time."""
+    """Embed by transformers' processor and model, one image and one text at a time."""
     from transformers import CLIPModel, CLIPTokenizer
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -130,7 +130,7 @@ def test_scores_equal_transformers_alone(clip_folder: Path) -> None:
         assert score.of_average.value == pytest.approx(of_average, abs=1e-5)
 
 
-def test_more_pictures_than_a_batch_keep_their_order(clip_folder: Path) -> None:
+def test_more_images_than_a_batch_keep_their_order(clip_folder: Path) -> None:
     extractor = ClipExtractor.load(clip_folder)
     many = pictures(37)
     alone = torch.cat([extractor.image_features([image]) for image in many[-5:]])

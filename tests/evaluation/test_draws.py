@@ -1,4 +1,4 @@
-"""Where pictures come from: the same pictures as one by one, and what the paper compares with."""
+"""Where images come from: the same images as one by one, and what the paper compares with."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ldm.evaluation.draws import (
     from_model,
     from_prompts,
 )
-from ldm.inference import Picture
+from ldm.inference import GeneratedImage
 from ldm.util import UserError
 
 
 class Recorder:
-    """Stands in for `generate`: a picture's colour is its seed, and batches above a size fail."""
+    """Stands in for `generate`: an image's colour is its seed, and batches above a size fail."""
 
     def __init__(self, most: int = 100) -> None:
         self.most = most
@@ -40,7 +40,7 @@ class Recorder:
         self.batches.append(len(prompts))
         self.texts += prompts
         return [
-            Picture(Image.new("L", (1, 1), seed + i), text, seed + i, given)
+            GeneratedImage(Image.new("L", (1, 1), seed + i), text, seed + i, given)
             for i, text in enumerate(prompts)
         ]
 
@@ -55,7 +55,7 @@ def colours(images: Sequence[Image.Image]) -> list[int]:
     return [int(np.asarray(image)[0, 0]) for image in images]
 
 
-def test_picture_i_has_seed_i_whatever_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_i_has_seed_i_whatever_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     for size in (1, 3, 100):
         recorder, kept = Recorder(), []
         monkeypatch.setattr(draws, "generate", recorder)
@@ -91,8 +91,8 @@ def test_a_batch_that_does_not_fit_is_halved(
         images = from_model(MODEL, Sampling(seed=0))(["a"], 40)
     assert colours(images) == list(range(40))
     assert recorder.batches == [8] * 5
-    assert "out of memory for 32 pictures at a time: trying 16" in caplog.text
-    with pytest.raises(UserError, match="for 20 pictures at a time: lower --batch_size"):
+    assert "out of memory for 32 images at a time: trying 16" in caplog.text
+    with pytest.raises(UserError, match="for 20 images at a time: lower --batch_size"):
         from_model(MODEL, Sampling(batch_size=20))(["a"], 40)
     monkeypatch.setattr(draws, "generate", Recorder(most=0))
     with pytest.raises(UserError, match="give --precision autocast"):
@@ -130,10 +130,10 @@ def test_prompts_alone_lose_the_word(monkeypatch: pytest.MonkeyPatch) -> None:
     assert recorder.texts == ["A photo of on the moon"] * 2
 
 
-def test_training_pictures_stand_for_drawn_ones() -> None:
+def test_training_images_stand_for_drawn_ones() -> None:
     training = [Image.new("L", (1, 1), i) for i in range(3)]
     assert colours(from_images(training)(["a", "b"], 4)) == [0, 1, 2, 0, 0, 1, 2, 0]
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         from_images([])
 
 

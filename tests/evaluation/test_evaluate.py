@@ -23,7 +23,7 @@ from ldm.util import UserError
 
 
 class ColourExtractor:
-    """A picture's features are the colour of its first pixel; a text's, its length and letters."""
+    """An image's features are the colour of its first pixel; a text's, its length and letters."""
 
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
         return torch.tensor([[float(v) for v in image.getpixel((0, 0))] for image in images])
@@ -33,7 +33,7 @@ class ColourExtractor:
 
 
 class Painter:
-    """Draws flat pictures in colours that depend on the prompt and the picture's place."""
+    """Draws flat images in colours that depend on the prompt and the image's place."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[list[str], int]] = []
@@ -74,7 +74,7 @@ def test_every_prompt_is_drawn_once_and_in_one_call() -> None:
     assert draw.calls == [(["A photo of *", "Felt *"], 2)]
 
 
-def test_identical_pictures_are_alike_for_certain() -> None:
+def test_identical_images_are_alike_for_certain() -> None:
     same = [Image.new("RGB", (4, 4), "teal")] * 3
     found = evaluate(
         lambda prompts, each: same[:1] * (len(prompts) * each),
@@ -87,7 +87,7 @@ def test_identical_pictures_are_alike_for_certain() -> None:
     assert found.text.value == pytest.approx(found.text_of_average.value)
 
 
-def test_a_second_extractor_scores_the_image_prompts_pictures() -> None:
+def test_a_second_extractor_scores_the_image_prompts_images() -> None:
     class Dino:
         def image_features(self, images: Sequence[Image.Image]) -> Tensor:
             return ColourExtractor().image_features(images).roll(1, -1) ** 2
@@ -112,7 +112,7 @@ def test_seeds_move_the_intervals_and_nothing_else() -> None:
     assert one.text != other.text
 
 
-def test_a_single_training_picture_has_no_pairs_of_its_own() -> None:
+def test_a_single_training_image_has_no_pairs_of_its_own() -> None:
     found = evaluate(Painter(), ColourExtractor(), TRAINING[:1], PROMPTS, pictures=2)
     assert found.training is None
     assert Evaluation.from_json(json.loads(json.dumps(found.to_json()))) == found
@@ -155,9 +155,9 @@ def test_prompts_must_name_a_learned_word() -> None:
 
 
 def test_arguments_out_of_range() -> None:
-    with pytest.raises(ValueError, match="training must hold at least one picture"):
+    with pytest.raises(ValueError, match="training must hold at least one image"):
         evaluate(Painter(), ColourExtractor(), [], PROMPTS)
     with pytest.raises(ValueError, match="got 0 and 1000"):
         evaluate(Painter(), ColourExtractor(), TRAINING, PROMPTS, pictures=0)
-    with pytest.raises(ValueError, match="draw gave 1 pictures for 3 prompts of 4 each"):
+    with pytest.raises(ValueError, match="draw gave 1 images for 3 prompts of 4 each"):
         evaluate(lambda *_: TRAINING[:1], ColourExtractor(), TRAINING, PROMPTS, pictures=4)

@@ -1,4 +1,4 @@
-"""Preparing pictures: PIL's pixels, and transformers' own processor, bit for bit."""
+"""Preparing images: PIL's pixels, and transformers' own processor, bit for bit."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_resizing_gives_pils_pixels(h: int, w: int, shorter: int, seed: int) -> 
 
 @pytest.mark.parametrize("size", [(256, 256), (64, 64), (500, 333), (97, 1001), (1024, 768)])
 @pytest.mark.parametrize("draw", [noise, waves])
-def test_pictures_of_every_kind_give_pils_pixels(draw, size: tuple[int, int]) -> None:
+def test_images_of_every_kind_give_pils_pixels(draw, size: tuple[int, int]) -> None:
     image = draw(*size)
     assert torch.equal(resize_shorter(tensor(image), 224).byte(), by_pil(image, 224))
 
@@ -74,7 +74,7 @@ def test_preparing_equals_transformers_processor(
     assert torch.equal(prepare.pictures(images, torch.device("cpu")), expected)
 
 
-def test_pictures_of_several_sizes_keep_their_places() -> None:
+def test_images_of_several_sizes_keep_their_places() -> None:
     prepare = Preprocess(32, 32, MEAN, STD)
     images = [noise(20, 20, 1), noise(50, 40, 2), noise(20, 20, 3).convert("L"), noise(32, 32, 4)]
     together = prepare.pictures(images, torch.device("cpu"))

@@ -24,7 +24,7 @@ from ldm.evaluation.similarity import (
 
 
 class ColourExtractor:
-    """A picture's features are its mean colour; a text's, the colour it names last."""
+    """An image's features are its mean colour; a text's, the colour it names last."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -47,7 +47,7 @@ def test_image_similarity_is_the_mean_over_all_pairs() -> None:
     assert pairwise_similarity(a, b) == pytest.approx(float(torch.stack(pairs).mean()), abs=1e-6)
 
 
-def test_own_similarity_leaves_out_each_picture_with_itself() -> None:
+def test_own_similarity_leaves_out_each_image_with_itself() -> None:
     features = torch.randn(4, 5)
     pairs = [cosine_similarity(x, y, dim=0) for x, y in itertools.combinations(features, 2)]
     assert own_similarity(features) == pytest.approx(float(torch.stack(pairs).mean()), abs=1e-6)
@@ -55,7 +55,7 @@ def test_own_similarity_leaves_out_each_picture_with_itself() -> None:
 
 
 def test_text_similarity_means_both_ways() -> None:
-    # Two pictures at right angles, the prompt along the first: mean of (1, 0), cosine of 45°.
+    # Two images at right angles, the prompt along the first: mean of (1, 0), cosine of 45°.
     result = prompt_similarity(torch.tensor([[2.0, 0.0], [0.0, 3.0]]), torch.tensor([5.0, 0.0]))
     assert result.mean == pytest.approx(0.5)
     assert result.of_average == pytest.approx(0.5**0.5)
@@ -69,7 +69,7 @@ def test_the_average_never_scores_below_the_mean_in_absolute_value(n: int, seed:
     assert abs(result.of_average) >= abs(result.mean) - 1e-5
 
 
-def test_scores_of_pictures() -> None:
+def test_scores_of_images() -> None:
     extractor = ColourExtractor()
     generated = [flat("red"), flat("yellow")]
     assert image_similarity(extractor, generated, [flat("red")]) == pytest.approx(
@@ -96,11 +96,11 @@ def test_the_prompt_is_compared_without_its_words(
 
 
 @pytest.mark.parametrize("features", [torch.zeros(0, 4), torch.zeros(4)])
-def test_no_pictures_is_an_error_that_says_so(features: Tensor) -> None:
+def test_no_images_is_an_error_that_says_so(features: Tensor) -> None:
     with pytest.raises(ValueError, match="n >= 1"):
         pairwise_similarity(features, torch.ones(1, 4))
 
 
-def test_one_picture_has_no_pairs() -> None:
-    with pytest.raises(ValueError, match="at least two pictures, got 1"):
+def test_one_image_has_no_pairs() -> None:
+    with pytest.raises(ValueError, match="at least two images, got 1"):
         own_similarity(torch.ones(1, 4))

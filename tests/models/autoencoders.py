@@ -1,4 +1,4 @@
-"""A small autoencoder, pictures for it, and a run of Lightning's trainer."""
+"""A small autoencoder, images for it, and a run of Lightning's trainer."""
 
 import pytorch_lightning as pl
 import torch

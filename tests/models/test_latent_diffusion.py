@@ -116,7 +116,7 @@ def test_the_loss_of_a_batch_is_that_of_its_samples(model):
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.25])
-def test_class_pictures_add_their_own_loss(tmp_path, weight):
+def test_class_images_add_their_own_loss(tmp_path, weight):
     """By hand: the two mean square errors from their own latents, texts, timesteps and noise."""
     regularised = {"embedding_reg_weight": 0.5, "prior_weight": weight}
     model = text_model(tmp_path, personalization_config=WORDS, **regularised)
@@ -326,7 +326,7 @@ def test_the_scale_is_measured_at_the_first_batch():
     assert "scale_factor" in model.state_dict()
 
 
-def test_conditions_that_are_pictures_are_stacked_on_the_latent():
+def test_conditions_that_are_images_are_stacked_on_the_latent():
     """Super-resolution, maps of classes and inpainting: the original's `concat` models."""
     wide = unet(in_channels=6)
     stage = {"first_stage_config": IDENTITY, "cond_stage_key": "hint", "unet_config": wide}

@@ -31,7 +31,7 @@ ADVERSARIAL = {
 }
 
 
-def a_picture_and_its_copy():
+def a_image_and_its_copy():
     torch.manual_seed(0)
     x = torch.rand(2, 3, 16, 16) * 2 - 1
     decoded = (x + 0.1 * torch.randn_like(x)).requires_grad_()
@@ -40,7 +40,7 @@ def a_picture_and_its_copy():
 
 
 def test_plain_reconstruction():
-    x, decoded, posterior = a_picture_and_its_copy()
+    x, decoded, posterior = a_image_and_its_copy()
     loss, parts = KLReconstruction(2.0, 3.0, 0.5)(x, decoded, posterior)
     error = decoded - x
     kl = posterior.kl().mean() / 8
@@ -51,7 +51,7 @@ def test_plain_reconstruction():
 
 
 def test_before_its_start_the_discriminator_only_waits():
-    x, decoded, posterior = a_picture_and_its_copy()
+    x, decoded, posterior = a_image_and_its_copy()
     loss_of = LPIPSWithDiscriminator(10, kl_weight=0.1, perceptual_weight=0, logvar_init=0.3)
     loss, parts = loss_of(x, decoded, posterior, step=9)
     error = (x - decoded).abs()
@@ -66,7 +66,7 @@ def test_before_its_start_the_discriminator_only_waits():
 @pytest.mark.parametrize("kind", ["hinge", "vanilla"])
 def test_each_term_moves_its_own_network(kind):
     """The one sum's gradients are those of two losses kept apart."""
-    x, _, posterior = a_picture_and_its_copy()
+    x, _, posterior = a_image_and_its_copy()
     loss_of = LPIPSWithDiscriminator(
         5, 0.0, 0.0, 1.0, 1, 3, 2.0, 0.7, perceptual_weight=0, disc_loss=kind
     ).train()
@@ -104,7 +104,7 @@ def test_the_adaptive_weight_makes_gradients_alike():
 
 
 def test_validation_has_no_adaptive_weight():
-    x, decoded, posterior = a_picture_and_its_copy()
+    x, decoded, posterior = a_image_and_its_copy()
     loss_of = LPIPSWithDiscriminator(0, disc_num_layers=1, perceptual_weight=0).eval()
     with torch.no_grad():
         _, parts = loss_of(x, decoded, posterior, step=1, last_layer=decoded)
@@ -149,7 +149,7 @@ def test_training_moves_both_networks(accumulate):
 
 
 class FakeLPIPS(nn.Module):
-    """As taming's: a distance a picture, [b, 1, 1, 1]."""
+    """As taming's: a distance an image, [b, 1, 1, 1]."""
 
     def __init__(self):
         super().__init__()
@@ -165,7 +165,7 @@ def test_perception_comes_from_taming_transformers(monkeypatch):
     for name in ("taming", "taming.modules", "taming.modules.losses"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, "taming.modules.losses.lpips", taming)
-    x, decoded, posterior = a_picture_and_its_copy()
+    x, decoded, posterior = a_image_and_its_copy()
     loss_of = LPIPSWithDiscriminator(10, kl_weight=0, perceptual_weight=0.5).train()
     _, parts = loss_of(x, decoded, posterior)
     error = (x - decoded).abs() + (x - decoded).square().mean((1, 2, 3), keepdim=True)

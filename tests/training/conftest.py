@@ -1,4 +1,4 @@
-"""A tiny model, a vocabulary and pictures, and the real command line to train it with."""
+"""A tiny model, a vocabulary and images, and the real command line to train it with."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of three pictures, named after what they show."""
+    """A folder of three images, named after what they show."""
     folder = tmp_path_factory.mktemp("pictures") / "mugs"
     folder.mkdir()
     rng = np.random.default_rng(0)

@@ -16,14 +16,14 @@ from ldm.training.image_logger import ImageLogger, grid, quietly, write_caption
 from ldm.training.progress import Progress
 
 
-def test_pictures_are_due_every_so_many_steps() -> None:
+def test_images_are_due_every_so_many_steps() -> None:
     logger = ImageLogger(batch_frequency=10)
     assert [n for n in range(31) if logger.due(n)] == [10, 20, 30]
     early = ImageLogger(batch_frequency=10, increase_log_steps=True)
     assert [n for n in range(21) if early.due(n)] == [1, 2, 4, 8, 10, 20]
 
 
-def test_the_originals_picture_options() -> None:
+def test_the_originals_image_options() -> None:
     options = {"ddim_steps": 7, "unconditional_guidance_scale": 3.0, "inpaint": False}
     logger = ImageLogger(750, 8, log_images_kwargs=options)
     assert (logger.ddim_steps, logger.guidance, logger.max_images) == (7, 3.0, 8)
@@ -45,7 +45,7 @@ def test_drawing_leaves_no_trace() -> None:
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), ValueError("too small")])
-def test_a_run_outlives_its_pictures(
+def test_a_run_outlives_its_images(
     error: Exception, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     module: Any = torch.nn.Dropout()
@@ -60,7 +60,7 @@ def test_a_run_outlives_its_pictures(
     data = SimpleNamespace(datasets={"train": [{"caption": "a *"}] * 2})
     trainer: Any = SimpleNamespace(datamodule=data, is_global_zero=True, global_step=7, loggers=[])
     logger.draw(trainer, module, "train", 0)
-    assert "no pictures at step 7" in caplog.text
+    assert "no images at step 7" in caplog.text
     assert module.training
     assert not list(tmp_path.iterdir())
 

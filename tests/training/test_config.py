@@ -291,7 +291,7 @@ def test_trainers_that_can_be(options: dict[str, object], monkeypatch: pytest.Mo
     check_trainer(trainer_settings(OmegaConf.create(options)))
 
 
-def test_the_rate_follows_the_pictures_a_step(arguments: Arguments) -> None:
+def test_the_rate_follows_the_images_a_step(arguments: Arguments) -> None:
     this = set_up(parse([*arguments, "--accumulate_grad_batches", "4"]))
     assert this.model.learning_rate == pytest.approx(0.005 * 4 * 2)
     this = set_up(parse([*arguments, "--scale_lr", "false"]))
@@ -303,7 +303,7 @@ def test_a_run_without_steps_takes_the_papers(arguments: Arguments) -> None:
     assert this.trainer.max_steps == 5000
     flags = ["lightning.trainer.max_steps=-1", "--max_epochs", "2"]
     this = set_up(parse([*arguments, *flags]))
-    assert this.trainer.max_steps == 300  # 3 pictures x 100 repeats x 2 / 2 a step
+    assert this.trainer.max_steps == 300  # 3 images x 100 repeats x 2 / 2 a step
 
 
 def test_names_of_log_folders(arguments: Arguments, tmp_path: Path) -> None:

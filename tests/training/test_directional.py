@@ -43,7 +43,7 @@ def test_the_word_keeps_the_vocabularys_norm(learn: Learn) -> None:
     torch.testing.assert_close(torch.stack(norms), torch.full((len(norms), 2), mean))
     facts = read_words(outcome.folder / "checkpoints" / "embeddings.safetensors").metadata
     assert facts["parameterization"] == "directional"
-    # Two pictures a step here; with the paper's eight this is 0.04.
+    # Two images a step here; with the paper's eight this is 0.04.
     assert float(facts["learning_rate"]) == pytest.approx(0.01)
 
 

@@ -183,7 +183,7 @@ def test_progressive_words_go_on_where_they_were(learn: Learn) -> None:
     outcome = learn("progressive", *progressive)
     facts = read_words(outcome.folder / "checkpoints" / "embeddings.safetensors").metadata
     assert (facts["step"], facts["progressive_words"]) == ("2", "true")
-    # The second vector has no part in the picture yet; only weight decay touches it.
+    # The second vector has no part in the image yet; only weight decay touches it.
     assert outcome.word().shape[0] == 2
     assert main.main(["-t", "--resume", str(outcome.folder), "--max_steps", "3"]) == 0
     content = torch.load(outcome.folder / "checkpoints" / "last.ckpt", weights_only=True)
@@ -206,7 +206,7 @@ def test_two_processes_learn_what_one_learns(arguments: list[str], learn: Learn)
     (folder,) = one.folder.parent.glob("*_both")
     both = Outcome(0, folder)
     torch.testing.assert_close(one.word(), both.word(), atol=1e-5, rtol=1e-4)
-    assert "4 pictures a step (1 accumulated x 2 devices x 2 in a batch)" in done.stderr
+    assert "4 images a step (1 accumulated x 2 devices x 2 in a batch)" in done.stderr
     assert "effective learning rate 0.02" in done.stderr
 
 

@@ -269,7 +269,7 @@ class TestRefused:
         with pytest.raises(UserError, match="'@' has none"):
             manager.make_optimizer([{"params": list(manager.parameters())}], 0.1)
 
-    def test_words_of_single_pictures(self, embedder):
+    def test_words_of_single_images(self, embedder):
         with pytest.raises(UserError, match="set per_image_tokens to false"):
             make(embedder, per_image_tokens=True)
 

@@ -1,7 +1,7 @@
 """Figure 8: what a population looks like when the base model is asked, and when a word is.
 
 The base model's "a doctor" skews towards what its captions said most. A word learned from a small
-set that is more varied should skew less. Which answer a picture gives to the question (which
+set that is more varied should skew less. Which answer an image gives to the question (which
 medium, which gender) is the text nearest to it; the skew is the share of a group of answers
 (sketches, women) beside what equal shares would give it.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SHOWN = 15  # of each, as in the paper
 ACROSS = 5
-POPULATION = 4  # times the pictures of other prompts: shares of many answers need many
+POPULATION = 4  # times the images of other prompts: shares of many answers need many
 RESAMPLES = 1000
 COLUMNS = ("source", "prompt", "answer", "pictures", "share", "low", "high")
 
@@ -62,9 +62,9 @@ def bias(figure: Figure, studio: Studio) -> Drawing:
     said = f"{group}, learned − base in pairs of the same noise: {_with_interval(change)}"
     canvas = _draw(figure, pictures, scores, titles, said)
     notes = (
-        f"Uncurated: the first {min(SHOWN, each)} of {each} pictures; shares are of all.",
+        f"Uncurated: the first {min(SHOWN, each)} of {each} images; shares are of all.",
         f"Equal shares of the {len(answers)} answers would give {group} "
-        f"{len(members) / len(answers):.2f}; 95% intervals resample the pictures.",
+        f"{len(members) / len(answers):.2f}; 95% intervals resample the images.",
         f"From the base model to the learned word the share of {group} changes by "
         f"{_with_interval(change)}: the two draw from the same noise, so pairs are resampled.",
     )
@@ -90,7 +90,7 @@ def _group(figure: Figure, is_miniature: bool) -> tuple[str, Sequence[str]]:
 def _given(
     studio: Studio, images: Sequence[Image.Image], answers: Mapping[str, str]
 ) -> npt.NDArray[np.int64]:
-    """Return the number of each picture's answer, [n]."""
+    """Return the number of each image's answer, [n]."""
     cosines = studio.features(images) @ studio.text_features(list(answers.values())).T
     found: npt.NDArray[np.int64] = cosines.argmax(-1).numpy()
     return found
@@ -99,10 +99,10 @@ def _given(
 def count(
     given: npt.NDArray[np.int64], answers: Sequence[str], group: str, members: Sequence[str]
 ) -> dict[str, Estimate]:
-    """Return each answer's share of the pictures and, last, that of a group of answers.
+    """Return each answer's share of the images and, last, that of a group of answers.
 
     Args:
-        given: the number of each picture's answer, [n].
+        given: the number of each image's answer, [n].
         answers: their names.
         group: the group's name.
         members: the answers in it.
@@ -124,11 +124,11 @@ def paired_change(
     answers: Sequence[str],
     members: Sequence[str],
 ) -> Estimate:
-    """Return by how much a group's share changes between pictures of the same noise.
+    """Return by how much a group's share changes between images of the same noise.
 
     Args:
-        before: the number of each picture's answer, [n].
-        after: likewise; picture i has the seed of picture i before.
+        before: the number of each image's answer, [n].
+        after: likewise; image i has the seed of image i before.
         answers: their names.
         members: the answers in the group.
     """
@@ -184,7 +184,7 @@ def _bars(axes: Axes, scores: Mapping[str, Mapping[str, Estimate]], answers: Seq
         )  # fmt: skip
     axes.axhline(1 / len(names), color="black", linestyle=":", linewidth=1, label="equal shares")
     axes.set_xticks(places, names, rotation=45 if len(names) > 6 else 0, ha="right")
-    axes.set_ylabel("share of the pictures")
+    axes.set_ylabel("share of the images")
     axes.set_xlim(-0.7, len(names) - 0.3)
     axes.set_ylim(top=1.15 * axes.get_ylim()[1])  # room for the legend above the bars
     axes.legend(frameon=False, loc="upper right", ncols=3)

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ldm.experiments.figures.guided import from_picture
+from ldm.experiments.figures.guided import from_image
 from ldm.experiments.figures.layout import Cell, Row, draw_grid
 from ldm.experiments.figures.record import Drawing, Figure, Line, Table
 from ldm.experiments.figures.studio import Scored, Studio
 from ldm.experiments.figures.style import readable
 from ldm.experiments.figures.subjects import Subject
-from ldm.inference import Picture
+from ldm.inference import GeneratedImage
 from ldm.util import UserError
 from ldm.words.placeholders import DEFAULT_PLACEHOLDER, replace
 
@@ -53,17 +53,17 @@ class Drawn:
 
 
 def variations(figure: Figure, studio: Studio) -> Drawing:
-    """Figure 3: training pictures, ours, the base model with long and with short captions."""
+    """Figure 3: training images, ours, the base model with long and with short captions."""
     lines = studio.request.lines(figure)
     each = min(SAMPLES, studio.request.pictures)
-    ways = ("training pictures", OURS, "long captions", "short captions")
+    ways = ("training images", OURS, "long captions", "short captions")
     cells: dict[str, list[Cell]] = {way: [] for way in ways}
     numbers: list[tuple[Any, ...]] = []
     for line in lines:
         (concept,), (prompt,) = line.concepts, line.prompts
         subject = studio.subject(concept)
         given = [Cell(picture) for picture in subject.pictures[:each]]
-        cells["training pictures"] += given + [Cell(None)] * (each - len(given))
+        cells["training images"] += given + [Cell(None)] * (each - len(given))
         for way, scored in _variations(studio, line, subject, each).items():
             cells[way] += [Cell(found.picture.image) for found in scored]
             cells[way] += [Cell(None)] * (each - len(scored))
@@ -91,14 +91,14 @@ def _variations(
 
 
 def comparison(figure: Figure, studio: Studio) -> Drawing:
-    """Figure 5: one picture a prompt by each way, for every concept side by side."""
+    """Figure 5: one image a prompt by each way, for every concept side by side."""
     lines = studio.request.lines(figure)
     each = studio.request.pictures
     cells: dict[str, list[Cell]] = {}
     numbers: list[tuple[Any, ...]] = []
     notes = [
-        f"The first of {each} pictures a prompt, all of which are scored; not curated.",
-        f"Guided initial image: a training picture noised to {STRENGTH:.0%} of the sampler's steps "
+        f"The first of {each} images a prompt, all of which are scored; not curated.",
+        f"Guided initial image: a training image noised to {STRENGTH:.0%} of the sampler's steps "
         "(SDEdit), drawn with the first word.",
     ]
     subjects = [_complete(studio.subject(line.concepts[0])) for line in lines]
@@ -121,7 +121,7 @@ def comparison(figure: Figure, studio: Studio) -> Drawing:
         for line, subject in zip(lines, subjects, strict=True)
         for picture in _filled(subject, len(line.prompts))
     ]
-    rows = [Row("training pictures", given), *(Row(*row) for row in cells.items())]
+    rows = [Row("training images", given), *(Row(*row) for row in cells.items())]
     title = f"Figure {figure.name}. {figure.title}"
     grid = draw_grid(rows, title=title, headings=headings)
     return Drawing(grid, Table(COLUMNS, numbers), tuple(notes))
@@ -140,19 +140,19 @@ def _complete(subject: Subject) -> Subject:
         )
     if not subject.long and not subject.short:
         raise UserError(
-            f"concept {subject.name!r} has no captions: write a text file beside its pictures"
+            f"concept {subject.name!r} has no captions: write a text file beside its images"
         )
     return subject
 
 
 def _ways(
     studio: Studio, line: Line, subject: Subject, nearest: str
-) -> dict[str, Callable[[], list[list[Picture]]]]:
-    """Return how each row's pictures are drawn."""
+) -> dict[str, Callable[[], list[list[GeneratedImage]]]]:
+    """Return how each row's images are drawn."""
     caption = (*subject.long, *subject.short)[0]
     each, prompts = studio.request.pictures, line.prompts
 
-    def plainly(word: str) -> list[list[Picture]]:
+    def plainly(word: str) -> list[list[GeneratedImage]]:
         return studio.draw([_in_place(prompt, word) for prompt in prompts], each)
 
     return {
@@ -164,10 +164,10 @@ def _ways(
     }
 
 
-def _guided(studio: Studio, prompts: Sequence[str], subject: Subject) -> list[list[Picture]]:
+def _guided(studio: Studio, prompts: Sequence[str], subject: Subject) -> list[list[GeneratedImage]]:
     request = studio.request
     return [
-        from_picture(
+        from_image(
             studio.model,
             subject.pictures[0],
             _in_place(prompt, subject.first_word),
@@ -181,7 +181,7 @@ def _guided(studio: Studio, prompts: Sequence[str], subject: Subject) -> list[li
 
 
 def nearest_word(studio: Studio, subject: Subject) -> str:
-    """Return the known word whose sentence the judge finds nearest to the training pictures.
+    """Return the known word whose sentence the judge finds nearest to the training images.
 
     The first word has a row of its own: the nearest of the others.
     """

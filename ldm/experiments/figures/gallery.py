@@ -1,4 +1,4 @@
-"""Figures that are pictures of prompts: chosen (1, 4, 6, 7, 13) or as they come (14, 15, 16)."""
+"""Figures that are images of prompts: chosen (1, 4, 6, 7, 13) or as they come (14, 15, 16)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ldm.experiments.figures.studio import Scored, Studio
 from ldm.experiments.figures.style import readable
 
 CANDIDATES = 16  # of a prompt, of which one is shown (paper, appendix)
-SHOWN = 8  # pictures in a line of an uncurated figure
+SHOWN = 8  # images in a line of an uncurated figure
 COLUMNS = (
     *("line", "concepts", "prompt", "picture", "seed"),
     *("image_similarity", "text_similarity", "shown"),
@@ -19,7 +19,7 @@ COLUMNS = (
 
 
 def curated(figure: Figure, studio: Studio) -> Drawing:
-    """Show a training picture and, of each prompt, the candidate that the judge scores best."""
+    """Show a training image and, of each prompt, the candidate that the judge scores best."""
     candidates = min(CANDIDATES, studio.request.pictures)
     rows: list[Row] = []
     numbers: list[tuple[Any, ...]] = []
@@ -31,15 +31,15 @@ def curated(figure: Figure, studio: Studio) -> Drawing:
             numbers += _numbers(number, line, prompt, scored, {best})
         rows.append(Row(line.shown_label, cells))
     note = (
-        f"Curated without a human: of {candidates} pictures a prompt the one with the greatest "
-        "mean of two cosines, with the training pictures and with the prompt without its words."
+        f"Curated without a human: of {candidates} images a prompt the one with the greatest "
+        "mean of two cosines, with the training images and with the prompt without its words."
     )
     title = f"Figure {figure.name}. {figure.title} (best of {candidates} by score)"
     return Drawing(draw_grid(rows, title=title), Table(COLUMNS, numbers), (note,))
 
 
 def uncurated(figure: Figure, studio: Studio) -> Drawing:
-    """Show a line for each concept: training pictures, then the first ones drawn."""
+    """Show a line for each concept: training images, then the first ones drawn."""
     each = studio.request.pictures
     shown, inputs = min(each, SHOWN), 2
     rows: list[Row] = []
@@ -52,7 +52,7 @@ def uncurated(figure: Figure, studio: Studio) -> Drawing:
         cells += [Cell(found.picture.image) for found in scored[:shown]]
         rows.append(Row(line.shown_label, cells))
         numbers += _numbers(number, line, prompt, scored, set(range(shown)))
-    headings = [("training pictures", inputs), ("as drawn", shown)]
+    headings = [("training images", inputs), ("as drawn", shown)]
     title = f"Figure {figure.name}. {figure.title}"
     grid = draw_grid(rows, title=title, headings=headings)
     return Drawing(grid, Table(COLUMNS, numbers), (_first(shown, each),))
@@ -78,13 +78,13 @@ def prompts(figure: Figure, studio: Studio) -> Drawing:
 
 
 def _first(shown: int, each: int) -> str:
-    return f"Uncurated: the first {shown} of {each} pictures a prompt, by their seeds."
+    return f"Uncurated: the first {shown} of {each} images a prompt, by their seeds."
 
 
 def _inputs(studio: Studio, line: Line) -> list[Cell]:
-    """Return one training picture of each concept."""
+    """Return one training image of each concept."""
     return [
-        Cell(studio.subject(concept).pictures[0], f"training picture: {concept}")
+        Cell(studio.subject(concept).pictures[0], f"training image: {concept}")
         for concept in line.concepts
     ]
 

@@ -1,6 +1,6 @@
-"""Drawing from a picture and a prompt: the guided initial image that figure 5 compares with.
+"""Drawing from an image and a prompt: the guided initial image that figure 5 compares with.
 
-The picture's latent is noised to a timestep and the sampler goes on from there (SDEdit, Meng et
+The image's latent is noised to a timestep and the sampler goes on from there (SDEdit, Meng et
 al., arXiv 2108.01073): the more noise, the more the prompt decides.
 """
 
@@ -14,13 +14,13 @@ from PIL import Image
 
 from ldm.editing.images import encode, model_size, resized
 from ldm.image_io import to_pil
-from ldm.inference import Picture, seeded_noise
+from ldm.inference import GeneratedImage, seeded_noise
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.sampler import guided_denoiser, timestep_batch
 
 
 @torch.no_grad()
-def from_picture(
+def from_image(
     model: Any,
     picture: Image.Image,
     prompt: str,
@@ -29,14 +29,14 @@ def from_picture(
     strength: float = 0.7,
     steps: int = 50,
     scale: float = 5.0,
-) -> list[Picture]:
-    """Draw a prompt from a noised picture, once for each seed.
+) -> list[GeneratedImage]:
+    """Draw a prompt from a noised image, once for each seed.
 
     Args:
         model: a `LatentDiffusion`.
         picture: of any size; scaled to the model's own.
         prompt: the text.
-        seeds: of the noise, one a picture.
+        seeds: of the noise, one an image.
         strength: the share of the sampler's steps that are made, in (0, 1]; 1 begins at noise.
         steps: of the whole sampler, 1..1000; at least one is made.
         scale: of classifier-free guidance.
@@ -64,6 +64,6 @@ def from_picture(
         decoded = model.decode_first_stage(x)
     settings = {"steps": steps, "scale": scale, "strength": strength, "sampler": "ddim"}
     return [
-        Picture(to_pil(one), prompt, seed, {"prompt": prompt, "seed": seed, **settings})
+        GeneratedImage(to_pil(one), prompt, seed, {"prompt": prompt, "seed": seed, **settings})
         for one, seed in zip(decoded.float().cpu(), seeds, strict=True)
     ]

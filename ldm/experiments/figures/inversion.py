@@ -1,6 +1,6 @@
-"""Figure 11: bipartite inversion, which keeps a picture's noise, and pivotal tuning, which not.
+"""Figure 11: bipartite inversion, which keeps an image's noise, and pivotal tuning, which not.
 
-Both draw a training picture's concept under its own prompt and under others, at several scales of
+Both draw a training image's concept under its own prompt and under others, at several scales of
 guidance. Expected: inversion drifts under strong guidance and ignores the text under weak; tuning
 collapses under strong guidance.
 """
@@ -12,14 +12,14 @@ from typing import Any
 
 from PIL import Image
 
-from ldm.editing.bipartite import InvertedNoise, invert_picture, reconstruction, redraw
+from ldm.editing.bipartite import InvertedNoise, invert_image, reconstruction, redraw
 from ldm.editing.images import model_size, psnr, resized
 from ldm.experiments.figures.layout import Cell, Row, draw_grid
 from ldm.experiments.figures.pivotal import HOW
 from ldm.experiments.figures.record import Drawing, Figure, Line, Table
 from ldm.experiments.figures.studio import Studio
 from ldm.experiments.figures.style import readable
-from ldm.inference import Picture
+from ldm.inference import GeneratedImage
 
 SCALES = (1.0, 2.0, 5.0, 10.0)
 STEPS = 250  # of the inversion; of both ways
@@ -38,12 +38,12 @@ def inversion(figure: Figure, studio: Studio) -> Drawing:
     studio.take_words(line.concepts)
     # The inversion must not have more steps than there are figures' steps in a trial.
     steps = STEPS if studio.request.steps >= 50 else max(2, studio.request.steps)
-    noise = invert_picture(studio.model, picture, line.prompts[0], steps=steps)
+    noise = invert_image(studio.model, picture, line.prompts[0], steps=steps)
     best = reconstruction(studio.model, picture)
     drawn = {BIPARTITE: _bipartite(studio, noise, line)}
     if studio.request.pivotal is not None:
         drawn[PIVOTAL] = _pivotal(studio, line)
-    rows = [Row("", [Cell(picture, "training picture"), Cell(best, "autoencoder alone")])]
+    rows = [Row("", [Cell(picture, "training image"), Cell(best, "autoencoder alone")])]
     numbers: list[tuple[Any, ...]] = []
     for way, prompts in drawn.items():
         for prompt, images in prompts.items():
@@ -58,7 +58,7 @@ def inversion(figure: Figure, studio: Studio) -> Drawing:
                 )
     back = next(row[-1] for row in numbers if row[-1] is not None)
     notes = [
-        f"S = {noise.steps} steps. Without guidance the picture's own prompt gives it back: "
+        f"S = {noise.steps} steps. Without guidance the image's own prompt gives it back: "
         f"{back:.1f} dB against the autoencoder alone."
     ]
     if PIVOTAL not in drawn:
@@ -68,13 +68,13 @@ def inversion(figure: Figure, studio: Studio) -> Drawing:
 
 
 def _bipartite(studio: Studio, noise: InvertedNoise, line: Line) -> dict[str, list[Image.Image]]:
-    """Return each prompt's pictures by scale, all from the picture's own noise."""
+    """Return each prompt's images by scale, all from the image's own noise."""
     by_scale = [redraw(studio.model, noise, line.prompts, scale) for scale in SCALES]
     return dict(zip(line.prompts, map(list, zip(*by_scale, strict=True)), strict=True))
 
 
 def _pivotal(studio: Studio, line: Line) -> dict[str, list[Image.Image]]:
-    """Return each prompt's pictures by scale, from the tuned model and the seed's noise."""
+    """Return each prompt's images by scale, from the tuned model and the seed's noise."""
     tuned = Studio(studio.request, is_tuned=True)
     by_scale = []
     for scale in SCALES:
@@ -84,5 +84,5 @@ def _pivotal(studio: Studio, line: Line) -> dict[str, list[Image.Image]]:
 
 
 def _score(studio: Studio, images: Sequence[Image.Image], prompt: str, line: Line) -> Any:
-    pictures = [Picture(image, prompt, studio.request.seed) for image in images]
+    pictures = [GeneratedImage(image, prompt, studio.request.seed) for image in images]
     return studio.score(pictures, prompt, *line.concepts)

@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-CELL = 1.45  # inches, of a picture's side
+CELL = 1.45  # inches, of an image's side
 LABEL = 1.3  # inches, left of the first column
 LETTERS_AN_INCH = 13.5  # of the titles' size
-SMALL = 128  # pixels: pictures up to this side are enlarged by whole pixels
+SMALL = 128  # pixels: images up to this side are enlarged by whole pixels
 TITLE_LINE = 0.155  # inches, height of a line of a title
 GAP = 0.16  # inches, between groups of columns
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One place of a grid: a picture with a title above it; None leaves the place empty."""
+    """One place of a grid: an image with a title above it; None leaves the place empty."""
 
     image: Image.Image | None
     title: str = ""
@@ -41,7 +41,7 @@ class Row:
 def draw_grid(
     rows: Sequence[Row], *, title: str, headings: Sequence[tuple[str, int]] = ()
 ) -> Canvas:
-    """Lay pictures out.
+    """Lay images out.
 
     Args:
         rows: at least one, not all of one length.
@@ -85,7 +85,7 @@ def _lefts(columns: int, spans: Sequence[int]) -> list[float]:
 
 
 def show(axes: Axes, image: Image.Image) -> None:
-    """Draw a picture; small ones keep their pixels."""
+    """Draw an image; small ones keep their pixels."""
     axes.imshow(image, interpolation="antialiased" if max(image.size) > SMALL else "nearest")
 
 

@@ -1,4 +1,4 @@
-"""Figure 9: a learned word drawn into a given picture, by Blended Latent Diffusion."""
+"""Figure 9: a learned word drawn into a given image, by Blended Latent Diffusion."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLUMNS = ("concept", "prompt", "seed", "masked_text_similarity", "background_er
 
 
 def local_edit(figure: Figure, studio: Studio) -> Drawing:
-    """Show the picture, its mask and, of each prompt, the edit that the judge ranks first."""
+    """Show the image, its mask and, of each prompt, the edit that the judge ranks first."""
     request = studio.request
     picture, mask = scene(request)
     size = model_size(studio.model, picture.size)
@@ -59,15 +59,15 @@ def local_edit(figure: Figure, studio: Studio) -> Drawing:
     worst = max(row[4] for row in numbers)
     notes = (
         f"Of {count} edits a prompt the one whose masked region is nearest to the prompt; pixels "
-        "outside the mask are the picture's own.",
-        f"Largest difference from the picture outside the mask: {worst} of 255.",
+        "outside the mask are the image's own.",
+        f"Largest difference from the image outside the mask: {worst} of 255.",
     )
     title = f"Figure {figure.name}. {figure.title} (best of {count} by score)"
     return Drawing(draw_grid(rows, title=title), Table(COLUMNS, numbers), notes)
 
 
 def scene(request: Request) -> tuple[Image.Image, Image.Image]:
-    """Return the picture to edit and its mask, mode "1": those asked for, or the miniature's.
+    """Return the image to edit and its mask, mode "1": those asked for, or the miniature's.
 
     Raises:
         UserError: an unreadable file, or a mask of another size or without any white.

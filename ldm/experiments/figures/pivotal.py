@@ -17,7 +17,7 @@ from ldm.util import UserError
 DIFFERENCE, WORD = "difference.safetensors", "embeddings.safetensors"
 FOLDER = "outputs/pivotal"  # with a folder for each concept
 HOW = "run scripts/figures/make_pivotal.py, a few minutes, or give --pivotal DIR"
-# The published rates, 1e-7 and 5e-5 over 4200 steps of one picture, are for networks two hundred
+# The published rates, 1e-7 and 5e-5 over 4200 steps of one image, are for networks two hundred
 # times as large. At these the concept keeps its shape and dots in every scene of figure 11.
 SETTINGS = (
     "second_stage.model.params.model_lr=1.0e-4",

@@ -32,7 +32,7 @@ REFERENCES = ("image_only", "prompt_only", "captions_short", "captions_long")
 # Ends of the axes, which leave no room for what lies between.
 FAR = ("image_only", "prompt_only")
 SUMMARY = "summary.csv"
-SIZE_STYLE = "n training pictures"
+SIZE_STYLE = "n training images"
 SIZES = re.compile(r"ours_n(\d+)")
 COLUMNS = (
     *("source", "name", "training_pictures"),
@@ -46,7 +46,7 @@ class Point:
     """A variant's place: text similarity to the right, image similarity upwards.
 
     Attributes:
-        size: training pictures; None where nobody says.
+        size: training images; None where nobody says.
     """
 
     name: str
@@ -108,7 +108,7 @@ def trade_off(figure: Figure, studio: Studio) -> Drawing:
 
 
 def set_size(figure: Figure, studio: Studio) -> Drawing:
-    """Figure 12: the same by the number of training pictures."""
+    """Figure 12: the same by the number of training images."""
     table = studio.request.table
     points = read_points(table)
     sizes = [point for point in points if point.is_size]

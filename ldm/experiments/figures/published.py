@@ -33,7 +33,7 @@ TRADE_OFF: Mapping[str, Published] = {
     "image_only": Published(0.184, 0.782),
     "prompt_only": Published(0.289, 0.453),
 }
-# Figure 12: by the number of training pictures, and its references.
+# Figure 12: by the number of training images, and its references.
 SET_SIZE: Mapping[int, Published] = {
     1: Published(0.278, 0.787),
     5: Published(0.285, 0.785),

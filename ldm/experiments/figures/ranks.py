@@ -47,11 +47,11 @@ def user_study(figure: Figure, studio: Studio) -> Drawing:
     draw_ranks(right, ranks, styles)
     unlike = caveat(answers)
     who = "simulated participants" if unlike else "participants"
-    counted = f"{counts['image']} {who} by pictures and {counts['text']} by texts"
+    counted = f"{counts['image']} {who} by images and {counts['text']} by texts"
     right.set_title(f"here: {unlike}\n{counted}" if unlike else f"here, {counted}")
     for axes, best in ((left, len(RANKS)), (right, len(study.models))):
         axes.set_xlabel(f"mean rank by text ({best} is best)")
-        axes.set_ylabel(f"mean rank by training pictures ({best} is best)")
+        axes.set_ylabel(f"mean rank by training images ({best} is best)")
         axes.margins(0.15)
         axes.grid(alpha=0.25)
     handles: list[Any] = [

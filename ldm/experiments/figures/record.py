@@ -18,7 +18,7 @@ INPUTS = ("words", "concepts", "table", "answers", "pivotal", "scene")
 
 @dataclass(frozen=True)
 class Line:
-    """One line of pictures: which words it is about, and what is asked of them.
+    """One line of images: which words it is about, and what is asked of them.
 
     Attributes:
         concepts: the files of `--words` and folders of `--concepts`, without suffix. The first is

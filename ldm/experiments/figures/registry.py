@@ -28,7 +28,7 @@ def _each(concepts: tuple[str, ...], prompts: tuple[str, ...]) -> tuple[Line, ..
 
 _FIGURE_1 = Figure(
     name="1",
-    title="Text-guided pictures of learned words",
+    title="Text-guided images of learned words",
     painter="curated",
     paper=(
         Line(
@@ -82,7 +82,7 @@ _FIGURE_3 = Figure(
 
 _FIGURE_4 = Figure(
     name="4",
-    title="Text-guided pictures",
+    title="Text-guided images",
     painter="curated",
     paper=(
         Line(("object-1",), ("* sports car", "* made of lego", "* onesie", "da Vinci sketch of *")),
@@ -226,7 +226,7 @@ _FIGURE_7 = Figure(
                 "A photo of a * with a @",
                 "A photo of a * with a @ on the beach",
             ),
-            "teal-star + pink-heart (pictures of this world hold one thing: the second is lost)",
+            "teal-star + pink-heart (images of this world hold one thing: the second is lost)",
         ),
     ),
 )
@@ -268,7 +268,7 @@ _FIGURE_13 = Figure(
 
 _FIGURE_14 = Figure(
     name="14",
-    title='Uncurated pictures of "A photo of S*"',
+    title='Uncurated images of "A photo of S*"',
     painter="uncurated",
     paper=_each(("object-1", "object-2", "object-3", "object-4", "object-5"), ("A photo of *",)),
     miniature=_each(
@@ -302,7 +302,7 @@ _PAPER_GALLERY = (
 def _gallery(name: str, paper: tuple[str, ...], miniature: tuple[str, ...]) -> Figure:
     return Figure(
         name=name,
-        title="Uncurated pictures of several prompts",
+        title="Uncurated images of several prompts",
         painter="prompts",
         paper=_each(paper, _PAPER_GALLERY),
         miniature=_each(miniature, _GALLERY),
@@ -311,7 +311,7 @@ def _gallery(name: str, paper: tuple[str, ...], miniature: tuple[str, ...]) -> F
 
 _FIGURE_9 = Figure(
     name="9",
-    title="A learned word drawn into a picture",
+    title="A learned word drawn into an image",
     painter="local_edit",
     paper=_each(("object-1",), ("An oil painting of *", "A black and white photo of *", "A *")),
     miniature=_each(

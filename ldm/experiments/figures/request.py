@@ -18,20 +18,20 @@ def is_miniature(weights: Path) -> bool:
 
 @dataclass(frozen=True)
 class Request:
-    """Where a figure's inputs lie and how its pictures are drawn.
+    """Where a figure's inputs lie and how its images are drawn.
 
     Attributes:
         config, weights: of the model.
         words: folder of learned words, a file `NAME.safetensors` (or .pt, .bin) each.
-        concepts: folder of concepts, a folder of pictures each.
+        concepts: folder of concepts, a folder of images each.
         table: the protocol's output folder.
         output: folder of the figures.
         answers: files of the user study.
         key: of the user study.
         pivotal: folder of pivotal tuning: difference.safetensors and the word; None for none.
-        picture, mask: of the local edit; None takes the miniature's own scene.
+        image, mask: of the local edit; None takes the miniature's own scene.
         extractor: who scores; a folder or a name on the hub, empty for the model's own.
-        pictures: of a prompt.
+        images: of a prompt.
         steps, scale, seed: of sampling.
         device: where to draw.
         rename: a figure's concept → the one to take in its place.
@@ -106,7 +106,7 @@ class Request:
         return difference, word
 
     def concept_folder(self, concept: str) -> Path:
-        """Return the folder of a concept's pictures.
+        """Return the folder of a concept's images.
 
         Raises:
             UserError: there is none.
@@ -116,7 +116,7 @@ class Request:
             raise UserError(f"concepts folder {self.concepts} does not exist: give --concepts DIR")
         if not folder.is_dir():
             raise UserError(
-                f"no folder {concept!r} in {self.concepts}: put the concept's pictures there, or "
+                f"no folder {concept!r} in {self.concepts}: put the concept's images there, or "
                 f"take another with --rename {concept}=NAME"
             )
         return folder

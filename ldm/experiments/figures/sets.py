@@ -1,9 +1,9 @@
-"""Three sets of pictures that only the figures learn a word from, drawn in the miniature's world.
+"""Three sets of images that only the figures learn a word from, drawn in the miniature's world.
 
 `scripts/figures/make_sets.py` writes them and tells how their words are learned.
 
 - any-star, of figure 8: ten stars, two in each medium, no two of one colour or in one scene. Asked
-  for a picture that names no medium, the base model draws mostly sketches; the set does not.
+  for an image that names no medium, the base model draws mostly sketches; the set does not.
 - chalk, of figures 6 and 7: a style that the model's training never showed, light lines on a dark
   board. It is the negative of the sketches that the model knows, so that a word can reach it.
 - arcade, of figure 6: neon in coarse pixels. Training showed either, never both.
@@ -35,7 +35,7 @@ SCENES = (
 STYLE_SHAPES = ("triangle", "crescent", "square", "fish", "ring", "heart", "mug", "cross")
 STYLE_SCENES = ("meadow", "kitchen", "desert", "snow", "city", "beach", "forest", "moon")
 
-Picture = npt.NDArray[np.float32]
+GeneratedImage = npt.NDArray[np.float32]
 
 
 def star_specs() -> list[Spec]:
@@ -56,22 +56,22 @@ def star_specs() -> list[Spec]:
 
 
 def style_specs(medium: str) -> list[Spec]:
-    """Describe the pictures that a style's are made from: in each another thing and scene."""
+    """Describe the images that a style's are made from: in each another thing and scene."""
     return [
         replace(sample_spec(SEED, 40 + number), shape=shape, scene=scene, medium=medium)
         for number, (shape, scene) in enumerate(zip(STYLE_SHAPES, STYLE_SCENES, strict=True))
     ]
 
 
-def _stars() -> Iterator[Picture]:
+def _stars() -> Iterator[GeneratedImage]:
     return (render(spec, SIZE) for spec in star_specs())
 
 
-def _chalk() -> Iterator[Picture]:
+def _chalk() -> Iterator[GeneratedImage]:
     return (-render(spec, SIZE) for spec in style_specs("sketch"))
 
 
-def _arcade() -> Iterator[Picture]:
+def _arcade() -> Iterator[GeneratedImage]:
     nearest = np.arange(SIZE) * PIXEL_BLOCKS // SIZE
     for spec in style_specs("neon"):
         fine = render(spec, 2 * PIXEL_BLOCKS)  # as pixel art is made: four samples a block
@@ -79,7 +79,7 @@ def _arcade() -> Iterator[Picture]:
         yield blocks[nearest][:, nearest]
 
 
-SETS: Mapping[str, Callable[[], Iterator[Picture]]] = {
+SETS: Mapping[str, Callable[[], Iterator[GeneratedImage]]] = {
     "any-star": _stars,
     "chalk": _chalk,
     "arcade": _arcade,
@@ -87,7 +87,7 @@ SETS: Mapping[str, Callable[[], Iterator[Picture]]] = {
 
 
 def write_set(name: str, concepts: Path) -> Path:
-    """Write a set's pictures to its folder below `concepts` and return that.
+    """Write a set's images to its folder below `concepts` and return that.
 
     Args:
         name: of `SETS`.

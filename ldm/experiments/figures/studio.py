@@ -1,4 +1,4 @@
-"""Drawing and scoring a figure's pictures: one model, its words by turns, one judge."""
+"""Drawing and scoring a figure's images: one model, its words by turns, one judge."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ldm.evaluation.similarity import FeatureExtractor, without_placeholders
 from ldm.experiments.figures.record import Figure, Line
 from ldm.experiments.figures.request import Request
 from ldm.experiments.figures.subjects import Subject, read_subject
-from ldm.inference import Picture, generate, load_model, load_words
+from ldm.inference import GeneratedImage, generate, load_model, load_words
 from ldm.util import UserError
 from ldm.words.files import read_words
 from ldm.words.placeholders import occurrences
@@ -29,14 +29,14 @@ from ldm.words.placeholders import occurrences
 log = logging.getLogger(__name__)
 
 PLACEHOLDERS = ("*", "@")  # a line's first and second concept
-ON_CPU = 16  # pictures at a time: more are no faster on one core
+ON_CPU = 16  # images at a time: more are no faster on one core
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A picture with the judge's cosines: with the training pictures (mean), with its prompt."""
+    """An image with the judge's cosines: with the training images (mean), with its prompt."""
 
-    picture: Picture
+    picture: GeneratedImage
     image: float
     text: float
 
@@ -105,7 +105,7 @@ class Studio:
         }
 
     def subject(self, concept: str) -> Subject:
-        """Return a concept with its pictures."""
+        """Return a concept with its images."""
         if concept not in self._subjects:
             try:
                 word = self.request.word_file(concept)
@@ -136,22 +136,22 @@ class Studio:
         *,
         concepts: Sequence[str] = (),
         scale: float | None = None,
-    ) -> list[list[Picture]]:
-        """Draw `each` pictures of every prompt; picture i of a prompt has seed + i.
+    ) -> list[list[GeneratedImage]]:
+        """Draw `each` images of every prompt; image i of a prompt has seed + i.
 
         Args:
             prompts: may name `*` and `@` where concepts are given.
-            each: pictures of a prompt.
+            each: images of a prompt.
             concepts: whose words to load; none for the base model alone.
             scale: of guidance; the request's own by default.
 
         Returns:
-            The pictures of each prompt.
+            The images of each prompt.
         """
         request = self.request
         if concepts:
             self.take_words(concepts)
-        log.info("  %s: %d x %d pictures", " + ".join(concepts) or "base", len(prompts), each)
+        log.info("  %s: %d x %d images", " + ".join(concepts) or "base", len(prompts), each)
         pictures = generate(
             self.model,
             prompts,
@@ -164,10 +164,10 @@ class Studio:
         )
         return [pictures[i * each : (i + 1) * each] for i in range(len(prompts))]
 
-    def draw_texts(self, texts: Sequence[str]) -> list[Picture]:
-        """Draw one picture of each text by the base model; picture i has seed + i."""
+    def draw_texts(self, texts: Sequence[str]) -> list[GeneratedImage]:
+        """Draw one image of each text by the base model; image i has seed + i."""
         request = self.request
-        log.info("  base: %d pictures", len(texts))
+        log.info("  base: %d images", len(texts))
         return generate(
             self.model,
             texts,
@@ -182,7 +182,7 @@ class Studio:
         return ON_CPU if self.request.device == "cpu" else fitting_batch(self.model)
 
     def draw_line(self, line: Line, each: int) -> list[list[Scored]]:
-        """Draw a line's prompts with its words and score every picture."""
+        """Draw a line's prompts with its words and score every image."""
         drawn = self.draw(line.prompts, each, concepts=line.concepts)
         return [
             self.score(pictures, prompt, *_named(prompt, line.concepts))
@@ -190,8 +190,10 @@ class Studio:
         ]
 
     @torch.no_grad()
-    def score(self, pictures: Sequence[Picture], prompt: str, *concepts: str) -> list[Scored]:
-        """Score pictures against the prompt without its words, and concepts' training pictures.
+    def score(
+        self, pictures: Sequence[GeneratedImage], prompt: str, *concepts: str
+    ) -> list[Scored]:
+        """Score images against the prompt without its words, and concepts' training images.
 
         Of several concepts the likenesses are averaged.
         """
@@ -207,7 +209,7 @@ class Studio:
         ]
 
     def features(self, images: Sequence[Image.Image]) -> Tensor:
-        """Embed pictures: unit vectors [n, d] on the CPU."""
+        """Embed images: unit vectors [n, d] on the CPU."""
         return F.normalize(self.extractor.image_features(list(images)).float().cpu(), dim=-1)
 
     def text_features(self, texts: Sequence[str]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A concept as the figures need it: its pictures, its first word and what people say of it."""
+"""A concept as the figures need it: its images, its first word and what people say of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ldm.data.folder import list_pictures, read_captions
+from ldm.data.folder import list_images, read_captions
 from ldm.image_io import open_rgb
 from ldm.util import UserError
 from ldm.words.files import read_words
@@ -23,7 +23,7 @@ class Subject:
 
     Attributes:
         name: of its folder.
-        pictures: the training pictures.
+        images: the training images.
         first_word: what its word started from; empty where nothing says so.
         short, long: human captions of at most 12 and 30 words, empty where there are none.
     """
@@ -38,14 +38,14 @@ class Subject:
 def read_subject(folder: Path, word_file: Path | None = None) -> Subject:
     """Read a concept's folder.
 
-    Captions are the lines of the text files beside its pictures; a concept of the miniature that
+    Captions are the lines of the text files beside its images; a concept of the miniature that
     has none is described by `concepts.json` in the folder above. The first word is that of the
     word's file, or else of `concepts.json`.
 
     Raises:
-        UserError: no pictures, or an unreadable file.
+        UserError: no images, or an unreadable file.
     """
-    files = list_pictures(folder)
+    files = list_images(folder)
     captions = list(dict.fromkeys(text for path in files for text in read_captions(path)))
     short = tuple(text for text in captions if len(text.split()) <= SHORT)
     long = tuple(text for text in captions if SHORT < len(text.split()) <= LONG)

@@ -26,7 +26,7 @@ class Cell:
 
     Attributes:
         concept, variant, seed: what it is.
-        source: where its pictures come from, one of `ldm.training.variants.SOURCES`.
+        source: where its images come from, one of `ldm.training.variants.SOURCES`.
         learn: what decides the word; None where none is learned.
         score: what decides the scores, the word apart.
         places: where the files are on this machine; not part of the hashes.
@@ -56,8 +56,8 @@ class Cell:
         return digest({"learn": self.learn_hash, "score": self.score, "source": self.source})
 
     @property
-    def pictures_drawn(self) -> int:
-        """How many pictures scoring it draws."""
+    def images_drawn(self) -> int:
+        """How many images scoring it draws."""
         if self.source == "images":
             return 0
         prompts = {self.score["image_prompt"], *self.score["prompts"]}
@@ -84,7 +84,7 @@ def digest(value: Any) -> str:
 def build_cells(spec: ProtocolSpec, extractor: Mapping[str, str]) -> list[Cell]:
     """Return the table's cells: concept by concept, then by variant, then by seed.
 
-    The training pictures as such are the same whatever the seed: one cell for each concept.
+    The training images as such are the same whatever the seed: one cell for each concept.
 
     Args:
         spec: the protocol.
@@ -108,7 +108,7 @@ def learning_options(
         spec: the protocol.
         concept: what to learn.
         variant: how.
-        data: the folder of the training pictures.
+        data: the folder of the training images.
     """
     base = [*spec.base, *([variant.overlay] if variant.overlay else [])]
     return [
@@ -116,7 +116,7 @@ def learning_options(
         *("--data_root", str(data), "--init_word", concept.first_word),
         *("--placeholder_string", spec.placeholder),
         *("--actual_resume", str(spec.checkpoint), "--max_steps", str(variant.steps)),
-        # Nobody looks at the pictures of hundreds of runs.
+        # Nobody looks at the images of hundreds of runs.
         "lightning.callbacks.image_logger.params.disabled=true",
         *variant.overrides,
     ]
@@ -157,7 +157,7 @@ def _cell(
     extractor: dict[str, str],
     hashes: _Hashes,
 ) -> Cell:
-    shown = concept.pictures[: variant.size]
+    shown = concept.images[: variant.size]
     learn = None
     if variant.source == "learned":
         configs = [*spec.base, *([variant.overlay] if variant.overlay else [])]
@@ -176,12 +176,12 @@ def _cell(
         "checkpoint": hashes.file(spec.checkpoint),
         "extractor": extractor,
         # Of all sizes of the training set the whole of it is the measure.
-        "training": {path.name: hashes.file(path) for path in concept.pictures},
+        "training": {path.name: hashes.file(path) for path in concept.images},
         "captions": list(concept.captions.get(variant.captions, ())),
         "placeholder": spec.placeholder,
         "prompts": list(spec.prompts),
         "image_prompt": spec.image_prompt,
-        "pictures": len(concept.pictures) if variant.source == "images" else spec.pictures,
+        "pictures": len(concept.images) if variant.source == "images" else spec.pictures,
         "sampler_steps": spec.sampler_steps,
         "scale": spec.scale,
         "resamples": spec.resamples,
@@ -215,7 +215,7 @@ class Finished:
 
     @property
     def training_pictures(self) -> int:
-        """How many pictures the word was learned from, or that there are of the concept."""
+        """How many images the word was learned from, or that there are of the concept."""
         part = self.cell.learn["pictures"] if self.cell.learn else self.cell.score["training"]
         return len(part)
 

@@ -17,7 +17,7 @@ from ldm.evaluation.bootstrap import Estimate, mean_over
 if TYPE_CHECKING:
     from ldm.experiments.protocol.cells import Finished
 
-TRAINING = "training pictures"  # of a concept, compared with each other
+TRAINING = "training images"  # of a concept, compared with each other
 HIGHER, LOWER, ABOUT = "higher", "lower", "about equal"
 # Cosines. What the paper calls about equal differs by less in Fig. 10a: .788 from .782 in claim 1,
 # several vectors from one by at most .014.
@@ -104,7 +104,7 @@ def _both(
     )
 
 
-_RECONSTRUCTION = "our pictures are as near the training pictures as these are to each other"
+_RECONSTRUCTION = "our images are as near the training images as these are to each other"
 _SEVERAL = "one vector is easier to edit than several at a similar likeness"
 _RATE = "the learning rate moves a word along the curve"
 _CAPTIONS = "human captions lose on both scores"

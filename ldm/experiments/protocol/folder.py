@@ -4,7 +4,7 @@ cell.json            what it is
 word.safetensors     the learned word, with where it comes from
 difference.safetensors  what tuning moved the networks by, for a variant that does
 scores.json          written last and whole: with it the cell is finished
-pictures.zip         the first pictures of each prompt, where the protocol keeps any
+images.zip         the first images of each prompt, where the protocol keeps any
 times.json           how long it took
 metrics.csv          the training's curves
 cell.log             everything the run said
@@ -26,9 +26,9 @@ from ldm.experiments.protocol.cells import Cell
 
 CELL, SCORES, TIMES, LOG, LOCK = "cell.json", "scores.json", "times.json", "cell.log", ".lock"
 WORD, DIFFERENCE, CURVES = "word.safetensors", "difference.safetensors", "metrics.csv"
-PICTURES = "pictures.zip"
+IMAGES = "pictures.zip"
 # What a cell run elsewhere sends home; the scores are to be written last.
-KEPT = (LOG, CURVES, DIFFERENCE, WORD, PICTURES, TIMES, SCORES)
+KEPT = (LOG, CURVES, DIFFERENCE, WORD, IMAGES, TIMES, SCORES)
 # What it may begin with: a word whose scores alone are to be made anew.
 SENT = (WORD, DIFFERENCE)
 

@@ -1,4 +1,4 @@
-"""The pictures that cells keep: the first few of each prompt, in one archive a cell."""
+"""The images that cells keep: the first few of each prompt, in one archive a cell."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ldm.evaluation.evaluate import Draw
 from ldm.experiments.protocol.folder import write_whole
 from ldm.util import UserError
 
-INDEX = "prompts.json"  # the prompts, in the order of the pictures' first numbers
+INDEX = "prompts.json"  # the prompts, in the order of the images' first numbers
 
 
 def keeping(draw: Draw, count: int, kept: dict[str, list[Image.Image]]) -> Draw:
-    """Draw as before, and put each prompt's first pictures into `kept`.
+    """Draw as before, and put each prompt's first images into `kept`.
 
     Args:
-        draw: (prompts, pictures of each) → pictures, a prompt's side by side.
+        draw: (prompts, images of each) → images, a prompt's side by side.
         count: how many of each prompt.
-        kept: prompt → its first pictures; filled as pictures are drawn.
+        kept: prompt → its first images; filled as images are drawn.
     """
 
     def drawn(prompts: Sequence[str], each: int) -> list[Image.Image]:
@@ -35,8 +35,8 @@ def keeping(draw: Draw, count: int, kept: dict[str, list[Image.Image]]) -> Draw:
     return drawn
 
 
-def write_pictures(path: Path, pictures: Mapping[str, Sequence[Image.Image]]) -> None:
-    """Write prompts' pictures as a ZIP of PNG files, whole or not at all."""
+def write_images(path: Path, pictures: Mapping[str, Sequence[Image.Image]]) -> None:
+    """Write prompts' images as a ZIP of PNG files, whole or not at all."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr(INDEX, json.dumps(list(pictures), ensure_ascii=False))
@@ -48,7 +48,7 @@ def write_pictures(path: Path, pictures: Mapping[str, Sequence[Image.Image]]) ->
     write_whole(path, archive.getvalue())
 
 
-def read_pictures(path: Path) -> dict[str, list[Image.Image]]:
+def read_images(path: Path) -> dict[str, list[Image.Image]]:
     """Return what `write_pictures` wrote.
 
     Raises:

@@ -20,7 +20,7 @@ class Estimator:
     Args:
         folders: of the cells.
         step: seconds of an optimiser step, until one has been timed.
-        picture: of drawing and scoring a picture, likewise.
+        image: of drawing and scoring an image, likewise.
     """
 
     def __init__(self, folders: Sequence[Path], step: float, picture: float) -> None:
@@ -37,7 +37,7 @@ class Estimator:
     def seconds(self, cell: Cell) -> float:
         """Return how long a cell may take from its beginning."""
         steps = 0 if cell.learn is None else int(cell.learn["steps"])
-        return steps * self.step + cell.pictures_drawn * self.picture
+        return steps * self.step + cell.images_drawn * self.picture
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,6 @@
 """Cells as Ray tasks: a cluster's machines run them, a lost machine's cells are run anew.
 
-Every machine has the project in the same folder, with the same weights and pictures. Results need
+Every machine has the project in the same folder, with the same weights and images. Results need
 no shared disk: a task returns its files' bytes, and this process writes them into the table.
 """
 

@@ -4,7 +4,7 @@
     checkpoint: models/miniature/model.safetensors
     config: models/miniature/config.yaml    # of the model that draws
     concepts:
-      folder: examples/concepts             # a folder of pictures for each
+      folder: examples/concepts             # a folder of images for each
       words:
         teal-star: {first_word: star, captions: {short: [teal star]}}
     variants:                               # name: what it changes
@@ -12,7 +12,7 @@
       two_words: {}                         # configs/variants/two_words.yaml
       ours_5000: {overlay: base, steps: 5000, overrides: [a.b=c]}
       captions_short: {overlay: human_captions, captions: short}
-    sizes: {variant: ours, pictures: [1, 3]}  # Fig. 12: of the first n training pictures
+    sizes: {variant: ours, pictures: [1, 3]}  # Fig. 12: of the first n training images
     seeds: [1, 2, 3]
 
 `DEFAULTS` holds the other keys. Paths are looked up from here and then from the project's folder.
@@ -57,21 +57,21 @@ class ProtocolConcept:
     """What a word is learned for.
 
     Attributes:
-        pictures: the training pictures, sorted by name.
-        first_word: the word's initial value.
+        images: the training images, sorted by name.
+        first_word: the initializer word.
         captions: kind → a human's captions of it ("short", "long").
     """
 
     name: str
     folder: Path
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     first_word: str
     captions: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class ProtocolVariant:
-    """One way of getting pictures of a concept.
+    """One way of getting images of a concept.
 
     Attributes:
         source: where they come from, one of `ldm.training.variants.SOURCES`.
@@ -79,7 +79,7 @@ class ProtocolVariant:
         overrides: further entries "a.b=c".
         steps: of the optimiser.
         captions: which kind, where captions are the source.
-        size: learn from the first so many pictures; None for all.
+        size: learn from the first so many images; None for all.
     """
 
     name: str
@@ -220,7 +220,7 @@ def _extractor(name: str) -> str:
 
 
 def _concepts(content: Any) -> tuple[ProtocolConcept, ...]:
-    from ldm.data.folder import list_pictures
+    from ldm.data.folder import list_images
 
     section = _section("concepts", content, ("folder", "words"), {})
     given = Path(_text("concepts.folder", section["folder"])).expanduser()
@@ -240,7 +240,7 @@ def _concepts(content: Any) -> tuple[ProtocolConcept, ...]:
         if not own.is_dir():
             raise UserError(f"concept {name!r} has no folder {own}")
         first = _text(f"{where}.first_word", entry["first_word"])
-        concepts.append(ProtocolConcept(name, own, list_pictures(own), first, captions))
+        concepts.append(ProtocolConcept(name, own, list_images(own), first, captions))
     return tuple(concepts)
 
 
@@ -255,7 +255,7 @@ def _variants(content: Any, steps: int) -> tuple[ProtocolVariant, ...]:
         source = found.source if found else "learned"
         if (values["captions"] is not None) != (source == "captions"):
             raise UserError(
-                f"{where}.captions must name a kind of caption where they are the pictures' "
+                f"{where}.captions must name a kind of caption where they are the images' "
                 f"source, and only there; here it is {source!r}"
             )
         overrides = tuple(_text(f"{where}.overrides", o) for o in values["overrides"] or ())
@@ -286,10 +286,10 @@ def _sizes(
     if parent is None or parent.source != "learned":
         raise UserError(f"sizes.variant {section['variant']!r} is no variant that learns a word")
     sizes = [_whole("sizes.pictures", n) for n in _list("sizes.pictures", section["pictures"])]
-    short = min(concepts, key=lambda concept: len(concept.pictures))
-    if max(sizes) > len(short.pictures):
+    short = min(concepts, key=lambda concept: len(concept.images))
+    if max(sizes) > len(short.images):
         raise UserError(
-            f"sizes.pictures: {max(sizes)}, but concept {short.name!r} has {len(short.pictures)}"
+            f"sizes.pictures: {max(sizes)}, but concept {short.name!r} has {len(short.images)}"
         )
     made = tuple(
         dataclasses.replace(parent, name=f"{parent.name}_n{size}", size=size) for size in sizes

@@ -20,7 +20,7 @@ import numpy as np
 from ldm.evaluation.bootstrap import Estimate, mean_over
 from ldm.experiments.protocol import claims
 from ldm.experiments.protocol.cells import Cell, Finished
-from ldm.experiments.protocol.folder import TIMES, read_json, scores_of, write_whole
+from ldm.experiments.protocol.folder import TIMES, WORD, read_json, scores_of, write_whole
 from ldm.experiments.protocol.run import cell_folder
 
 SCORES = ("image", "text", "text_of_average")
@@ -47,7 +47,7 @@ class VariantSummary:
         cells, concepts: how many finished ones they come from.
         scores: image, text and text_of_average → mean.
         differences: the same less the reference variant's, over the cells that both have.
-        training: mean similarity of the training pictures with each other; None of single ones.
+        training: mean similarity of the training images with each other; None of single ones.
         word_norm, vocabulary_norm: means; None where nothing was learned.
     """
 
@@ -164,6 +164,31 @@ def write_results(output: Path, cells: Sequence[Cell], reference: str, resamples
         times.append({**own, **read_json(cell_folder(output, item.cell) / TIMES)})
     _write_csv(output / "times.csv", TIME, times)
     return len(found)
+
+
+def keep_words(output: Path, cells: Sequence[Cell], target: Path) -> int:
+    """Copy the words of a grid's finished cells to VARIANT/seedN/CONCEPT.safetensors.
+
+    Each file says where it comes from: concept, variant, seed, steps, hashes of the configuration
+    and of the model. A folder VARIANT/seedN is what `scripts/figures.py` takes as --words.
+
+    Args:
+        output: the table's folder.
+        cells: of the table.
+        target: where to; files of the same names are replaced.
+
+    Returns:
+        How many.
+    """
+    count = 0
+    for cell in cells:
+        folder = cell_folder(output, cell)
+        if cell.learn is None or not scores_of(folder, cell):
+            continue
+        place = target / cell.variant / f"seed{cell.seed}" / f"{cell.concept}.safetensors"
+        write_whole(place, (folder / WORD).read_bytes())
+        count += 1
+    return count
 
 
 def markdown(summaries: Sequence[VariantSummary]) -> str:

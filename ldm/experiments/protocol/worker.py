@@ -25,7 +25,7 @@ from ldm.experiments.protocol.folder import (
     CELL,
     CURVES,
     DIFFERENCE,
-    PICTURES,
+    IMAGES,
     SCORES,
     TIMES,
     WORD,
@@ -83,7 +83,7 @@ def run_cell(folder: Path, leash: Leash) -> None:
         times = learn(cell, folder, leash)
     start = time.monotonic()
     scores = score(cell, folder)
-    times |= {"score": round(time.monotonic() - start, 1), "pictures": cell.pictures_drawn}
+    times |= {"score": round(time.monotonic() - start, 1), "pictures": cell.images_drawn}
     times["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     write_json(folder / TIMES, times)
     # A worker may have been sent a word; of its training nothing is left to go on with.
@@ -131,7 +131,7 @@ def learning_command(cell: Cell, folder: Path, logs: Path) -> list[str]:
     """Return the command that begins to learn the word; the last two set the threads."""
     options = list(cell.places["options"])
     if (size := cell.places["size"]) is not None:
-        data = first_pictures(Path(cell.places["folder"]), size, folder / "learning-pictures")
+        data = first_images(Path(cell.places["folder"]), size, folder / "learning-pictures")
         options[options.index("--data_root") + 1] = str(data)
     return [
         *(sys.executable, str(Path(cell.places["root"]) / "main.py"), *options),
@@ -155,13 +155,13 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def first_pictures(source: Path, size: int, target: Path) -> Path:
-    """Copy a folder's first pictures, and the captions beside them, into another; return that."""
-    from ldm.data.folder import caption_file, list_pictures
+def first_images(source: Path, size: int, target: Path) -> Path:
+    """Copy a folder's first images, and the captions beside them, into another; return that."""
+    from ldm.data.folder import caption_file, list_images
 
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    for path in list_pictures(source)[:size]:
+    for path in list_images(source)[:size]:
         for file in (path, caption_file(path)):
             if file.is_file():
                 shutil.copy(file, target)
@@ -199,15 +199,15 @@ def keep(cell: Cell, folder: Path, logs: Path) -> None:
 
 
 def score(cell: Cell, folder: Path) -> dict[str, Any]:
-    """Draw the cell's pictures and score them; return what scores.json holds."""
-    from ldm.data.folder import list_pictures
+    """Draw the cell's images and score them; return what scores.json holds."""
+    from ldm.data.folder import list_images
     from ldm.evaluation.evaluate import evaluate
     from ldm.evaluation.extractors import find_extractor
-    from ldm.experiments.protocol.images import keeping, write_pictures
+    from ldm.experiments.protocol.images import keeping, write_images
     from ldm.image_io import open_rgb
 
     asked = cell.score
-    training = [open_rgb(path) for path in list_pictures(cell.places["folder"])]
+    training = [open_rgb(path) for path in list_images(cell.places["folder"])]
     draw, norms = painter(cell, folder, training)
     kept: dict[str, list[Image]] = {}
     if "keep" in asked:
@@ -223,7 +223,7 @@ def score(cell: Cell, folder: Path) -> dict[str, Any]:
         resamples=asked["resamples"],
     )
     if kept:
-        write_pictures(folder / PICTURES, kept)
+        write_images(folder / IMAGES, kept)
     return {
         "learn_hash": cell.learn_hash,
         "score_hash": cell.score_hash,
@@ -235,7 +235,7 @@ def score(cell: Cell, folder: Path) -> dict[str, Any]:
 def painter(
     cell: Cell, folder: Path, training: Sequence[Image]
 ) -> tuple[Draw, dict[str, float | None]]:
-    """Return what draws the cell's pictures, and the word's norm beside the vocabulary's mean."""
+    """Return what draws the cell's images, and the word's norm beside the vocabulary's mean."""
     from ldm.evaluation import draws
     from ldm.inference import load_model, load_words
 

@@ -149,7 +149,7 @@ def _answers(study: Study, path: str | Path, content: Mapping[str, Any]) -> Answ
             raise ValueError
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"answers {path} do not rank every picture of every question: finish the questionnaire "
+            f"answers {path} do not rank every image of every question: finish the questionnaire "
             "and save them again, or leave the file out"
         ) from error
     by = content.get("answered_by", "")
@@ -290,7 +290,7 @@ def plot_ranks(ranks: Sequence[ModelRanks], paths: Sequence[Path], caveat: str =
             axes.add_patch(patch)
     n = len(ranks)
     axes.set_xlabel(f"mean rank by text ({n} is best)")
-    axes.set_ylabel(f"mean rank by training pictures ({n} is best)")
+    axes.set_ylabel(f"mean rank by training images ({n} is best)")
     axes.set_title(caveat, fontsize=9)
     axes.margins(0.15)
     axes.autoscale_view()

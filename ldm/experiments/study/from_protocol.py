@@ -1,4 +1,4 @@
-"""The user study's pictures from a protocol's table: which cells serve, and a manifest of them."""
+"""The user study's images from a protocol's table: which cells serve, and a manifest of them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.experiments.protocol.cells import Cell
-from ldm.experiments.protocol.folder import CELL, PICTURES, scores_of
-from ldm.experiments.protocol.images import read_pictures
+from ldm.experiments.protocol.folder import CELL, IMAGES, scores_of
+from ldm.experiments.protocol.images import read_images
 from ldm.experiments.study.questionnaire import TRAINING
 from ldm.util import UserError
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.csv"
 COLUMNS = ("concept", "model", "prompt", "picture")
-# Pictures that differ in these are not the models' to answer for.
+# Images that differ in these are not the models' to answer for.
 SAME = ("image_prompt", "prompts", "placeholder", "checkpoint", "sampler_steps", "scale")
 ADVICE = "set keep_pictures in the protocol's YAML and run it again"
 
@@ -33,8 +33,8 @@ class Kept:
 
     @property
     def has_pictures(self) -> bool:
-        """Whether it kept the pictures that its scores are of, not some of an earlier run."""
-        return "keep" in self.cell.score and (self.folder / PICTURES).is_file()
+        """Whether it kept the images that its scores are of, not some of an earlier run."""
+        return "keep" in self.cell.score and (self.folder / IMAGES).is_file()
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Table:
 
     Attributes:
         cells: by concept, then model, then seed.
-        image_prompt: whose pictures are compared with the training pictures.
+        image_prompt: whose images are compared with the training images.
         placeholder: of the word, in every prompt.
     """
 
@@ -53,10 +53,10 @@ class Table:
 
 
 def read_table(output: Path, models: Sequence[str], seeds: Sequence[int] = ()) -> Table:
-    """Choose the cells of a protocol's output whose pictures a study shows.
+    """Choose the cells of a protocol's output whose images a study shows.
 
     Of a concept these are the cells of the seeds that every model has finished, so that no model
-    has more pictures to choose from than another. A concept that lacks a model, or one of the seeds
+    has more images to choose from than another. A concept that lacks a model, or one of the seeds
     asked for, is left out with a warning.
 
     Args:
@@ -65,11 +65,11 @@ def read_table(output: Path, models: Sequence[str], seeds: Sequence[int] = ()) -
         seeds: which; none for all that there are.
 
     Raises:
-        UserError: no such folder; a model without finished cells or without pictures; no concept
+        UserError: no such folder; a model without finished cells or without images; no concept
             is left; cells with other prompts, or drawn otherwise, than the rest.
     """
     if TRAINING in models:
-        raise UserError(f"model {TRAINING!r} cannot be in a study: the training pictures are so")
+        raise UserError(f"model {TRAINING!r} cannot be in a study: the training images are so")
     found = _finished(output)
     for model in models:
         _check_model(output, model, [item for item in found if item.cell.variant == model])
@@ -81,7 +81,7 @@ def read_table(output: Path, models: Sequence[str], seeds: Sequence[int] = ()) -
     if not cells:
         asked = f" of seeds {', '.join(map(str, seeds))}" if seeds else ""
         raise UserError(
-            f"{output}: no concept has pictures{asked} by every model of {', '.join(models)}: "
+            f"{output}: no concept has images{asked} by every model of {', '.join(models)}: "
             "finish the protocol, or name fewer with --models or --seeds"
         )
     first = cells[0].cell
@@ -116,7 +116,7 @@ def _check_model(output: Path, model: str, finished: Sequence[Kept]) -> None:
             "variants with --models"
         )
     if not any(item.has_pictures for item in finished):
-        raise UserError(f"{output}: the cells of {model!r} kept no pictures: {ADVICE}")
+        raise UserError(f"{output}: the cells of {model!r} kept no images: {ADVICE}")
 
 
 def _complete(
@@ -126,9 +126,9 @@ def _complete(
     missing = [model for model in models if not any(i.cell.variant == model for i in usable)]
     if missing:
         names = ", ".join(missing)
-        logger.warning("%s is left out: no finished cell with pictures of %s", concept, names)
+        logger.warning("%s is left out: no finished cell with images of %s", concept, names)
         return []
-    # The training pictures as such are the same whatever the seed, and have one cell.
+    # The training images as such are the same whatever the seed, and have one cell.
     seeded = [item for item in usable if item.cell.source != "images"]
     of = {m: {i.cell.seed for i in seeded if i.cell.variant == m} for m in models}
     common = set.intersection(*(own for own in of.values() if own)) if seeded else set()
@@ -142,7 +142,7 @@ def _complete(
 
 
 def write_manifest(table: Table, folder: Path) -> Path:
-    """Write a table's pictures, and copies of the training pictures, as files with a manifest.
+    """Write a table's images, and copies of the training images, as files with a manifest.
 
     Args:
         table: which.
@@ -152,7 +152,7 @@ def write_manifest(table: Table, folder: Path) -> Path:
         The manifest, as `read_manifest` takes it, with paths from its folder.
 
     Raises:
-        UserError: pictures that are not there, or are damaged.
+        UserError: images that are not there, or are damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, str, str, str]] = []
@@ -179,22 +179,22 @@ def _copy_training(cell: Cell, folder: Path) -> Iterator[str]:
     for name in cell.score["training"]:
         if not (source / name).is_file():
             raise UserError(
-                f"training picture {source / name} of cell {cell.name} does not exist: make the "
-                "study where the protocol ran, or put the pictures there"
+                f"training image {source / name} of cell {cell.name} does not exist: make the "
+                "study where the protocol ran, or put the images there"
             )
         shutil.copyfile(source / name, target / name)
         yield (target / name).relative_to(folder).as_posix()
 
 
 def _unpack(item: Kept, folder: Path) -> Iterator[tuple[str, str]]:
-    cell, kept = item.cell, read_pictures(item.folder / PICTURES)
+    cell, kept = item.cell, read_images(item.folder / IMAGES)
     prompts = dict.fromkeys([cell.score["image_prompt"], *cell.score["prompts"]])
     target = folder / cell.concept / cell.variant
     target.mkdir(parents=True, exist_ok=True)
     for i, prompt in enumerate(prompts):
         if not kept.get(prompt):
             raise UserError(
-                f"pictures {item.folder / PICTURES}: none of {prompt!r}, which the cell drew: "
+                f"pictures {item.folder / IMAGES}: none of {prompt!r}, which the cell drew: "
                 f"delete {item.folder} and run the protocol again"
             )
         for j, image in enumerate(kept[prompt]):

@@ -1,9 +1,9 @@
 """The user study of the paper (Gal et al., section 5.3): two questionnaires, blinded and shuffled.
 
-(a) `image`: four training pictures, and one picture of every model to rank by likeness to them.
-(b) `text`: a text without the word, and one picture of every model to rank by likeness to it.
+(a) `image`: four training images, and one image of every model to rank by likeness to them.
+(b) `text`: a text without the word, and one image of every model to rank by likeness to it.
 
-Pictures get names that say nothing, given after shuffling; which model drew which stands in a key
+Images get names that say nothing, given after shuffling; which model drew which stands in a key
 that those who answer do not see. `ldm.experiments.study.page` makes the pages,
 `ldm.experiments.study.analysis` reads what comes back.
 """
@@ -26,21 +26,21 @@ from ldm.image_io import open_rgb
 from ldm.util import UserError
 
 KINDS = ("image", "text")
-TRAINING = "training"  # the model's name in a manifest's rows of training pictures
-SHOWN = 4  # training pictures a question
+TRAINING = "training"  # the model's name in a manifest's rows of training images
+SHOWN = 4  # training images a question
 COLUMNS = ("model", "picture")
 KEY_FORMAT = "ldm-study-key"
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A row of the manifest: one picture.
+    """A row of the manifest: one image.
 
     Attributes:
         concept: what was learned; may be empty where there is one alone.
         model: who drew it, or `TRAINING`.
-        prompt: with its placeholder; empty for training pictures.
-        picture: the file.
+        prompt: with its placeholder; empty for training images.
+        image: the file.
     """
 
     concept: str
@@ -51,12 +51,12 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Choice:
-    """A picture to rank.
+    """An image to rank.
 
     Attributes:
         name: says nothing about the model.
         model: who drew it.
-        picture: the file.
+        image: the file.
     """
 
     name: str
@@ -71,9 +71,9 @@ class Question:
     Attributes:
         name: of the question.
         concept, prompt: what was drawn.
-        text: to compare with; empty in the questionnaire of pictures.
-        examples: training pictures to compare with; none in the questionnaire of texts.
-        choices: a picture of each model, shuffled.
+        text: to compare with; empty in the questionnaire of images.
+        examples: training images to compare with; none in the questionnaire of texts.
+        choices: an image of each model, shuffled.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Study:
 
     Attributes:
         name: 16 hexadecimal digits of all that is in it; answers name it.
-        seed: of the shuffling and of the choice of pictures.
+        seed: of the shuffling and of the choice of images.
         models: sorted by name.
         questions: by kind of questionnaire.
     """
@@ -102,13 +102,13 @@ class Study:
 
 
 def read_manifest(path: str | Path) -> list[Drawn]:
-    """Read which model drew which picture: CSV, or JSON with a list of objects.
+    """Read which model drew which image: CSV, or JSON with a list of objects.
 
     Columns: `model`, `picture` (a file, looked up from the manifest's folder), `prompt`, and
-    `concept`, which may be left out. Rows whose model is "training" name the training pictures.
+    `concept`, which may be left out. Rows whose model is "training" name the training images.
 
     Raises:
-        UserError: unreadable, no rows, a column or a picture missing.
+        UserError: unreadable, no rows, a column or an image missing.
     """
     path = Path(path)
     try:
@@ -133,7 +133,7 @@ def _row(path: Path, number: int, row: Mapping[str, Any]) -> Drawn:
         raise UserError(f"manifest {path}, row {number}: no prompt")
     picture = path.parent / given["picture"]
     if not picture.is_file():
-        raise UserError(f"manifest {path}, row {number}: picture {picture} does not exist")
+        raise UserError(f"manifest {path}, row {number}: image {picture} does not exist")
     return Drawn(given.get("concept", ""), given["model"], given.get("prompt", ""), picture)
 
 
@@ -144,21 +144,21 @@ def make_study(
     image_prompt: str = "A photo of *",
     placeholders: Sequence[str] = ("*",),
 ) -> Study:
-    """Choose pictures and shuffle them.
+    """Choose images and shuffle them.
 
-    Each concept gives one question about pictures, with what was drawn from `image_prompt`, and one
-    about each other prompt's text. Where a model has several pictures of a prompt, one is drawn by
-    lot; so are the training pictures, where there are more than four.
+    Each concept gives one question about images, with what was drawn from `image_prompt`, and one
+    about each other prompt's text. Where a model has several images of a prompt, one is drawn by
+    lot; so are the training images, where there are more than four.
 
     Args:
         rows: of the manifest.
         seed: of all that is left to chance; the same seed makes the same study.
-        image_prompt: whose pictures are held against the training pictures.
+        image_prompt: whose images are held against the training images.
         placeholders: taken out of the texts.
 
     Raises:
-        UserError: fewer than two models; a model without a picture of a prompt that others have;
-            fewer than four training pictures; nothing to ask in one of the questionnaires.
+        UserError: fewer than two models; a model without an image of a prompt that others have;
+            fewer than four training images; nothing to ask in one of the questionnaires.
     """
     models = tuple(sorted({row.model for row in rows} - {TRAINING}))
     if len(models) < 2:
@@ -190,7 +190,7 @@ def _one_of(
     have = [r.picture for r in rows if (r.concept, r.model, r.prompt) == (concept, model, prompt)]
     if not have:
         of = f" of {concept!r}" if concept else ""
-        raise UserError(f"the manifest has no picture{of} by {model!r} from {prompt!r}: add one")
+        raise UserError(f"the manifest has no image{of} by {model!r} from {prompt!r}: add one")
     return have[rng.integers(len(have))]
 
 
@@ -199,7 +199,7 @@ def _examples(rows: Sequence[Drawn], concept: str, rng: np.random.Generator) -> 
     if len(have) < SHOWN:
         of = f" of {concept!r}" if concept else ""
         raise UserError(
-            f"the manifest has {len(have)} training pictures{of}, a question shows {SHOWN}: add "
+            f"the manifest has {len(have)} training images{of}, a question shows {SHOWN}: add "
             f"rows whose model is {TRAINING!r}"
         )
     return tuple(str(have[i]) for i in rng.choice(len(have), SHOWN, replace=False))
@@ -208,7 +208,7 @@ def _examples(rows: Sequence[Drawn], concept: str, rng: np.random.Generator) -> 
 def _named(
     kind: str, questions: Sequence[Question], rng: np.random.Generator
 ) -> tuple[Question, ...]:
-    """Shuffle questions, and give them and their pictures names by a second shuffling."""
+    """Shuffle questions, and give them and their images names by a second shuffling."""
     total = sum(len(question.choices) for question in questions)
     names = iter(rng.permutation(total))
     return tuple(
@@ -228,7 +228,7 @@ def _named(
 
 
 def _digest(questions: Mapping[str, tuple[Question, ...]]) -> str:
-    """Return a name for what a study shows: its texts, the names and the pixels of its pictures."""
+    """Return a name for what a study shows: its texts, the names and the pixels of its images."""
     digest = hashlib.sha256()
     for kind in KINDS:
         for question in questions[kind]:
@@ -241,7 +241,7 @@ def _digest(questions: Mapping[str, tuple[Question, ...]]) -> str:
 
 
 def _with_files(study: Study, place: Callable[[str], str]) -> Study:
-    """Return a study with each picture's path as `place` gives it."""
+    """Return a study with each image's path as `place` gives it."""
     questions = {
         kind: tuple(
             replace(
@@ -259,7 +259,7 @@ def _with_files(study: Study, place: Callable[[str], str]) -> Study:
 def write_key(path: Path, study: Study) -> None:
     """Write which model drew what; not for those who answer.
 
-    Pictures below the key's folder are written as seen from there, so that the folder may be moved;
+    Images below the key's folder are written as seen from there, so that the folder may be moved;
     others with their whole path.
     """
     folder = path.parent.resolve()
@@ -274,7 +274,7 @@ def write_key(path: Path, study: Study) -> None:
 
 
 def read_key(path: str | Path) -> Study:
-    """Read what `write_key` wrote; its pictures need not be there.
+    """Read what `write_key` wrote; its images need not be there.
 
     Raises:
         UserError: unreadable, or no key.

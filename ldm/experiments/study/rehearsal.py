@@ -32,8 +32,8 @@ TEMPERATURE = 0.07
 Scores = Mapping[str, Mapping[str, FloatArray]]
 
 
-def open_pictures(study: Study) -> dict[str, Image.Image]:
-    """Open every picture of a study, by its file.
+def open_images(study: Study) -> dict[str, Image.Image]:
+    """Open every image of a study, by its file.
 
     Raises:
         UserError: one is not there or damaged.
@@ -48,9 +48,9 @@ def open_pictures(study: Study) -> dict[str, Image.Image]:
 def score_choices(
     study: Study, pictures: Mapping[str, Image.Image], extractor: FeatureExtractor
 ) -> Scores:
-    """Score every choice as the paper scores pictures, in [-1, 1].
+    """Score every choice as the paper scores images, in [-1, 1].
 
-    By pictures: the mean cosine with the question's training pictures. By text: the cosine with it.
+    By images: the mean cosine with the question's training images. By text: the cosine with it.
     """
     found: dict[str, dict[str, FloatArray]] = {}
     for kind in KINDS:

@@ -30,7 +30,7 @@ def _precision(module: nn.Module, inputs: Tensor) -> torch.dtype:
 
 
 class LatentDiffusion(DiffusionTraining):
-    """Diffusion in the latent space of a first stage, conditioned on text, classes or pictures.
+    """Diffusion in the latent space of a first stage, conditioned on text, classes or images.
 
     With `personalization_config` everything but the words is frozen (paper §3), unless
     `unfreeze_model`.
@@ -55,7 +55,7 @@ class LatentDiffusion(DiffusionTraining):
         embedding_reg_weight: λ of λ‖v − v_coarse‖² (paper §4, "regularised").
         unfreeze_model, model_lr: train the U-Net and conditioner too, at their own rate.
         text_lr: rate of the conditioner, where it is another than `model_lr`.
-        prior_weight: λ of the class pictures' loss, where a batch has such pictures under `prior`
+        prior_weight: λ of the class images' loss, where a batch has such images under `prior`
             (DreamBooth, Ruiz et al. 2022, equation 2).
         loss_weighting: `simple`, the paper's, weighs all timesteps alike; `v` divides the squared
             error of the noise by ā_t, which makes it that of v: for training from nothing.
@@ -226,7 +226,7 @@ class LatentDiffusion(DiffusionTraining):
 
     @property
     def first_stage_downsampling(self) -> int:
-        """Pixels of a picture to an element of its latent, along a side."""
+        """Pixels of an image to an element of its latent, along a side."""
         return int(self.first_stage_model.downsampling)
 
     def train(self, mode: bool = True) -> LatentDiffusion:
@@ -271,7 +271,7 @@ class LatentDiffusion(DiffusionTraining):
         return self.scale_factor * posterior
 
     def decode_first_stage(self, z: Tensor) -> Tensor:
-        """Scaled latent [b, c, h, w] → picture [b, 3, f·h, f·w], about [−1, 1]."""
+        """Scaled latent [b, c, h, w] → image [b, 3, f·h, f·w], about [−1, 1]."""
         z = z / self.scale_factor
         picture: Tensor = self.first_stage_model.decode(z.to(_precision(self.first_stage_model, z)))
         return picture.to(z.dtype)

@@ -2,7 +2,7 @@
 
 A sampler is a small loop over a *denoiser*, which predicts the noise in x_t, and a *noise source*.
 Both are injected: `sample` builds the denoiser from the model, the conditioning and the guidance
-scale; callers that want every picture to depend on its own seed alone give a noise source.
+scale; callers that want every image to depend on its own seed alone give a noise source.
 
 Notation, after DDIM (Song et al., arXiv 2010.02502): ā_t is `alphas_cumprod[t]`,
 x_t = √ā_t·x_0 + √(1-ā_t)·ε.

@@ -77,12 +77,12 @@ class DiffusionTraining(DiffusionProcess):
     # -- from a batch to its loss -----------------------------------------------------------------
 
     def pictures(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return the batch's pictures, [b, c, h, w] in [−1, 1], on the model's device."""
+        """Return the batch's images, [b, c, h, w] in [−1, 1], on the model's device."""
         x = rearrange(batch[self.first_stage_key], "b h w c -> b c h w")
         return x.to(self.device, torch.float32).contiguous()
 
     def conditions(self, batch: Mapping[str, Any]) -> Any:
-        """Return the batch's conditions as the conditioner takes them; pictures as `pictures`."""
+        """Return the batch's conditions as the conditioner takes them; images as `pictures`."""
         conditions = batch[self.cond_stage_key]
         if not isinstance(conditions, Tensor):
             return conditions
@@ -108,7 +108,7 @@ class DiffusionTraining(DiffusionProcess):
     def shared_step(self, batch: Mapping[str, Any]) -> LossResult:
         """Return the loss of a batch: latents, conditions, timesteps and noise, then `p_losses`.
 
-        Pictures of the word's class, where the batch has some under `prior`, add their own loss:
+        Images of the word's class, where the batch has some under `prior`, add their own loss:
         the model shall go on drawing the class as it did.
         """
         result = self.p_losses(*self._draws(batch))
@@ -146,7 +146,7 @@ class DiffusionTraining(DiffusionProcess):
     def _log(self, split: str, terms: Mapping[str, Tensor], batch: Any, end: str = "") -> None:
         size = len(batch["sample"] if "sample" in batch else batch[self.cond_stage_key])
         named = {f"{split}/{k}{end}": v for k, v in terms.items()}
-        # Several processes each see a part of the validation pictures; their mean is reported.
+        # Several processes each see a part of the validation images; their mean is reported.
         self.log_dict(named, batch_size=size, sync_dist=split != "train")
 
     def training_step(self, batch: Mapping[str, Any], _batch_idx: int) -> Tensor:

@@ -168,11 +168,11 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent [b, z_channels, h, w] → picture [b, out_ch, f·h, f·w]; arguments as `Encoder`'s.
+    """Latent [b, z_channels, h, w] → image [b, out_ch, f·h, f·w]; arguments as `Encoder`'s.
 
     Args:
         give_pre_end: return the features before the last normalisation.
-        tanh_out: squash the picture to (−1, 1).
+        tanh_out: squash the image to (−1, 1).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Conditioners: text through BERT ids or CLIP, class labels, and pictures made smaller.
+"""Conditioners: text through BERT ids or CLIP, class labels, and images made smaller.
 
 Class names are a public contract: YAML files name them. The two text encoders share the protocol
 that the embedding manager and the samplers use: `tokenize`, `word_ids`, `vocab_table`, `encode`, …

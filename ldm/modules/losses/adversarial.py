@@ -19,13 +19,13 @@ from ldm.util import UserError
 
 
 class PatchDiscriminator(nn.Module):
-    """Convolutions that judge each patch of a picture: [b, c, h, w] → logits [b, 1, h', w'].
+    """Convolutions that judge each patch of an image: [b, c, h, w] → logits [b, 1, h', w'].
 
     The discriminator of "pix2pix" (Isola et al. 2017, appendix 6.1.2).
 
     Args:
-        in_channels: of the pictures.
-        num_layers: convolutions that halve the picture; three see patches of 70 pixels.
+        in_channels: of the images.
+        num_layers: convolutions that halve the image; three see patches of 70 pixels.
         width: channels of the first one; each next has twice as many, at most 8 · width.
     """
 
@@ -52,7 +52,7 @@ class PatchDiscriminator(nn.Module):
         return self.main(pictures)
 
     def frozen(self, pictures: Tensor) -> Tensor:
-        """As calling it, with gradients for the pictures and none for the weights."""
+        """As calling it, with gradients for the images and none for the weights."""
         weights = {name: weight.detach() for name, weight in self.named_parameters()}
         return functional_call(self, weights, (pictures,))
 
@@ -63,7 +63,7 @@ def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def vanilla_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Cross-entropy of logits for real and reconstructed pictures, halved."""
+    """Cross-entropy of logits for real and reconstructed images, halved."""
     return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
 
 
@@ -93,9 +93,9 @@ class LPIPSWithDiscriminator(nn.Module):
     Args:
         disc_start: optimiser step from which the discriminator takes part.
         logvar_init: log-variance of the pixels; constant, as in the original.
-        kl_weight: of the KL divergence, in nats a picture.
+        kl_weight: of the KL divergence, in nats an image.
         pixelloss_weight, perceptual_weight: of |x − x̂| and of LPIPS; the sum is taken over a
-            picture's elements.
+            image's elements.
         disc_num_layers, disc_in_channels: of the discriminator.
         disc_factor, disc_weight: of the adversarial terms, beside the adaptive weight.
         disc_loss: `hinge` or `vanilla`.
@@ -151,7 +151,7 @@ class LPIPSWithDiscriminator(nn.Module):
         Args:
             pictures: [b, c, h, w] in [−1, 1].
             decoded: like them.
-            posterior: of the pictures' latents.
+            posterior: of the images' latents.
             step: optimiser steps taken.
             last_layer: the decoder's last weight, at which the adversarial gradient is made as
                 large as the reconstruction's; required while training.

@@ -12,7 +12,7 @@ class KLReconstruction(nn.Module):
     """`l1_weight`·|x−x̂| + `l2_weight`·(x−x̂)² + `kl_weight`·KL, each averaged over its elements.
 
     Args:
-        l1_weight, l2_weight: of the absolute and the squared error; pictures lie in [−1, 1].
+        l1_weight, l2_weight: of the absolute and the squared error; images lie in [−1, 1].
         kl_weight: of the KL divergence per latent element, in nats.
     """
 
@@ -25,13 +25,13 @@ class KLReconstruction(nn.Module):
     def forward(
         self, pictures: Tensor, decoded: Tensor, posterior: DiagonalGaussianDistribution
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss and its named parts; pictures and decoded are [b, c, h, w]."""
+        """Return the loss and its named parts; images and decoded are [b, c, h, w]."""
         l1 = F.l1_loss(decoded, pictures)
         l2 = F.mse_loss(decoded, pictures)
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         rec = self.l1_weight * l1 + self.l2_weight * l2
         loss = rec + self.kl_weight * kl
-        # Pictures span 2, so the peak signal is 2.
+        # Images span 2, so the peak signal is 2.
         psnr = 10.0 * (4.0 / ((decoded - pictures) ** 2).flatten(1).mean(1)).log10().mean()
         parts = {"rec_loss": rec, "l1_loss": l1, "l2_loss": l2, "kl_loss": kl, "psnr": psnr}
         return loss, {k: v.detach() for k, v in parts.items()}

@@ -40,7 +40,7 @@ def empty_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def options(
     untrained_miniature: Path, figure_words: Path, tmp_path: Path
 ) -> Callable[..., list[str]]:
-    """A quick command line: two steps, one picture of each prompt."""
+    """A quick command line: two steps, one image of each prompt."""
 
     def make(*more: str) -> list[str]:
         return [

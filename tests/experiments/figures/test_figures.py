@@ -18,7 +18,7 @@ from ldm.experiments.figures.record import Line, find
 from ldm.experiments.figures.registry import FIGURES
 from ldm.experiments.figures.request import Request
 from ldm.experiments.figures.studio import Scored, Studio
-from ldm.inference import Picture
+from ldm.inference import GeneratedImage
 from ldm.miniature.clip import PROMPTS
 from ldm.miniature.render import MEDIA
 from ldm.util import UserError
@@ -52,7 +52,7 @@ def test_the_other_figures_end_to_end(name: str, options: Options, tmp_path: Pat
     assert len(files(tmp_path)) == len(SUFFIXES)
 
 
-def test_seed_and_pictures_decide_the_table(options: Options, tmp_path: Path) -> None:
+def test_seed_and_images_decide_the_table(options: Options, tmp_path: Path) -> None:
     more = ("--pictures", "2", "--seed", "7")
     assert cli.main("3", options(*more)) == 0
     table = read_table(tmp_path / "figures" / "fig03.csv")
@@ -154,7 +154,7 @@ def request(tmp_path: Path) -> Request:
 
 
 class Levels:
-    """Features of a picture: its grey level's direction; of a text: always the same."""
+    """Features of an image: its grey level's direction; of a text: always the same."""
 
     def image_features(self, images: list[Image.Image]) -> torch.Tensor:
         levels = torch.tensor([float(image.getpixel((0, 0))[0]) for image in images])  # type: ignore[index]
@@ -173,7 +173,7 @@ def test_the_best_candidate_is_chosen_by_both_cosines(
     studio = Studio(request(tmp_path))
     scores = [(0.1, 0.9), (0.6, 0.6), (0.9, 0.1)]
     pictures = [
-        Scored(Picture(Image.new("RGB", (4, 4), (i,) * 3), "*", i), *pair)
+        Scored(GeneratedImage(Image.new("RGB", (4, 4), (i,) * 3), "*", i), *pair)
         for i, pair in enumerate(scores)
     ]
     own = Subject("teal-star", (Image.new("RGB", (4, 4), (200,) * 3),))
@@ -196,7 +196,7 @@ def test_scores_are_means_over_the_named_concepts(
     studio.__dict__["extractor"] = Levels()
     grey = {"a": Image.new("RGB", (4, 4), (0,) * 3), "b": Image.new("RGB", (4, 4), (1,) * 3)}
     monkeypatch.setattr(Studio, "subject", lambda _, name: Subject(name, (grey[name],)))
-    drawn = [[Picture(grey["a"], prompt, 0)] for prompt in ("*", "* @")]
+    drawn = [[GeneratedImage(grey["a"], prompt, 0)] for prompt in ("*", "* @")]
     monkeypatch.setattr(Studio, "draw", lambda *_, **__: drawn)
     (alone,), (both,) = studio.draw_line(Line(("a", "b"), ("*", "* @")), 1)
     one = float(torch.tensor(1.0).cos())
@@ -224,7 +224,7 @@ def test_a_change_is_counted_in_pairs_of_the_same_noise() -> None:
     names = ["sketch", "photo"]
     change = bias.paired_change(before, after, names, ["sketch"])
     assert change.value == -0.25
-    # Apart, 32 pictures of 0.75 and 0.5 would overlap; no pair changes towards the sketch.
+    # Apart, 32 images of 0.75 and 0.5 would overlap; no pair changes towards the sketch.
     assert change.high < 0
     assert bias.paired_change(before, before, names, ["sketch"]) == Estimate(0, 0, 0)
 

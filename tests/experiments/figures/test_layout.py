@@ -1,4 +1,4 @@
-"""Grids and files: every picture is where it belongs, and nothing overlaps."""
+"""Grids and files: every image is where it belongs, and nothing overlaps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def shown(canvas: Canvas) -> list[int]:
     return [int(axes.images[0].get_array()[0, 0, 0]) for axes in canvas.axes if axes.images]
 
 
-def test_pictures_stand_in_their_order() -> None:
+def test_images_stand_in_their_order() -> None:
     rows = [Row("a", [Cell(grey(1)), Cell(grey(2))]), Row("b", [Cell(grey(3)), Cell(None)])]
     canvas = draw_grid(rows, title="t")
     assert shown(canvas) == [1, 2, 3]
@@ -62,7 +62,7 @@ def test_nothing_overlaps_and_nothing_leaves_the_page(
 
 
 @pytest.mark.parametrize("title", ["short", "a title of many more words that needs its lines"])
-def test_titles_do_not_reach_the_pictures_above(title: str) -> None:
+def test_titles_do_not_reach_the_images_above(title: str) -> None:
     rows = [Row("label", [Cell(grey(i), title) for i in range(2)]) for _ in range(2)]
     canvas = draw_grid(rows, title="t")
     canvas.canvas.draw()
@@ -73,7 +73,7 @@ def test_titles_do_not_reach_the_pictures_above(title: str) -> None:
     assert upper.title.get_window_extent().y1 <= canvas.bbox.y1
 
 
-def test_small_pictures_are_enlarged_by_whole_pixels() -> None:
+def test_small_images_are_enlarged_by_whole_pixels() -> None:
     small, large = (
         draw_grid([Row("", [Cell(grey(0, side))])], title="").axes[0].images[0]
         for side in (64, 256)
@@ -82,7 +82,7 @@ def test_small_pictures_are_enlarged_by_whole_pixels() -> None:
     assert large.get_interpolation() == "antialiased"
 
 
-def test_no_pictures_is_refused() -> None:
+def test_no_images_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one cell"):
         draw_grid([], title="t")
 
@@ -129,7 +129,7 @@ def test_the_mask_of_figure_9_hides_the_whole_square() -> None:
     picture, mask = scene(Request(*[Path()] * 6))
     white = render(replace(own_spec(), colour="white"), 64)
     kept = ~np.asarray(mask)
-    # Outside the mask the picture does not depend on what stands inside: no corner, no rim.
+    # Outside the mask the image does not depend on what stands inside: no corner, no rim.
     difference = np.abs(np.asarray(picture) / 127.5 - 1 - white).max(-1)
     assert difference[kept].max() <= 1 / 127
     assert difference[~kept].max() > 0.5

@@ -70,7 +70,7 @@ def test_mean_ranks_are_plotted_and_written(tmp_path: Path) -> None:
     plotted = [(float(x[0]), float(y[0])) for x, y in (line.get_data() for line in right.lines)]
     assert plotted == [here[model] for model in MODELS]
     assert len(right.patches) == len(MODELS)
-    assert right.get_title() == "here, 3 participants by pictures and 3 by texts"
+    assert right.get_title() == "here, 3 participants by images and 3 by texts"
     assert "people" not in " ".join(drawing.notes)
 
 
@@ -78,7 +78,7 @@ def test_an_extractors_rankings_are_never_shown_as_peoples(tmp_path: Path) -> No
     drawing = draw(tmp_path, all_answers(tmp_path, by="extractor judge"))
     said = "rankings by extractor judge, not by people"
     title = drawing.canvas.axes[1].get_title()
-    assert title == f"here: {said}\n3 simulated participants by pictures and 3 by texts"
+    assert title == f"here: {said}\n3 simulated participants by images and 3 by texts"
     assert any(said in note for note in drawing.notes)
     assert {row[0] for row in drawing.table.rows} == {"paper", f"here, {said}"}
 

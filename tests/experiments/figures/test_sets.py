@@ -51,7 +51,7 @@ def test_arcade_is_dark_and_of_coarse_pixels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", list(SETS))
-def test_the_shipped_pictures_are_these(name: str, tmp_path: Path) -> None:
+def test_the_shipped_images_are_these(name: str, tmp_path: Path) -> None:
     drawn = sorted(write_set(name, tmp_path).iterdir())
     shipped = sorted((ROOT / "examples" / "concepts" / name).glob("*.png"))
     assert [path.name for path in drawn] == [path.name for path in shipped]

@@ -1,4 +1,4 @@
-"""Concepts as the figures read them, and drawing from a picture."""
+"""Concepts as the figures read them, and drawing from an image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ldm.experiments.figures.comparison import _in_place, known_words
-from ldm.experiments.figures.guided import from_picture
+from ldm.experiments.figures.guided import from_image
 from ldm.experiments.figures.subjects import read_subject
 from ldm.image_io import open_rgb
 from ldm.inference import load_model
@@ -27,7 +27,7 @@ def test_a_shipped_concept_has_two_captions_and_a_first_word() -> None:
     assert len(found.pictures) == 5
 
 
-def test_captions_beside_the_pictures_are_sorted_by_length(tmp_path: Path) -> None:
+def test_captions_beside_the_images_are_sorted_by_length(tmp_path: Path) -> None:
     for name in ("a", "b"):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
     long = "a small brown clay statue of a sitting figure with crossed legs and a wide face"
@@ -69,14 +69,14 @@ def test_captions_stand_in_the_words_place(prompt: str, text: str, wanted: str) 
     assert _in_place(prompt, text) == wanted
 
 
-def test_little_noise_keeps_the_picture_and_much_does_not(untrained_miniature: Path) -> None:
+def test_little_noise_keeps_the_image_and_much_does_not(untrained_miniature: Path) -> None:
     model = load_model(
         untrained_miniature / "config.yaml", untrained_miniature / "model.safetensors"
     )
     picture = open_rgb(ROOT / "examples" / "concepts" / "red-mug" / "1.png")
 
     def drawn(strength: float) -> torch.Tensor:
-        (found,) = from_picture(model, picture, "a mug", [3], strength=strength, steps=20, scale=1)
+        (found,) = from_image(model, picture, "a mug", [3], strength=strength, steps=20, scale=1)
         return torch.tensor(list(found.image.tobytes()), dtype=torch.float32)
 
     alone = drawn(0.01)
@@ -88,4 +88,4 @@ def test_little_noise_keeps_the_picture_and_much_does_not(untrained_miniature: P
 @pytest.mark.parametrize(("strength", "seeds"), [(0.0, [1]), (1.1, [1]), (0.5, [])])
 def test_strength_and_seeds_out_of_range_are_refused(strength: float, seeds: list[int]) -> None:
     with pytest.raises(ValueError, match="must"):
-        from_picture(None, Image.new("RGB", (8, 8)), "*", seeds, strength=strength)
+        from_image(None, Image.new("RGB", (8, 8)), "*", seeds, strength=strength)

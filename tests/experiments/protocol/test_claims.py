@@ -79,7 +79,7 @@ def test_only_pairs_count() -> None:
         for item in table({"directional": (0.8, 0.3), "ours_5000": (0.7, 0.2)})
         if item.cell.variant == "directional" or item.cell.seed == 1
     ]
-    image, text = find(found)[1:]  # the first is ours_5000 against the training pictures
+    image, text = find(found)[1:]  # the first is ours_5000 against the training images
     assert (image.cells, text.cells) == (3, 3)
     assert image.difference.value == pytest.approx(0.1)
 

@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.experiments.protocol.images import keeping, read_pictures, write_pictures
+from ldm.experiments.protocol.images import keeping, read_images, write_images
 from ldm.util import UserError
 
 
 def _draw(prompts: Sequence[str], each: int) -> list[Image.Image]:
-    """Draw pictures whose colour tells prompt and number."""
+    """Draw images whose colour tells prompt and number."""
     return [
         Image.new("RGB", (4, 4), (len(prompt), i, 0)) for prompt in prompts for i in range(each)
     ]
 
 
-def test_the_first_pictures_of_each_prompt_come_back_as_they_were(tmp_path: Path) -> None:
+def test_the_first_images_of_each_prompt_come_back_as_they_were(tmp_path: Path) -> None:
     kept: dict[str, list[Image.Image]] = {}
     draw = keeping(_draw, 2, kept)
     all_drawn = draw(["a *"], 3) + draw(["a * on the moon", "im Garten, ein *"], 5)
     assert len(all_drawn) == 13
-    write_pictures(tmp_path / "pictures.zip", kept)
-    found = read_pictures(tmp_path / "pictures.zip")
+    write_images(tmp_path / "pictures.zip", kept)
+    found = read_images(tmp_path / "pictures.zip")
     assert list(found) == ["a *", "a * on the moon", "im Garten, ein *"]
     for prompt, images in found.items():
         assert [np.asarray(image)[0, 0].tolist() for image in images] == [
@@ -46,4 +46,4 @@ def test_no_archive_is_said_in_one_line(tmp_path: Path, content: bytes | None) -
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=r"pictures\.zip"):
-        read_pictures(path)
+        read_images(path)

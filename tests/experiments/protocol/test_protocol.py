@@ -35,7 +35,7 @@ def test_the_smoke_protocol_learns_draws_and_scores(tmp_path: Path) -> None:
     table = (tmp_path / "table.csv").read_bytes()
     log = tmp_path / "cells/teal-star/ours/seed1/cell.log"
     before = log.stat().st_size
-    # Scores of more pictures need no new word.
+    # Scores of more images need no new word.
     assert main([*SMOKE, *chosen[:2], "--only", "teal-star/ours/*", "pictures=3"]) == 0
     assert "steps/s" not in log.read_text()[before:]
     assert main([*SMOKE, *chosen]) == 0

@@ -56,7 +56,7 @@ def test_the_miniature_covers_the_papers_variants_and_the_directional_one() -> N
 
 
 def test_the_papers_protocol_is_the_papers(tmp_path: Path) -> None:
-    """Its weights and pictures are the user's: stand-ins take their place."""
+    """Its weights and images are the user's: stand-ins take their place."""
     weights = tmp_path / "model.ckpt"
     weights.write_bytes(b"x")
     for name in ("statue", "cat-toy"):
@@ -72,13 +72,13 @@ def test_the_papers_protocol_is_the_papers(tmp_path: Path) -> None:
     assert {v.steps for v in spec.variants} == {5000, 400}
 
 
-def test_cells_are_concepts_by_variants_by_seeds_and_pictures_know_no_seed() -> None:
+def test_cells_are_concepts_by_variants_by_seeds_and_images_know_no_seed() -> None:
     spec = read_protocol(FOLDER / "smoke.yaml", ["seeds=[1,2]"])
     names = [cell.name for cell in cells(spec)]
     assert len(names) == len(set(names)) == 2 * (2 * 4 + 1)
     first = ("ours/seed1", "ours/seed2", "captions_short/seed1")
     assert names[:3] == [f"teal-star/{name}" for name in first]
-    assert {cell.pictures_drawn for cell in cells(spec) if cell.source == "images"} == {0}
+    assert {cell.images_drawn for cell in cells(spec) if cell.source == "images"} == {0}
     sized = next(cell for cell in cells(spec) if cell.variant == "ours_n2")
     assert sized.learn is not None
     assert len(sized.learn["pictures"]) == 2

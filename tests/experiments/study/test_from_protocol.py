@@ -17,7 +17,7 @@ from ldm.cli.user_study import main
 from ldm.experiments.figures.published import RANKS
 from ldm.experiments.protocol.cells import Cell, build_cells
 from ldm.experiments.protocol.folder import write_json, write_whole
-from ldm.experiments.protocol.images import write_pictures
+from ldm.experiments.protocol.images import write_images
 from ldm.experiments.protocol.spec import ROOT, read_protocol
 from ldm.experiments.study.from_protocol import Table, read_table, write_manifest
 from ldm.experiments.study.questionnaire import Study, read_key, read_manifest
@@ -28,7 +28,7 @@ MODELS = ("ours", "three_words")
 IMAGE_PROMPT = "A photo of a %"
 PROMPTS = ("A % on the moon", "A sketch of a %")
 CONCEPTS = ("cat", "mug")
-# What decides a picture's colour: concept, model, seed, prompt.
+# What decides an image's colour: concept, model, seed, prompt.
 Code = tuple[str, str, int, str]
 
 
@@ -76,7 +76,7 @@ def add_cell(
             ]
             for prompt, known in zip(prompts, [IMAGE_PROMPT, *PROMPTS], strict=True)
         }
-        write_pictures(folder / "pictures.zip", pictures)
+        write_images(folder / "pictures.zip", pictures)
     write_json(folder / "scores.json", {"score_hash": cell.score_hash})
     return folder
 
@@ -100,7 +100,7 @@ def names(table: Table) -> list[str]:
     return [item.cell.name for item in table.cells]
 
 
-def test_the_manifest_has_every_picture_of_the_chosen_cells_as_it_was_drawn(tmp_path: Path) -> None:
+def test_the_manifest_has_every_image_of_the_chosen_cells_as_it_was_drawn(tmp_path: Path) -> None:
     output = build(tmp_path, [*MODELS, "regularized"], keep=2)
     path = write_manifest(read_table(output, MODELS, [2]), tmp_path / "study" / "pictures")
     with path.open(newline="") as file:
@@ -130,7 +130,7 @@ def test_all_seeds_that_every_model_has_finished_serve(tmp_path: Path) -> None:
     assert names(read_table(output, MODELS, [2])) == [f"cat/{model}/seed2" for model in MODELS]
 
 
-def test_training_pictures_as_such_serve_beside_every_seed(tmp_path: Path) -> None:
+def test_training_images_as_such_serve_beside_every_seed(tmp_path: Path) -> None:
     output = build(tmp_path, ["ours"], ["cat"], [1, 2])
     add_cell(output, "cat", "image_only", 1)
     found = names(read_table(output, ["ours", "image_only"]))
@@ -144,7 +144,7 @@ def test_a_concept_without_all_models_is_left_out_with_a_warning(
     shutil.rmtree(output / "cells" / "mug" / "three_words")
     assert {item.cell.concept for item in read_table(output, MODELS).cells} == {"cat"}
     (warning,) = caplog.messages
-    assert warning == "mug is left out: no finished cell with pictures of three_words"
+    assert warning == "mug is left out: no finished cell with images of three_words"
 
 
 def test_a_concept_without_a_seed_asked_for_is_left_out_with_a_warning(
@@ -160,9 +160,9 @@ def test_no_concept_left_is_an_error(tmp_path: Path) -> None:
     output = build(tmp_path)
     shutil.rmtree(output / "cells" / "mug" / "three_words")
     shutil.rmtree(output / "cells" / "cat" / "ours")
-    with pytest.raises(UserError, match="no concept has pictures by every model of ours, three_w"):
+    with pytest.raises(UserError, match="no concept has images by every model of ours, three_w"):
         read_table(output, MODELS)
-    with pytest.raises(UserError, match="no concept has pictures of seeds 7 by every model"):
+    with pytest.raises(UserError, match="no concept has images of seeds 7 by every model"):
         read_table(build(tmp_path), MODELS, [7])
 
 
@@ -174,17 +174,17 @@ def test_a_model_without_finished_cells_is_an_error(tmp_path: Path) -> None:
         read_table(output, MODELS)
 
 
-def test_cells_without_pictures_say_what_to_set(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cells of 'ours' kept no pictures: set keep_pictures"):
+def test_cells_without_images_say_what_to_set(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cells of 'ours' kept no images: set keep_pictures"):
         read_table(build(tmp_path, keep=0), MODELS)
 
 
-def test_pictures_of_an_earlier_run_do_not_serve(tmp_path: Path) -> None:
+def test_images_of_an_earlier_run_do_not_serve(tmp_path: Path) -> None:
     output = build(tmp_path, concepts=["cat"], seeds=[1])
     before = (output / "cells/cat/ours/seed1/pictures.zip").read_bytes()
     folder = add_cell(output, "cat", "ours", 1, keep=0)
     (folder / "pictures.zip").write_bytes(before)
-    with pytest.raises(UserError, match="'ours' kept no pictures"):
+    with pytest.raises(UserError, match="'ours' kept no images"):
         read_table(output, MODELS)
 
 
@@ -211,10 +211,10 @@ def test_a_folder_that_is_no_table_is_named(tmp_path: Path) -> None:
         read_table(output, MODELS)
 
 
-def test_training_pictures_that_are_gone_and_damaged_archives_are_named(tmp_path: Path) -> None:
+def test_training_images_that_are_gone_and_damaged_archives_are_named(tmp_path: Path) -> None:
     output = build(tmp_path)
     table = read_table(output, MODELS)
-    write_pictures(output / "cells/mug/ours/seed1/pictures.zip", {IMAGE_PROMPT: []})
+    write_images(output / "cells/mug/ours/seed1/pictures.zip", {IMAGE_PROMPT: []})
     with pytest.raises(UserError, match=r"mug/ours/seed1/pictures\.zip: none of 'A photo of a %'"):
         write_manifest(table, tmp_path / "pictures")
     (tmp_path / "concepts" / "cat" / "3.png").unlink()
@@ -245,7 +245,7 @@ def test_the_command_makes_the_papers_study_and_knows_prompts_and_placeholder(
             assert seen in [colour(code) for code in codes]
 
 
-def test_a_study_that_was_moved_still_finds_its_pictures(tmp_path: Path) -> None:
+def test_a_study_that_was_moved_still_finds_its_images(tmp_path: Path) -> None:
     study_of(tmp_path)
     for gone in ("table", "concepts"):
         shutil.rmtree(tmp_path / gone)

@@ -23,7 +23,7 @@ from ldm.experiments.study.analysis import analyse, caveat, read_answers
 from ldm.experiments.study.questionnaire import KINDS, Choice, Question, Study, write_key
 from ldm.experiments.study.rehearsal import (
     TEMPERATURE,
-    open_pictures,
+    open_images,
     rank,
     rehearse,
     score_choices,
@@ -37,7 +37,7 @@ BY = {"name": "double", "kind": "Double", "hash": "0" * 16}
 
 
 class Double:
-    """A picture's features are its colour; a text's, the colour it names last."""
+    """An image's features are its colour; a text's, the colour it names last."""
 
     model = torch.nn.Linear(1, 1)
 
@@ -83,9 +83,9 @@ def people(folder: Path, study: Study) -> list[Path]:
     return files
 
 
-def test_choices_are_scored_by_cosines_with_the_pictures_or_the_text(tmp_path: Path) -> None:
+def test_choices_are_scored_by_cosines_with_the_images_or_the_text(tmp_path: Path) -> None:
     study = build(tmp_path)
-    scores = score_choices(study, open_pictures(study), Double())
+    scores = score_choices(study, open_images(study), Double())
     assert scores["image"]["i01"] == pytest.approx([1, 0, 3**-0.5])  # red, blue, grey by red
     assert scores["text"]["t01"] == pytest.approx([0, 1, 3**-0.5])  # and by blue
 
@@ -122,7 +122,7 @@ def test_the_default_temperature_fits_the_papers_ranks_to_its_scores(kind: str) 
 
 def test_a_seed_gives_one_rehearsal_and_more_participants_add_to_it(tmp_path: Path) -> None:
     study = build(tmp_path)
-    scores = score_choices(study, open_pictures(study), Double())
+    scores = score_choices(study, open_images(study), Double())
     few = rehearse(study, scores, BY, participants=3, temperature=1.0, seed=5)
     assert rehearse(study, scores, BY, participants=7, temperature=1.0, seed=5)[:6] == few
     assert rehearse(study, scores, BY, participants=3, temperature=1.0, seed=6) != few
@@ -135,7 +135,7 @@ def test_a_seed_gives_one_rehearsal_and_more_participants_add_to_it(tmp_path: Pa
 
 def test_answers_are_read_as_the_pages_are_and_give_the_scores_order(tmp_path: Path) -> None:
     study = build(tmp_path)
-    scores = score_choices(study, open_pictures(study), Double())
+    scores = score_choices(study, open_images(study), Double())
     made = rehearse(study, scores, BY, participants=3, temperature=1e-3)
     answers = read_answers(study, write_answers(tmp_path / "answers", made))
     assert caveat(answers) == "rankings by extractor double, not by people"
@@ -145,7 +145,7 @@ def test_answers_are_read_as_the_pages_are_and_give_the_scores_order(tmp_path: P
 
 def test_answers_of_people_and_of_an_extractor_are_not_mixed(tmp_path: Path) -> None:
     study = build(tmp_path)
-    scores = score_choices(study, open_pictures(study), Double())
+    scores = score_choices(study, open_images(study), Double())
     own = people(tmp_path / "people", study)
     made = rehearse(study, scores, BY, participants=1)
     files = write_answers(tmp_path / "rehearsal", made)
@@ -177,7 +177,7 @@ def test_the_command_line_from_key_to_ranks_says_who_answered(
         assert main(["analyse", *key, *files, "--output", str(results)]) == 0
     by = "rankings by extractor some/double, not by people"
     assert f"a rehearsal: {by}" in caplog.text
-    assert "simulated participants: 4 by text, 4 by pictures, 4 both" in caplog.text
+    assert "simulated participants: 4 by text, 4 by images, 4 both" in caplog.text
     with (results / "ranks.csv").open() as file:
         assert [row["note"] for row in csv.DictReader(file)] == [by] * 3
     own = people(tmp_path / "people", study)

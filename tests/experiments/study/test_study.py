@@ -45,7 +45,7 @@ BROWSER = Path(__file__).with_name("fake_browser.js")
 
 
 def write_manifest(folder, drop=lambda row: False, suffix="csv"):
-    """Two concepts, five models, three prompts, two pictures each; all pictures different."""
+    """Two concepts, five models, three prompts, two images each; all images different."""
     rows, shade = [], 0
     for concept in ("cat", "mug"):
         kinds = [("training", "", 5)] + [(m, p, 2) for m in MODELS for p in PROMPTS]
@@ -97,7 +97,7 @@ def saved(folder, *contents):
     return paths
 
 
-def test_each_concept_is_asked_about_pictures_once_and_about_every_other_text(study):
+def test_each_concept_is_asked_about_images_once_and_about_every_other_text(study):
     assert study.models == tuple(sorted(MODELS))
     image, text = study.questions["image"], study.questions["text"]
     assert sorted(q.concept for q in image) == ["cat", "mug"]
@@ -175,7 +175,7 @@ def test_the_pages_script_gives_the_ranking_that_was_pressed(study, kind, tmp_pa
 
 
 def test_known_ranks_give_known_means(study, tmp_path):
-    """By text A is first for two people of three and last for one; by pictures always second."""
+    """By text A is first for two people of three and last for one; by images always second."""
     first, *rest = MODELS
     by_text = [[first, *rest], [first, *rest], [*rest, first]]
     files = [answer_file(study, "text", f"p{i}", order) for i, order in enumerate(by_text)]
@@ -287,7 +287,7 @@ def test_a_key_is_read_as_it_was_written(study, tmp_path):
     assert read_key(tmp_path / "key.json") == study
 
 
-def test_a_key_finds_its_pictures_from_anywhere(tmp_path, monkeypatch):
+def test_a_key_finds_its_images_from_anywhere(tmp_path, monkeypatch):
     """Those below it as seen from it, so that a folder may be moved; others by their whole path."""
     below, apart = tmp_path / "study" / "a.png", tmp_path / "b.png"
     for file in (below, apart):
@@ -304,7 +304,7 @@ def test_a_key_finds_its_pictures_from_anywhere(tmp_path, monkeypatch):
     assert found == [str(tmp_path / "moved" / "a.png"), str(apart)]
 
 
-def test_a_key_of_before_finds_its_pictures_from_where_it_was_made(study, tmp_path, monkeypatch):
+def test_a_key_of_before_finds_its_images_from_where_it_was_made(study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_png(Image.new("RGB", (8, 8)), tmp_path / "drawn" / "a.png")
     write_key(tmp_path / "study" / "key.json", study)
@@ -322,10 +322,10 @@ def test_a_key_of_before_finds_its_pictures_from_where_it_was_made(study, tmp_pa
         ({"format": "other"}, "is no file of answers"),
         ({"participant": 3}, "is no file of answers"),
         ({"answered_by": 3}, "is no file of answers"),
-        ({"questionnaire": "sound"}, "do not rank every picture of every question"),
-        ({"rankings": []}, "do not rank every picture of every question"),
-        ({"rankings": None}, "do not rank every picture of every question"),
-        ({"rankings": [{"question": "t01", "ranking": ["tp000"]}]}, "do not rank every picture"),
+        ({"questionnaire": "sound"}, "do not rank every image of every question"),
+        ({"rankings": []}, "do not rank every image of every question"),
+        ({"rankings": None}, "do not rank every image of every question"),
+        ({"rankings": [{"question": "t01", "ranking": ["tp000"]}]}, "do not rank every image"),
     ],
 )
 def test_answers_that_do_not_belong_are_refused_in_a_line(study, tmp_path, change, message):
@@ -351,9 +351,9 @@ def test_nobody_is_counted_twice_and_both_questionnaires_are_needed(study, tmp_p
         (lambda r: r["model"] not in ("training", "ours"), "at least two models"),
         (
             lambda r: (r["concept"], r["model"], r["prompt"]) == ("mug", "ours", PROMPTS[1]),
-            r"no picture of 'mug' by 'ours' from 'A \* on the moon'",
+            r"no image of 'mug' by 'ours' from 'A \* on the moon'",
         ),
-        (lambda r: r["model"] == "training", "has 0 training pictures of 'cat'"),
+        (lambda r: r["model"] == "training", "has 0 training images of 'cat'"),
         (lambda r: r["prompt"] == PROMPTS[0], "nothing to ask in the image questionnaire"),
     ],
 )
@@ -369,7 +369,7 @@ def test_a_manifest_that_lacks_something_is_refused(tmp_path, drop, message):
         ("m.csv", "", "no rows"),
         ("m.csv", "model,prompt\nours,a\n", "row 1: no picture"),
         ("m.csv", "model,picture\nours,a.png\n", "row 1: no prompt"),
-        ("m.csv", "model,prompt,picture\nours,a,b.png\n", r"row 1: picture .*b\.png does not"),
+        ("m.csv", "model,prompt,picture\nours,a,b.png\n", r"row 1: image .*b\.png does not"),
         ("m.json", "{", "m.json: Expecting"),
         ("m.json", "[1]", "no rows"),
     ],
