@@ -185,7 +185,9 @@ def caption(spec: Spec, rng: np.random.Generator, name: str = "", style: str = "
     choice = rng.random()
     scene = SCENE_PHRASES[spec.scene]
     if choice < 0.6:
-        return f"{MEDIUM_PHRASES[spec.medium]} {_determined(name or object_phrase(spec), rng)} {scene}"
+        return (
+            f"{MEDIUM_PHRASES[spec.medium]} {_determined(name or object_phrase(spec), rng)} {scene}"
+        )
     if choice < 0.7:
         return _in_style(spec, rng, name, style)
     whole = rng.random() < 0.5

@@ -1,4 +1,4 @@
-"""What an object of the miniature world may look like: which colours go together, what is held out."""
+"""Objects of the miniature world: which two colours go together, and which objects are held out."""
 
 from __future__ import annotations
 

@@ -63,8 +63,8 @@ class Spec:
 
     `second` is the texture's second colour, empty for a plain object. `dx`, `dy` shift the object
     (in half pictures), `scale` is its half width, `angle` its tilt in radians, `lift` and `phase`
-    vary the scene, `light` the brightness. `tone` names the two inks that the picture is printed in,
-    empty for its own colours.
+    vary the scene, `light` the brightness. `tone` names the picture's two inks, empty where
+    it has its own colours.
     """
 
     shape: str

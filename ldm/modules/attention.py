@@ -71,12 +71,13 @@ class CrossAttention(nn.Module):
             for t in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
         mask = None if mask is None else rearrange(mask, "b m -> b 1 1 m")
-        computed = q.dtype
-        if q.device.type == "cpu" and computed is torch.bfloat16 and torch.is_grad_enabled():
+        if q.dtype is torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled():
             # The backward pass of torch's CPU kernel is ten times faster in float32.
-            q, k, v = q.float(), k.float(), v.float()
-        with torch.autocast(q.device.type, enabled=False):
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).to(computed)
+            with torch.autocast("cpu", enabled=False):
+                out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask)
+            out = out.to(q.dtype)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
 
