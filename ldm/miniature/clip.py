@@ -7,6 +7,7 @@ is made as with any CLIP: by the text prompt whose embedding is nearest to the p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,27 @@ PROMPTS: dict[str, dict[str, str]] = {
         for texture in TEXTURE_PHRASES
         for second in COLOURS
     },
+}
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """Which images of the world a CLIP is trained on.
+
+    Attributes:
+        seed: of the images, their captions and the initial weights.
+        first_index: index of the first image; a CLIP reads fewer than `MOST_IMAGES` from there.
+    """
+
+    seed: int
+    first_index: int
+
+
+MOST_IMAGES = 2**32
+# The selector chooses settings, checkpoints and words; the scorer reports results.
+TRAINING = {
+    "scorer": TrainingImages(seed=77, first_index=0),
+    "selector": TrainingImages(seed=78, first_index=MOST_IMAGES),
 }
 _MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's own, over RGB in [0, 1]
 _STD = (0.26862954, 0.26130258, 0.27577711)
@@ -98,7 +120,7 @@ class Judge:
 
         folder = Path(folder)
         if not (folder / "model.safetensors").is_file():
-            raise UserError(f"no judge in {folder}: run scripts/miniature/train_judge.py")
+            raise UserError(f"no judge in {folder}: run scripts/miniature/train_clip.py")
         # The wrapped signatures of transformers hide the types from mypy.
         model: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         return cls(model.to(device), BertTokenizer.from_pretrained(folder, local_files_only=True))
@@ -127,11 +149,26 @@ class Judge:
         return encode_texts(self.model, self.tokenizer, texts).cpu()
 
     @cached_property
+    def answers(self) -> dict[str, dict[str, str]]:
+        """The answers of `PROMPTS` whose words are all in this model's vocabulary."""
+        unknown = self.tokenizer.unk_token_id
+        return {
+            name: {
+                answer: text
+                for answer, text in asked.items()
+                if unknown not in self.tokenizer(text)["input_ids"]
+            }
+            for name, asked in PROMPTS.items()
+        }
+
+    @cached_property
     def _answers(self) -> dict[str, Tensor]:
-        return {name: self.text_features(list(asked.values())) for name, asked in PROMPTS.items()}
+        return {
+            name: self.text_features(list(texts.values())) for name, texts in self.answers.items()
+        }
 
     def scores(self, features: Tensor, attribute: str) -> Tensor:
-        """Return the similarity of pictures [n, d] with each answer of `PROMPTS[attribute]`."""
+        """Return the similarity of pictures [n, d] with each of `answers[attribute]`."""
         if attribute not in PROMPTS:
             raise ValueError(f"attribute must be one of {', '.join(PROMPTS)}, got {attribute!r}")
         return features @ self._answers[attribute].T
@@ -144,5 +181,5 @@ class Judge:
         is_features = isinstance(images, Tensor) and images.ndim == 2
         features = images if is_features else self.image_features(images)
         assert isinstance(features, Tensor)
-        labels = list(PROMPTS[attribute]) if attribute in PROMPTS else []
+        labels = list(self.answers[attribute]) if attribute in PROMPTS else []
         return [labels[i] for i in self.scores(features, attribute).argmax(-1).tolist()]
