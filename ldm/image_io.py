@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
-from ldm.util import UserError
+from ldm.util import UserError, write_whole
 
 IMAGE_SUFFIXES = frozenset(
     (
@@ -181,20 +181,14 @@ def save_png(
             chunks.add_itxt("prompt", str(settings["prompt"]))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=chunks)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for number in itertools.count():
-            free = path.with_stem(f"{path.stem}-{number}") if number else path
-            try:
-                # "x" leaves no gap between looking and writing: two processes cannot collide.
-                with free.open("xb") as file:
-                    file.write(buffer.getbuffer())
-            except FileExistsError:
-                continue
-            break
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-    return free
+    for number in itertools.count():
+        free = path.with_stem(f"{path.stem}-{number}") if number else path
+        try:
+            write_whole(free, buffer.getvalue(), replace=False)
+        except FileExistsError:
+            continue
+        return free
+    raise AssertionError("unreachable")
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

@@ -1,20 +1,21 @@
-"""Drawing: prompts in, images out. Command lines, evaluation and image logging all use it.
+"""Generate images from prompts. Command lines, evaluation and image logging all use it.
 
 In three lines:
 
     model = load_model("models/miniature/config.yaml", "models/miniature/model.safetensors")
     load_words(model, "embeddings.pt")
-    images = generate(model, ["a photo of *", "a painting of *"])
+    images = generate(model, ["a photo of *", "a painting of *"], Sampling(steps=50))
 
-Image i of a call starts from the noise of seed + i and nothing else, so neither the batch size
-nor the other prompts change it.
+Image i of a call starts from the noise of seed + i and nothing else: neither the batch size nor
+the other prompts change it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +28,55 @@ from ldm.checkpoint.loading import load_model as load_base
 from ldm.checkpoint.weight_delta import apply_difference, check_difference
 from ldm.image_io import to_pil
 from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.models.diffusion.few_steps import (
+    DPMSolverSampler,
+    EulerAncestralSampler,
+    EulerSampler,
+)
 from ldm.models.diffusion.plms import PLMSSampler
-from ldm.models.diffusion.sampler import NoiseSource, Sampler
+from ldm.models.diffusion.sampler import (
+    Conditioning,
+    DiffusionModel,
+    NoiseSource,
+    Sampler,
+    map_conditioning,
+)
 from ldm.modules.diffusionmodules.openaimodel import Downsample
 from ldm.randomness import Purpose, normal
+from ldm.sampling import Sampling
 from ldm.util import UserError
 from ldm.words.manager import EmbeddingManager
 
-__all__ = ["GeneratedImage", "generate", "load_model", "load_words", "seeded_noise"]
+__all__ = ["GeneratedImage", "Sampling", "generate", "load_model", "load_words", "seeded_noise"]
 
-SAMPLERS: Mapping[str, type[Sampler]] = {"ddim": DDIMSampler, "plms": PLMSSampler}
-PRECISIONS = ("full", "autocast")
+log = logging.getLogger(__name__)
+
+# By the names of `ldm.sampling.SAMPLERS`.
+SAMPLERS: Mapping[str, type[Sampler]] = {
+    "ddim": DDIMSampler,
+    "plms": PLMSSampler,
+    "dpmpp_2m": DPMSolverSampler,
+    "euler": EulerSampler,
+    "euler_a": EulerAncestralSampler,
+}
+
+# A generous guess of the memory that one image takes on a GPU, in bytes for each of its pixels: the
+# decoder's last level holds 128 channels of 4 bytes, about a dozen times. A batch that turns out
+# too large is halved, so a wrong guess costs one failed batch.
+BYTES_A_PIXEL = 8 * 1024
+LARGEST_BATCH = 64
+LARGEST_BATCH_ON_CPU = 32
 
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """One drawn image.
+    """One generated image.
 
     Attributes:
         image: RGB.
-        prompt: the text it was drawn from.
-        seed: draws it alone: `generate(model, [prompt], seed=seed, ...)`.
-        settings: everything else that decided it, as plain values.
+        prompt: the text it was generated from.
+        seed: `generate(model, prompt, Sampling(seed=seed, ...))` makes the same image.
+        settings: everything that decided it, as plain values; `Sampling.from_metadata` reads them.
     """
 
     image: Image.Image
@@ -109,6 +137,12 @@ def load_words(
     return words
 
 
+def make_sampler(model: DiffusionModel, sampling: Sampling) -> Sampler:
+    """Return the sampler that the settings name."""
+    kind = SAMPLERS[sampling.sampler]
+    return kind(model, sampling.karras) if issubclass(kind, EulerSampler) else kind(model)
+
+
 def seeded_noise(seeds: Sequence[int]) -> NoiseSource:
     """Noise in which sample i depends on seeds[i] alone, float32 on the CPU."""
 
@@ -123,92 +157,112 @@ def seeded_noise(seeds: Sequence[int]) -> NoiseSource:
 def generate(
     model: Any,
     prompts: Sequence[str] | str,
+    sampling: Sampling | None = None,
     *,
     samples_per_prompt: int = 1,
-    steps: int = 50,
-    scale: float = 5.0,
-    eta: float = 0.0,
-    seed: int = 42,
-    height: int | None = None,
-    width: int | None = None,
-    sampler: str = "ddim",
-    negative_prompt: str = "",
-    batch_size: int = 4,
-    precision: str = "full",
     restart_seeds: bool = False,
+    keep: Callable[[Sequence[GeneratedImage]], object] | None = None,
     progress: bool = False,
 ) -> list[GeneratedImage]:
-    """Draw images from prompts.
+    """Generate images from prompts.
 
     Args:
         model: a `LatentDiffusion`, with its words loaded.
         prompts: texts, which may name loaded words.
-        samples_per_prompt: images for each; a prompt's images stand together in the result.
-        steps: of the sampler, 1..1000.
-        scale: of classifier-free guidance; 1 is none.
-        eta: 0 is deterministic, 1 adds as much noise as DDPM; DDIM only.
-        seed: of the first image; image i has seed + i.
-        height: in pixels; that of the model's training by default.
-        width: likewise.
-        sampler: "ddim" or "plms".
-        negative_prompt: what guidance leads away from, in place of the empty text.
-        batch_size: images drawn at a time; does not change them.
-        precision: "full", or "autocast" to half precision (bfloat16 on a CPU).
-        restart_seeds: begin each prompt at `seed`, so that prompts share their noises.
+        sampling: sampler, steps, guidance scale, size, seed, …; `Sampling()` by default.
+        samples_per_prompt: images for each prompt; they stand together in the result.
+        restart_seeds: start each prompt at the first seed, so that prompts share their noises.
+        keep: is given each batch as soon as it is made, for example to save it.
         progress: show a bar for each batch.
 
     Raises:
-        UserError: a prompt that would lose a word it names; a size the model cannot draw.
-        ValueError: another argument out of range.
+        UserError: a prompt that would lose a word it names; a size that the model cannot generate;
+            a batch that does not fit into memory; undefined numbers.
+        ValueError: no prompts, or `samples_per_prompt` below 1.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    _check(texts, samples_per_prompt, steps, scale, eta, seed, sampler, batch_size, precision)
-    shape = latent_shape(model, height, width)
+    if not texts:
+        raise ValueError("prompts must hold at least one text, got none")
+    if samples_per_prompt < 1:
+        raise ValueError(f"samples_per_prompt must be at least 1, got {samples_per_prompt}")
+    sampling = _sized(model, sampling or Sampling())
     if model.embedding_manager is not None:
-        model.embedding_manager.check_prompts([*texts, negative_prompt])
-    settings = {
-        "negative_prompt": negative_prompt,
-        "steps": steps,
-        "scale": scale,
-        "eta": eta,
-        "sampler": sampler,
-        "height": shape[1] * model.first_stage_downsampling,
-        "width": shape[2] * model.first_stage_downsampling,
-        "precision": precision,
-    }
+        model.embedding_manager.check_prompts([*texts, sampling.negative_prompt])
     jobs = [
-        (text, seed + j + (0 if restart_seeds else i * samples_per_prompt))
+        (text, sampling.seed + j + (0 if restart_seeds else i * samples_per_prompt))
         for i, text in enumerate(texts)
         for j in range(samples_per_prompt)
     ]
-    images: list[Image.Image] = []
+    images: list[GeneratedImage] = []
+    size = sampling.batch_size or fitting_batch(model)
     training = model.training
     model.eval()
     try:
-        with model.ema_scope(), _precision(model.device, precision):
-            negative = model.get_learned_conditioning([negative_prompt]) if scale != 1 else None
-            for start in range(0, len(jobs), batch_size):
-                batch = jobs[start : start + batch_size]
-                conditioning = model.get_learned_conditioning([text for text, _ in batch])
-                latents, _ = SAMPLERS[sampler](model).sample(
-                    S=steps,
-                    batch_size=len(batch),
-                    shape=shape,
-                    conditioning=conditioning,
-                    eta=eta,
-                    unconditional_guidance_scale=scale,
-                    unconditional_conditioning=_repeat(negative, len(batch)),
-                    noise_source=seeded_noise([s for _, s in batch]),
-                    verbose=progress,
-                )
-                pictures = _finite(model.decode_first_stage(latents))
-                images += [to_pil(picture) for picture in pictures]
+        with model.ema_scope(), _precision(model.device, sampling.precision):
+            negative = None
+            if sampling.scale != 1:
+                negative = model.get_learned_conditioning([sampling.negative_prompt])
+            while len(images) < len(jobs):
+                batch = jobs[len(images) : len(images) + size]
+                try:
+                    made = _generate_batch(model, batch, sampling, negative, progress)
+                except torch.OutOfMemoryError as error:
+                    size = _smaller(len(batch), sampling, error)
+                    continue
+                if keep is not None:
+                    keep(made)
+                images += made
     finally:
         model.train(training)
+    return images
+
+
+def _generate_batch(
+    model: Any,
+    jobs: Sequence[tuple[str, int]],
+    sampling: Sampling,
+    negative: Conditioning | None,
+    progress: bool,
+) -> list[GeneratedImage]:
+    """Generate one image for each (prompt, seed); `negative` is for one sample."""
+    b = len(jobs)
+    latents, _ = make_sampler(model, sampling).sample(
+        S=sampling.steps,
+        batch_size=b,
+        shape=latent_shape(model, sampling.height, sampling.width),
+        conditioning=model.get_learned_conditioning([text for text, _ in jobs]),
+        eta=sampling.eta,
+        unconditional_guidance_scale=sampling.scale,
+        unconditional_conditioning=_repeat(negative, b),
+        noise_source=seeded_noise([seed for _, seed in jobs]),
+        verbose=progress,
+    )
+    decoded = _finite(model.decode_first_stage(latents), sampling.precision)
     return [
-        GeneratedImage(image, text, s, {"prompt": text, "seed": s, **settings})
-        for image, (text, s) in zip(images, jobs, strict=True)
+        GeneratedImage(
+            to_pil(image), text, seed, {"prompt": text, **sampling.metadata(), "seed": seed}
+        )
+        for image, (text, seed) in zip(decoded, jobs, strict=True)
     ]
+
+
+def fitting_batch(model: Any) -> int:
+    """Return how many images a model's device holds at a time, at most 64."""
+    if model.device.type != "cuda":
+        return LARGEST_BATCH_ON_CPU
+    side = model.image_size if isinstance(model.image_size, int) else max(model.image_size)
+    pixels = (side * model.first_stage_downsampling) ** 2
+    free, _ = torch.cuda.mem_get_info(model.device)
+    return max(1, min(LARGEST_BATCH, free // (BYTES_A_PIXEL * pixels)))
+
+
+def _smaller(size: int, sampling: Sampling, error: Exception) -> int:
+    """Return half a batch that was too large, unless it is the user's own."""
+    if sampling.batch_size or size == 1:
+        advice = "lower the batch size" if size > 1 else "use precision autocast"
+        raise UserError(f"out of memory for {size} images at a time: {advice}") from error
+    log.info("out of memory for %d images at a time: trying %d", size, size // 2)
+    return size // 2
 
 
 def latent_shape(model: Any, height: int | None, width: int | None) -> tuple[int, int, int]:
@@ -238,36 +292,11 @@ def side_multiple(model: Any) -> int:
     return multiple
 
 
-def _check(
-    prompts: Sequence[str],
-    samples_per_prompt: int,
-    steps: int,
-    scale: float,
-    eta: float,
-    seed: int,
-    sampler: str,
-    batch_size: int,
-    precision: str,
-) -> None:
-    if not prompts:
-        raise ValueError("prompts must hold at least one text, got none")
-    for name, value in (("samples_per_prompt", samples_per_prompt), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if not 1 <= steps <= 1000:
-        raise ValueError(f"steps must lie in 1..1000, got {steps}")
-    if not scale >= 0:
-        raise ValueError(f"scale must be at least 0, got {scale}")
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must lie in [0, 1], got {eta}")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed must lie in [0, 2^63), got {seed}")
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
-    if sampler == "plms" and eta != 0:
-        raise ValueError(f"eta must be 0 with plms, got {eta}; use ddim for eta > 0")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+def _sized(model: Any, sampling: Sampling) -> Sampling:
+    """Put the size in pixels into the settings, as the model has it where none is given."""
+    _, height, width = latent_shape(model, sampling.height, sampling.width)
+    factor = model.first_stage_downsampling
+    return replace(sampling, height=height * factor, width=width * factor)
 
 
 def _precision(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -277,12 +306,15 @@ def _precision(device: torch.device, precision: str) -> AbstractContextManager[A
     return torch.autocast(device.type, dtype=half)
 
 
-def _repeat(conditioning: Tensor | None, batch_size: int) -> Tensor | None:
-    """[1, n, d] → [b, n, d]."""
-    return None if conditioning is None else conditioning.expand(batch_size, -1, -1)
+def _repeat(conditioning: Conditioning | None, b: int) -> Conditioning | None:
+    """Repeat a conditioning for one sample b times."""
+    return map_conditioning(lambda c: c.expand(b, *c.shape[1:]), conditioning)
 
 
-def _finite(pictures: Tensor) -> Tensor:
-    if not pictures.isfinite().all():
-        raise UserError("half precision gave undefined numbers: draw with --precision full")
-    return pictures.float()
+def _finite(images: Tensor, precision: str) -> Tensor:
+    if not images.isfinite().all():
+        advice = "the weights or the word are not usable with these settings"
+        if precision != "full":
+            advice = "half precision may be the cause: try --precision full"
+        raise UserError(f"the model gave undefined numbers: {advice}")
+    return images.float()

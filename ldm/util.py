@@ -7,11 +7,16 @@ code base and other tools rely on them.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import inspect
 import logging
+import os
+import secrets
+import shutil
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 # A configuration file may come from a stranger; `target:` must not import whatever it likes.
@@ -23,6 +28,12 @@ ALLOWED_PREFIXES = (
     "torch.nn.",
     "torch.optim.",
 )
+
+
+# A file that is being written begins with this: hidden, and no set of images takes it.
+PART = ".part-"
+# A disk with fewer free bytes than this is full.
+FULL_DISK = 2**16
 
 
 class UserError(ValueError):
@@ -57,6 +68,8 @@ def get_obj_from_str(name: str) -> Any:
         allowed = ", ".join(ALLOWED_PREFIXES)
         raise UserError(f"target {name!r} is not allowed: it must start with one of {allowed}")
     module, _, attribute = name.rpartition(".")
+    if module == "main":  # the original's script, whose classes other modules hold here
+        module = "ldm.cli.train"
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -144,6 +157,69 @@ def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
         raise ParameterError(f"target {name}: {twice[0]!r} is given by the code, not by a file")
     check_arguments(f"target {name}", target, {**params, **extra})
     return target(**params, **extra)
+
+
+def write_whole(
+    path: str | Path, content: bytes | str | Callable[[Path], object], *, replace: bool = True
+) -> None:
+    """Write a file whole or not at all.
+
+    The content goes to a hidden file in the same folder, which then takes the name `path`. A
+    reader, a kill or a full disk never leaves half a file under that name.
+
+    Args:
+        path: the file. Its folder is made. A link keeps its place, and the file that it names
+            changes.
+        content: bytes; text, written as UTF-8; or a function that writes the file it is given. The
+            given name has the suffix of `path`.
+        replace: whether a file that exists is replaced.
+
+    Raises:
+        UserError: the file cannot be written. The error names the file and the reason.
+        FileExistsError: `replace` is false and the file exists.
+    """
+    target = Path(os.path.realpath(path))
+    part = target.with_name(f"{PART}{secrets.token_hex(6)}{target.suffix}")
+    try:
+        if target.exists() and not target.is_file():
+            raise OSError(errno.EINVAL, "it is no regular file")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.touch(exist_ok=False)
+        mode = part.stat().st_mode  # a writer may make the file private
+        if callable(content):
+            content(part)
+        else:
+            part.write_bytes(content.encode() if isinstance(content, str) else content)
+        part.chmod(mode)
+        if replace:
+            part.replace(target)
+        else:
+            _take_name(part, target)
+    except OSError as error:
+        if isinstance(error, FileExistsError) and not replace and target.exists():
+            raise
+        reason = error.strerror or error
+        raise UserError(f"cannot write {str(path)!r}: {reason}") from error
+    except Exception as error:
+        # Writers of tensors report a full disk by errors of their own.
+        if target.parent.is_dir() and shutil.disk_usage(target.parent).free < FULL_DISK:
+            reason = os.strerror(errno.ENOSPC)
+            raise UserError(f"cannot write {str(path)!r}: {reason}") from error
+        raise
+    finally:
+        if part.parent.is_dir():
+            part.unlink(missing_ok=True)
+
+
+def _take_name(part: Path, target: Path) -> None:
+    """Give a file a name that no other file has; raise FileExistsError where one has it."""
+    try:
+        os.link(part, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        target.touch(exist_ok=False)
+        part.replace(target)
 
 
 def cli_main(run: Callable[[], int | None]) -> None:

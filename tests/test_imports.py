@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # Layers from the ground up. A folder or file may import earlier layers, itself, and sisters below.
-GROUND = ("util", "randomness", "image_io", "lr_scheduler")
+GROUND = ("util", "randomness", "image_io", "lr_scheduler", "sampling", "resources")
 LAYERS: tuple[tuple[str, ...], ...] = (
     GROUND,
     ("words", "modules"),
@@ -31,6 +31,7 @@ SISTERS = {
     ("image_io", "util"),
     ("randomness", "util"),
     ("lr_scheduler", "util"),
+    ("sampling", "util"),
     ("models", "checkpoint"),  # an autoencoder reads the checkpoint that its YAML names
     ("editing", "evaluation"),  # edits are ranked by CLIP
 }

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
-from ldm.inference import generate, latent_shape, load_model, load_words, seeded_noise
+from ldm import inference
+from ldm import sampling as settings
+from ldm.inference import (
+    SAMPLERS,
+    GeneratedImage,
+    Sampling,
+    fitting_batch,
+    generate,
+    latent_shape,
+    load_model,
+    load_words,
+    make_sampler,
+    seeded_noise,
+)
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.util import UserError
 
@@ -26,7 +43,7 @@ def pixels(pictures):
 def test_three_lines_draw_images(tiny, caplog):
     model = load_model(tiny.config, tiny.checkpoint)
     assert load_words(model, tiny.word) == ["*"]
-    pictures = generate(model, ["a photo of *", "a painting of *"], steps=3)
+    pictures = generate(model, ["a photo of *", "a painting of *"], Sampling(steps=3))
     assert not caplog.records  # words from files need no first word
     assert [p.prompt for p in pictures] == ["a photo of *", "a painting of *"]
     assert [p.seed for p in pictures] == [42, 43]
@@ -35,11 +52,12 @@ def test_three_lines_draw_images(tiny, caplog):
     assert pictures[1].settings == {
         "prompt": "a painting of *", "seed": 43, "negative_prompt": "", "steps": 3, "scale": 5.0,
         "eta": 0.0, "sampler": "ddim", "height": 16, "width": 16, "precision": "full",
+        "karras": False,
     }  # fmt: skip
 
 
 def test_it_is_the_sampler_on_the_models_parts(model):
-    picture = generate(model, "a photo of *", steps=4, scale=3.0, seed=9)[0]
+    picture = generate(model, "a photo of *", Sampling(steps=4, scale=3.0, seed=9))[0]
     start = seeded_noise([9])(0, (1, 4, 8, 8))
     with torch.no_grad():
         latent, _ = DDIMSampler(model).sample(
@@ -52,27 +70,35 @@ def test_it_is_the_sampler_on_the_models_parts(model):
     assert np.abs(np.asarray(picture.image) - want.permute(1, 2, 0).numpy()).max() <= 0.51
 
 
-@pytest.mark.parametrize("options", [{}, {"eta": 1.0}, {"sampler": "plms"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"eta": 1.0},
+        {"sampler": "plms"},
+        {"sampler": "dpmpp_2m", "karras": True},
+        {"sampler": "euler_a"},
+    ],
+)
 def test_a_image_depends_on_its_seed_alone(model, options):
     prompts = ["a photo of *", "a cat on the beach"]
-    options = {"steps": 4, "samples_per_prompt": 2, **options}
-    together = generate(model, prompts, batch_size=4, **options)
-    one_by_one = generate(model, prompts, batch_size=1, **options)
+    sampling = Sampling(steps=4, **options)
+    together = generate(model, prompts, sampling, samples_per_prompt=2)
+    one_by_one = generate(model, prompts, replace(sampling, batch_size=1), samples_per_prompt=2)
     assert np.abs(pixels(together) - pixels(one_by_one)).max() <= 1
-    options["samples_per_prompt"] = 1
-    alone = generate(model, together[3].prompt, seed=together[3].seed, **options)
+    alone = generate(model, together[3].prompt, Sampling.from_metadata(together[3].settings))
     assert np.abs(pixels(alone) - pixels(together[3:])).max() <= 1
     assert np.abs(pixels(together[2:3]) - pixels(together[3:])).mean() > 1
 
 
 def test_the_same_seed_draws_the_same(model):
-    first, again = (generate(model, ["a photo of *"], steps=2, eta=0.5) for _ in range(2))
+    first, again = (generate(model, ["a photo of *"], Sampling(steps=2, eta=0.5)) for _ in range(2))
     assert (pixels(first) == pixels(again)).all()
 
 
 def test_prompts_may_share_their_noise(model):
     a, b, c, d = generate(
-        model, ["a cat", "a dog"], samples_per_prompt=2, steps=2, restart_seeds=True
+        model, ["a cat", "a dog"], Sampling(steps=2), samples_per_prompt=2, restart_seeds=True
     )
     assert [p.seed for p in (a, b, c, d)] == [42, 43, 42, 43]
 
@@ -86,7 +112,7 @@ def test_seeded_noise_is_independent_between_seeds_and_draws():
 
 def test_words_negatives_and_scale_change_the_image(tiny, model):
     def draw(prompt="a photo of *", **options):
-        return pixels(generate(model, prompt, steps=4, **options))
+        return pixels(generate(model, prompt, Sampling(steps=4, **options)))
 
     base = draw()
     for other in (draw("a photo of cat"), draw(negative_prompt="a dog"), draw(scale=1.0)):
@@ -115,46 +141,93 @@ def test_a_model_without_words_gets_a_place_for_them(tiny):
 
 def test_a_word_that_is_cut_off_is_an_error(model):
     with pytest.raises(UserError, match="cut off"):
-        generate(model, "a photo of " + "the red cat on " * 5 + "*", steps=1)
+        generate(model, "a photo of " + "the red cat on " * 5 + "*", Sampling(steps=1))
 
 
 def test_sizes(model):
     assert latent_shape(model, None, None) == (4, 8, 8)
     assert latent_shape(model, 24, 32) == (4, 12, 16)
-    picture = generate(model, "a cat", steps=1, height=24, width=32)[0]
+    picture = generate(model, "a cat", Sampling(steps=1, height=24, width=32))[0]
     assert picture.image.size == (32, 24)
     for bad in (0, -16, 17, 18):
         with pytest.raises(UserError, match=f"width must be a multiple of 4 .* got {bad}"):
             latent_shape(model, None, bad)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"steps": 0}, r"steps must lie in 1\.\.1000, got 0"),
-        ({"eta": 1.5}, "eta must lie"),
-        ({"eta": 0.5, "sampler": "plms"}, "eta must be 0 with plms"),
-        ({"sampler": "euler"}, "one of ddim, plms, got 'euler'"),
-        ({"seed": -1}, "seed must lie"),
-        ({"scale": float("nan")}, "scale must be"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"precision": "fp8"}, "precision must be one of full, autocast"),
-    ],
-)
-def test_arguments_out_of_range_are_named(model, options, message):
-    with pytest.raises(ValueError, match=message):
-        generate(model, ["a cat"], **options)
+def test_bad_counts_are_named(model):
+    with pytest.raises(ValueError, match="prompts must hold at least one text"):
+        generate(model, [])
+    with pytest.raises(ValueError, match="samples_per_prompt must be at least 1, got 0"):
+        generate(model, "a cat", samples_per_prompt=0)
+
+
+def test_undefined_numbers_name_half_precision_only_in_half_precision(model, monkeypatch):
+    monkeypatch.setattr(type(model), "decode_first_stage", lambda _, z: z * float("nan"))
+    with pytest.raises(UserError, match="undefined numbers: the weights or the word"):
+        generate(model, "a cat", Sampling(steps=1))
+    with pytest.raises(UserError, match="try --precision full"):
+        generate(model, "a cat", Sampling(steps=1, precision="autocast"))
+
+
+class Limited:
+    """Stands in for a batch: an image's colour is its seed, and batches above a size fail."""
+
+    def __init__(self, most):
+        self.most, self.batches = most, []
+
+    def __call__(self, model, jobs, sampling, negative, progress):
+        if len(jobs) > self.most:
+            raise torch.OutOfMemoryError("full")
+        self.batches.append(len(jobs))
+        return [GeneratedImage(Image.new("L", (1, 1), seed), text, seed, {}) for text, seed in jobs]
+
+
+def test_a_batch_that_does_not_fit_is_halved(model, monkeypatch, caplog):
+    limited, kept = Limited(most=9), []
+    monkeypatch.setattr(inference, "_generate_batch", limited)
+    filled = Sampling(seed=0, batch_size=0)
+    with caplog.at_level("INFO"):
+        made = generate(model, "a", filled, samples_per_prompt=40, keep=kept.extend)
+    assert [one.seed for one in made] == list(range(40))
+    assert kept == made
+    assert limited.batches == [8] * 5
+    assert "out of memory for 32 images at a time: trying 16" in caplog.text
+    with pytest.raises(UserError, match="for 20 images at a time: lower the batch size"):
+        generate(model, "a", Sampling(batch_size=20), samples_per_prompt=40)
+    monkeypatch.setattr(inference, "_generate_batch", Limited(most=0))
+    with pytest.raises(UserError, match="use precision autocast"):
+        generate(model, "a", filled)
+
+
+def test_a_gpu_is_filled_by_its_free_memory(monkeypatch):
+    cpu = SimpleNamespace(device=torch.device("cpu"))
+    assert fitting_batch(cpu) == inference.LARGEST_BATCH_ON_CPU
+    gpu = SimpleNamespace(device=torch.device("cuda"), image_size=32, first_stage_downsampling=8)
+    for free, expected in ((8, 16), (141, 64), (0, 1)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, g=free: (g * 2**30, 0))
+        assert fitting_batch(gpu) == expected
+
+
+def test_karras_spacing_reaches_the_sampler(model):
+    spaced = make_sampler(model, Sampling("dpmpp_2m", karras=True)).plan(5)
+    even = make_sampler(model, Sampling("dpmpp_2m")).plan(5)
+    assert [step.t for step in spaced] != [step.t for step in even]
+
+
+def test_every_sampler_name_has_its_class():
+    assert tuple(SAMPLERS) == settings.SAMPLERS
 
 
 def test_half_precision_is_close(model):
     full, half = (
-        pixels(generate(model, "a photo of *", steps=2, precision=p)) for p in ("full", "autocast")
+        pixels(generate(model, "a photo of *", Sampling(steps=2, precision=p)))
+        for p in ("full", "autocast")
     )
     assert 0 < np.abs(full - half).mean() < 12
 
 
 def test_the_models_mode_is_left_as_it_was(model):
     model.train()
-    generate(model, "a cat", steps=1)
+    generate(model, "a cat", Sampling(steps=1))
     assert model.training
     model.eval()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.util import (
@@ -16,6 +20,7 @@ from ldm.util import (
     instantiate_from_config,
     known_parameters,
     parameters,
+    write_whole,
 )
 
 DDCONFIG = {
@@ -143,3 +148,68 @@ def test_bugs_keep_their_traceback(error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
         cli_main(raising(error))
     assert caught.value is error
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "word.pt"
+    write_whole(path, b"old")
+    path.chmod(0o640)
+
+    def fail(part: Path) -> None:
+        part.write_bytes(b"half")
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        write_whole(path, fail)
+    assert path.read_bytes() == b"old"
+    with pytest.raises(FileExistsError):
+        write_whole(path, "new", replace=False)
+    write_whole(path, lambda part: part.write_text("new"))
+    assert path.read_text() == "new"
+    write_whole(path.with_name("free"), "text", replace=False)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["free", "word.pt"]
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "far" / "file")
+    write_whole(link, "text")
+    assert link.is_symlink()
+    assert (tmp_path / "far" / "file").read_text() == "text"
+
+
+def test_what_cannot_be_written_is_one_line_with_the_path(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "file" / "x.pt", tmp_path / "pipe", tmp_path):
+        for replace in (True, False):
+            with pytest.raises((UserError, FileExistsError), match=path.name):
+                write_whole(path, b"x", replace=replace)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "pipe"]
+
+
+@pytest.mark.parametrize("writer", ["bytes", "torch", "safetensors"])
+def test_a_full_disk_is_one_line_with_the_path(
+    writer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`/dev/full` is a device on which every write fails as on a full disk."""
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+
+    def full(part: Path) -> None:
+        part.unlink()
+        part.symlink_to("/dev/full")
+        if writer == "bytes":
+            part.write_bytes(b"x" * 10)
+        elif writer == "torch":
+            torch.save({"x": torch.zeros(10_000)}, part)
+        else:
+            raise SafetensorError("Error while serializing: No space left on device")
+
+    usage = SimpleNamespace(free=0)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    path = tmp_path / "word.pt"
+    with pytest.raises(UserError, match=r"cannot write '.*word\.pt': No space left on device"):
+        write_whole(path, full)
+    assert not list(tmp_path.iterdir())

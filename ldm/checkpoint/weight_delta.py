@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ldm.checkpoint.loading import checkpoint_hash, read_state_dict
 from ldm.checkpoint.names import is_optional, match_names
-from ldm.util import UserError
+from ldm.util import UserError, write_whole
 
 FORMAT = "ldm-difference"
 # The parts that tuning may move. The autoencoder stays as it is, words have files of their own.
@@ -70,12 +70,7 @@ def save_difference(
         "base_checkpoint_hash": checkpoint_hash(base),
         **(facts or {}),
     }
-    part = Path(path).with_suffix(".part")
-    part.touch()
-    readers = part.stat().st_mode  # safetensors would leave it to its owner alone
-    save_file(moved, part, metadata=metadata)
-    part.chmod(readers)
-    part.replace(path)
+    write_whole(path, lambda part: save_file(moved, part, metadata=metadata))
 
 
 def check_difference(path: str | Path, checkpoint: str | Path | None) -> dict[str, str]:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.common import ROOT, Parser, choose_device
+from ldm.cli.common import Parser, choose_device
+from ldm.resources import ROOT
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -119,17 +120,17 @@ def build(options: argparse.Namespace, device: str) -> Any:
 
 
 def make_batch(model: Any, size: int) -> dict[str, Any]:
-    """Return a batch of noise images under one caption, as the datamodule gives it."""
+    """Return a complete batch of noise images under one caption, as the loader gives it."""
     import torch
 
     side = model.image_size * model.first_stage_downsampling
     word = model.embedding_manager.placeholders[0]
-    return {
+    batch = {
         "image": torch.rand(size, side, side, 3) * 2 - 1,
         "caption": [f"a photo of a {word}"] * size,
-        "picture": torch.arange(size),
         "sample": torch.arange(size),
     }
+    return batch | model.draws()(batch)
 
 
 @contextmanager
@@ -158,16 +159,12 @@ def training_step(model: Any, batch: dict[str, Any]) -> Callable[[Variant], None
     """Return what takes one optimiser step of the word."""
     import torch
 
-    from ldm.training.latents import LatentCache
-
     with torch.no_grad():
-        posterior = model.encode_first_stage(model.pictures(batch))
-    cache = LatentCache(batch["picture"].tolist(), posterior.mean, posterior.std)
+        cached = batch | {"moments": model.encode_first_stage(model.images(batch)).parameters}
     optimizer = torch.optim.AdamW(model.embedding_manager.embedding_parameters(), lr=1e-3)
 
     def step(variant: Variant) -> None:
-        model.posterior_source = cache if variant.cached else None
-        loss = model.shared_step(batch).loss
+        loss = model.shared_step(cached if variant.cached else batch).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.cli.common import Parser, check_output_folder, choose_device
-from ldm.cli.image_options import add_painter, check_numbers, check_words, facts, find_files, load
+from ldm.cli.common import Parser, check_output_folder, choose_device, sampling_of
+from ldm.cli.image_options import add_painter, check_words, facts, find_files, load
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -92,12 +92,10 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         UserError: a value out of range.
     """
-    check_numbers(options, least_steps=1)
+    sampling_of(options)
     for flag, least in (("n_samples", 1), ("batch_size", 1), ("dilate", 0)):
         if getattr(options, flag) < least:
             raise UserError(f"--{flag} must be at least {least}, got {getattr(options, flag)}")
-    if not 0 <= options.seed < 2**62:
-        raise UserError(f"--seed must lie in 0..2^62, got {options.seed}")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -126,13 +124,10 @@ def run(options: argparse.Namespace) -> int:
     picture, mask = resized(picture, size), resized(mask, size)
     latent_mask_of(model, mask)  # says now what is wrong with it
     blending = Blending(
-        steps=options.steps,
-        scale=options.scale,
-        seed=options.seed,
+        sampling=sampling_of(options),
         samples=options.n_samples,
         dilate=options.dilate,
         background=options.background,
-        batch_size=options.batch_size,
     )
     progress = sys.stderr.isatty()
     edits = edit(

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.common import ROOT, check_output_folder, choose_device, find_model
+from ldm.cli.common import check_output_folder, choose_device, find_model, sampling_of
 from ldm.cli.evaluate_options import DEFAULT_CONFIG, check, parse
 from ldm.cli.txt2img import split_word
 from ldm.evaluation.prompts import check_prompts, read_prompts
+from ldm.resources import ROOT
 from ldm.training.variants import find_variant
 from ldm.util import UserError
 from ldm.words.placeholders import DEFAULT_PLACEHOLDER
@@ -24,7 +25,6 @@ from ldm.words.placeholders import DEFAULT_PLACEHOLDER
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ldm.evaluation.draws import Sampling
     from ldm.evaluation.evaluate import Draw, Evaluation
     from ldm.inference import GeneratedImage
 
@@ -238,7 +238,7 @@ def _draw(request: Request, options: argparse.Namespace, training: Sequence[Imag
         draws.check_lengths(model, texts)
     draw = draws.from_model(
         model.to(request.device),
-        sampling(options),
+        sampling_of(options),
         keep=keep if options.save_pictures else None,
         progress=sys.stderr.isatty(),
     )
@@ -261,19 +261,6 @@ def _model(request: Request) -> Any:
     if request.words:
         model.embedding_manager.check_prompts(request.asked)
     return model
-
-
-def sampling(options: argparse.Namespace) -> Sampling:
-    """Return how the options want images drawn."""
-    from ldm.evaluation.draws import Sampling
-
-    return Sampling(
-        steps=options.steps,
-        scale=options.scale,
-        seed=options.seed,
-        precision=options.precision,
-        batch_size=options.batch_size,
-    )
 
 
 def _facts(request: Request, options: argparse.Namespace) -> dict[str, Any]:
@@ -302,7 +289,7 @@ def _facts(request: Request, options: argparse.Namespace) -> dict[str, Any]:
         ],
         "training": {path.name: checkpoint_hash(path) for path in request.training},
         "prompts_hash": hashlib.sha256("\n".join(request.asked).encode()).hexdigest()[:16],
-        **({} if request.source == "images" else sampling(options).settings()),
+        **({} if request.source == "images" else sampling_of(options).metadata()),
         "device": torch.cuda.get_device_name(device) if is_gpu else device,
         "versions": f"python {python_version()}, torch {torch.__version__}, "
         f"transformers {version('transformers')}",

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 
-from ldm.cli.common import MINIATURE, Parser, add_difference, add_model, add_words
+from ldm.cli.common import (
+    MINIATURE,
+    Parser,
+    add_difference,
+    add_model,
+    add_words,
+    sampling_of,
+)
 from ldm.cli.txt2img_options import LATENT_DIFFUSION
+from ldm.sampling import PRECISIONS
 from ldm.util import UserError
 
 DEFAULT_CONFIG = LATENT_DIFFUSION.config
@@ -97,9 +104,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--dino", metavar="FOLDER|NAME", help="score by DINO too, e.g. facebook/dino-vits16"
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    group.add_argument(
-        "--precision", choices=("full", "autocast"), default="full", help="of drawing (full)"
-    )
+    group.add_argument("--precision", choices=PRECISIONS, default="full", help="of drawing (full)")
 
 
 def _add_how(parser: argparse.ArgumentParser) -> None:
@@ -142,9 +147,4 @@ def check_drawing(options: argparse.Namespace) -> None:
     for flag, least in (("pictures", 1), ("batch_size", 0)):
         if getattr(options, flag) < least:
             raise UserError(f"--{flag} must be at least {least}, got {getattr(options, flag)}")
-    if not 1 <= options.steps <= 1000:
-        raise UserError(f"--steps must lie in 1..1000, got {options.steps}")
-    if not (math.isfinite(options.scale) and options.scale >= 0):
-        raise UserError(f"--scale must be at least 0, got {options.scale}")
-    if not 0 <= options.seed < 2**62:
-        raise UserError(f"--seed must lie in 0..2^62, got {options.seed}")
+    sampling_of(options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,21 +24,6 @@ def add_painter(parser: argparse.ArgumentParser) -> None:
     add_words(group)
     add_difference(group)
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-
-
-def check_numbers(options: argparse.Namespace, least_steps: int) -> None:
-    """Check what both commands have.
-
-    Raises:
-        UserError: a value out of range.
-    """
-    if not least_steps <= options.steps <= 1000:
-        raise UserError(f"--steps must lie in {least_steps}..1000, got {options.steps}")
-    for flag in ("scale", "inversion_scale", "scales"):
-        given = getattr(options, flag, None)
-        for scale in given if isinstance(given, list) else [given]:
-            if scale is not None and not (math.isfinite(scale) and scale >= 0):
-                raise UserError(f"--{flag} must be at least 0, got {scale}")
 
 
 def check_words(items: Sequence[str], prompts: Sequence[str]) -> Words:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.common import Parser, check_output_folder, choose_device
-from ldm.cli.image_options import add_painter, check_numbers, check_words, facts, find_files, load
+from ldm.cli.common import Parser, check_output_folder, choose_device, sampling_of
+from ldm.cli.image_options import add_painter, check_words, facts, find_files, load
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -91,7 +92,12 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         UserError: a value out of range.
     """
-    check_numbers(options, least_steps=2)
+    sampling_of(options, scale="inversion_scale")
+    if options.steps < 2:
+        raise UserError(f"--steps must lie in 2..1000, got {options.steps}")
+    for scale in options.scales:
+        if not (math.isfinite(scale) and scale >= 0):
+            raise UserError(f"--scales must be at least 0, got {scale}")
     if options.refinements < 0:
         raise UserError(f"--refinements must be at least 0, got {options.refinements}")
     if (options.prompt is None) == (options.noise is None):
@@ -136,8 +142,7 @@ def run(options: argparse.Namespace) -> int:
         model,
         picture,
         options.prompt,
-        steps=options.steps,
-        scale=options.inversion_scale,
+        sampling_of(options, scale="inversion_scale"),
         refinements=options.refinements,
         progress=progress,
     )

@@ -11,10 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.common import ROOT, Parser, check_output_folder, choose_device, find_model
-from ldm.cli.evaluate import name_word, sampling
+from ldm.cli.common import (
+    Parser,
+    check_output_folder,
+    choose_device,
+    find_model,
+    sampling_of,
+)
+from ldm.cli.evaluate import name_word
 from ldm.cli.evaluate_options import DEFAULT_CONFIG, check_drawing
 from ldm.evaluation.prompts import check_prompts, read_prompts
+from ldm.resources import ROOT
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -205,7 +212,7 @@ def run(options: argparse.Namespace) -> int:
     )
     selection = choose(curve, options.tolerance)
     decided = {
-        **sampling(options).settings(),
+        **sampling_of(options).metadata(),
         "pictures": options.pictures,
         "prompts_hash": hashlib.sha256("\n".join(task.asked).encode()).hexdigest()[:16],
         "extractor": extractor_facts(scored_by, extractor),
@@ -251,7 +258,7 @@ class _Painter:
 
         self.prompts = task.asked
         self.model = load_model(task.config, task.weights).to(task.device)
-        self.draw = from_model(self.model, sampling(options), progress=sys.stderr.isatty())
+        self.draw = from_model(self.model, sampling_of(options), progress=sys.stderr.isatty())
 
     def draw_with(self, word: Path) -> Draw:
         """Load a word in place of the last one."""

@@ -6,11 +6,12 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli.common import check_output_folder, choose_device, find_model
-from ldm.cli.txt2img_options import Defaults, check, parse
+from ldm.cli.txt2img_options import Defaults, check, parse, sampling_settings
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def run(options: argparse.Namespace, defaults: Defaults) -> int:
         UserError: anything wrong with them, before weights are read where that can be known.
     """
     check(options)
+    sampling = sampling_settings(options)
     prompts = read_prompts(options.prompt, options.from_file)
     folder = check_output_folder(options.outdir)
     config, weights = find_model(options.ckpt_path, options.config, defaults.config)
@@ -33,7 +35,7 @@ def run(options: argparse.Namespace, defaults: Defaults) -> int:
     device = choose_device(options.device)
 
     from ldm.checkpoint.loading import checkpoint_hash
-    from ldm.inference import latent_shape, load_model
+    from ldm.inference import generate, latent_shape, load_model
     from ldm.words.files import read_words
 
     for _, path in words:
@@ -53,41 +55,13 @@ def run(options: argparse.Namespace, defaults: Defaults) -> int:
     if options.difference:
         facts["difference"] = options.difference
     count = options.n_iter * options.n_samples
+    progress = sys.stderr.isatty()
     for number, prompt in enumerate(prompts):
         first = options.seed + (0 if options.fixed_code else number * count)
-        _save(_draw(model, prompt, first, count, options), folder, options, facts)
+        own = replace(sampling, seed=first)
+        made = generate(model, prompt, own, samples_per_prompt=count, progress=progress)
+        _save(made, folder, options, facts)
     return 0
-
-
-def _draw(
-    model: Any, prompt: str, seed: int, count: int, options: argparse.Namespace
-) -> list[GeneratedImage]:
-    import torch
-
-    from ldm.inference import generate
-
-    try:
-        return generate(
-            model,
-            [prompt],
-            samples_per_prompt=count,
-            steps=options.ddim_steps,
-            scale=options.scale,
-            eta=options.ddim_eta,
-            seed=seed,
-            height=options.H,
-            width=options.W,
-            sampler="plms" if options.plms else "ddim",
-            negative_prompt=options.negative_prompt,
-            batch_size=options.n_samples,
-            precision=options.precision,
-            progress=sys.stderr.isatty(),
-        )
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"out of memory for {options.n_samples} images at a time: lower --n_samples, or give "
-            "--precision autocast"
-        ) from error
 
 
 def read_prompts(prompt: str | None, from_file: str | None) -> list[str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ldm.cli.common import Parser, add_difference, add_model, add_words
+from ldm.cli.common import Parser, add_difference, add_model, add_words, sampling_of
+from ldm.sampling import PRECISIONS, SAMPLERS, Sampling
 from ldm.util import UserError
 
 
@@ -106,7 +106,7 @@ def _add_model(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     group.add_argument(
         "--precision",
-        choices=("full", "autocast"),
+        choices=PRECISIONS,
         default=defaults.precision,
         help=f"float32, or half precision where it is safe ({defaults.precision})",
     )
@@ -119,7 +119,13 @@ def _add_how(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     group.add_argument(
         "--ddim_steps", type=int, default=defaults.steps, help=f"1..1000 ({defaults.steps})"
     )
-    group.add_argument("--plms", action="store_true", help="sample by PLMS in place of DDIM")
+    group.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="the sampler (ddim)")
+    group.add_argument(
+        "--plms", dest="sampler", action="store_const", const="plms", help="as --sampler plms"
+    )
+    group.add_argument(
+        "--karras", action="store_true", help="space noise levels as Karras et al.: few steps"
+    )
     group.add_argument("--ddim_eta", type=float, default=0.0, help="0 is deterministic, 1 is DDPM")
     group.add_argument(
         "--scale", type=float, default=defaults.scale, help=f"guidance ({defaults.scale})"
@@ -159,19 +165,17 @@ def check(options: argparse.Namespace) -> None:
             raise UserError(f"--{flag} must be at least 1, got {getattr(options, flag)}")
     if options.n_rows < 0:
         raise UserError(f"--n_rows must be at least 0, got {options.n_rows}")
-    if not 1 <= options.ddim_steps <= 1000:
-        raise UserError(f"--ddim_steps must lie in 1..1000, got {options.ddim_steps}")
-    if not (math.isfinite(options.scale) and options.scale >= 0):
-        raise UserError(f"--scale must be at least 0, got {options.scale}")
-    if not 0 <= options.ddim_eta <= 1:
-        raise UserError(f"--ddim_eta must lie in 0..1, got {options.ddim_eta}")
-    if options.plms and options.ddim_eta:
-        raise UserError(f"--ddim_eta must be 0 with --plms, got {options.ddim_eta}")
-    if not 0 <= options.seed < 2**62:
-        raise UserError(f"--seed must lie in 0..2^62, got {options.seed}")
-    for flag in ("H", "W"):
-        side = getattr(options, flag)
-        if side is not None and (side < 8 or side % 8):
-            raise UserError(f"--{flag} must be a multiple of 8, got {side}")
     if options.skip_grid and options.skip_save:
         raise UserError("--skip_grid and --skip_save together leave nothing to write")
+
+
+def sampling_settings(options: argparse.Namespace) -> Sampling:
+    """Return the sampling settings of the options; errors as `check`'s."""
+    return sampling_of(
+        options,
+        steps="ddim_steps",
+        eta="ddim_eta",
+        height="H",
+        width="W",
+        batch_size="n_samples",
+    )

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
-from ldm.cli.common import Parser, check_output_folder, find_place
+from ldm.cli.common import Parser, check_output_folder
 from ldm.experiments.figures.published import RANKS
+from ldm.resources import locate
 from ldm.util import UserError
-
-logger = logging.getLogger(__name__)
 
 EXAMPLES = """examples:
   make questionnaires of the paper's five variants from a protocol with keep_pictures; those who
@@ -25,9 +22,9 @@ EXAMPLES = """examples:
   what is known from the answers that came back:
     python scripts/user_study.py analyse --key study/key.json answers/*.json --output study/results
 
-The manifest is CSV with the columns concept,model,prompt,image, or JSON with a list of such
+The manifest is CSV with the columns concept,model,prompt,picture, or JSON with a list of such
 objects; concept may be left out, images are looked up from the manifest's folder:
-    concept,model,prompt,image
+    concept,model,prompt,picture
     teal-star,training,,concepts/teal-star/1.png
     teal-star,ours,A photo of *,drawn/ours/0.png
     teal-star,ours,A photo of * on the beach,drawn/ours/1.png
@@ -119,40 +116,6 @@ def _add_rehearse(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="DIR", default="outputs/user-study/rehearsal")
 
 
-def make(options: argparse.Namespace) -> int:
-    """Write two questionnaires and their key; from a protocol also its images."""
-    _check_source(options)
-    from ldm.experiments.study.page import write_pages
-    from ldm.experiments.study.questionnaire import make_study, read_manifest, write_key
-
-    folder = check_output_folder(options.output)
-    key = folder / "key.json"
-    if key.exists():
-        raise UserError(f"{key} exists, and answers may need it: give another --output")
-    manifest = options.manifest
-    image_prompt = options.image_prompt or IMAGE_PROMPT
-    placeholders = options.placeholder or ["*"]
-    if options.protocol:
-        from ldm.experiments.study.from_protocol import read_table, write_manifest
-
-        models = options.models or list(RANKS)
-        table = read_table(Path(options.protocol), models, options.seeds or ())
-        image_prompt, placeholders = table.image_prompt, [table.placeholder]
-        manifest = write_manifest(table, folder / "pictures")
-        logger.info("%s: the images of %d cells", manifest, len(table.cells))
-    study = make_study(
-        read_manifest(manifest),
-        seed=options.seed,
-        image_prompt=image_prompt,
-        placeholders=placeholders,
-    )
-    for kind, path in write_pages(study, folder / "questionnaires").items():
-        logger.info("%s: %d questions", path, len(study.questions[kind]))
-    write_key(key, study)
-    logger.info("%s: which model drew what; keep it to yourself", key)
-    return 0
-
-
 def _check_source(options: argparse.Namespace) -> None:
     """Raise UserError for an option that the other source of images takes."""
     other, names = (
@@ -171,66 +134,23 @@ def _check_source(options: argparse.Namespace) -> None:
         raise UserError(f"--models must name at least two, got {options.models[0]}")
 
 
-def rehearse(options: argparse.Namespace) -> int:
-    """Write an extractor's answers."""
+def _check_rehearsal(options: argparse.Namespace) -> None:
     if options.participants < 1:
         raise UserError(f"--participants must be at least 1, got {options.participants}")
     if options.temperature is not None and not 0 < options.temperature < math.inf:
         raise UserError(f"--temperature must be above 0, got {options.temperature}")
-    from ldm.experiments.study import rehearsal as by
-    from ldm.experiments.study.questionnaire import read_key
-
-    folder = check_output_folder(options.output)
-    by.check_answers_folder(folder)
-    study = read_key(options.key)
-    pictures = by.open_images(study)
-
-    from ldm.evaluation.extractors import extractor_facts, find_extractor
-
-    name = str(find_place(options.judge))  # a name on the hub stays as it is
-    extractor = find_extractor(name)
-    answers = by.rehearse(
-        study,
-        by.score_choices(study, pictures, extractor),
-        extractor_facts(name, extractor),
-        participants=options.participants,
-        temperature=options.temperature or by.TEMPERATURE,
-        seed=options.seed,
-    )
-    files = by.write_answers(folder, answers)
-    logger.info("%s: %d files of answers by %s", folder, len(files), answers[0]["answered_by"])
-    logger.warning("these are no people's answers, and say nothing about what people see")
-    return 0
-
-
-def analyse(options: argparse.Namespace) -> int:
-    """Write ranks.csv and ranks.png and .pdf, and say what is in them and who answered."""
-    from ldm.experiments.study import analysis as of
-    from ldm.experiments.study.questionnaire import read_key
-
-    folder = check_output_folder(options.output)
-    study = read_key(options.key)
-    answers = of.read_answers(study, options.answers)
-    ranks, counts = of.analyse(study, answers), of.participants(answers)
-    folder.mkdir(parents=True, exist_ok=True)
-    caveat = of.caveat(answers)
-    of.write_ranks(folder / "ranks.csv", ranks, counts, caveat)
-    of.plot_ranks(ranks, [folder / "ranks.png", folder / "ranks.pdf"], caveat)
-    if caveat:
-        logger.warning("a rehearsal: %s", caveat)
-    who = "simulated participants" if caveat else "participants"
-    numbers = (counts[kind] for kind in ("text", "image", "both"))
-    logger.info("%s: %d by text, %d by images, %d both", who, *numbers)
-    width = max(len(r.model) for r in ranks)
-    for r in ranks:
-        logger.info("%-*s  text %.2f  image %.2f", width, r.model, r.text, r.image)
-    if any(r.ellipse is None for r in ranks):
-        logger.warning("no ellipses: they need at least three participants of each questionnaire")
-    logger.info("%s", folder / "ranks.csv")
-    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
     options = parse(arguments)
-    return {"make": make, "rehearse": rehearse, "analyse": analyse}[options.command](options)
+    check_output_folder(options.output)
+    if options.command == "make":
+        _check_source(options)
+    if options.command == "rehearse":
+        _check_rehearsal(options)
+        options.judge = str(locate(options.judge))  # a name on the Hub stays
+    from ldm.experiments.study import command
+
+    commands = {"make": command.make, "rehearse": command.rehearse, "analyse": command.analyse}
+    return commands[options.command](options)

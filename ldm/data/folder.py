@@ -1,4 +1,4 @@
-"""A folder of pictures: which files count, and the captions beside them."""
+"""A folder of images: which files count, and the captions beside them."""
 
 from __future__ import annotations
 
@@ -18,60 +18,59 @@ LISTED = 5
 
 
 def list_images(folder: str | Path) -> tuple[Path, ...]:
-    """Return a folder's pictures, sorted by name; the log tells what else lay there.
+    """Return the images of a folder, sorted by name; the log names the other entries.
 
-    Hidden files are no pictures (".DS_Store", "._photo.jpg"); a caption beside its picture is not
-    reported.
+    Hidden files (".DS_Store", "._photo.jpg") do not count. Captions beside images are not reported.
 
     Raises:
-        UserError: no such folder, or no picture in it.
+        UserError: no such folder, or no image in it.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UserError(
-            f"data_root {str(folder)!r} is not a folder: give the folder of your pictures"
+            f"data_root {str(folder)!r} is not a folder: give the folder of your images"
         )
     entries = sorted(root.iterdir(), key=lambda path: path.name)
     folders = [path.name for path in entries if path.is_dir()]
-    pictures = tuple(path for path in entries if not path.is_dir() and _is_picture(path))
-    captions = {caption_file(path) for path in pictures}
+    images = tuple(path for path in entries if not path.is_dir() and _is_image(path))
+    captions = {caption_file(path) for path in images}
     junk = [
         path.name
         for path in entries
-        if not path.is_dir() and path not in captions and not _is_picture(path)
+        if not path.is_dir() and path not in captions and not _is_image(path)
     ]
     skipped = " and ".join(
         f"{len(names)} {kind} ({', '.join(names[:LISTED])}{', …' if len(names) > LISTED else ''})"
         for kind, names in (("other files", junk), ("sub-folders", folders))
         if names
     )
-    if not pictures:
+    if not images:
         raise UserError(
-            f"data_root {str(folder)!r} holds no pictures"
+            f"data_root {str(folder)!r} holds no images"
             + (f", only {skipped}" if skipped else "")
             + ": put 3 to 5 JPEG or PNG files there"
         )
     report = f"; skipped {skipped}" if skipped else ""
-    logger.info("%s: %d pictures%s", folder, len(pictures), report)
-    return pictures
+    logger.info("%s: %d images%s", folder, len(images), report)
+    return images
 
 
-def _is_picture(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-def caption_file(picture: Path) -> Path:
-    """Return where a picture's caption would stand: `image.txt` beside `image.jpg`."""
-    return picture.with_suffix(CAPTION_SUFFIX)
+def caption_file(image: Path) -> Path:
+    """Return the path of the captions of an image: `image.txt` beside `image.jpg`."""
+    return image.with_suffix(CAPTION_SUFFIX)
 
 
-def read_captions(picture: Path) -> tuple[str, ...]:
-    """Return the captions beside a picture, one a line; empty where there is none.
+def read_captions(image: Path) -> tuple[str, ...]:
+    """Return the captions beside an image, one a line; empty if there is no such file.
 
     Raises:
         UserError: the file is not UTF-8 text or cannot be read.
     """
-    path = caption_file(picture)
+    path = caption_file(image)
     if not path.is_file():
         return ()
     try:
@@ -82,19 +81,19 @@ def read_captions(picture: Path) -> tuple[str, ...]:
 
 
 def insert_placeholder(caption: str, placeholder: str, first_word: str | None, shown: str) -> str:
-    """Make a caption name the learned word; the first of these that applies.
+    """Make a caption name the learned word, by the first rule that applies.
 
     1. `{}` marks the place: "a photo of {} on a table".
-    2. The caption names the placeholder already: left as it is.
-    3. It names the first word: that word's first mention is replaced ("a cat in the sun" →
-       "a * in the sun"; further cats stay cats).
+    2. The caption names the placeholder already: it stays as it is.
+    3. The caption names the initializer word: its first mention is replaced ("a cat in the sun" →
+       "a * in the sun").
     4. The word is appended: "in the sun, *".
 
     Args:
         caption: one text.
         placeholder: the string that stands for the word.
-        first_word: the coarse word that training starts from, if any.
-        shown: what is put in: the placeholder, or it after a coarse class.
+        first_word: the initializer word, if any.
+        shown: the inserted text: the placeholder, perhaps after a coarse class.
     """
     if "{}" in caption:
         return caption.replace("{}", shown)
@@ -105,19 +104,19 @@ def insert_placeholder(caption: str, placeholder: str, first_word: str | None, s
     return f"{caption.rstrip(' .,')}, {shown}"
 
 
-def captions_of(pictures: Sequence[Path]) -> tuple[tuple[str, ...], ...]:
-    """Return the captions beside each picture, reporting in the log how many have none.
+def captions_of(images: Sequence[Path]) -> tuple[tuple[str, ...], ...]:
+    """Return the captions beside each image; the log names the images without any.
 
     Raises:
-        UserError: no picture has a caption, or one is unreadable.
+        UserError: no image has a caption, or one is unreadable.
     """
-    captions = tuple(read_captions(path) for path in pictures)
-    without = [path.name for path, texts in zip(pictures, captions, strict=True) if not texts]
-    if len(without) == len(pictures):
+    captions = tuple(read_captions(path) for path in images)
+    without = [path.name for path, texts in zip(images, captions, strict=True) if not texts]
+    if len(without) == len(images):
         raise UserError(
-            f"captions are wanted, but no picture in {str(pictures[0].parent)!r} has one: write "
-            f"{caption_file(pictures[0]).name!r} beside {pictures[0].name!r}"
+            f"captions: true, but no image in {str(images[0].parent)!r} has one: write "
+            f"{caption_file(images[0]).name!r} beside {images[0].name!r}"
         )
     if without:
-        logger.warning("no caption beside %s: templates serve instead", ", ".join(without))
+        logger.warning("no caption beside %s: using templates", ", ".join(without))
     return captions

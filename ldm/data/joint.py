@@ -1,7 +1,7 @@
-"""Two concepts learned at once: each alone, and now and then one pasted onto the other.
+"""Two concepts learned at once: each alone, and sometimes one pasted onto the other.
 
-An unreported experiment of the authors' early code ("joint compositions"): relations between two
-words fail because each was learned from scenes of its own; here some scenes hold both.
+An unreported experiment of the authors' early code ("joint compositions"). Relations between two
+words fail because each is learned from its own scenes; here some scenes hold both.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from ldm.data.templates import check_placeholder, fill, find_templates
 from ldm.randomness import Purpose, generator
 from ldm.util import UserError
 
-# What a pasted box's sides may measure, as shares of the picture's.
+# Sides of a pasted box, as shares of the sides of the image.
 SMALLEST, LARGEST = 0.25, 0.5
-# Sides in pixels from which a quarter is a whole one.
+# Least side of an image in pixels: a quarter of it is one pixel.
 MINIMUM = 4
-# Added to the run's seed, which is below 2^32, for the draws of the second concept.
+# Added to the seed of the run, which is below 2^32, for the second concept.
 OTHER_SEED = 2**32
 
 
 class JointConcepts(PersonalizedBase):
-    """Pictures of two folders, each under captions with its own placeholder, and pastings of both.
+    """Images of two folders, each under captions with its own placeholder, and pastings of both.
 
-    With probability `joint_prob` a sample is a pasting: a picture of the first concept with one of
-    the second pasted into a box, each side ¼ to ½ of the picture's and anywhere within, under a
+    With probability `joint_prob` a sample is a pasting: an image of the first concept with one of
+    the second pasted into a box, each side ¼ to ½ of the image's and anywhere within, under a
     caption that names both: "a photo of a * with a @". All other samples alternate between the two
     concepts, so that each batch teaches both words.
 
-    Pastings come from a pool that is a function of the seed. There could be endlessly many, but a
-    pool lets each be encoded once, like every other picture: in the paper's 5000 steps of 8, each
-    of 256 comes up 16 times, each time with another noise, and encoding them takes seconds.
+    Pastings come from a pool that is a function of the seed, so that each is encoded once, like
+    every other image. In the paper's 5000 steps of 8 samples, each of 256 pastings comes up 16
+    times, each time with another noise.
 
-    A picture's id is, with n and m pictures of the concepts, 2·place + flip for the first, 2n and
+    An image's id is, with n and m images of the concepts, 2·place + flip for the first, 2n and
     more for the second, and 2(n + m) + number for a pasting.
 
     Args:
@@ -82,7 +82,7 @@ class JointConcepts(PersonalizedBase):
         super().__init__(data_root, **options)
         if self.own_words:
             raise UserError(
-                "two concepts are learned without words of single pictures: switch "
+                "two concepts are learned without words of single images: switch "
                 "per_image_tokens off"
             )
         own: dict[str, Any] = {
@@ -99,62 +99,62 @@ class JointConcepts(PersonalizedBase):
         self._check_pair()
 
     def files(self) -> tuple[Path, ...]:
-        """Return the pictures' files, the first concept's before the second's."""
+        """Return the images' files, the first concept's before the second's."""
         return (*super().files(), *self.second.files())
 
-    def picture_ids(self) -> Sequence[int]:
-        """Return the id of every picture that samples may show, ascending."""
+    def image_ids(self) -> Sequence[int]:
+        """Return the id of every image that samples may show, ascending."""
         first, both = self._offsets()
-        second = [first + picture_id for picture_id in self.second.picture_ids()]
+        second = [first + image_id for image_id in self.second.image_ids()]
         pasted = range(both, both + self.pastings) if self.joint_prob else ()
-        return [*super().picture_ids(), *second, *pasted]
+        return [*super().image_ids(), *second, *pasted]
 
-    def levels(self, picture_id: int) -> npt.NDArray[np.uint8]:
-        """Return a concept's picture or a pasting, uint8 [h, w, 3]."""
+    def levels(self, image_id: int) -> npt.NDArray[np.uint8]:
+        """Return a concept's image or a pasting, uint8 [h, w, 3]."""
         first, both = self._offsets()
-        if picture_id >= both + self.pastings:
-            raise ValueError(f"picture_id must be below {both + self.pastings}, got {picture_id}")
-        if picture_id >= both:
-            return self._pasting(picture_id - both)
-        if picture_id >= first:
-            return self.second.levels(picture_id - first)
-        return super().levels(picture_id)
+        if image_id >= both + self.pastings:
+            raise ValueError(f"image_id must be below {both + self.pastings}, got {image_id}")
+        if image_id >= both:
+            return self._pasting(image_id - both)
+        if image_id >= first:
+            return self.second.levels(image_id - first)
+        return super().levels(image_id)
 
     def choose(self, sample: int) -> tuple[int, str]:
-        """Return what a sample shows, a picture's id, and what it says, a caption."""
+        """Return the image id and the caption of a sample."""
         first, both = self._offsets()
         draw = generator(self.seed, sample, Purpose.MIXTURE)
         if draw.random() < self.joint_prob:
             number = int(draw.integers(self.pastings))
             template = self.joint_templates[draw.integers(len(self.joint_templates))]
             return both + number, fill(template, self.shown, self.second.shown)
-        # A concept sees samples of its own, one after the other: each pass takes every picture.
+        # Each concept counts its own samples, so that each pass takes every image.
         turn, which = divmod(sample, 2)
         if which == 0:
             return super().choose(turn)
-        picture_id, caption = self.second.choose(turn)
-        return first + picture_id, caption
+        image_id, caption = self.second.choose(turn)
+        return first + image_id, caption
 
     def texts(self) -> list[str]:
-        """Return every caption that samples may have: to check that none loses a word."""
+        """Return every caption that samples may have, for a check that none loses a word."""
         both = [fill(t, self.shown, self.second.shown) for t in self.joint_templates]
         joint = both if self.joint_prob else []
         return list(dict.fromkeys([*super().texts(), *self.second.texts(), *joint]))
 
     def _offsets(self) -> tuple[int, int]:
-        """Return the ids from which the second concept's pictures and the pastings count."""
+        """Return the first ids of the second concept's images and of the pastings."""
         first = 2 * len(self.paths)
         return first, first + 2 * len(self.second.paths)
 
     def _pasting(self, number: int) -> npt.NDArray[np.uint8]:
-        """Paste a picture of the second concept onto one of the first: uint8 [h, w, 3]."""
+        """Paste an image of the second concept onto one of the first: uint8 [h, w, 3]."""
         draw = generator(self.seed, number, Purpose.PASTING)
-        picture_ids = [
+        image_ids = [
             2 * int(draw.integers(len(concept.paths))) + int(draw.random() < concept.flip_p)
             for concept in (self, self.second)
         ]
-        picture = self.levels(picture_ids[0]).copy()
-        height, width, _ = picture.shape
+        image = self.levels(image_ids[0]).copy()
+        height, width, _ = image.shape
         h, w = (
             int(draw.integers(math.ceil(SMALLEST * side), math.floor(LARGEST * side) + 1))
             for side in (height, width)
@@ -162,13 +162,13 @@ class JointConcepts(PersonalizedBase):
         top, left = (
             int(draw.integers(side - part + 1)) for side, part in ((height, h), (width, w))
         )
-        pasted = Image.fromarray(self.second.levels(picture_ids[1]))
+        pasted = Image.fromarray(self.second.levels(image_ids[1]))
         box = np.asarray(pasted.resize((w, h), self.resampling))
-        picture[top : top + h, left : left + w] = box
-        return picture
+        image[top : top + h, left : left + w] = box
+        return image
 
     def _check_pair(self) -> None:
-        """Raise UserError where the concepts do not go together."""
+        """Raise UserError if the concepts do not fit together."""
         if self.placeholder == self.second.placeholder:
             raise UserError(
                 f"both concepts are called {self.placeholder!r}: give the second another "
@@ -179,12 +179,12 @@ class JointConcepts(PersonalizedBase):
         (height, width), (h, w) = (c.levels(0).shape[:2] for c in (self, self.second))
         if (height, width) != (h, w):
             raise UserError(
-                f"the first concept's pictures are {width}x{height} and the second's {w}x{h}: "
+                f"the first concept's images are {width}x{height} and the second's {w}x{h}: "
                 "set size"
             )
         if min(height, width) < MINIMUM:
             raise UserError(
-                f"pictures of {width}x{height} are too small to paste into: set size to at least "
+                f"images of {width}x{height} are too small to paste into: set size to at least "
                 f"{MINIMUM}"
             )
 
@@ -192,7 +192,7 @@ class JointConcepts(PersonalizedBase):
 def _joint_templates(
     wanted: str | Path | Sequence[str] | None, templates: Sequence[str]
 ) -> tuple[str, ...]:
-    """Return templates with two places, from what is given or from the first concept's."""
+    """Return templates with two places: those given, or made of the first concept's."""
     if wanted is None:
         return tuple(dict.fromkeys(f"{template} with a {{}}" for template in templates))
     found = find_templates(wanted)

@@ -1,4 +1,4 @@
-"""A few pictures of one object, captioned by templates that name the new word.
+"""A few images of one object, captioned by templates that name the new word.
 
 The class keeps the original's name and parameters; `personalized_style` holds the style variant.
 """
@@ -34,46 +34,45 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 SETS = ("train", "val", "validation", "test")
-# Decoded pictures up to this many bytes stay in memory; beyond, each is decoded when asked for.
+# Decoded images stay in memory up to this many bytes; further ones are decoded at each use.
 CACHE_BYTES = 2**30
 
 
 class PersonalizedBase:
-    """Pictures of a folder under captions with the placeholder, indexed by the run's samples.
+    """Images of a folder under captions with the placeholder, indexed by the run's samples.
 
-    What a sample shows and says is a function of (seed, sample). Each pass over the n pictures
-    takes them in an order of its own; validation takes them in order and never flips. A picture's
-    id is 2·place + (1 if flipped).
+    The image and the caption of a sample are functions of (seed, sample). Each pass over the n
+    images has its own order. Validation takes the images in order and never flips. The id of an
+    image is 2·place + (1 if flipped).
 
     Args:
-        data_root: the folder; see `list_images` for what counts.
-        size: side in pixels of the square every picture is resized to, squashing it as the
-            original did; None leaves pictures as they are.
-        repeats: passes over the pictures in one epoch of training.
+        data_root: the folder; see `list_images` for the files that count.
+        size: side in pixels of the square to which every image is resized, without a crop; None
+            keeps the images as they are.
+        repeats: passes over the images in one epoch of training.
         interpolation: one of `INTERPOLATIONS`.
         flip_p: probability of a horizontal flip, in training.
         set: "train", or "val" (also "validation", "test").
-        placeholder_token: stands for the word.
-        per_image_tokens: with probability `mixing_prob`, name a word of the picture's own too
-            (paper, section 5.1); at most as many pictures as `per_image_placeholders`.
+        placeholder_token: the placeholder of the word.
+        per_image_tokens: with probability `mixing_prob`, name a word of the image's own too
+            (paper, section 5.1); at most as many images as `per_image_placeholders`.
         center_crop: cut the middle square out before resizing.
         mixing_prob: see `per_image_tokens`.
         coarse_class_text: put before the placeholder, e.g. "cat" for "a photo of a cat *".
         templates: name of a set, file, or list of texts with `{}`; the paper's by default.
-        captions: use the captions beside the pictures (`image.txt`, one a line, one of them drawn
-            for each sample); see `insert_placeholder` for where the word goes. Templates serve
-            pictures without one.
-        first_word: the coarse word that training starts from, which captions may name.
+        captions: use the captions beside the images (`image.txt`, one a line), one of them at
+            random for each sample; see `insert_placeholder` for the place of the word. Images
+            without captions use templates.
+        first_word: the initializer word, which captions may name.
         seed: of order, flips and captions.
-        per_image_placeholders: the pictures' own words; by default the 22 Hebrew letters.
+        per_image_placeholders: the images' own words; by default the 22 Hebrew letters.
 
     Raises:
-        UserError: a folder, picture, caption or template that cannot serve; names it.
-        ValueError: an argument out of range; names it.
+        UserError: an unusable folder, image, caption or template; the message names it.
+        ValueError: an argument out of range; the message names it.
     """
 
     default_templates: ClassVar[tuple[str, ...]] = OBJECT_TEMPLATES
-    with_pictures: bool = True
 
     def __init__(
         self,
@@ -133,42 +132,46 @@ class PersonalizedBase:
         return (self[sample] for sample in range(self.length))
 
     def files(self) -> tuple[Path, ...]:
-        """Return the pictures' files, in order of places."""
+        """Return the images' files, in order of places."""
         return self.paths
 
-    def picture_ids(self) -> Sequence[int]:
-        """Return the id of every picture that samples may show, ascending."""
+    def image_ids(self) -> Sequence[int]:
+        """Return the id of every image that samples may show, ascending."""
         flips = [flip for flip, p in ((0, 1 - self.flip_p), (1, self.flip_p)) if p > 0]
         return [2 * place + flip for place in range(len(self.paths)) for flip in flips]
 
-    def picture(self, picture_id: int) -> npt.NDArray[np.float32]:
-        """Return a picture, float32 [h, w, 3] in [-1, 1]."""
-        return (self.levels(picture_id) / 127.5 - 1.0).astype(np.float32)
+    def image(self, image_id: int) -> npt.NDArray[np.float32]:
+        """Return an image, float32 [h, w, 3] in [-1, 1]."""
+        return (self.levels(image_id) / 127.5 - 1.0).astype(np.float32)
 
-    def levels(self, picture_id: int) -> npt.NDArray[np.uint8]:
-        """Return a picture as it is before scaling, uint8 [h, w, 3]."""
-        place, flipped = divmod(picture_id, 2)
+    def levels(self, image_id: int) -> npt.NDArray[np.uint8]:
+        """Return an image, uint8 [h, w, 3]."""
+        place, flipped = divmod(image_id, 2)
         if not 0 <= place < len(self.paths):
-            raise ValueError(f"picture_id must be below {2 * len(self.paths)}, got {picture_id}")
+            raise ValueError(f"image_id must be below {2 * len(self.paths)}, got {image_id}")
         levels = self._cache[place] if place in self._cache else self._read(place)
         return levels[:, ::-1] if flipped else levels
 
-    def __getitem__(self, sample: int) -> dict[str, Any]:
-        """Return `caption`, `picture` (its id), `sample`, and `image` if `with_pictures`."""
+    def describe(self, sample: int) -> dict[str, Any]:
+        """Return a sample without its pixels: `caption`, `image_id` and `sample`."""
         if sample < 0:
             raise IndexError(f"sample must not be negative, got {sample}")
-        picture_id, caption = self.choose(sample)
-        item = {"caption": caption, "picture": picture_id, "sample": sample}
-        return item | {"image": self.picture(picture_id)} if self.with_pictures else item
+        image_id, caption = self.choose(sample)
+        return {"caption": caption, "image_id": image_id, "sample": sample}
+
+    def __getitem__(self, sample: int) -> dict[str, Any]:
+        """Return a sample: what `describe` returns, and `image` float32 [h, w, 3] in [-1, 1]."""
+        item = self.describe(sample)
+        return item | {"image": self.image(item["image_id"])}
 
     def choose(self, sample: int) -> tuple[int, str]:
-        """Return what a sample shows, a picture's id, and what it says, a caption."""
+        """Return the image id and the caption of a sample."""
         place = self._place(sample)
         flipped = generator(self.seed, sample, Purpose.FLIP).random() < self.flip_p
         return 2 * place + int(flipped), self.caption(sample, place)
 
     def caption(self, sample: int, place: int) -> str:
-        """Return what a sample says about the picture at `place`."""
+        """Return the caption of a sample, for the image at `place`."""
         if self.captions[place]:
             own = self.captions[place]
             return own[generator(self.seed, sample, Purpose.CAPTION).integers(len(own))]
@@ -179,7 +182,7 @@ class PersonalizedBase:
         return fill(self.templates[draw.integers(len(self.templates))], self.shown)
 
     def texts(self) -> list[str]:
-        """Return every caption that samples may have: to check that none loses the word."""
+        """Return every caption that samples may have, for a check that none loses the word."""
         found = [text for own in self.captions for text in own]
         if not all(self.captions):
             found += [fill(template, self.shown) for template in self.templates]
@@ -203,8 +206,8 @@ class PersonalizedBase:
         most = len(self.own_words)
         if len(self.paths) > most:
             raise UserError(
-                f"per_image_tokens has words for {most} pictures, and there are {len(self.paths)}: "
-                "take pictures out, or switch it off"
+                f"per_image_tokens has words for {most} images, and there are {len(self.paths)}: "
+                "take images out, or switch it off"
             )
         for word in (self.placeholder, *self.own_words):
             check_placeholder(self.dual_templates, word)
@@ -225,7 +228,7 @@ class PersonalizedBase:
         return np.asarray(image)
 
     def _read_all(self) -> None:
-        """Decode every picture once, so that a bad one shows before any expensive work."""
+        """Decode every image once, so that errors come before any expensive work."""
         kept, shapes = 0, {}
         for place, path in enumerate(self.paths):
             levels = self._read(place)
@@ -237,7 +240,7 @@ class PersonalizedBase:
             (h0, w0, _), (h1, w1, _) = list(shapes)[:2]
             one, other = list(shapes.values())[:2]
             raise UserError(
-                f"pictures differ in size, {one!r} is {w0}x{h0} and {other!r} {w1}x{h1}: set size"
+                f"images differ in size, {one!r} is {w0}x{h0} and {other!r} {w1}x{h1}: set size"
             )
 
 

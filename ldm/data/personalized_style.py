@@ -1,4 +1,4 @@
-"""A few pictures of one style, captioned "a painting in the style of *"."""
+"""A few images of one style, captioned "a painting in the style of *"."""
 
 from __future__ import annotations
 

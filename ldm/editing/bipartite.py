@@ -21,9 +21,11 @@ from torch import Tensor
 from ldm.editing.images import encode
 from ldm.editing.inversion import STEPS, invert, resample
 from ldm.image_io import to_pil
+from ldm.sampling import Sampling
 from ldm.util import UserError
 
 FORMAT = "ldm-inverted-noise"
+DEFAULTS = Sampling(steps=STEPS, scale=1.0)
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,8 @@ def invert_image(
     model: Any,
     picture: Image.Image,
     prompt: str,
+    sampling: Sampling = DEFAULTS,
     *,
-    steps: int = STEPS,
-    scale: float = 1.0,
     refinements: int = 0,
     progress: bool = False,
 ) -> InvertedNoise:
@@ -64,12 +65,17 @@ def invert_image(
         model: a `LatentDiffusion` in evaluation mode, with its words loaded.
         picture: of a size that the model draws (`ldm.editing.images.model_size`).
         prompt: such as "a photo of *".
-        steps: S, 2..1000.
-        scale: of guidance.
+        sampling: its number of steps, at least 2, and its guidance scale; the sampler is DDIM.
         refinements: further predictions a step, which reconstruct better; 0 is the paper's formula
             (see `ldm.editing.inversion.invert`).
         progress: show a bar.
+
+    Raises:
+        ValueError: fewer than 2 steps, or another sampler than DDIM with eta 0.
     """
+    if sampling.sampler != "ddim" or sampling.eta:
+        raise ValueError(f"sampler must be ddim with eta 0, got {sampling.sampler}, {sampling.eta}")
+    steps, scale = sampling.steps, sampling.scale
     with model.ema_scope():
         noise = invert(
             model,

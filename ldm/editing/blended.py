@@ -8,7 +8,7 @@ too, though little, so it is kept by one of `BACKGROUNDS`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,45 +21,39 @@ from ldm.editing.images import encode, mask_tensor
 from ldm.editing.refinement import refined
 from ldm.evaluation.similarity import FeatureExtractor, prompt_similarity, without_placeholders
 from ldm.image_io import to_pil
-from ldm.inference import seeded_noise
-from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.inference import fitting_batch, make_sampler, seeded_noise
 from ldm.models.diffusion.sampler import Step
+from ldm.sampling import Sampling
 from ldm.util import UserError
 
 BACKGROUNDS = ("paste", "decoder", "none")
 GREY = (128, 128, 128)
+DEFAULTS = Sampling()
 
 
 @dataclass(frozen=True)
 class Blending:
-    """How an edit is drawn; the defaults are the paper's.
+    """Settings of an edit; the defaults are the paper's.
 
     Attributes:
-        steps: of DDIM, η = 0.
-        scale: of guidance; 1 is none.
-        seed: of the first image; image i has seed + i and depends on nothing else.
-        samples: images drawn.
+        sampling: sampler, steps, guidance scale, seed of the first image, batch size. The size of
+            the image is the given image's.
+        samples: images generated.
         dilate: for thin masks: the mask begins this many latent points wider on every side, and
             shrinks by one after each of `dilate` + 1 equal blocks of steps, down to itself.
         background: "paste" puts the image's own pixels back outside the mask, "decoder" tunes a
             copy of the decoder for each image, "none" leaves what was decoded.
-        batch_size: images at a time, which does not change them.
     """
 
-    steps: int = 50
-    scale: float = 5.0
-    seed: int = 42
+    sampling: Sampling = DEFAULTS
     samples: int = 4
     dilate: int = 0
     background: str = "paste"
-    batch_size: int = 4
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("samples", 1), ("batch_size", 1), ("dilate", 0)):
+        for name, least in (("samples", 1), ("dilate", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not self.scale >= 0:
-            raise ValueError(f"scale must be at least 0, got {self.scale}")
         if self.background not in BACKGROUNDS:
             raise ValueError(
                 f"background must be one of {', '.join(BACKGROUNDS)}, got {self.background!r}"
@@ -133,15 +127,17 @@ def edit(
     if model.embedding_manager is not None:
         model.embedding_manager.check_prompts([prompt])
         names = model.embedding_manager.placeholders
-    seeds = [blending.seed + i for i in range(blending.samples)]
+    sampling = replace(blending.sampling, height=picture.height, width=picture.width)
+    seeds = [sampling.seed + i for i in range(blending.samples)]
+    at_once = sampling.batch_size or fitting_batch(model)
     images: list[Image.Image] = []
     training = model.training
     model.eval()
     try:
         with model.ema_scope():
             z = encode(model, picture)
-            for start in range(0, len(seeds), blending.batch_size):
-                some = seeds[start : start + blending.batch_size]
+            for start in range(0, len(seeds), at_once):
+                some = seeds[start : start + at_once]
                 latents = _blend(model, z, latent_mask, prompt, some, blending, progress)
                 images += _pictures(model, latents, picture, mask, blending.background)
     finally:
@@ -149,7 +145,13 @@ def edit(
     scores: Sequence[float | None] = [None] * len(images)
     if judge is not None:
         scores = masked_scores(judge, images, mask, without_placeholders(prompt, names))
-    settings = {"prompt": prompt, **asdict(blending)}
+    settings = {
+        "prompt": prompt,
+        **sampling.metadata(),
+        "samples": blending.samples,
+        "dilate": blending.dilate,
+        "background": blending.background,
+    }
     edits = [
         Edit(
             image,
@@ -189,14 +191,18 @@ def _blend(
 ) -> Tensor:
     """Return latents [b, c, h, w] that show the prompt inside the mask, z [1, c, h, w] outside."""
     b = len(seeds)
-    inside = mask_schedule(mask, blending.dilate, blending.steps)
-    negative = model.get_learned_conditioning([""] * b) if blending.scale != 1 else None
-    latents, _ = DDIMSampler(model).sample(
-        S=blending.steps,
+    sampling = blending.sampling
+    inside = mask_schedule(mask, blending.dilate, sampling.steps)
+    negative = None
+    if sampling.scale != 1:
+        negative = model.get_learned_conditioning([sampling.negative_prompt] * b)
+    latents, _ = make_sampler(model, sampling).sample(
+        S=sampling.steps,
         batch_size=b,
         shape=z.shape[1:],
         conditioning=model.get_learned_conditioning([prompt] * b),
-        unconditional_guidance_scale=blending.scale,
+        eta=sampling.eta,
+        unconditional_guidance_scale=sampling.scale,
         unconditional_conditioning=negative,
         mask=lambda step: 1 - inside(step),
         x0=z.expand(b, -1, -1, -1),

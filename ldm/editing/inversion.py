@@ -25,6 +25,7 @@ from ldm.models.diffusion.sampler import (
     DiffusionModel,
     check_conditioning,
     guided_denoiser,
+    host_alphas,
     make_timesteps,
     timestep_batch,
 )
@@ -58,9 +59,8 @@ class Ascent:
         return x + math.sqrt(self.alpha_next) * (of_x * x + of_eps * eps)
 
 
-def make_ascents(timesteps: Sequence[int], alphas_cumprod: Tensor) -> list[Ascent]:
+def make_ascents(timesteps: Sequence[int], alphas_bar: Sequence[float]) -> list[Ascent]:
     """Plan the transitions between `timesteps`, ascending: one fewer than there are."""
-    alphas_bar = alphas_cumprod.detach().cpu().double().tolist()
     return [Ascent(t, u, alphas_bar[t], alphas_bar[u]) for t, u in pairwise(timesteps)]
 
 
@@ -139,7 +139,7 @@ def invert(
     timesteps = make_timesteps(steps, model.num_timesteps)
     if refinements and timesteps[0]:
         timesteps = [0, *timesteps]
-    ascents = make_ascents(timesteps, model.alphas_cumprod)
+    ascents = make_ascents(timesteps, host_alphas(model))
     denoise = guided_denoiser(model, conditioning, unconditional, scale)
     with tqdm(total=len(ascents), desc="inversion", disable=not verbose, leave=False) as bar:
         return ascend(denoise, x_0.to(model.device), ascents, refinements, lambda _: bar.update())

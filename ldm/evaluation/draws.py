@@ -7,64 +7,19 @@ compared on the same noises.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from PIL import Image
 from tqdm import tqdm
 
 from ldm.evaluation.similarity import without_placeholders
-from ldm.inference import GeneratedImage, generate
+from ldm.inference import GeneratedImage, Sampling, generate
 from ldm.util import UserError
 from ldm.words.placeholders import replace
 
-log = logging.getLogger(__name__)
-
 # (prompts, images of each) -> images, those of one prompt side by side.
 Draw = Callable[[Sequence[str], int], list[Image.Image]]
-
-# A generous guess of what drawing an image takes on a GPU, in bytes for each of its pixels: the
-# decoder's last level holds 128 channels of 4 bytes, about a dozen times. A batch that turns out
-# too large is halved, so a wrong guess costs one failed batch.
-BYTES_A_PIXEL = 8 * 1024
-MOST = 64
-ON_CPU = 32
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How images are drawn; as `ldm.inference.generate` takes it, with the paper's defaults.
-
-    Attributes:
-        batch_size: images at a time, which does not change them; 0 fills the device.
-    """
-
-    steps: int = 50
-    scale: float = 5.0
-    seed: int = 42
-    eta: float = 0.0
-    sampler: str = "ddim"
-    precision: str = "full"
-    batch_size: int = 0
-
-    def settings(self) -> dict[str, Any]:
-        """Return what decides the images, as plain values."""
-        plain = asdict(self)
-        del plain["batch_size"]
-        return plain
-
-
-def fitting_batch(model: Any) -> int:
-    """Return how many images a model's device holds at a time, at most 64."""
-    if model.device.type != "cuda":
-        return ON_CPU
-    side = model.image_size if isinstance(model.image_size, int) else max(model.image_size)
-    pixels = (side * model.first_stage_downsampling) ** 2
-    free, _ = torch.cuda.mem_get_info(model.device)
-    return max(1, min(MOST, free // (BYTES_A_PIXEL * pixels)))
 
 
 def from_model(
@@ -84,38 +39,17 @@ def from_model(
     """
 
     def draw(prompts: Sequence[str], each: int) -> list[Image.Image]:
-        texts = [prompt for prompt in prompts for _ in range(each)]
-        size = sampling.batch_size or fitting_batch(model)
-        images: list[Image.Image] = []
-        with tqdm(total=len(texts), unit=" images", disable=not progress) as bar:
-            while len(images) < len(texts):
-                done = len(images)
-                try:
-                    found = generate(
-                        model,
-                        texts[done : done + size],
-                        batch_size=size,
-                        **{**sampling.settings(), "seed": sampling.seed + done},
-                    )
-                except torch.OutOfMemoryError as error:
-                    size = _smaller(size, sampling.batch_size, error)
-                    continue
+        with tqdm(total=len(prompts) * each, unit=" images", disable=not progress) as bar:
+
+            def kept(batch: Sequence[GeneratedImage]) -> None:
+                bar.update(len(batch))
                 if keep is not None:
-                    keep(found)
-                images += [picture.image for picture in found]
-                bar.update(len(found))
-        return images
+                    keep(batch)
+
+            made = generate(model, prompts, sampling, samples_per_prompt=each, keep=kept)
+        return [one.image for one in made]
 
     return draw
-
-
-def _smaller(size: int, asked: int, error: Exception) -> int:
-    """Return half a batch that was too large, unless it is the user's own."""
-    if asked or size == 1:
-        advice = "lower --batch_size" if size > 1 else "give --precision autocast"
-        raise UserError(f"out of memory for {size} images at a time: {advice}") from error
-    log.info("out of memory for %d images at a time: trying %d", size, size // 2)
-    return size // 2
 
 
 def from_captions(draw: Draw, captions: Sequence[str], placeholders: Sequence[str]) -> Draw:

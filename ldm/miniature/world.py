@@ -121,13 +121,12 @@ class MiniatureWorld:
         self.size, self.length, self.seed = size, length, seed
         self.caption_dropout = caption_dropout
         self.first_index = first_index + (_VALIDATION_OFFSET if split == "val" else 0)
-        self.with_pictures = True
         self._order: tuple[int, np.ndarray] | None = None  # the last pass's permutation
 
     def __len__(self) -> int:
         return self.length
 
-    def picture_ids(self) -> Sequence[int]:
+    def image_ids(self) -> Sequence[int]:
         """Return the ids of all distinct pictures: 0 … length - 1."""
         return range(self.length)
 
@@ -135,11 +134,11 @@ class MiniatureWorld:
         """Return what a picture shows."""
         return sample_spec(self.seed, self.first_index + picture_id)
 
-    def picture(self, picture_id: int) -> Array:
+    def image(self, picture_id: int) -> Array:
         """Draw a picture: float32 [size, size, 3] in [-1, 1]."""
         return render(self.spec(picture_id), self.size)
 
-    def picture_id(self, sample: int) -> int:
+    def image_of(self, sample: int) -> int:
         """Return which picture a sample of the run's stream shows."""
         epoch, place = divmod(sample, self.length)
         if self._order is None or self._order[0] != epoch:
@@ -154,22 +153,20 @@ class MiniatureWorld:
             return ""
         return caption(spec, generator(self.seed, sample, Purpose.CAPTION))
 
-    def __getitem__(self, sample: int) -> dict[str, Any]:
-        """Return one sample; `sample` may be any index of the run's stream.
+    def describe(self, sample: int) -> dict[str, Any]:
+        """Return a sample without its pixels: `caption`, `image_id` and `sample`.
 
-        Keys: "image" float32 [size, size, 3] in [-1, 1] (only if `with_pictures`), "caption" str,
-        "picture" int, "sample" int.
+        Args:
+            sample: any index of the run's stream.
         """
-        picture_id = self.picture_id(sample)
-        spec = self.spec(picture_id)
-        item: dict[str, Any] = {
-            "caption": self.caption(sample, spec),
-            "picture": picture_id,
-            "sample": sample,
-        }
-        if self.with_pictures:
-            item["image"] = render(spec, self.size)
-        return item
+        image_id = self.image_of(sample)
+        caption = self.caption(sample, self.spec(image_id))
+        return {"caption": caption, "image_id": image_id, "sample": sample}
+
+    def __getitem__(self, sample: int) -> dict[str, Any]:
+        """Return what `describe` returns, and `image` float32 [size, size, 3] in [-1, 1]."""
+        item = self.describe(sample)
+        return item | {"image": self.image(item["image_id"])}
 
 
 __all__ = [

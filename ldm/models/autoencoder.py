@@ -7,30 +7,22 @@ public contract.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm.models.base import TrainedModel
+from ldm.models.diffusion.draws import Draws
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
-from ldm.randomness import Purpose, normal
 from ldm.util import UserError, check_arguments, instantiate_from_config
 
-# The decoder alone reads these entries of a `ddconfig`.
-DECODER_ONLY = ("give_pre_end", "tanh_out")
 
-
-def _encoder_config(ddconfig: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in ddconfig.items() if key not in DECODER_ONLY}
-
-
-class Autoencoder(pl.LightningModule):
-    """What the KL and VQ autoencoders share: networks, batches, optimiser, averaged weights.
+class Autoencoder(TrainedModel):
+    """The common part of the KL and VQ autoencoders: networks, batches and optimizer.
 
     Args:
         ddconfig: arguments of `Encoder` and `Decoder`.
@@ -39,15 +31,14 @@ class Autoencoder(pl.LightningModule):
         embed_dim: channels of the latent.
         image_key: the batch's key for images, [b, h, w, c] in [−1, 1].
         monitor: the logged value that picks the best checkpoint.
-        ema_decay: where given, keep averaged weights; they are used for validation.
+        ema_decay: keep averaged weights, with this decay, and validate with them; default: none.
         scheduler_config: target and params of a learning-rate multiplier.
-        betas: of Adam; the default is the published autoencoders', chosen for adversarial training.
+        betas: of Adam; the default is that of the published autoencoders, for adversarial training.
         ckpt_path: a file with this autoencoder's weights.
         ignore_keys: prefixes of the file's names to leave out.
     """
 
-    learning_rate: float = 4.5e-6
-    seed: int = 23
+    learning_rate = 4.5e-6
 
     def __init__(
         self,
@@ -66,55 +57,40 @@ class Autoencoder(pl.LightningModule):
         self.embed_dim, self.image_key, self.monitor = embed_dim, image_key, monitor
         self.betas, self.ckpt_path, self.ignore_keys = betas, ckpt_path, tuple(ignore_keys)
         self.ema_decay, self.scheduler_config = ema_decay, scheduler_config
-        check_arguments("ddconfig", Decoder, ddconfig)
-        check_arguments("ddconfig", Encoder, _encoder_config(ddconfig))
-        self.encoder = Encoder(**_encoder_config(ddconfig))
-        self.decoder = Decoder(**ddconfig)
+        check_arguments("ddconfig", Encoder, ddconfig)
+        self.encoder, self.decoder = Encoder(**ddconfig), Decoder(**ddconfig)
         self.loss = instantiate_from_config(lossconfig)
         self.downsampling = 2 ** (len(self.encoder.down) - 1)
 
     def finish(self) -> None:
-        """Read a file of weights if one is named, start the averaged copy if asked.
-
-        Called once all weights exist.
-        """
+        """Read the file of weights and start the averaged weights, once all weights exist."""
         if self.ckpt_path is not None:
-            from ldm.checkpoint.loading import load_state, read_state_dict
-
-            state = read_state_dict(self.ckpt_path)
-            load_state(self, {k: v for k, v in state.items() if not k.startswith(self.ignore_keys)})
+            self.read_weights(self.ckpt_path, self.ignore_keys)
         self.model_ema = LitEma(self, self.ema_decay) if self.ema_decay is not None else None
 
-    def pictures(self, batch: Mapping[str, Any]) -> Tensor:
+    @property
+    def averaged_network(self) -> nn.Module:
+        """The whole autoencoder."""
+        return self
+
+    def images(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the batch's images, [b, c, h, w] in [−1, 1]."""
         return rearrange(batch[self.image_key], "b h w c -> b c h w").float().contiguous()
 
+    def draws(self) -> Draws:
+        """Return the function that draws the random numbers of this model's batches."""
+        return Draws(self.seed, self.embed_dim, self.downsampling, self.image_key)
+
     def configure_optimizers(self) -> Any:
-        """Adam with the betas of the published autoencoders, and the schedule if there is one."""
+        """Return Adam with `betas`, and the schedule if there is one."""
         weights = [p for p in self.parameters() if p.requires_grad]
         first, second = self.betas
         optimizer = torch.optim.Adam(weights, lr=self.learning_rate, betas=(first, second))
-        if self.scheduler_config is None:
-            return optimizer
-        schedule = instantiate_from_config(self.scheduler_config)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
-        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Let the averaged weights follow."""
-        if self.model_ema is not None:
-            self.model_ema(self)
-
-    def ema_scope(self) -> AbstractContextManager[None]:
-        """Within it the autoencoder has its averaged weights, if there are some."""
-        return nullcontext() if self.model_ema is None else self.model_ema.applied_to(self)
+        return self.scheduled(optimizer)
 
 
 class AutoencoderKL(Autoencoder):
-    """Autoencoder with a Gaussian posterior; `encode` gives the posterior, `decode` an image.
-
-    Arguments as `Autoencoder`'s, which names an unknown one.
-    """
+    """Autoencoder with a Gaussian posterior; the arguments are those of `Autoencoder`."""
 
     def __init__(
         self,
@@ -132,11 +108,11 @@ class AutoencoderKL(Autoencoder):
         self.finish()
 
     def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
-        """Picture [b, 3, h, w] in [−1, 1] → posterior over [b, embed_dim, h/f, w/f]."""
+        """Return the posterior over [b, embed_dim, h/f, w/f] of images [b, 3, h, w] in [−1, 1]."""
         return DiagonalGaussianDistribution(self.quant_conv(self.encoder(x)))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latent [b, embed_dim, h, w] → image [b, 3, f·h, f·w], about [−1, 1]."""
+        """Return images [b, 3, f·h, f·w], in about [−1, 1], of latents [b, embed_dim, h, w]."""
         return self.decoder(self.post_quant_conv(z))
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Any]:
@@ -145,21 +121,16 @@ class AutoencoderKL(Autoencoder):
         return self.decode(posterior.sample(noise)), posterior
 
     def _step(self, batch: Mapping[str, Any], split: str) -> Tensor:
-        x = self.pictures(batch)
+        x = self.images(batch)
         posterior = self.encode(x)
-        noise = None
-        if "sample" in batch:
-            samples = batch["sample"].tolist()
-            noise = normal(self.seed, samples, posterior.mean.shape[1:], Purpose.POSTERIOR)
-            noise = noise.to(posterior.mean)
-        decoded = self.decode(posterior.sample(noise))
+        decoded = self.decode(posterior.sample(batch.get("posterior_noise")))
         loss, parts = self.loss(x, decoded.float(), posterior, **self._progress())
         self.log_dict({f"{split}/{k}": v for k, v in parts.items()}, batch_size=len(x))
         self.log(f"{split}/loss", loss.detach(), prog_bar=True, batch_size=len(x))
         return loss
 
     def _progress(self) -> dict[str, Any]:
-        """What an adversarial loss needs to know beside the images."""
+        """Return the further arguments of an adversarial loss."""
         if not getattr(self.loss, "adversarial", False):
             return {}
         return {"step": self.global_step, "last_layer": self.decoder.last_layer}
@@ -184,7 +155,7 @@ class AutoencoderKL(Autoencoder):
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return `inputs` and `reconstruction` (the posterior's mean decoded), [b, 3, h, w]."""
-        x = self.pictures(batch).to(self.device)
+        x = self.images(batch).to(self.device)
         return {"inputs": x, "reconstruction": self.decode(self.encode(x).mode())}
 
 
@@ -204,7 +175,7 @@ class VQModel(Autoencoder):
 
     Args:
         n_embed: entries of the codebook.
-        remap, sane_index_shape: passed to the quantiser.
+        remap, sane_index_shape: passed to the quantizer.
     """
 
     def __init__(
@@ -227,28 +198,28 @@ class VQModel(Autoencoder):
         self.finish()
 
     def encode(self, x: Tensor) -> Any:
-        """Picture → (quantised latent, codebook loss, indices)."""
+        """Return the quantized latent, the codebook loss and the indices, of [b, 3, h, w]."""
         return self.quantize(self.quant_conv(self.encoder(x)))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Quantised latent [b, embed_dim, h, w] → image."""
+        """Return images of quantized latents [b, embed_dim, h, w]."""
         return self.decoder(self.post_quant_conv(z))
 
 
 class VQModelInterface(VQModel):
-    """A VQ autoencoder as first stage: diffusion runs before quantisation, decoding after it."""
+    """A VQ autoencoder as first stage: diffusion runs before quantization, decoding after it."""
 
     def encode(self, x: Tensor) -> Tensor:
-        """Picture → latent before quantisation, [b, embed_dim, h, w]."""
+        """Return latents before quantization, [b, embed_dim, h, w], of images [b, 3, h, w]."""
         return self.quant_conv(self.encoder(x))
 
     def decode(self, z: Tensor, force_not_quantize: bool = False) -> Tensor:
-        """Latent → image, through the nearest codebook entries unless told otherwise."""
+        """Return images of latents, through the nearest codebook entries by default."""
         return super().decode(z if force_not_quantize else self.quantize(z)[0])
 
 
 class IdentityFirstStage(nn.Module):
-    """No first stage: latents are the images."""
+    """No first stage: the latents are the images."""
 
     downsampling = 1
 

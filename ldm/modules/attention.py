@@ -6,6 +6,9 @@ checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -41,8 +44,14 @@ class FeedForward(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head attention of queries [b, n, query_dim] over a context [b, m, context_dim].
 
-    Without a context, over the queries themselves.
+    Without a context it attends to the queries themselves.
+
+    Attributes:
+        kept: None, or a list that keeps the last context with its keys and values, so that they are
+            computed once for a context; see `constant_context`.
     """
+
+    kept: list[Tensor] | None = None
 
     def __init__(
         self,
@@ -64,14 +73,38 @@ class CrossAttention(nn.Module):
         self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """Attend; `mask` [b, m] is true at the context's positions that may be seen."""
-        context = x if context is None else context
-        q, k, v = (
-            rearrange(t, "b n (h d) -> b h n d", h=self.heads)
-            for t in (self.to_q(x), self.to_k(context), self.to_v(context))
-        )
+        q = self._by_head(self.to_q(x))
+        k, v = self._keys_and_values(x if context is None else context)
         mask = None if mask is None else rearrange(mask, "b m -> b 1 1 m")
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b n (h d) -> b h n d", h=self.heads)
+
+    def _keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        if self.kept and self.kept[0] is context:
+            return self.kept[1], self.kept[2]
+        k, v = self._by_head(self.to_k(context)), self._by_head(self.to_v(context))
+        if self.kept is not None:
+            self.kept[:] = [context, k, v]
+        return k, v
+
+
+@contextmanager
+def constant_context(network: nn.Module) -> Iterator[None]:
+    """Return a context manager in which attention to a text computes keys and values once.
+
+    Within it the weights of the network and the values of the context must not change.
+    """
+    readers = [m.attn2 for m in network.modules() if isinstance(m, BasicTransformerBlock)]
+    for reader in readers:
+        reader.kept = []
+    try:
+        yield
+    finally:
+        for reader in readers:
+            reader.kept = None
 
 
 class BasicTransformerBlock(nn.Module):
@@ -110,8 +143,9 @@ class SpatialTransformer(nn.Module):
 
     Args:
         depth: number of blocks.
-        context_dim: width of the context [b, m, context_dim]; none: attend to the map alone.
-        num_groups: of the normalisation before the projection.
+        context_dim: width of the context [b, m, context_dim]; None attends to the map alone.
+        num_groups: of the normalization before the projection.
+        use_linear: project by linear layers, not by 1×1 convolutions; the function is the same.
     """
 
     def __init__(
@@ -124,22 +158,34 @@ class SpatialTransformer(nn.Module):
         context_dim: int | None = None,
         use_checkpoint: bool = True,
         num_groups: int = 32,
+        use_linear: bool = False,
     ) -> None:
         super().__init__()
         inner = n_heads * d_head
+        self.use_linear = use_linear
         self.norm = nn.GroupNorm(num_groups, in_channels, eps=1e-6)
-        self.proj_in = nn.Conv2d(in_channels, inner, 1)
+        self.proj_in = _projection(in_channels, inner, use_linear)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(
                 inner, n_heads, d_head, dropout, context_dim, use_checkpoint=use_checkpoint
             )
             for _ in range(depth)
         )
-        self.proj_out = zero_module(nn.Conv2d(inner, in_channels, 1))
+        self.proj_out = zero_module(_projection(inner, in_channels, use_linear))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        h = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
+        h = self.norm(x)
+        if self.use_linear:
+            h = self.proj_in(rearrange(h, "b c h w -> b (h w) c"))
+        else:
+            h = rearrange(self.proj_in(h), "b c h w -> b (h w) c")
         for block in self.transformer_blocks:
             h = block(h, context)
+        if self.use_linear:
+            h = self.proj_out(h)
         h = rearrange(h, "b (h w) c -> b c h w", h=x.shape[2]).contiguous()
-        return x + self.proj_out(h)
+        return x + (h if self.use_linear else self.proj_out(h))
+
+
+def _projection(cin: int, cout: int, linear: bool) -> nn.Module:
+    return nn.Linear(cin, cout) if linear else nn.Conv2d(cin, cout, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import time
 from argparse import Namespace
@@ -13,6 +14,8 @@ from typing import Any
 from lightning_fabric.loggers.logger import rank_zero_experiment
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.loggers.logger import Logger
+
+from ldm.util import write_whole
 
 
 class CsvLogger(Logger):
@@ -82,14 +85,12 @@ class CsvLogger(Logger):
         columns: dict[str, None] = {}
         for row in self.rows.values():
             columns.update(dict.fromkeys(row))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(columns))
-            writer.writeheader()
-            for _, row in sorted(self.rows.items()):
-                writer.writerow({name: _text(value) for name, value in row.items()})
-        temporary.replace(self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(columns))
+        writer.writeheader()
+        for _, row in sorted(self.rows.items()):
+            writer.writerow({name: _text(value) for name, value in row.items()})
+        write_whole(self.path, text.getvalue())
         self.changed = False
 
     @rank_zero_only

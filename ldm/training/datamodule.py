@@ -9,10 +9,12 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
+from ldm.training.batch import Collate, Described
+from ldm.training.latents import LatentCache
 from ldm.training.sampler import FixedSampler, RunSampler
 from ldm.util import instantiate_from_config
 
-# A set of four images needs no crowd of processes.
+# A dataset of a few images needs few processes.
 MOST_WORKERS = 4
 
 
@@ -23,10 +25,10 @@ class DataModuleFromConfig(pl.LightningDataModule):
         batch_size: samples in a micro-batch on one device.
         train, validation, test, predict: target and params of a dataset, each optional.
         wrap: accepted for old configurations; sets are indexed by sample, so none needs wrapping.
-        num_workers: loading processes; by default as many as there are cores, at most 4, and none
-            where images are not loaded at all (see `LatentCache`).
-        validation_samples: samples to validate and test with, always the first ones; more than the
-            set has images means several noises for each. By default one pass over the set.
+        num_workers: loading processes; by default one for each core, at most 4, and none if the
+            latents are cached (see `LatentCache`).
+        validation_samples: number of samples for validation and tests, always the first ones. More
+            than the dataset has images gives several noises for each. The default is one pass.
 
     Raises:
         ValueError: a batch size or worker count out of range.
@@ -53,6 +55,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         self.batch_size, self.wrap, self.num_workers = batch_size, wrap, num_workers
         self.validation_samples = validation_samples
         self.datasets: dict[str, Any] = {}
+        self.latents: dict[str, LatentCache] = {}  # of the sets that `CacheLatents` has encoded
 
     def setup(self, stage: str | None = None) -> None:
         """Build every dataset, once."""
@@ -60,26 +63,39 @@ class DataModuleFromConfig(pl.LightningDataModule):
             if name not in self.datasets:
                 self.datasets[name] = instantiate_from_config(config)
 
-    def _workers(self, dataset: Any) -> int:
+    def _workers(self, name: str) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        if not getattr(dataset, "with_pictures", True):
+        if name in self.latents:
             return 0
         free = getattr(os, "sched_getaffinity", None)
         return min(MOST_WORKERS, len(free(0)) if free else os.cpu_count() or 1)
 
     def _loader(self, name: str, sampler: RunSampler | FixedSampler) -> DataLoader[Any]:
-        dataset = self.datasets[name]
-        workers = self._workers(dataset)
+        cached = name in self.latents
+        dataset = Described(self.datasets[name]) if cached else self.datasets[name]
+        workers = self._workers(name)
         accelerator = self.trainer.accelerator if self.trainer else None
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
+            collate_fn=self.collate(name),
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=type(accelerator).__name__ == "CUDAAccelerator",
         )
+
+    def collate(self, name: str, cached: bool = True) -> Collate:
+        """Return the function that makes complete batches for the trainer's model.
+
+        Args:
+            name: of the dataset.
+            cached: take latents from the cache if the dataset is in it.
+        """
+        model: Any = self.trainer.lightning_module if self.trainer else None
+        draws = model.draws() if hasattr(model, "draws") else None
+        return Collate(draws, self.latents.get(name) if cached else None)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return an endless loader that begins at the trainer's present step."""

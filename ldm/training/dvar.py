@@ -16,7 +16,6 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ldm.randomness import Purpose
 from ldm.training.image_logger import quietly
 from ldm.training.progress import logged
 
@@ -117,28 +116,16 @@ class DVAR(pl.Callback):
         self, trainer: pl.Trainer, module: Any
     ) -> tuple[Tensor, list[str], Tensor, Tensor]:
         """Return latents [b, c, h, w], captions, timesteps [b] and noises like the latents."""
-        data = trainer.datamodule.datasets  # type: ignore[attr-defined]
-        dataset = data.get("validation", data["train"])
-        items = [dataset[sample] for sample in range(self.samples)]
-        pixels = [
-            dataset.picture(item["picture"]) if "picture" in item else item["image"]
-            for item in items
-        ]
-        batch = {
-            module.first_stage_key: torch.from_numpy(np.stack(pixels)),
-            "sample": torch.arange(self.samples),
-        }
-        posterior = module.encode_first_stage(module.pictures(batch))
-        noise = None
-        if not isinstance(posterior, Tensor):
-            noise = module.draw_noise(batch, posterior.mean.shape, Purpose.POSTERIOR)
-        latents = module.get_first_stage_encoding(posterior, noise)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        name = "validation" if "validation" in data.datasets else "train"
+        items = [data.datasets[name][sample] for sample in range(self.samples)]
+        batch = data.collate(name, cached=False)(items)
         # The middle of each of `samples` equal parts of the schedule.
         places = (torch.arange(self.samples, device=module.device) + 0.5) / self.samples
         timesteps = (places * module.num_timesteps).long()
+        latents = module.latents(batch)
         captions = [item[module.cond_stage_key] for item in items]
-        noises = module.draw_noise(batch, latents.shape, Purpose.NOISE)
-        return latents, captions, timesteps, noises
+        return latents, captions, timesteps, batch["noise"].to(latents)
 
     def _record(self, trainer: pl.Trainer, module: Any) -> None:
         """Compute the loss on the first process and tell the others, so that all decide alike."""

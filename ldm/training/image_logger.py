@@ -9,6 +9,7 @@ import contextlib
 import logging
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from ldm.image_io import from_pil, make_grid, to_pil
+from ldm.sampling import Sampling
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +31,11 @@ COLUMNS = 4
 GUIDANCE = 5.0
 # Smallest side, in pixels, at which a caption can be read.
 CAPTION_SIDE = 192
-# Of the original's `log_images_kwargs`, what this logger knows, and its own name for it.
+# Of the original's `log_images_kwargs`, sampling settings and their names in `Sampling`.
 OPTIONS = {
-    "ddim_steps": "ddim_steps",
-    "ddim_eta": "ddim_eta",
-    "unconditional_guidance_scale": "guidance",
-    "N": "max_images",
+    "ddim_steps": "steps",
+    "ddim_eta": "eta",
+    "unconditional_guidance_scale": "scale",
 }
 
 
@@ -112,13 +113,16 @@ class ImageLogger(pl.Callback):
         self.batch_frequency, self.max_images = batch_frequency, max_images
         self.disabled, self.log_on_batch_idx = disabled, log_on_batch_idx
         self.log_first_step, self.splits = log_first_step, tuple(splits)
-        self.ddim_steps, self.ddim_eta, self.guidance = ddim_steps, ddim_eta, guidance
-        self.seed, self.folder = seed, Path("images")
+        self.folder = Path("images")
+        given: dict[str, Any] = {"steps": ddim_steps, "eta": ddim_eta, "scale": guidance}
         for name, value in (log_images_kwargs or {}).items():
-            if name in OPTIONS:
-                setattr(self, OPTIONS[name], value)
+            if name == "N":
+                self.max_images = value
+            elif name in OPTIONS:
+                given[OPTIONS[name]] = value
             else:
                 log.info(f"image_logger.params.log_images_kwargs.{name} is left out")
+        self.sampling = Sampling(seed=seed, **given)
         doublings = range((batch_frequency - 1).bit_length() if increase_log_steps else 0)
         self.early = {2**n for n in doublings}
         self.drawn: dict[str, int] = {}
@@ -198,7 +202,7 @@ class ImageLogger(pl.Callback):
         return self._diffusion_grids(module, batch)
 
     def _diffusion_grids(self, module: Any, batch: dict[str, Any]) -> dict[str, list[Image.Image]]:
-        x = module.pictures(batch)
+        x = module.images(batch)
         posterior = module.encode_first_stage(x)
         z = module.scale_factor * (posterior.mode() if hasattr(posterior, "mode") else posterior)
         grids = {
@@ -212,27 +216,20 @@ class ImageLogger(pl.Callback):
 
         side = x.shape[-1]
         grids["conditioning"] = [write_caption(text, side) for text in captions]
-        for key, scale in (("samples", 1.0), ("samples_scaled", self.guidance)):
-            drawn = generate(
-                module,
-                captions,
-                steps=self.ddim_steps,
+        for key, scale in (("samples", 1.0), ("samples_scaled", self.sampling.scale)):
+            sampling = replace(
+                self.sampling,
                 scale=scale,
-                eta=self.ddim_eta,
-                seed=self.seed,
                 height=x.shape[-2],
                 width=side,
                 batch_size=len(captions),
             )
+            drawn = generate(module, captions, sampling)
             grids[key] = [picture.image for picture in drawn]
         return grids
 
 
 def first_samples(dataset: Any, count: int) -> dict[str, Any]:
-    """Return a batch of a set's first samples, with images even where latents are cached."""
-    loaded = getattr(dataset, "with_pictures", True)
-    items = [dict(dataset[i]) for i in range(min(count, len(dataset)))]
-    if not loaded:
-        for item in items:
-            item["image"] = dataset.picture(item["picture"])
-    return default_collate(items)
+    """Return a batch of a set's first samples, with their images."""
+    batch: dict[str, Any] = default_collate([dataset[i] for i in range(min(count, len(dataset)))])
+    return batch

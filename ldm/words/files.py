@@ -11,10 +11,8 @@ import base64
 import binascii
 import io
 import json
-import os
 import pickle
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from ldm.util import UserError
+from ldm.util import UserError, write_whole
 
 FORMAT_NAME = "ldm-word"
 FORMAT_VERSION = "1"
@@ -154,7 +152,7 @@ def write_words(
     facts |= {"word_file": FORMAT_NAME, "word_file_version": FORMAT_VERSION}
     if path.suffix == ".safetensors":
         # "format": "pt" is what transformers and diffusers expect of a safetensors header.
-        _write_atomically(path, safetensors_bytes(tensors, {**facts, "format": "pt"}))
+        write_whole(path, safetensors_bytes(tensors, {**facts, "format": "pt"}))
         return
     if path.suffix != ".pt":
         raise ValueError(f"path must end in .pt or .safetensors, got {str(path)!r}")
@@ -169,7 +167,7 @@ def write_words(
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    _write_atomically(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue())
 
 
 def _parameters(tensors: dict[str, Tensor]) -> nn.ParameterDict | dict[str, Tensor]:
@@ -178,25 +176,6 @@ def _parameters(tensors: dict[str, Tensor]) -> nn.ParameterDict | dict[str, Tens
         return nn.ParameterDict({p: nn.Parameter(v) for p, v in tensors.items()})
     except KeyError:
         return tensors
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        # mkstemp makes files private; give them the mode that a plain open() would.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

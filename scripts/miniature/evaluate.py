@@ -95,7 +95,7 @@ class Evaluation:
 
     def draw(self, model: Any) -> Any:
         """Return a function (prompts, pictures of each) → pictures."""
-        from ldm.inference import generate
+        from ldm.inference import Sampling, generate
 
         options = self.options
 
@@ -103,10 +103,8 @@ class Evaluation:
             found = generate(
                 model,
                 list(prompts),
+                Sampling(steps=options.steps, scale=options.scale, batch_size=options.batch_size),
                 samples_per_prompt=each,
-                steps=options.steps,
-                scale=options.scale,
-                batch_size=options.batch_size,
             )
             return [picture.image for picture in found]
 

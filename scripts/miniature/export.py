@@ -25,7 +25,7 @@ def read_run(run: Path) -> tuple[Any, Any, int]:
     from omegaconf import OmegaConf
 
     from ldm.checkpoint.files import read_state_dict
-    from ldm.training.checkpoints import read_step
+    from ldm.training.resume import read_step
     from ldm.util import instantiate_from_config
 
     checkpoint = run / "checkpoints" / "last.ckpt"
@@ -48,7 +48,7 @@ def latent_scale(autoencoder: Any, dataset: Any) -> float:
 
     values = []
     for first in range(0, PROBES, 64):
-        pictures = [torch.from_numpy(dataset.picture(i)) for i in range(first, first + 64)]
+        pictures = [torch.from_numpy(dataset.image(i)) for i in range(first, first + 64)]
         posterior = autoencoder.encode(torch.stack(pictures).permute(0, 3, 1, 2))
         values.append(posterior.sample())
     return 1.0 / float(torch.cat(values).std())

@@ -32,9 +32,8 @@ MAX_LENGTH = 32
 def captions(count: int) -> Iterator[str]:
     """Yield training captions, plain and full, and every word there is."""
     world = MiniatureWorld()
-    world.with_pictures = False
     for index in range(count):
-        yield world[index]["caption"]
+        yield world.describe(index)["caption"]
         yield full_caption(sample_spec(0, index))
     yield from vocabulary()
 

@@ -150,7 +150,7 @@ def test_a_word_that_no_prompt_names_is_told(tiny, tmp_path, caplog):
         (["--prompt", "a", "--n_rows", "-1"], "--n_rows must be at least 0"),
         (["--prompt", "a", "--scale", "nan"], "--scale must be"),
         (["--prompt", "a", "--ddim_eta", "2"], "--ddim_eta must lie"),
-        (["--prompt", "a", "--ddim_eta", "1", "--plms"], "--ddim_eta must be 0 with --plms"),
+        (["--prompt", "a", "--ddim_eta", "1", "--plms"], "--ddim_eta must be 0 with plms"),
         (["--prompt", "a", "--seed", "-1"], "--seed must lie"),
         (["--prompt", "a", "--skip_grid", "--skip_save"], "leave nothing to write"),
         (["--prompt", "a", "--config", "absent.yaml"], "absent.yaml does not exist"),
@@ -230,7 +230,7 @@ def test_model_files_are_found(tiny, tmp_path, monkeypatch):
 def test_the_two_commands_have_the_originals_defaults():
     ours = parse(LATENT_DIFFUSION, [])
     assert (ours.ddim_steps, ours.scale, ours.n_samples, ours.n_iter) == (200, 5.0, 4, 1)
-    assert (ours.plms, ours.ddim_eta, ours.H, ours.W) == (False, 0.0, None, None)
+    assert (ours.sampler, ours.ddim_eta, ours.H, ours.W) == ("ddim", 0.0, None, None)
     stable = parse(STABLE_DIFFUSION, [])
     assert (stable.ddim_steps, stable.scale, stable.n_samples, stable.n_iter) == (50, 7.5, 3, 2)
     assert (stable.seed, stable.precision, stable.n_rows) == (42, "autocast", 0)

@@ -20,7 +20,7 @@ SIZE = 16
 
 
 def paint(path: Path, colour: int, size: tuple[int, int] = (12, 12)) -> None:
-    """A grey picture whose leftmost quarter is darker: flips show."""
+    """A grey image whose leftmost quarter is darker: flips show."""
     pixels = np.full((*size, 3), colour, np.uint8)
     pixels[:, : size[1] // 4] = colour - 20
     path.parent.mkdir(exist_ok=True)
@@ -29,7 +29,7 @@ def paint(path: Path, colour: int, size: tuple[int, int] = (12, 12)) -> None:
 
 @pytest.fixture(scope="session")
 def roots(tmp_path_factory):
-    """Three dark pictures (40, 70, 100) and two bright ones (200, 240)."""
+    """Three dark images (40, 70, 100) and two bright ones (200, 240)."""
     root = tmp_path_factory.mktemp("joint")
     for i in range(3):
         paint(root / "dark" / f"{i}.png", 40 + 30 * i)
@@ -43,9 +43,9 @@ def make(roots, **options):
     return JointConcepts(roots[0], roots[1], **settings)
 
 
-def kind(dataset, picture_id):
-    """Which concept's picture an id is, or whether it is a pasting."""
-    levels = dataset.levels(picture_id)
+def kind(dataset, image_id):
+    """Which concept's image an id is, or whether it is a pasting."""
+    levels = dataset.levels(image_id)
     if levels.max() < 120:
         return "*"
     return "@" if levels.min() > 150 else "both"
@@ -53,51 +53,50 @@ def kind(dataset, picture_id):
 
 def test_ids_cover_both_concepts_and_the_pastings(roots):
     dataset = make(roots, pastings=4)
-    ids = dataset.picture_ids()
+    ids = dataset.image_ids()
     assert ids == list(range(6 + 4 + 4))
     assert [kind(dataset, i) for i in ids] == ["*"] * 6 + ["@"] * 4 + ["both"] * 4
     first, second = (PersonalizedBase(r, size=SIZE, interpolation="nearest") for r in roots)
-    assert np.array_equal(dataset.picture(3), first.picture(3))
-    assert np.array_equal(dataset.picture(6 + 3), second.picture(3))
+    assert np.array_equal(dataset.image(3), first.image(3))
+    assert np.array_equal(dataset.image(6 + 3), second.image(3))
     with pytest.raises(ValueError, match="below 14, got 14"):
-        dataset.picture(14)
+        dataset.image(14)
 
 
-def test_captions_name_what_the_picture_shows(roots):
+def test_captions_name_what_the_image_shows(roots):
     dataset = make(roots)
     for sample in range(300):
         item = dataset[sample]
-        shown = kind(dataset, item["picture"])
+        shown = kind(dataset, item["image_id"])
         named = {word for word in "*@" if word in item["caption"]}
         assert named == ({"*", "@"} if shown == "both" else {shown})
         assert item["caption"] in dataset.texts()
         assert item["sample"] == sample
-        assert np.array_equal(item["image"], dataset.picture(item["picture"]))
+        assert np.array_equal(item["image"], dataset.image(item["image_id"]))
 
 
 def test_a_tenth_are_pastings_and_the_rest_is_shared_evenly(roots):
     dataset = make(roots)
-    dataset.with_pictures = False
-    kinds = {picture_id: kind(dataset, picture_id) for picture_id in dataset.picture_ids()}
-    shares = Counter(kinds[dataset[s]["picture"]] for s in range(4000))
+    kinds = {image_id: kind(dataset, image_id) for image_id in dataset.image_ids()}
+    shares = Counter(kinds[dataset.describe(s)["image_id"]] for s in range(4000))
     assert shares["both"] / 4000 == pytest.approx(0.1, abs=0.02)
     assert shares["*"] / 4000 == pytest.approx(0.45, abs=0.02)
-    used = {dataset[s]["picture"] for s in range(30_000)}
-    assert used == set(dataset.picture_ids())
+    used = {dataset.describe(s)["image_id"] for s in range(30_000)}
+    assert used == set(dataset.image_ids())
 
 
 @pytest.mark.parametrize(("share", "kinds"), [(0.0, {"*", "@"}), (1.0, {"both"})])
 def test_the_share_of_pastings_is_a_choice(roots, share, kinds):
     dataset = make(roots, joint_prob=share)
-    assert {kind(dataset, dataset[s]["picture"]) for s in range(60)} == kinds
+    assert {kind(dataset, dataset[s]["image_id"]) for s in range(60)} == kinds
     both = any("*" in text and "@" in text for text in dataset.texts())
     assert both == (share > 0)
-    assert ("both" in {kind(dataset, i) for i in dataset.picture_ids()}) == (share > 0)
+    assert ("both" in {kind(dataset, i) for i in dataset.image_ids()}) == (share > 0)
 
 
-def test_each_pass_over_a_concept_takes_every_picture(roots):
+def test_each_pass_over_a_concept_takes_every_image(roots):
     dataset = make(roots, joint_prob=0.0)
-    places = [dataset[s]["picture"] // 2 for s in range(24)]
+    places = [dataset[s]["image_id"] // 2 for s in range(24)]
     firsts, seconds = places[::2], places[1::2]
     for start in range(0, 12, 3):
         assert sorted(firsts[start : start + 3]) == [0, 1, 2]
@@ -128,10 +127,10 @@ def test_a_pasting_is_a_box_of_the_second_on_the_first(roots, number, size):
         whole[top : top + height, left : left + width] = 0
         if np.array_equal(whole, around):
             return
-    raise AssertionError("outside the box it is no picture of the first concept")
+    raise AssertionError("outside the box it is no image of the first concept")
 
 
-def test_pastings_differ_in_place_size_pictures_and_flips(roots):
+def test_pastings_differ_in_place_size_images_and_flips(roots):
     dataset = make(roots, size=32)
     boxes = [box_of(dataset.levels(10 + n)) for n in range(200)]
     for values in zip(*boxes, strict=True):
@@ -164,12 +163,12 @@ def test_workers_and_batches_change_nothing(roots):
     assert torch.equal(torch.cat([batch["image"] for batch in batches]), alone)
 
 
-def test_validation_takes_each_picture_and_flips_none(roots):
+def test_validation_takes_each_image_and_flips_none(roots):
     dataset = make(roots, set="val", joint_prob=0.0)
     assert len(dataset) == 6
-    assert [dataset[s]["picture"] for s in range(6)] == [0, 6, 2, 8, 4, 6]
+    assert [dataset[s]["image_id"] for s in range(6)] == [0, 6, 2, 8, 4, 6]
     pasted = make(roots, set="val", joint_prob=1.0, pastings=20)
-    assert pasted.picture_ids() == [0, 2, 4, 6, 8, *range(10, 30)]
+    assert pasted.image_ids() == [0, 2, 4, 6, 8, *range(10, 30)]
 
 
 def test_templates_of_each_and_of_both(roots, tmp_path):
@@ -216,7 +215,7 @@ def test_mistakes_are_named(roots, options, error, message):
     assert "\n" not in str(caught.value)
 
 
-def test_pictures_of_two_sizes_need_one(roots, tmp_path):
+def test_images_of_two_sizes_need_one(roots, tmp_path):
     paint(tmp_path / "wide" / "0.png", 200, (12, 20))
     with pytest.raises(UserError, match="are 12x12 and the second's 20x12: set size"):
         JointConcepts(roots[0], tmp_path / "wide")

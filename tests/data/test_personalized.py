@@ -1,4 +1,4 @@
-"""Folders of pictures: what is shown and said for each sample, and what is refused."""
+"""Folders of images: what is shown and said for each sample, and what is refused."""
 
 import logging
 from collections import Counter
@@ -19,7 +19,7 @@ from ldm.words.placeholders import PER_IMAGE_PLACEHOLDERS
 
 
 def paint(path: Path, colour: int, width: int = 8, height: int = 6) -> None:
-    """A picture whose left half is `colour` and whose right half is black."""
+    """A image whose left half is `colour` and whose right half is black."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[:, : width // 2] = colour
     Image.fromarray(pixels).save(path)
@@ -27,7 +27,7 @@ def paint(path: Path, colour: int, width: int = 8, height: int = 6) -> None:
 
 @pytest.fixture
 def folder(tmp_path):
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     root.mkdir()
     for i, name in enumerate(["c.png", "a.png", "b.PNG"]):
         paint(root / name, 100 + 50 * i)
@@ -35,9 +35,9 @@ def folder(tmp_path):
 
 
 def colours(dataset):
-    """The bright half's value of each unflipped picture, in order of places."""
-    ids = [i for i in dataset.picture_ids() if i % 2 == 0]
-    return [round((dataset.picture(i)[0, 0, 0] + 1) * 127.5) for i in ids]
+    """The bright half's value of each unflipped image, in order of places."""
+    ids = [i for i in dataset.image_ids() if i % 2 == 0]
+    return [round((dataset.image(i)[0, 0, 0] + 1) * 127.5) for i in ids]
 
 
 class TestListing:
@@ -53,12 +53,12 @@ class TestListing:
             dataset = PersonalizedBase(folder)
         assert len(dataset.paths) == 3
         (report,) = [r.message for r in caplog.records]
-        assert "3 pictures" in report
+        assert "3 images" in report
         assert "4 other files (.DS_Store, ._a.png, Thumbs.db, notes.txt)" in report
         assert "1 sub-folders (old)" in report
 
     def test_of_nothing_is_an_error_that_says_what_is_there(self, tmp_path):
-        with pytest.raises(UserError, match="holds no pictures: put"):
+        with pytest.raises(UserError, match="holds no images: put"):
             list_images(tmp_path)
         (tmp_path / "film.mp4").write_text("")
         with pytest.raises(UserError, match=r"only 1 other files \(film.mp4\)"):
@@ -68,8 +68,8 @@ class TestListing:
         with pytest.raises(UserError, match="not a folder"):
             list_images(tmp_path / "nowhere")
 
-    def test_a_broken_picture_is_found_at_once(self, folder):
-        (folder / "d.jpg").write_text("not a picture")
+    def test_a_broken_image_is_found_at_once(self, folder):
+        (folder / "d.jpg").write_text("not an image")
         with pytest.raises(UserError, match=r"d\.jpg.*cannot be read"):
             PersonalizedBase(folder)
 
@@ -77,16 +77,16 @@ class TestListing:
 class TestPictures:
     def test_are_squashed_to_a_square(self, tmp_path):
         paint(tmp_path / "wide.png", 255, width=12, height=4)
-        image = PersonalizedBase(tmp_path, size=8, interpolation="nearest").picture(0)
+        image = PersonalizedBase(tmp_path, size=8, interpolation="nearest").image(0)
         assert image.shape == (8, 8, 3)
         assert image.dtype == np.float32
         assert (image[:, :4] == 1).all()
         assert (image[:, 4:] == -1).all()
 
-    def test_equal_pillows_resize_of_the_whole_picture(self, tmp_path):
+    def test_equal_pillows_resize_of_the_whole_image(self, tmp_path):
         noise = np.random.default_rng(0).integers(0, 256, (9, 13, 3), np.uint8)
         Image.fromarray(noise).save(tmp_path / "p.png")
-        got = PersonalizedBase(tmp_path, size=6).picture(0)
+        got = PersonalizedBase(tmp_path, size=6).image(0)
         want = np.asarray(Image.fromarray(noise).resize((6, 6), Image.Resampling.BICUBIC))
         assert np.array_equal(got, (want / 127.5 - 1.0).astype(np.float32))
 
@@ -94,34 +94,33 @@ class TestPictures:
         pixels = np.zeros((4, 12, 3), np.uint8)
         pixels[:, 4:8] = 255
         Image.fromarray(pixels).save(tmp_path / "p.png")
-        assert (PersonalizedBase(tmp_path, size=4, center_crop=True).picture(0) == 1).all()
+        assert (PersonalizedBase(tmp_path, size=4, center_crop=True).image(0) == 1).all()
 
     def test_flips_mirror(self, folder):
         dataset = PersonalizedBase(folder)
-        assert dataset.picture_ids() == [0, 1, 2, 3, 4, 5]
-        assert np.array_equal(dataset.picture(3), dataset.picture(2)[:, ::-1])
+        assert dataset.image_ids() == [0, 1, 2, 3, 4, 5]
+        assert np.array_equal(dataset.image(3), dataset.image(2)[:, ::-1])
         for sample in range(60):
             item = dataset[sample]
             left = item["image"][0, 0, 0] > -1
-            assert left == (item["picture"] % 2 == 0)
+            assert left == (item["image_id"] % 2 == 0)
 
-    def test_flip_probability_decides_which_pictures_there_are(self, folder):
-        ids = {p: PersonalizedBase(folder, flip_p=p).picture_ids() for p in (0, 1)}
+    def test_flip_probability_decides_which_images_there_are(self, folder):
+        ids = {p: PersonalizedBase(folder, flip_p=p).image_ids() for p in (0, 1)}
         assert ids == {0: [0, 2, 4], 1: [1, 3, 5]}
-        flips = [PersonalizedBase(folder, flip_p=0.25)[s]["picture"] % 2 for s in range(2000)]
+        flips = [PersonalizedBase(folder, flip_p=0.25)[s]["image_id"] % 2 for s in range(2000)]
         assert np.mean(flips) == pytest.approx(0.25, abs=0.04)
 
     def test_may_be_left_out(self, folder):
         dataset = PersonalizedBase(folder)
-        dataset.with_pictures = False
-        assert set(dataset[0]) == {"caption", "picture", "sample"}
+        assert set(dataset.describe(0)) == {"caption", "image_id", "sample"}
 
     def test_beyond_the_cache_are_decoded_again(self, folder, monkeypatch):
         cached = PersonalizedBase(folder)
         monkeypatch.setattr(personalized, "CACHE_BYTES", 8 * 6 * 3)
         dataset = PersonalizedBase(folder)
         assert len(dataset._cache) == 1
-        assert all(np.array_equal(dataset.picture(i), cached.picture(i)) for i in range(6))
+        assert all(np.array_equal(dataset.image(i), cached.image(i)) for i in range(6))
 
     def test_without_a_size_must_agree(self, folder):
         paint(folder / "d.png", 5, width=20)
@@ -130,8 +129,8 @@ class TestPictures:
         assert len(PersonalizedBase(folder, size=4)) == 400
 
     def test_that_are_not_there(self, folder):
-        with pytest.raises(ValueError, match="picture_id must be below 6, got 6"):
-            PersonalizedBase(folder).picture(6)
+        with pytest.raises(ValueError, match="image_id must be below 6, got 6"):
+            PersonalizedBase(folder).image(6)
 
 
 class TestSamples:
@@ -154,7 +153,7 @@ class TestSamples:
         for alone, helped in zip(batches(0), batches(1), strict=True):
             torch.testing.assert_close(alone.pop("image"), helped.pop("image"), rtol=0, atol=0)
             assert alone["caption"] == helped["caption"]
-            assert alone["picture"].tolist() == helped["picture"].tolist()
+            assert alone["image_id"].tolist() == helped["image_id"].tolist()
 
     def test_make_the_batches_that_the_model_reads(self, folder):
         batch = next(iter(DataLoader(PersonalizedBase(folder, size=4), batch_size=5)))
@@ -163,18 +162,18 @@ class TestSamples:
         assert batch["sample"].tolist() == [0, 1, 2, 3, 4]
         assert all("*" in caption for caption in batch["caption"])
 
-    def test_each_pass_shows_every_picture_once_in_its_own_order(self, folder):
+    def test_each_pass_shows_every_image_once_in_its_own_order(self, folder):
         dataset = PersonalizedBase(folder)
         assert len(dataset) == 300
-        passes = [[dataset[3 * k + j]["picture"] // 2 for j in range(3)] for k in range(30)]
+        passes = [[dataset[3 * k + j]["image_id"] // 2 for j in range(3)] for k in range(30)]
         assert all(sorted(p) == [0, 1, 2] for p in passes)
         assert len(set(map(tuple, passes))) == 6
 
     def test_of_validation_come_in_order_and_never_flip(self, folder):
         dataset = PersonalizedBase(folder, set="val", repeats=10, flip_p=1.0)
         assert len(dataset) == 3
-        assert dataset.picture_ids() == [0, 2, 4]
-        assert [dataset[s]["picture"] for s in range(7)] == [0, 2, 4, 0, 2, 4, 0]
+        assert dataset.image_ids() == [0, 2, 4]
+        assert [dataset[s]["image_id"] for s in range(7)] == [0, 2, 4, 0, 2, 4, 0]
 
     def test_can_be_walked_through(self, folder):
         assert [item["sample"] for item in PersonalizedBase(folder, repeats=2)] == list(range(6))
@@ -201,21 +200,21 @@ class TestCaptions:
         dataset = PersonalizedBase(folder, placeholder_token="@", coarse_class_text="cat")
         assert all(item["caption"].endswith("cat @") for item in dataset)
 
-    def test_name_a_word_of_the_pictures_own_by_chance(self, folder):
+    def test_name_a_word_of_the_images_own_by_chance(self, folder):
         dataset = PersonalizedBase(folder, per_image_tokens=True)
         items = [dataset[s] for s in range(2000)]
         dual = [i for i in items if any(p in i["caption"] for p in PER_IMAGE_PLACEHOLDERS)]
         assert len(dual) / 2000 == pytest.approx(0.25, abs=0.04)
         for item in dual:
-            own = PER_IMAGE_PLACEHOLDERS[item["picture"] // 2]
+            own = PER_IMAGE_PLACEHOLDERS[item["image_id"] // 2]
             assert item["caption"].endswith(f"* with {own}")
         assert {i["caption"] for i in items} <= set(dataset.texts())
         assert len(dataset.texts()) == 27 + 3 * 27
 
-    def test_own_words_end_at_22_pictures(self, tmp_path):
+    def test_own_words_end_at_22_images(self, tmp_path):
         for i in range(23):
             paint(tmp_path / f"{i}.png", i)
-        with pytest.raises(UserError, match="words for 22 pictures, and there are 23"):
+        with pytest.raises(UserError, match="words for 22 images, and there are 23"):
             PersonalizedBase(tmp_path, per_image_tokens=True)
         PersonalizedBase(tmp_path)
 
@@ -224,8 +223,8 @@ class TestCaptions:
             folder, per_image_tokens=True, mixing_prob=1.0, per_image_placeholders=["@", "#", "%"]
         )
         for item in (dataset[s] for s in range(30)):
-            assert item["caption"].endswith(f"* with {'@#%'[item['picture'] // 2]}")
-        with pytest.raises(UserError, match="words for 1 pictures, and there are"):
+            assert item["caption"].endswith(f"* with {'@#%'[item['image_id'] // 2]}")
+        with pytest.raises(UserError, match="words for 1 images, and there are"):
             PersonalizedBase(folder, per_image_tokens=True, per_image_placeholders=["@"])
 
     def test_from_templates_of_ones_own(self, folder, tmp_path):

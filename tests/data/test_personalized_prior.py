@@ -1,4 +1,4 @@
-"""A word's pictures beside pictures of its class."""
+"""A word's images beside images of its class."""
 
 from __future__ import annotations
 
@@ -34,24 +34,23 @@ def test_each_sample_has_one_of_the_class(dataset: PersonalizedWithPrior) -> Non
         assert prior["caption"] == "a photo of a cat"
         assert item["image"].max() < 0 < prior["image"].min()
         assert (item["sample"], prior["sample"]) == (sample, FIRST_SAMPLE + sample)
-        seen.add(prior["picture"] // 2)
+        seen.add(prior["image_id"] // 2)
     assert seen == {2, 3, 4}
 
 
-def test_ids_of_both_kinds_name_their_pictures(dataset: PersonalizedWithPrior) -> None:
-    ids = dataset.picture_ids()
+def test_ids_of_both_kinds_name_their_images(dataset: PersonalizedWithPrior) -> None:
+    ids = dataset.image_ids()
     assert ids == list(range(10))
-    levels = [round((dataset.picture(i).mean() + 1) * 127.5) for i in ids[::2]]
+    levels = [round((dataset.image(i).mean() + 1) * 127.5) for i in ids[::2]]
     assert levels == [10, 20, 200, 210, 220]
     for item in (dataset[s] for s in range(10)):
         np.testing.assert_array_equal(
-            dataset.picture(item["prior"]["picture"]), item["prior"]["image"]
+            dataset.image(item["prior"]["image_id"]), item["prior"]["image"]
         )
 
 
-def test_pictures_may_be_left_out(dataset: PersonalizedWithPrior) -> None:
-    dataset.with_pictures = False
-    item = dataset[3]
+def test_images_may_be_left_out(dataset: PersonalizedWithPrior) -> None:
+    item = dataset.describe(3)
     assert "image" not in item
     assert "image" not in item["prior"]
 
@@ -65,7 +64,7 @@ def test_validation_has_no_class(dataset: PersonalizedWithPrior, tmp_path: Path)
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     own = folder_of(tmp_path / "own", 10)
-    with pytest.raises(UserError, match="class_root must be a folder of class pictures, got None"):
+    with pytest.raises(UserError, match="class_root must be a folder of class images, got None"):
         PersonalizedWithPrior(own, first_word="cat")
     with pytest.raises(UserError, match="needs a class: give --init_word, or class_prompt"):
         PersonalizedWithPrior(own, class_root=own)

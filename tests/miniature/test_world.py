@@ -137,32 +137,29 @@ def test_a_world_is_the_same_every_time_and_in_any_order() -> None:
 
 def test_each_pass_shows_every_picture_once_in_an_order_of_its_own() -> None:
     world = MiniatureWorld(length=30)
-    passes = [[world.picture_id(30 * epoch + i) for i in range(30)] for epoch in range(2)]
-    assert [sorted(order) for order in passes] == [list(world.picture_ids())] * 2
+    passes = [[world.image_of(30 * epoch + i) for i in range(30)] for epoch in range(2)]
+    assert [sorted(order) for order in passes] == [list(world.image_ids())] * 2
     assert passes[0] != passes[1]
     item = world[31]
-    assert (item["picture"], item["sample"]) == (passes[1][1], 31)
-    np.testing.assert_array_equal(item["image"], world.picture(item["picture"]))
+    assert (item["image_id"], item["sample"]) == (passes[1][1], 31)
+    np.testing.assert_array_equal(item["image"], world.image(item["image_id"]))
 
 
 def test_captions_change_from_pass_to_pass() -> None:
     world = MiniatureWorld(length=1)
-    world.with_pictures = False
-    assert len({world[sample]["caption"] for sample in range(20)}) > 5
+    assert len({world.describe(sample)["caption"] for sample in range(20)}) > 5
 
 
 def test_without_pictures_nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     world = MiniatureWorld(length=4)
     expected = {k: v for k, v in world[1].items() if k != "image"}
-    world.with_pictures = False
     monkeypatch.setattr("ldm.miniature.world.render", lambda *_: pytest.fail("drew a picture"))
-    assert world[1] == expected
+    assert world.describe(1) == expected
 
 
 def test_caption_dropout_empties_its_share() -> None:
     world = MiniatureWorld(length=500, caption_dropout=0.1)
-    world.with_pictures = False
-    empty = sum(world[sample]["caption"] == "" for sample in range(2000))
+    empty = sum(world.describe(sample)["caption"] == "" for sample in range(2000))
     assert 150 < empty < 250  # 200 ± 3.7 standard deviations
 
 
@@ -228,8 +225,7 @@ def test_the_shipped_tokenizer_knows_every_caption() -> None:
     tokenizer = transformers.BertTokenizer.from_pretrained(TOKENIZER)
     assert tokenizer.pad_token_id == 0
     world = MiniatureWorld()
-    world.with_pictures = False
-    texts = [world[i]["caption"] for i in range(1000)] + [" ".join(vocabulary())]
+    texts = [world.describe(i)["caption"] for i in range(1000)] + [" ".join(vocabulary())]
     encoded = tokenizer(texts)["input_ids"]
     assert not any(tokenizer.unk_token_id in ids for ids in encoded)
     assert max(len(ids) for ids in encoded[:-1]) <= 32

@@ -28,17 +28,20 @@ def build(loss=NO_LOSS, **options):
     return AutoencoderKL(DDCONFIG, loss, LATENT, **options)
 
 
-def pictures(count=4):
+def images(count=4):
     rng = torch.Generator().manual_seed(7)
     return torch.rand(count, 3, SIDE, SIDE, generator=rng) * 2 - 1
 
 
 def batches(count=2, size=2):
-    x = pictures(count * size).permute(0, 2, 3, 1)
-    return [
+    """Complete batches, as the loader gives them."""
+    x = images(count * size).permute(0, 2, 3, 1)
+    draws = build().draws()
+    parts = [
         {"image": x[i * size :][:size], "sample": torch.arange(i * size, (i + 1) * size)}
         for i in range(count)
     ]
+    return [part | draws(part) for part in parts]
 
 
 def fit(model, data, **options):

@@ -80,13 +80,19 @@ def plain_model(**options):
     return model
 
 
+def complete(model, size=3, first=0):
+    """A batch as the loader gives it: with timesteps and noise of the model's seed."""
+    data = batch(size, first)
+    return data | model.draws()(data)
+
+
 def batch(size=3, first=0, side=16):
     samples = torch.arange(first, first + size)
     rng = torch.Generator().manual_seed(5)
-    pictures = torch.rand(20, side, side, 3, generator=rng) * 2 - 1
+    images = torch.rand(20, side, side, 3, generator=rng) * 2 - 1
     captions = ["a photo of *", "the cat on the moon", "a polarbear", "*", "of"]
     return {
-        "image": pictures[samples],
+        "image": images[samples],
         "caption": [captions[i % len(captions)] for i in samples.tolist()],
         "sample": samples,
     }

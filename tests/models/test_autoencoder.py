@@ -25,7 +25,7 @@ from tests.models.autoencoders import (
     batches,
     build,
     fit,
-    pictures,
+    images,
 )
 from tests.modules.diffusers_names import autoencoder_state
 from tests.modules.weights import randomize
@@ -44,7 +44,7 @@ def test_autoencoder_equals_diffusers():
         norm_num_groups=4,
     ).eval()
     reference.load_state_dict(autoencoder_state(ours, levels=2), strict=True)
-    x = pictures()
+    x = images()
     with torch.no_grad():
         posterior, expected = ours.encode(x), reference.encode(x).latent_dist
         assert posterior.mean.shape == (4, 3, 8, 8)
@@ -65,20 +65,11 @@ def test_attention_where_the_configuration_wants_it():
     model = randomize(AutoencoderKL(options, NO_LOSS, LATENT))
     names = {n.rpartition(".attn.")[0] for n, _ in model.named_parameters() if ".attn." in n}
     assert names == {"encoder.down.1", "decoder.up.1"}
-    assert model(pictures())[0].shape == (4, 3, SIDE, SIDE)
+    assert model(images())[0].shape == (4, 3, SIDE, SIDE)
     without = AutoencoderKL({**options, "attn_type": "none"}, NO_LOSS, LATENT)
     assert not [n for n, _ in without.named_parameters() if "attn" in n]
     with pytest.raises(ValueError, match="attn_type"):
         AutoencoderKL({**options, "attn_type": "linear"}, NO_LOSS, LATENT)
-
-
-def test_the_decoder_ends_as_asked():
-    squashed = randomize(AutoencoderKL({**DDCONFIG, "tanh_out": True}, NO_LOSS, LATENT))
-    plain = randomize(build())
-    z = torch.randn(1, 3, 8, 8)
-    assert_close(squashed.decode(z), plain.decode(z).tanh())
-    features = randomize(AutoencoderKL({**DDCONFIG, "give_pre_end": True}, NO_LOSS, LATENT))
-    assert features.decode(z).shape == (1, 8, SIDE, SIDE)
 
 
 def test_the_loss_of_a_batch_is_a_function_of_its_samples():
@@ -88,7 +79,7 @@ def test_the_loss_of_a_batch_is_a_function_of_its_samples():
     whole = model.training_step(batch, 0)
     parts = [model.training_step({k: v[i : i + 1] for k, v in batch.items()}, 0) for i in range(4)]
     assert_close(whole, torch.stack(parts).mean())
-    x = model.pictures(batch)
+    x = model.images(batch)
     posterior = model.encode(x)
     noise = normal(model.seed, range(4), (3, 8, 8), Purpose.POSTERIOR)
     decoded = model.decode(posterior.mean + posterior.std * noise)
@@ -111,6 +102,13 @@ def test_training_moves_every_weight_and_the_averaged_copy_follows():
         assert_close(weight.data, model.model_ema.decoderconv_outweight)
         assert (weight - own).abs().max() > 0
     assert_close(weight.data, own)
+
+
+def test_the_averaged_copy_follows_optimizer_steps_not_micro_batches():
+    model = build(PLAIN, ema_decay=0.5)
+    trainer = fit(model, batches(6), accumulate_grad_batches=3)
+    assert trainer.global_step == 2
+    assert int(model.model_ema.num_updates) == 2
 
 
 def test_validation_uses_the_averaged_weights():
@@ -178,20 +176,20 @@ def test_a_codebook_comes_from_taming_transformers(monkeypatch):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, "taming.modules.vqvae.quantize", taming)
     model = VQModel(*VQ, n_embed=8, embed_dim=2, monitor="val/rec_loss")
-    latent, loss, ids = model.encode(pictures())
+    latent, loss, ids = model.encode(images())
     assert latent.shape == (4, 2, 8, 8)
     assert loss > 0
     assert ids.max() < 8
     assert model.decode(latent).shape == (4, 3, SIDE, SIDE)
 
     first_stage = VQModelInterface(*VQ, n_embed=8, embed_dim=2)
-    z = first_stage.encode(pictures())
+    z = first_stage.encode(images())
     assert_close(first_stage.decode(first_stage.quantize(z)[0]), first_stage.decode(z))
     kept = first_stage.decode(z, force_not_quantize=True)
     assert (kept - first_stage.decode(z)).abs().max() > 1e-4
 
 
 def test_no_first_stage():
-    stage, x = IdentityFirstStage(), pictures()
+    stage, x = IdentityFirstStage(), images()
     assert stage.decode(stage.encode(x)) is x
     assert stage.downsampling == 1

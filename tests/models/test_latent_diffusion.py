@@ -1,18 +1,23 @@
 """The loss, its draws, what is frozen, what is kept: `LatentDiffusion` at tiny sizes."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.testing import assert_close
 
+from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
-from ldm.randomness import Purpose, normal
+from ldm.models.diffusion.draws import Draws, timesteps_of
+from ldm.models.diffusion.plms import PLMSSampler
+from ldm.randomness import Purpose, integers, normal
 from tests.models.latent_models import (
     FIRST_STAGE,
     IDENTITY,
     UNET,
     WORDS,
     batch,
+    complete,
     plain_model,
     text_model,
     unet,
@@ -55,26 +60,6 @@ def test_the_plain_loss_is_the_error_of_the_noise(loss_type):
     assert not any(term.requires_grad for term in result.terms.values())
 
 
-def test_every_weight_of_the_loss():
-    model = plain_model(logvar_init=0.4, l_simple_weight=0.7, original_elbo_weight=0.01)
-    x, noise, t = latents()
-    error = model.apply_model(model.q_sample(x, t, noise), t, None) - noise
-    simple = error.square().mean((1, 2, 3))
-    vlb = (model.lvlb_weights[t] * simple).mean()
-    weighted = (simple / torch.tensor(0.4).exp() + 0.4).mean()
-    result = model.p_losses(x, None, t, noise)
-    assert_close(result.loss, 0.7 * weighted + 0.01 * vlb)
-    assert_close(result.terms["loss_vlb"], vlb.detach())
-
-
-def test_a_learned_log_variance_gets_a_gradient():
-    model = plain_model(learn_logvar=True)
-    x, noise, t = latents()
-    model.p_losses(x, None, t, noise).loss.backward()
-    assert (model.logvar.grad != 0).nonzero().flatten().tolist() == t.tolist()
-    assert "logvar" in model.state_dict()
-
-
 def test_x0_models_are_trained_on_the_latent():
     model = plain_model(parameterization="x0")
     x, noise, t = latents()
@@ -103,16 +88,33 @@ def test_v_models_look_like_models_of_the_noise():
     assert_close(model.p_losses(x, None, t, noise).loss, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("parameterization", ["v", "x0"])
+def test_a_timestep_between_two_is_interpolated(parameterization):
+    """The `CompVisDenoiser` of k-diffusion asks for such timesteps by default."""
+    model = plain_model(parameterization=parameterization)
+    x, _, _ = latents()
+    last = model.num_timesteps - 1.0
+    whole = torch.tensor([0.0, 7.0, last])
+    assert_close(model.apply_model(x, whole, None), model.apply_model(x, whole.long(), None))
+    between = model.apply_model(x, torch.tensor([0.5, 7.5, last - 0.5]), None)
+    assert between.isfinite().all()
+    tables = model.sqrt_alphas_cumprod
+    assert_close(
+        model._at(tables, torch.tensor([7.25])),
+        (0.75 * tables[7] + 0.25 * tables[8]).view(1, 1, 1, 1),
+    )
+
+
 def test_the_loss_of_a_batch_is_that_of_its_samples(model):
     """Noise, timestep and posterior are functions of (seed, sample): batching changes nothing."""
     torch.manual_seed(1)
-    whole = model.training_step(batch(3), 0)
-    parts = [model.training_step(batch(1, first=i), 0) for i in range(3)]
+    whole = model.training_step(complete(model, 3), 0)
+    parts = [model.training_step(complete(model, 1, first=i), 0) for i in range(3)]
     assert_close(whole, torch.stack(parts).mean())
-    assert_close(whole, model.training_step(batch(3), 0))
-    assert (whole - model.training_step(batch(3, first=3), 0)).abs() > 1e-4
+    assert_close(whole, model.training_step(complete(model, 3), 0))
+    assert (whole - model.training_step(complete(model, 3, first=3), 0)).abs() > 1e-4
     model.seed = 24
-    assert (whole - model.training_step(batch(3), 0)).abs() > 1e-4
+    assert (whole - model.training_step(complete(model, 3), 0)).abs() > 1e-4
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.25])
@@ -122,12 +124,13 @@ def test_class_images_add_their_own_loss(tmp_path, weight):
     model = text_model(tmp_path, personalization_config=WORDS, **regularised)
     with torch.no_grad():
         model.embedding_manager.word("*")[:] += 0.3
-    own, other = batch(size=2), batch(size=2, first=7)
+    own, other = complete(model, size=2), complete(model, size=2, first=7)
     terms = []
     for part in (own, other):
         samples = part["sample"].tolist()
         z = model.latents(part)
-        t, noise = model.draw_timesteps(part, 2), normal(23, samples, z.shape[1:], Purpose.NOISE)
+        t = integers(23, samples, 1000, Purpose.TIMESTEP)
+        noise = normal(23, samples, z.shape[1:], Purpose.NOISE)
         cond = model.get_learned_conditioning(part["caption"])
         error = model.apply_model(model.q_sample(z, t, noise), t, cond) - noise
         terms.append(error.square().mean())
@@ -143,27 +146,29 @@ def test_class_images_add_their_own_loss(tmp_path, weight):
 
 
 def test_latents_are_scaled_samples_of_the_posterior(model):
-    data = batch(2)
-    posterior = model.encode_first_stage(model.pictures(data))
+    data = complete(model, 2)
+    posterior = model.encode_first_stage(model.images(data))
     noise = normal(model.seed, [0, 1], (3, 8, 8), Purpose.POSTERIOR)
     assert_close(model.latents(data), 0.5 * (posterior.mean + posterior.std * noise))
     assert_close(model.decode_first_stage(0.5 * noise), model.first_stage_model.decode(noise))
-    model.posterior_source = lambda given: DiagonalGaussianDistribution(
-        torch.cat([given["sample"].reshape(2, 1, 1, 1) * torch.ones(2, 1, 2, 2)] * 2, 1)
-    )
+    # A batch with the posterior's parameters needs no images.
+    known = {"sample": data["sample"], "moments": torch.randn(2, 2, 2, 2)}
+    known |= model.draws()(known)
+    mean, logvar = known["moments"].chunk(2, 1)
     noise = normal(model.seed, [0, 1], (1, 2, 2), Purpose.POSTERIOR)
-    ids = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1)
-    assert_close(model.latents({"sample": data["sample"]}), 0.5 * (ids + (ids / 2).exp() * noise))
+    assert_close(model.latents(known), 0.5 * (mean + (logvar / 2).exp() * noise))
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
 @pytest.mark.parametrize("numbered", [True, False])
 def test_the_density_of_the_timesteps(power, numbered):
     """P(t < x·T) = x^power, whether drawn by sample number or from torch."""
-    model = plain_model(timestep_power=power)
-    data = {"sample": torch.arange(4000)} if numbered else {}
-    torch.manual_seed(0)
-    t = model.draw_timesteps(data, 4000)
+    if numbered:
+        draws = Draws(23, 1, 1, "image", 1000, power)
+        t = draws({"sample": torch.arange(4000), "image": torch.zeros(4000, 1, 1, 1)})["timestep"]
+    else:
+        u = torch.rand(4000, generator=torch.Generator().manual_seed(0))
+        t = timesteps_of(u, 1000, power)
     assert t.dtype == torch.int64
     assert t.min() >= 0
     assert t.max() < 1000
@@ -189,7 +194,7 @@ def test_only_the_words_are_trained(model):
     for part in (model.model, model.first_stage_model, model.cond_stage_model):
         assert not any(module.training for module in part.modules())
     assert model.training
-    model.training_step(batch(3), 0).backward()
+    model.training_step(complete(model, 3), 0).backward()
     assert [n for n, p in model.named_parameters() if p.grad is not None] == trained
     (group,) = model.configure_optimizers().param_groups
     assert group["weight_decay"] == 0.01
@@ -314,14 +319,14 @@ def test_validation_logs_both_and_the_words_leave_the_averages_alone(tmp_path):
 def test_the_scale_is_measured_at_the_first_batch():
     model = plain_model(scale_by_std=True, first_stage_config=FIRST_STAGE)
     randomize(model.first_stage_model)
-    data = {"image": batch(3)["image"], "sample": torch.arange(3)}
+    data = {"image": batch(3)["image"], "posterior_noise": torch.randn(3, 3, 8, 8)}
     raw = model.latents(data)
     model.on_train_batch_start(data, 1)
     assert model.scale_factor == 1
     model.on_train_batch_start(data, 0)
     assert_close(model.latents(data).std(), torch.tensor(1.0))
     assert_close(model.scale_factor, 1 / raw.std())
-    model.on_train_batch_start({"image": 3 * data["image"], "sample": torch.arange(3)}, 0)
+    model.on_train_batch_start(data | {"image": 3 * data["image"]}, 0)
     assert_close(model.scale_factor, 1 / raw.std())
     assert "scale_factor" in model.state_dict()
 
@@ -332,6 +337,7 @@ def test_conditions_that_are_images_are_stacked_on_the_latent():
     stage = {"first_stage_config": IDENTITY, "cond_stage_key": "hint", "unet_config": wide}
     hint = torch.rand(2, 8, 8, 3)
     data = {"image": torch.rand(2, 8, 8, 3), "hint": hint, "sample": torch.arange(2)}
+    data |= plain_model().draws()(data)
     same = plain_model(cond_stage_config={"target": "torch.nn.Identity"}, **stage)
     assert_close(same.get_learned_conditioning(same.conditions(data)), hint.permute(0, 3, 1, 2))
     first = plain_model(cond_stage_config="__is_first_stage__", **stage)
@@ -435,3 +441,57 @@ def test_options_that_do_not_exist_are_refused(options, message):
 def test_unknown_parameters_are_named():
     with pytest.raises(TypeError, match="scale_facter"):
         LatentDiffusion(UNET, IDENTITY, "__is_unconditional__", scale_facter=1.0)
+
+
+def count_keys(model):
+    """Count the computations of keys from a text."""
+    counts = []
+    for name, layer in model.model.named_modules():
+        if name.endswith("attn2.to_k"):
+            layer.register_forward_hook(lambda *_, name=name: counts.append(name))
+    return counts
+
+
+@pytest.mark.parametrize("sampler", [DDIMSampler, PLMSSampler])
+@pytest.mark.parametrize("form", [lambda c: c, lambda c: {"c_crossattn": [c[:, :4], c[:, 4:]]}])
+def test_keys_of_a_text_are_computed_once_while_sampling(tmp_path, sampler, form):
+    model = text_model(tmp_path).eval()
+    with torch.no_grad():
+        texts = [form(model.get_learned_conditioning([t] * 2)) for t in ("a cat", "")]
+    options = {
+        "S": 6,
+        "batch_size": 2,
+        "shape": (3, 8, 8),
+        "conditioning": texts[0],
+        "unconditional_conditioning": texts[1],
+        "unconditional_guidance_scale": 4.0,
+        "x_T": torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(2)),
+        "verbose": False,
+    }
+    counts = count_keys(model)
+    samples, _ = sampler(model).sample(**options)
+    assert len(counts) == len(set(counts)) > 0
+    # Outside of the loop nothing is kept, so new weights count.
+    counts.clear()
+    model.constant_context = nullcontext
+    expected, _ = sampler(model).sample(**options)
+    assert len(counts) >= 6 * len(set(counts))
+    assert torch.equal(samples, expected)
+    del model.constant_context
+    with torch.no_grad():
+        for name, layer in model.model.named_modules():
+            if name.endswith("attn2.to_k"):
+                layer.weight.neg_()
+    assert not torch.allclose(sampler(model).sample(**options)[0], expected)
+
+
+def test_a_context_of_other_values_is_computed_again(tmp_path):
+    model = text_model(tmp_path).eval()
+    x, _, t = latents(2)
+    first, second = torch.randn(2, 2, 8, 16)
+    with torch.no_grad():
+        expected = [model.apply_model(x, t, c) for c in (first, second)]
+        with model.constant_context():
+            for _ in range(2):
+                for cond, value in zip((first, second), expected, strict=True):
+                    assert torch.equal(model.apply_model(x, t, cond), value)

@@ -4,10 +4,22 @@ from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+)
 from torch.testing import assert_close
 
 from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.models.diffusion.few_steps import (
+    DPMSolverSampler,
+    EulerAncestralSampler,
+    EulerSampler,
+    trailing_timesteps,
+)
 from ldm.models.diffusion.plms import PLMSSampler
 from ldm.models.diffusion.sampler import guided_denoiser, join_conditioning, make_timesteps
 
@@ -152,6 +164,103 @@ def test_plms_equals_diffusers(steps, noise):
         S=steps, batch_size=2, shape=SHAPE, conditioning=cond, x_T=noise, verbose=False
     )
     assert_close(got, x, rtol=1e-4, atol=1e-4)
+
+
+TRAILING = {name: SCHEDULE[name] for name in ("beta_start", "beta_end", "beta_schedule")}
+TRAILING |= {"timestep_spacing": "trailing"}
+
+
+def observed(sampler, steps, noise, added=None, **model):
+    """Return x after every step."""
+    seen = WavyModel(**model)
+    _, kept = sampler.__class__(seen, sampler.karras).sample(
+        S=steps, batch_size=2, shape=SHAPE, conditioning=torch.tensor([1.0, -1.0]), x_T=noise,
+        verbose=False, log_every_t=1,
+        noise_source=lambda draw, shape: added[(draw - 1) // 2],
+    )  # fmt: skip
+    return kept["x_inter"][1:], [t for t, *_ in seen.seen]
+
+
+def assert_near(got, want):
+    assert ((got - want).norm() / want.norm()).item() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("steps", "karras"),
+    # diffusers needs two levels for Karras spacing.
+    [(1, False), *((n, karras) for n in (4, 10, 14, 20, 37) for karras in (False, True))],
+)
+def test_dpm_solver_equals_diffusers_at_every_step(steps, karras, noise):
+    model, cond, x = WavyModel(), torch.tensor([1.0, -1.0]), noise.double()
+    scheduler = DPMSolverMultistepScheduler(use_karras_sigmas=karras, **TRAILING)
+    scheduler.set_timesteps(steps)
+    want = []
+    for t in scheduler.timesteps:
+        x = scheduler.step(model.apply_model(x, t.repeat(2), cond), t, x).prev_sample
+        want.append(x)
+    got, timesteps = observed(DPMSolverSampler(model, karras), steps, noise.double())
+    assert timesteps == scheduler.timesteps.tolist()
+    for one, other in zip(got, want, strict=True):
+        assert_near(one, other)
+
+
+@pytest.mark.parametrize("steps", [4, 10, 20, 37])
+@pytest.mark.parametrize(
+    # diffusers has no ancestral sampler with Karras spacing.
+    ("ancestral", "karras"),
+    [(False, False), (False, True), (True, False)],
+)
+def test_euler_equals_diffusers_at_every_step(ancestral, steps, karras, noise, monkeypatch):
+    model, cond = WavyModel(), torch.tensor([1.0, -1.0])
+    added = torch.randn(steps, *noise.shape, generator=torch.Generator().manual_seed(2)).double()
+    if ancestral:
+        scheduler = EulerAncestralDiscreteScheduler(**TRAILING)
+        place = "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor"
+        draws = iter(added.float())
+        monkeypatch.setattr(place, lambda *a, **k: next(draws))
+    else:
+        scheduler = EulerDiscreteScheduler(use_karras_sigmas=karras, **TRAILING)
+    scheduler.set_timesteps(steps)
+    # diffusers' variable is x/√ā.
+    x = noise.double() * (scheduler.sigmas[0].double() ** 2 + 1).sqrt()
+    want = []
+    for t, sigma in zip(scheduler.timesteps, scheduler.sigmas[1:].double(), strict=True):
+        scaled = scheduler.scale_model_input(x, t)
+        eps = model.apply_model(scaled, t.round().long().repeat(2), cond)
+        x = scheduler.step(eps, t, x).prev_sample
+        want.append(x / (sigma**2 + 1).sqrt())
+    kind = EulerAncestralSampler if ancestral else EulerSampler
+    got, timesteps = observed(kind(model, karras), steps, noise.double(), added)
+    assert timesteps == scheduler.timesteps.round().tolist()
+    for one, other in zip(got, want, strict=True):
+        assert_near(one, other)
+
+
+def few_steps_error(sampler, steps, noise):
+    """Distance from the exact flow at ā = 1; see `gaussian_flow_error`."""
+    x, _ = sampler.sample(S=steps, batch_size=2, shape=SHAPE, x_T=noise.double(), verbose=False)
+    model, start = sampler.model, sampler.model.alphas_cumprod.double()[-1]
+    z = (noise - start.sqrt() * model.mean) / (start * model.spread**2 + 1 - start).sqrt()
+    return (x - (model.mean + model.spread * z)).abs().max().item()
+
+
+def test_20_karras_steps_of_dpm_solver_are_closer_to_the_flow_than_50_of_euler(noise):
+    model = GaussianModel(mean=0.3, spread=0.5)
+    fast = few_steps_error(DPMSolverSampler(model, karras=True), 20, noise)
+    assert fast < 0.3 * few_steps_error(EulerSampler(model), 50, noise)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 20, 999, 1000])
+def test_trailing_timesteps_begin_at_the_last(steps):
+    timesteps = trailing_timesteps(steps)
+    assert (timesteps[0], len(set(timesteps))) == (999, steps)
+    with pytest.raises(ValueError, match=r"1\.\.1000, got 1001"):
+        trailing_timesteps(1001)
+
+
+def test_euler_refuses_eta():
+    with pytest.raises(ValueError, match=r"eta must be 0 with DPM-Solver\+\+ 2M, got 0\.5"):
+        DPMSolverSampler(GaussianModel()).plan(5, 0.5)
 
 
 def test_guidance_extrapolates_from_the_unconditional_half_in_one_batch(noise):

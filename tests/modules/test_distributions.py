@@ -35,14 +35,3 @@ def test_the_log_variance_is_clamped():
     extreme = DiagonalGaussianDistribution(torch.tensor([[0.0, -99.0], [0.0, 99.0]])[:, :, None])
     assert extreme.logvar.flatten().tolist() == [-30.0, 20.0]
     assert extreme.kl().isfinite().all()
-
-
-def test_moments_round_trip():
-    ours = DiagonalGaussianDistribution(3 * PARAMETERS)
-    again = DiagonalGaussianDistribution.from_moments(ours.mean, ours.std)
-    assert_close((again.mean, again.std), (ours.mean, ours.std))
-    assert_close(again.logvar, ours.logvar, rtol=1e-4, atol=1e-5)
-    # In half precision the least deviations vanish; they stay deviations of nothing.
-    tiny = DiagonalGaussianDistribution.from_moments(ours.mean, torch.zeros_like(ours.std))
-    assert tiny.std.max() < 1e-6
-    assert tiny.kl().isfinite().all()

@@ -1,15 +1,18 @@
 """The U-Net against diffusers', its attention against the formula, and what checkpointing keeps."""
 
+import gzip
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
+from ldm.models.diffusion.wrapper import DiffusionWrapper
 from ldm.modules.attention import BasicTransformerBlock, CrossAttention, SpatialTransformer
 from ldm.modules.diffusionmodules.openaimodel import AttentionBlock, ResBlock, UNetModel
-from ldm.modules.diffusionmodules.util import GroupNorm32, conv_nd, timestep_embedding
+from ldm.modules.diffusionmodules.util import GroupNorm32, timestep_embedding
 from tests.modules.diffusers_names import unet_name
 from tests.modules.weights import randomize
 
@@ -25,6 +28,30 @@ SMALL = {
     "num_groups": 8,
 }
 WITH_TEXT = {**SMALL, "use_spatial_transformer": True, "context_dim": 12}
+HERE = Path(__file__).parent
+SD2 = {
+    "image_size": 96,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "attention_resolutions": [4, 2, 1],
+    "num_res_blocks": 2,
+    "channel_mult": [1, 2, 4, 4],
+    "num_head_channels": 64,
+    "use_spatial_transformer": True,
+    "use_linear_in_transformer": True,
+    "context_dim": 1024,
+    "legacy": False,
+}
+SDXL = {
+    **SD2,
+    "attention_resolutions": [4, 2],
+    "channel_mult": [1, 2, 4],
+    "transformer_depth": [1, 2, 10],
+    "context_dim": [2048],
+    "num_classes": "sequential",
+    "adm_in_channels": 2816,
+}
 
 
 def inputs(seed=1):
@@ -62,6 +89,74 @@ def test_unet_equals_diffusers(num_res_blocks):
         assert expected.std() > 0.1
 
 
+def published(listing):
+    """Names and shapes of a published U-Net."""
+    with gzip.open(HERE / listing, "rt") as file:
+        rows = (line.rstrip("\n").split("\t") for line in file)
+        return {name: tuple(int(n) for n in shape.split(",")) for name, shape in rows}
+
+
+@pytest.mark.parametrize(
+    ("listing", "options"), [("sd-v2-1.tsv.gz", SD2), ("sdxl-base-1.0.tsv.gz", SDXL)]
+)
+def test_names_and_shapes_are_those_of_published_files(listing, options):
+    with torch.device("meta"):
+        unet = UNetModel(**options)
+    assert {n: tuple(v.shape) for n, v in unet.state_dict().items()} == published(listing)
+
+
+def test_a_text_and_vector_unet_equals_diffusers():
+    """SDXL's form: levels without attention, of several blocks, linear projections, a vector."""
+    from diffusers import UNet2DConditionModel
+
+    reference = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16, 32),
+        layers_per_block=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=12,
+        attention_head_dim=(1, 2, 4),  # the number of heads, by diffusers' old name
+        transformer_layers_per_block=(1, 2, 3),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=6,
+        projection_class_embeddings_input_dim=10 + 6 * 6,
+        norm_num_groups=4,
+    ).eval()
+    options = {
+        **{k: v for k, v in SDXL.items() if k != "image_size"},
+        **{"model_channels": 8, "num_groups": 4, "num_head_channels": 8},
+        **{"context_dim": 12, "adm_in_channels": 46, "transformer_depth": [0, 2, 3]},
+    }
+    ours = randomize(UNetModel(**{**options, "attention_resolutions": [1, 2, 4]})).eval()
+    state = {unet_name(n, 2): v for n, v in ours.state_dict().items()}
+    reference.load_state_dict(state, strict=True)
+    x, t, context = inputs()
+    rng = torch.Generator().manual_seed(3)
+    pooled = torch.randn(2, 10, generator=rng)
+    sizes = torch.tensor([[512, 384, 0, 0, 1024, 1024], [64, 64, 8, 0, 64, 64]])
+    vector = torch.cat([pooled, timestep_embedding(sizes.flatten(), 6).reshape(2, -1)], 1)
+    with torch.no_grad():
+        expected = reference(
+            x,
+            t,
+            encoder_hidden_states=context,
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes},
+        ).sample
+        assert_close(ours(x, t, context, vector), expected, rtol=1e-4, atol=1e-5)
+        assert (ours(x, t, context, 0 * vector) - expected).abs().max() > 0.01
+        wrapper = DiffusionWrapper({"target": "torch.nn.Identity"}, "crossattn-adm")
+        wrapper.diffusion_model = ours
+        for name in ("c_adm", "vector"):
+            named = wrapper.conditions({"c_crossattn": [context], name: vector})
+            assert_close(wrapper(x, t, **named), expected, rtol=1e-4, atol=1e-5)
+        with pytest.raises(ValueError, match="needs a vector"):
+            wrapper(x, t, **wrapper.conditions(context))
+
+
 @pytest.mark.parametrize("dim", [8, 9, 320])
 def test_timestep_embedding(dim):
     from diffusers.models.embeddings import get_timestep_embedding
@@ -76,18 +171,15 @@ def test_timestep_embedding(dim):
     assert_close(ours[0], torch.cat([torch.ones(dim // 2), torch.zeros(dim - dim // 2)]))
 
 
-@pytest.mark.parametrize("new_order", [False, True])
-def test_attention_block_is_softmax_attention(new_order):
-    block = randomize(AttentionBlock(12, 3, use_new_attention_order=new_order, num_groups=4))
+def test_attention_block_is_softmax_attention():
+    block = randomize(AttentionBlock(12, 3, num_groups=4))
     x = torch.randn(2, 12, 3, 5)
     flat = x.reshape(2, 12, 15)
     qkv = block.qkv(block.norm(flat))
     heads = []
     for head in range(3):
-        if new_order:  # all queries, all keys, all values; heads within each
-            q, k, v = (qkv[:, part * 12 + head * 4 :][:, :4] for part in range(3))
-        else:  # head after head; queries, keys, values within each
-            q, k, v = (qkv[:, head * 12 + part * 4 :][:, :4] for part in range(3))
+        # Head after head; queries, keys and values within each.
+        q, k, v = (qkv[:, head * 12 + part * 4 :][:, :4] for part in range(3))
         weights = torch.softmax(torch.einsum("bdi,bdj->bij", q, k) / 2.0, dim=-1)
         heads.append(torch.einsum("bij,bdj->bdi", weights, v))
     expected = (flat + block.proj_out(torch.cat(heads, 1))).reshape(x.shape)
@@ -195,23 +287,20 @@ def test_group_norm_in_half_precision_computes_in_single():
 @pytest.mark.parametrize(
     "options",
     [
-        {"use_scale_shift_norm": True, "resblock_updown": True, "use_new_attention_order": True},
-        {"num_classes": 5, "conv_resample": False, "num_head_channels": 4, "legacy": False},
-        {"dims": 1, "num_heads_upsample": 4},
-        {"n_embed": 9},
+        {"use_scale_shift_norm": True, "resblock_updown": True},
+        {"num_classes": 5, "num_head_channels": 4, "legacy": False, "use_fp16": True},
         {"dropout": 0.1, "num_heads": -1, "num_head_channels": 8},
     ],
     ids=lambda options: ",".join(options),
 )
 def test_every_option_builds_and_runs(options):
     unet = randomize(UNetModel(**{**SMALL, **options}))
-    x = torch.randn(2, 4, *[8] * options.get("dims", 2))
+    x = torch.randn(2, 4, 8, 8)
     y = torch.tensor([0, 4]) if "num_classes" in options else None
     out = unet(x, torch.tensor([0, 5]), y=y)
-    assert out.shape == (2, options.get("n_embed", 4), *x.shape[2:])
+    assert out.shape == x.shape
     out.sum().backward()
-    idle = [n for n, p in unet.named_parameters() if p.grad is None and not n.startswith("out.")]
-    assert idle == []
+    assert [n for n, p in unet.named_parameters() if p.grad is None] == []
 
 
 def test_scale_and_shift_follow_the_second_norm():
@@ -236,7 +325,16 @@ def test_untrained_branches_are_nothing():
         ({"num_heads": -1}, "num_heads or num_head_channels"),
         ({"context_dim": 4}, "needs use_spatial_transformer"),
         ({"use_spatial_transformer": True}, "needs context_dim"),
-        ({"use_fp16": True}, "use_fp16"),
+        ({"num_heads": 3}, "num_heads must divide the 16 channels"),
+        ({"num_head_channels": 5}, "num_head_channels must divide the 16 channels"),
+        (
+            {"transformer_depth": [1]},
+            "one for each of the 2 levels",
+        ),
+        ({"transformer_depth": [1, 0]}, "at least 1 in the last"),
+        ({**WITH_TEXT, "context_dim": [12, 16]}, "context_dim must hold one width"),
+        ({"num_classes": "sequential"}, "'sequential' with adm_in_channels"),
+        ({"num_classes": "many"}, "num_classes must be a number"),
     ],
 )
 def test_options_that_contradict_are_refused(options, message):
@@ -244,8 +342,6 @@ def test_options_that_contradict_are_refused(options, message):
         UNetModel(**{**SMALL, **options})
     with pytest.raises(TypeError, match="n_heads"):
         UNetModel(**SMALL, n_heads=3)
-    with pytest.raises(ValueError, match="dims must be"):
-        conv_nd(4, 1, 1, 1)
 
 
 def test_labels_are_asked_for_exactly_where_the_network_has_classes():

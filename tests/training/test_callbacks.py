@@ -26,7 +26,7 @@ def test_images_are_due_every_so_many_steps() -> None:
 def test_the_originals_image_options() -> None:
     options = {"ddim_steps": 7, "unconditional_guidance_scale": 3.0, "inpaint": False}
     logger = ImageLogger(750, 8, log_images_kwargs=options)
-    assert (logger.ddim_steps, logger.guidance, logger.max_images) == (7, 3.0, 8)
+    assert (logger.sampling.steps, logger.sampling.scale, logger.max_images) == (7, 3.0, 8)
     with pytest.raises(ValueError, match="batch_frequency must be at least 1, got 0"):
         ImageLogger(batch_frequency=0)
     with pytest.raises(ValueError, match="splits"):

@@ -226,7 +226,7 @@ def test_writing_replaces_all_or_nothing(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full"):
         write_words(path, {"*": torch.zeros(1, 2)}, {"*": 1})
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["e.pt"]

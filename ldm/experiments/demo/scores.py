@@ -1,17 +1,16 @@
-"""What the demo measures: a learned word drawn in a few prompts, scored beside what bounds it.
+"""What the demo measures: the images of a learned word in a few prompts, and their bounds.
 
-Below it stands the vocabulary's own word that it began from; above it, the training images.
+The initializer word is the lower bound, the training images are the upper bound.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from PIL import Image
 
@@ -22,11 +21,9 @@ from ldm.evaluation.similarity import (
     prompt_similarity,
     without_placeholders,
 )
-from ldm.inference import generate, load_words
 from ldm.util import UserError
-from ldm.words.manager import EmbeddingManager
 
-# What is asked of a word: (kind, prompt). {word} is the learned word, {second} a shipped one.
+# The prompts that test a word: (kind, prompt). {word} is the learned word, {second} a shipped one.
 PROMPTS = {
     "object": (
         ("scene", "a photo of a {word} on the beach"),
@@ -46,96 +43,53 @@ PROMPTS = {
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A prompt, its images and their scores (cosines of the judge's embeddings)."""
+class ScoredPrompt:
+    """A prompt, its images and their scores (cosines of the miniature's CLIP)."""
 
     kind: str
     prompt: str
-    pictures: Sequence[Image.Image]
+    images: Sequence[Image.Image]
     image_similarity: float
     text_similarity: float
     text_similarity_of_average: float
 
 
-@dataclass(frozen=True)
-class Painter:
-    """A model and how it draws: every prompt from the same noises, so that only the text differs.
-
-    Attributes:
-        model: a `LatentDiffusion`.
-        samples: images a prompt.
-        steps, scale, seed: as `ldm.inference.generate` takes them.
-    """
-
-    model: Any
-    samples: int = 8
-    steps: int = 50
-    scale: float = 5.0
-    seed: int = 42
-
-    def draw(
-        self, prompt: str, words: Mapping[Path, Mapping[str, str]] | None = None, samples: int = 0
-    ) -> list[Image.Image]:
-        """Draw one prompt with the words of some files and no others.
-
-        Args:
-            prompt: the text.
-            words: embedding file → its placeholders' new names.
-            samples: images, or 0 for the painter's own number.
-        """
-        encoder = self.model.cond_stage_model
-        self.model.embedding_manager = EmbeddingManager(encoder, placeholder_strings=[])
-        for path, rename in (words or {}).items():
-            load_words(self.model, path, rename=dict(rename) or None)
-        count = samples or self.samples
-        drawn = generate(
-            self.model,
-            [prompt],
-            samples_per_prompt=count,
-            steps=self.steps,
-            scale=self.scale,
-            seed=self.seed,
-            batch_size=min(count, 32),
-        )
-        return [picture.image for picture in drawn]
-
-
 class Scores:
-    """Scores against one set of training images and by one judge.
+    """Scores images against a set of training images, by one CLIP.
 
     Args:
-        judge: embeds images and texts.
+        scorer: embeds images and texts.
         training: the training images, at least two.
-        placeholders: the words that the judge does not know.
+        placeholders: the words that the scorer does not know.
     """
 
     def __init__(
         self,
-        judge: FeatureExtractor,
+        scorer: FeatureExtractor,
         training: Sequence[Image.Image],
         placeholders: Sequence[str],
     ) -> None:
-        self.judge, self.placeholders = judge, placeholders
-        self.training = judge.image_features(training)
+        self.scorer, self.placeholders = scorer, placeholders
+        self.training = scorer.image_features(training)
 
-    def drawing(
-        self, kind: str, prompt: str, pictures: Sequence[Image.Image], asked: str = ""
-    ) -> Drawing:
-        """Score images against the training images and against a prompt less its placeholders.
+    def score(
+        self, kind: str, prompt: str, images: Sequence[Image.Image], asked: str = ""
+    ) -> ScoredPrompt:
+        """Score images against the training images and against a prompt without its placeholders.
 
         Args:
-            kind: what the prompt tries.
-            prompt: what the images were drawn from.
-            pictures: the images.
-            asked: the prompt to compare with, where it is not the one drawn from.
+            kind: what the prompt tests.
+            prompt: the prompt of the images.
+            images: to score.
+            asked: the prompt to compare with, if it is another one.
         """
-        features = self.judge.image_features(pictures)
+        features = self.scorer.image_features(images)
         text = without_placeholders(asked or prompt, self.placeholders)
-        similarity = prompt_similarity(features, self.judge.text_features([text]))
-        return Drawing(
+        similarity = prompt_similarity(features, self.scorer.text_features([text]))
+        return ScoredPrompt(
             kind=kind,
             prompt=prompt,
-            pictures=pictures,
+            images=images,
             image_similarity=pairwise_similarity(features, self.training),
             text_similarity=similarity.mean,
             text_similarity_of_average=similarity.of_average,
@@ -146,14 +100,14 @@ class Scores:
         return own_similarity(self.training)
 
     def training_text(self, prompts: Sequence[str]) -> float:
-        """Score the training images as if they had been drawn from the prompts."""
+        """Score the training images as if they were the images of the prompts."""
         texts = [without_placeholders(prompt, self.placeholders) for prompt in prompts]
-        features = self.judge.text_features(texts)
+        features = self.scorer.text_features(texts)
         return fmean(prompt_similarity(self.training, text).mean for text in features)
 
 
 def saved_words(checkpoints: Path) -> dict[int, Path]:
-    """Find the word as it was at each save: optimiser step → file, in order.
+    """Find the word of each checkpoint: optimizer step → file, in order.
 
     Raises:
         UserError: there is none.

@@ -17,6 +17,7 @@ from ldm.experiments.figures.style import readable
 from ldm.image_io import open_rgb
 from ldm.miniature.render import Spec
 from ldm.miniature.world import render, sample_spec
+from ldm.sampling import Sampling
 
 if TYPE_CHECKING:
     from ldm.experiments.figures.request import Request
@@ -33,9 +34,10 @@ def local_edit(figure: Figure, studio: Studio) -> Drawing:
     size = model_size(studio.model, picture.size)
     picture, mask = resized(picture, size), resized(mask, size)
     count = min(CANDIDATES, request.pictures)
-    blending = Blending(
-        steps=request.steps, scale=request.scale, seed=request.seed, samples=count, batch_size=count
+    sampling = Sampling(
+        steps=request.steps, scale=request.scale, seed=request.seed, batch_size=count
     )
+    blending = Blending(sampling, samples=count)
     rows: list[Row] = []
     numbers: list[tuple[Any, ...]] = []
     for line in request.lines(figure):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.checkpoint.loading import checkpoint_hash
-from ldm.evaluation.draws import fitting_batch
 from ldm.evaluation.extractors import default_extractor, extractor_facts, find_extractor
 from ldm.evaluation.similarity import FeatureExtractor, without_placeholders
 from ldm.experiments.figures.record import Figure, Line
 from ldm.experiments.figures.request import Request
 from ldm.experiments.figures.subjects import Subject, read_subject
-from ldm.inference import GeneratedImage, generate, load_model, load_words
+from ldm.inference import GeneratedImage, Sampling, generate, load_model, load_words
 from ldm.util import UserError
 from ldm.words.files import read_words
 from ldm.words.placeholders import occurrences
@@ -155,31 +154,24 @@ class Studio:
         pictures = generate(
             self.model,
             prompts,
+            replace(self._sampling, scale=request.scale if scale is None else scale),
             samples_per_prompt=each,
-            steps=request.steps,
-            scale=request.scale if scale is None else scale,
-            seed=request.seed,
-            batch_size=self._batch_size,
             restart_seeds=True,
         )
         return [pictures[i * each : (i + 1) * each] for i in range(len(prompts))]
 
     def draw_texts(self, texts: Sequence[str]) -> list[GeneratedImage]:
         """Draw one image of each text by the base model; image i has seed + i."""
-        request = self.request
         log.info("  base: %d images", len(texts))
-        return generate(
-            self.model,
-            texts,
-            steps=request.steps,
-            scale=request.scale,
-            seed=request.seed,
-            batch_size=self._batch_size,
-        )
+        return generate(self.model, texts, self._sampling)
 
     @property
-    def _batch_size(self) -> int:
-        return ON_CPU if self.request.device == "cpu" else fitting_batch(self.model)
+    def _sampling(self) -> Sampling:
+        request = self.request
+        batch_size = ON_CPU if request.device == "cpu" else 0
+        return Sampling(
+            steps=request.steps, scale=request.scale, seed=request.seed, batch_size=batch_size
+        )
 
     def draw_line(self, line: Line, each: int) -> list[list[Scored]]:
         """Draw a line's prompts with its words and score every image."""

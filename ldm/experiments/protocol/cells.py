@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.experiments.protocol.spec import ROOT, ProtocolConcept, ProtocolSpec, ProtocolVariant
+from ldm.experiments.protocol.spec import ProtocolConcept, ProtocolSpec, ProtocolVariant
+from ldm.resources import ROOT
 
 # Apart, so that no two seeds of a protocol draw from the same noises.
 NOISES_A_SEED = 1_000_000
@@ -157,7 +158,7 @@ def _cell(
     extractor: dict[str, str],
     hashes: _Hashes,
 ) -> Cell:
-    shown = concept.pictures[: variant.size]
+    shown = concept.images[: variant.size]
     learn = None
     if variant.source == "learned":
         configs = [*spec.base, *([variant.overlay] if variant.overlay else [])]
@@ -176,12 +177,12 @@ def _cell(
         "checkpoint": hashes.file(spec.checkpoint),
         "extractor": extractor,
         # Of all sizes of the training set the whole of it is the measure.
-        "training": {path.name: hashes.file(path) for path in concept.pictures},
+        "training": {path.name: hashes.file(path) for path in concept.images},
         "captions": list(concept.captions.get(variant.captions, ())),
         "placeholder": spec.placeholder,
         "prompts": list(spec.prompts),
         "image_prompt": spec.image_prompt,
-        "pictures": len(concept.pictures) if variant.source == "images" else spec.pictures,
+        "pictures": len(concept.images) if variant.source == "images" else spec.pictures,
         "sampler_steps": spec.sampler_steps,
         "scale": spec.scale,
         "resamples": spec.resamples,

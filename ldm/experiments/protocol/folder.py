@@ -17,12 +17,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ldm.experiments.protocol.cells import Cell
+from ldm.util import write_whole
 
 CELL, SCORES, TIMES, LOG, LOCK = "cell.json", "scores.json", "times.json", "cell.log", ".lock"
 WORD, DIFFERENCE, CURVES = "word.safetensors", "difference.safetensors", "metrics.csv"
@@ -31,22 +31,6 @@ IMAGES = "pictures.zip"
 KEPT = (LOG, CURVES, DIFFERENCE, WORD, IMAGES, TIMES, SCORES)
 # What it may begin with: a word whose scores alone are to be made anew.
 SENT = (WORD, DIFFERENCE)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a kill, never meets half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(part, 0o666 & ~umask)  # mkstemp makes files private
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
 
 
 def read_json(path: Path) -> dict[str, Any]:

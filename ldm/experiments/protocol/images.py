@@ -11,8 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from ldm.evaluation.evaluate import Draw
-from ldm.experiments.protocol.folder import write_whole
-from ldm.util import UserError
+from ldm.util import UserError, write_whole
 
 INDEX = "prompts.json"  # the prompts, in the order of the images' first numbers
 

@@ -12,7 +12,7 @@
       two_words: {}                         # configs/variants/two_words.yaml
       ours_5000: {overlay: base, steps: 5000, overrides: [a.b=c]}
       captions_short: {overlay: human_captions, captions: short}
-    sizes: {variant: ours, images: [1, 3]}  # Fig. 12: of the first n training images
+    sizes: {variant: ours, pictures: [1, 3]}  # Fig. 12: of the first n training images
     seeds: [1, 2, 3]
 
 `DEFAULTS` holds the other keys. Paths are looked up from here and then from the project's folder.
@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from ldm.evaluation.prompts import check_prompts, read_prompts
+from ldm.resources import locate
 from ldm.training.variants import find_variant
 from ldm.util import UserError
 
-ROOT = Path(__file__).resolve().parents[3]
 REQUIRED = ("base", "checkpoint", "config", "concepts", "variants", "seeds", "prompts")
 # The paper's (section 5 and the authors' evaluation), where nothing says otherwise.
 DEFAULTS: Mapping[str, Any] = {
@@ -58,13 +58,13 @@ class ProtocolConcept:
 
     Attributes:
         images: the training images, sorted by name.
-        first_word: the word's initial value.
+        first_word: the initializer word.
         captions: kind → a human's captions of it ("short", "long").
     """
 
     name: str
     folder: Path
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     first_word: str
     captions: Mapping[str, tuple[str, ...]]
 
@@ -149,10 +149,10 @@ def find(path: str | Path, what: str) -> Path:
     Raises:
         UserError: it is in neither.
     """
-    for candidate in (Path(path).expanduser(), ROOT / path):
-        if candidate.is_file():
-            return candidate.absolute()
-    raise UserError(f"{what} {path}: no such file")
+    found = locate(path)
+    if not found.is_file():
+        raise UserError(f"{what} {path}: no such file")
+    return found.absolute()
 
 
 def _section(
@@ -213,18 +213,16 @@ def _build(values: Mapping[str, Any]) -> ProtocolSpec:
 
 def _extractor(name: str) -> str:
     """Return a folder's absolute path, or a hub's name as it is."""
-    for candidate in (Path(name).expanduser(), ROOT / name):
-        if candidate.is_dir():
-            return str(candidate.absolute())
-    return name
+    folder = locate(name)
+    return str(folder.absolute()) if folder.is_dir() else name
 
 
 def _concepts(content: Any) -> tuple[ProtocolConcept, ...]:
     from ldm.data.folder import list_images
 
     section = _section("concepts", content, ("folder", "words"), {})
-    given = Path(_text("concepts.folder", section["folder"])).expanduser()
-    folder = given if given.is_dir() else ROOT / given
+    given = _text("concepts.folder", section["folder"])
+    folder = locate(given)
     if not folder.is_dir():
         raise UserError(f"concepts.folder {given}: no such folder")
     words = _named("concepts.words", section["words"])
@@ -286,10 +284,10 @@ def _sizes(
     if parent is None or parent.source != "learned":
         raise UserError(f"sizes.variant {section['variant']!r} is no variant that learns a word")
     sizes = [_whole("sizes.pictures", n) for n in _list("sizes.pictures", section["pictures"])]
-    short = min(concepts, key=lambda concept: len(concept.pictures))
-    if max(sizes) > len(short.pictures):
+    short = min(concepts, key=lambda concept: len(concept.images))
+    if max(sizes) > len(short.images):
         raise UserError(
-            f"sizes.pictures: {max(sizes)}, but concept {short.name!r} has {len(short.pictures)}"
+            f"sizes.pictures: {max(sizes)}, but concept {short.name!r} has {len(short.images)}"
         )
     made = tuple(
         dataclasses.replace(parent, name=f"{parent.name}_n{size}", size=size) for size in sizes

@@ -20,8 +20,9 @@ import numpy as np
 from ldm.evaluation.bootstrap import Estimate, mean_over
 from ldm.experiments.protocol import claims
 from ldm.experiments.protocol.cells import Cell, Finished
-from ldm.experiments.protocol.folder import TIMES, read_json, scores_of, write_whole
+from ldm.experiments.protocol.folder import TIMES, WORD, read_json, scores_of
 from ldm.experiments.protocol.run import cell_folder
+from ldm.util import write_whole
 
 SCORES = ("image", "text", "text_of_average")
 ENDS = ("value", "low", "high")
@@ -164,6 +165,31 @@ def write_results(output: Path, cells: Sequence[Cell], reference: str, resamples
         times.append({**own, **read_json(cell_folder(output, item.cell) / TIMES)})
     _write_csv(output / "times.csv", TIME, times)
     return len(found)
+
+
+def keep_words(output: Path, cells: Sequence[Cell], target: Path) -> int:
+    """Copy the words of a grid's finished cells to VARIANT/seedN/CONCEPT.safetensors.
+
+    Each file says where it comes from: concept, variant, seed, steps, hashes of the configuration
+    and of the model. A folder VARIANT/seedN is what `scripts/figures.py` takes as --words.
+
+    Args:
+        output: the table's folder.
+        cells: of the table.
+        target: where to; files of the same names are replaced.
+
+    Returns:
+        How many.
+    """
+    count = 0
+    for cell in cells:
+        folder = cell_folder(output, cell)
+        if cell.learn is None or not scores_of(folder, cell):
+            continue
+        place = target / cell.variant / f"seed{cell.seed}" / f"{cell.concept}.safetensors"
+        write_whole(place, (folder / WORD).read_bytes())
+        count += 1
+    return count
 
 
 def markdown(summaries: Sequence[VariantSummary]) -> str:

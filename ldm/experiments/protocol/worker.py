@@ -30,9 +30,8 @@ from ldm.experiments.protocol.folder import (
     TIMES,
     WORD,
     write_json,
-    write_whole,
 )
-from ldm.util import UserError, cli_main
+from ldm.util import UserError, cli_main, write_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -237,7 +236,7 @@ def painter(
 ) -> tuple[Draw, dict[str, float | None]]:
     """Return what draws the cell's images, and the word's norm beside the vocabulary's mean."""
     from ldm.evaluation import draws
-    from ldm.inference import load_model, load_words
+    from ldm.inference import Sampling, load_model, load_words
 
     unknown: dict[str, float | None] = {"word_norm": None, "vocabulary_norm": None}
     if cell.source == "images":
@@ -249,7 +248,9 @@ def painter(
     if model.embedding_manager is not None:
         model.embedding_manager.clear()  # the configuration's own were never learned
     prompts = [asked["image_prompt"], *asked["prompts"]]
-    sampling = draws.Sampling(asked["sampler_steps"], asked["scale"], asked["seed"])
+    sampling = Sampling(
+        steps=asked["sampler_steps"], scale=asked["scale"], seed=asked["seed"], batch_size=0
+    )
     draw = draws.from_model(model, sampling)
     if cell.source == "captions":
         texts = draws.captioned(prompts, len(asked["captions"]), asked["captions"], words)

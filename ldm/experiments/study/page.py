@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from html import escape
-from importlib.resources import files
 from pathlib import Path
 
-from ldm.evaluation.report import data_url
+from ldm.experiments.html import data_url, render
 from ldm.experiments.study.questionnaire import Question, Study
 from ldm.image_io import open_rgb
 
@@ -24,30 +21,12 @@ def page(study: Study, kind: str) -> str:
     """Return a questionnaire as a complete HTML document that asks nothing of the network.
 
     Args:
-        study: whose key stays apart: the page holds names and pixels, no models and no file names.
+        study: its key stays apart: the page holds names and pixels, no models and no file names.
         kind: "image" or "text".
     """
-    content = {
-        "study": study.name,
-        "kind": kind,
-        "questions": [_question(question) for question in study.questions[kind]],
-    }
-    # "</script>" inside a text would end the element.
-    data = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")
-    assets = files("ldm.evaluation")
-    style = assets.joinpath("study.css").read_text("utf-8")
-    script = assets.joinpath("study.js").read_text("utf-8")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(TITLES[kind])}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        f'<main id="app" data-task="{escape(TASKS[kind])}"><h1>{escape(TITLES[kind])}</h1>'
-        "<noscript><p>This page needs JavaScript. It sends nothing anywhere.</p></noscript>"
-        "</main>\n"
-        f'<script type="application/json" id="study">{data}</script>\n'
-        f"<script>\n{script}</script>\n</body>\n</html>\n"
-    )
+    questions = [_question(question) for question in study.questions[kind]]
+    content = {"study": study.name, "kind": kind, "questions": questions}
+    return render("questionnaire.html", title=TITLES[kind], task=TASKS[kind], content=content)
 
 
 def _question(question: Question) -> dict[str, object]:

@@ -19,34 +19,29 @@ def normalize(channels: int, num_groups: int) -> nn.GroupNorm:
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then (`with_conv`) a 3×3 convolution: [b,c,h,w] → [b,c,2h,2w]."""
+    """Nearest-neighbour doubling, then a 3×3 convolution: [b, c, h, w] → [b, c, 2h, 2w]."""
 
-    def __init__(self, channels: int, with_conv: bool) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        if with_conv:
-            self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.with_conv = with_conv
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        return self.conv(x) if self.with_conv else x
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Downsample(nn.Module):
-    """Halving by a strided 3×3 convolution, padded right and below only; or by averaging."""
+    """Halving by a strided 3×3 convolution, padded right and below: [b,c,h,w] → [b,c,h/2,w/2]."""
 
-    def __init__(self, channels: int, with_conv: bool) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        if with_conv:
-            self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-        self.with_conv = with_conv
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1))) if self.with_conv else F.avg_pool2d(x, 2)
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class ResnetBlock(nn.Module):
-    """Two normalised 3×3 convolutions around a skip connection: [b,cin,h,w] → [b,cout,h,w]."""
+    """Two normalized 3×3 convolutions around a skip connection: [b,cin,h,w] → [b,cout,h,w]."""
 
     def __init__(self, cin: int, cout: int, dropout: float, num_groups: int) -> None:
         super().__init__()
@@ -107,7 +102,7 @@ def _through_middle(mid: nn.Module, h: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Picture [b, in_channels, h, w] → features [b, (2·)z_channels, h/f, w/f], f = 2^(levels−1).
+    """Image [b, in_channels, h, w] → features [b, (2·)z_channels, h/f, w/f], f = 2^(levels−1).
 
     Args:
         ch: width of the first level; level i has ch · ch_mult[i].
@@ -126,7 +121,6 @@ class Encoder(nn.Module):
         num_res_blocks: int,
         attn_resolutions: Sequence[int],
         dropout: float = 0.0,
-        resamp_with_conv: bool = True,
         in_channels: int,
         resolution: int,
         z_channels: int,
@@ -147,7 +141,7 @@ class Encoder(nn.Module):
                 if side in attn_resolutions:
                     level.attn.append(make_attn(width, attn_type, num_groups))
             if i < len(ch_mult) - 1:
-                level.downsample = Downsample(width, resamp_with_conv)
+                level.downsample = Downsample(width)
                 side //= 2
             self.down.append(level)
         self.mid = _middle(width, dropout, attn_type, num_groups)
@@ -168,12 +162,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent [b, z_channels, h, w] → image [b, out_ch, f·h, f·w]; arguments as `Encoder`'s.
-
-    Args:
-        give_pre_end: return the features before the last normalisation.
-        tanh_out: squash the image to (−1, 1).
-    """
+    """Latent [b, z_channels, h, w] → image [b, out_ch, f·h, f·w]; arguments as `Encoder`'s."""
 
     def __init__(
         self,
@@ -184,18 +173,14 @@ class Decoder(nn.Module):
         num_res_blocks: int,
         attn_resolutions: Sequence[int],
         dropout: float = 0.0,
-        resamp_with_conv: bool = True,
         in_channels: int,  # noqa: ARG002
         resolution: int,
         z_channels: int,
         double_z: bool = True,  # noqa: ARG002
         attn_type: str = "vanilla",
         num_groups: int = 32,
-        give_pre_end: bool = False,
-        tanh_out: bool = False,
     ) -> None:
         super().__init__()
-        self.give_pre_end, self.tanh_out = give_pre_end, tanh_out
         width, side = ch * ch_mult[-1], resolution // 2 ** (len(ch_mult) - 1)
         self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
         self.mid = _middle(width, dropout, attn_type, num_groups)
@@ -209,7 +194,7 @@ class Decoder(nn.Module):
                 if side in attn_resolutions:
                     level.attn.append(make_attn(width, attn_type, num_groups))
             if i > 0:
-                level.upsample = Upsample(width, resamp_with_conv)
+                level.upsample = Upsample(width)
                 side *= 2
             levels.append(level)
         # Published names count levels from the finest, so the list is stored in that order.
@@ -231,7 +216,4 @@ class Decoder(nn.Module):
                     h = level.attn[i](h)  # type: ignore[index,operator]
             if hasattr(level, "upsample"):
                 h = level.upsample(h)  # type: ignore[operator]
-        if self.give_pre_end:
-            return h
-        h = self.conv_out(F.silu(self.norm_out(h)))
-        return h.tanh() if self.tanh_out else h
+        return self.conv_out(F.silu(self.norm_out(h)))

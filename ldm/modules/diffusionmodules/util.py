@@ -28,7 +28,7 @@ def zero_module(module: nn.Module) -> nn.Module:
 
 
 def checkpoint(function: Callable[..., Tensor], enabled: bool, *inputs: Any) -> Tensor:
-    """Call `function(*inputs)`; where `enabled`, keep no activations but compute them twice.
+    """Call `function(*inputs)`; if `enabled`, keep no activations but compute them again.
 
     Gradients reach both the inputs and the function's own weights.
     """
@@ -47,19 +47,3 @@ class GroupNorm32(nn.GroupNorm):
         weight, bias = self.weight.float(), self.bias.float()
         out = torch.nn.functional.group_norm(x.float(), self.num_groups, weight, bias, self.eps)
         return out.to(x.dtype)
-
-
-def conv_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
-    """Build a convolution over `dims` (1, 2 or 3) axes."""
-    if dims not in (1, 2, 3):
-        raise ValueError(f"dims must be 1, 2 or 3, got {dims}")
-    layer: nn.Module = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1](*args, **kwargs)
-    return layer
-
-
-def avg_pool_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
-    """Build an average pooling over `dims` (1, 2 or 3) axes."""
-    if dims not in (1, 2, 3):
-        raise ValueError(f"dims must be 1, 2 or 3, got {dims}")
-    layer: nn.Module = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[dims - 1](*args, **kwargs)
-    return layer

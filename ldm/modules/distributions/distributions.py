@@ -15,18 +15,14 @@ class DiagonalGaussianDistribution:
     """
 
     def __init__(self, parameters: Tensor) -> None:
+        self.parameters = parameters
         mean, logvar = parameters.chunk(2, dim=1)
         self.logvar = logvar.clamp(-30.0, 20.0)
         self.mean = mean
         self.std = torch.exp(0.5 * self.logvar)
 
-    @classmethod
-    def from_moments(cls, mean: Tensor, std: Tensor) -> DiagonalGaussianDistribution:
-        """Rebuild a posterior from its stored mean and standard deviation, each [b, c, h, w]."""
-        return cls(torch.cat([mean, 2.0 * std.log()], dim=1))
-
     def sample(self, noise: Tensor | None = None) -> Tensor:
-        """Draw mean + std · noise, [b, c, h, w]; `noise` is N(0, 1), drawn here where not given."""
+        """Return mean + std·noise, [b, c, h, w]. The default noise is torch's N(0, 1)."""
         if noise is None:
             noise = torch.randn_like(self.mean)
         return self.mean + self.std * noise.to(self.mean)

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from ldm.cli import demo as cli
-from ldm.experiments.demo.page import DemoResult, build_page
-from ldm.experiments.demo.scores import Drawing, Painter, Scores, read_curves, saved_words
+from ldm.experiments.demo import run as demo
+from ldm.experiments.demo.page import DemoResult, page
+from ldm.experiments.demo.scores import ScoredPrompt, Scores, read_curves, saved_words
 from ldm.miniature.measure import Concept, load_concepts
 from ldm.util import UserError
 from ldm.words.files import write_words
@@ -27,7 +28,7 @@ def arguments(model: Path, outdir: Path, *more: str) -> list[str]:
     ]
 
 
-def test_the_demo_learns_draws_scores_and_reports(
+def test_the_demo_learns_generates_scores_and_reports(
     untrained_miniature: Path, tmp_path: Path
 ) -> None:
     few = ["--steps", "4", "--ddim_steps", "1", "--samples", "2", "--scored", "2"]
@@ -67,12 +68,15 @@ def test_words_over_the_steps_are_different_words(
         write_words(tmp_path / f"embeddings_gs-{step}.safetensors", word, {"*": 5})
     saved = saved_words(tmp_path)
     assert list(saved) == [1, 2]
-    painter = Painter(model, samples=2, steps=1)
-    one, two = (painter.draw("a photo of *", {path: {}}) for path in saved.values())
-    again = painter.draw("a photo of *", {saved[1]: {}})
+    options = cli.parse(["--samples", "2", "--ddim_steps", "1"])
+    (concept,) = load_concepts(ROOT / "examples/concepts", ["teal-star"])
+    scores = Scores(Levels(), [grey(0), grey(1)], ["*"])
+    session = demo.Session(options, concept, model, scores, (Path("x"), "@"), demo.Watch())
+    one, two = (session.images("a photo of {word}", path) for path in saved.values())
+    again = session.images("a photo of {word}", saved[1])
     assert [p.tobytes() for p in one] == [p.tobytes() for p in again]
     assert [p.tobytes() for p in one] != [p.tobytes() for p in two]
-    painter.draw("a photo of a star")
+    session.images("a photo of a {word}", None)
     assert model.embedding_manager.placeholders == [], "the words are gone for the next prompt"
 
 
@@ -98,7 +102,7 @@ def test_a_wrong_argument_is_one_line_before_any_training(
 def test_the_training_command_is_the_one_a_user_would_type(tmp_path: Path) -> None:
     options = cli.parse(["--outdir", str(tmp_path), "--steps", "40"])
     star, style = load_concepts(ROOT / "examples/concepts", ["teal-star", "blueprint"])
-    command = cli.training_command(options, star)
+    command = demo.training_command(options, star)
     for option, value in (
         ("--base", "configs/miniature/finetune.yaml"),
         ("--actual_resume", "models/miniature/model.safetensors"),
@@ -107,11 +111,11 @@ def test_the_training_command_is_the_one_a_user_would_type(tmp_path: Path) -> No
         ("--max_steps", "40"),
     ):
         assert command[command.index(option) + 1] == value
-    assert any("personalized_style" in word for word in cli.training_command(options, style))
+    assert any("personalized_style" in word for word in demo.training_command(options, style))
 
 
 class Levels:
-    """A judge whose features are an image's grey level, and for a text the number of words."""
+    """A scorer whose features are an image's grey level, and for a text the number of words."""
 
     def image_features(self, images: list[Image.Image]) -> torch.Tensor:
         return torch.tensor([[1.0, float(image.getpixel((0, 0))[0])] for image in images])
@@ -127,11 +131,11 @@ def grey(level: int) -> Image.Image:
 def test_scores_hold_each_image_against_the_same_prompt() -> None:
     scores = Scores(Levels(), [grey(0), grey(1)], ["*"])
     # Four words are left of the prompt: the image of level 4 points exactly there.
-    drawing = scores.drawing("scene", "a photo of * there", [grey(4)])
-    assert drawing.text_similarity == pytest.approx(1)
+    scored = scores.score("scene", "a photo of * there", [grey(4)])
+    assert scored.text_similarity == pytest.approx(1)
     expected = (1 / 17**0.5 + 5 / (17 * 2) ** 0.5) / 2
-    assert drawing.image_similarity == pytest.approx(expected)
-    first = scores.drawing("scene", "a photo of dog there", [grey(4)], "a photo of * there")
+    assert scored.image_similarity == pytest.approx(expected)
+    first = scores.score("scene", "a photo of dog there", [grey(4)], "a photo of * there")
     assert first.text_similarity == pytest.approx(1)
     assert scores.training_own() == pytest.approx(0.5**0.5)
     assert scores.training_text(["*"]) == pytest.approx((1 + 0.5**0.5) / 2)
@@ -148,16 +152,16 @@ def test_no_saved_word_is_an_error_that_says_where(tmp_path: Path) -> None:
 
 
 def result(concept: Concept, curves: dict[str, tuple[list[float], list[float]]]) -> DemoResult:
-    drawing = Drawing("scene", "a photo of a * there", [grey(1)], 0.8, 0.3, 0.35)
-    first = Drawing("scene", "a photo of a star there", [grey(1)], 0.6, 0.2, 0.25)
+    scored = ScoredPrompt("scene", "a photo of a * there", [grey(1)], 0.8, 0.3, 0.35)
+    first = ScoredPrompt("scene", "a photo of a star there", [grey(1)], 0.6, 0.2, 0.25)
     return DemoResult(
         concept=concept,
         second=("@", "chalk"),
         over_steps=[(0, [grey(1)])],
-        plain=drawing,
-        drawings=[drawing, drawing],
-        first_plain=first,
-        first_drawings=[first],
+        plain=scored,
+        prompts=[scored, scored],
+        initializer_plain=first,
+        initializer_prompts=[first],
         training_similarity=0.9,
         training_text_similarity=0.1,
         curves=curves,
@@ -181,6 +185,6 @@ def test_metrics_say_what_was_measured() -> None:
 
 def test_the_page_of_a_run_without_curves_still_opens() -> None:
     (concept,) = load_concepts(ROOT / "examples/concepts", ["teal-star"])
-    html = build_page(result(concept, {})).html()
+    html = page(result(concept, {}))
     assert "89% of that between the training images" in html
     assert "<svg" not in html

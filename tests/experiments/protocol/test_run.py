@@ -18,7 +18,7 @@ from ldm.experiments.protocol.cells import Cell
 from ldm.experiments.protocol.engines import LocalEngine
 from ldm.experiments.protocol.folder import SCORES, Lock
 from ldm.experiments.protocol.run import cell_folder
-from ldm.experiments.protocol.words import keep_words
+from ldm.experiments.protocol.table import keep_words
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ("table.csv", "summary.csv", "summary.json", "summary.md")

@@ -1,0 +1,92 @@
+"""What `scripts/user_study.py` does after it has read its options."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from ldm.evaluation import extractors
+from ldm.experiments.figures.published import RANKS
+from ldm.experiments.study import analysis as of
+from ldm.experiments.study import rehearsal as by
+from ldm.experiments.study.from_protocol import read_table, write_manifest
+from ldm.experiments.study.page import write_pages
+from ldm.experiments.study.questionnaire import make_study, read_key, read_manifest, write_key
+from ldm.util import UserError
+
+logger = logging.getLogger(__name__)
+IMAGE_PROMPT = "A photo of *"
+
+
+def make(options: argparse.Namespace) -> int:
+    """Write two questionnaires and their key; from a protocol also its images."""
+    folder = Path(options.output)
+    key = folder / "key.json"
+    if key.exists():
+        raise UserError(f"{key} exists, and answers may need it: give another --output")
+    manifest = options.manifest
+    image_prompt = options.image_prompt or IMAGE_PROMPT
+    placeholders = options.placeholder or ["*"]
+    if options.protocol:
+        models = options.models or list(RANKS)
+        table = read_table(Path(options.protocol), models, options.seeds or ())
+        image_prompt, placeholders = table.image_prompt, [table.placeholder]
+        manifest = write_manifest(table, folder / "pictures")
+        logger.info("%s: the images of %d cells", manifest, len(table.cells))
+    study = make_study(
+        read_manifest(manifest),
+        seed=options.seed,
+        image_prompt=image_prompt,
+        placeholders=placeholders,
+    )
+    for kind, path in write_pages(study, folder / "questionnaires").items():
+        logger.info("%s: %d questions", path, len(study.questions[kind]))
+    write_key(key, study)
+    logger.info("%s: which model drew what; keep it to yourself", key)
+    return 0
+
+
+def rehearse(options: argparse.Namespace) -> int:
+    """Write an extractor's answers."""
+    folder = Path(options.output)
+    by.check_answers_folder(folder)
+    study = read_key(options.key)
+    images = by.open_images(study)
+    extractor = extractors.find_extractor(options.judge)
+    answers = by.rehearse(
+        study,
+        by.score_choices(study, images, extractor),
+        extractors.extractor_facts(options.judge, extractor),
+        participants=options.participants,
+        temperature=options.temperature or by.TEMPERATURE,
+        seed=options.seed,
+    )
+    files = by.write_answers(folder, answers)
+    logger.info("%s: %d files of answers by %s", folder, len(files), answers[0]["answered_by"])
+    logger.warning("these are no people's answers, and say nothing about what people see")
+    return 0
+
+
+def analyse(options: argparse.Namespace) -> int:
+    """Write ranks.csv and ranks.png and .pdf, and say what is in them and who answered."""
+    folder = Path(options.output)
+    study = read_key(options.key)
+    answers = of.read_answers(study, options.answers)
+    ranks, counts = of.analyse(study, answers), of.participants(answers)
+    folder.mkdir(parents=True, exist_ok=True)
+    caveat = of.caveat(answers)
+    of.write_ranks(folder / "ranks.csv", ranks, counts, caveat)
+    of.plot_ranks(ranks, [folder / "ranks.png", folder / "ranks.pdf"], caveat)
+    if caveat:
+        logger.warning("a rehearsal: %s", caveat)
+    who = "simulated participants" if caveat else "participants"
+    numbers = (counts[kind] for kind in ("text", "image", "both"))
+    logger.info("%s: %d by text, %d by images, %d both", who, *numbers)
+    width = max(len(r.model) for r in ranks)
+    for r in ranks:
+        logger.info("%-*s  text %.2f  image %.2f", width, r.model, r.text, r.image)
+    if any(r.ellipse is None for r in ranks):
+        logger.warning("no ellipses: they need at least three participants of each questionnaire")
+    logger.info("%s", folder / "ranks.csv")
+    return 0
