@@ -12,7 +12,7 @@ PIVOTAL := outputs/pivotal/teal-star/difference.safetensors
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock test test-slow test-all check format demo benchmark miniature miniature-eval protocol figures clean
+.PHONY: help env lock test test-slow test-all check docs format demo benchmark miniature miniature-eval protocol figures clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -44,7 +44,10 @@ test-slow: env  ## the slow tests (the demo from end to end and the like)
 test-all: env  ## every test this machine can run, GPU and weights included
 	$(BIN)/python -m pytest -m ""
 
-check: env  ## ruff (lint and format) and mypy
+docs: env  ## build the documentation: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+check: env docs  ## ruff (lint and format), mypy and a strict build of the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -69,11 +72,11 @@ protocol: env  ## learn and score the paper's variants in the miniature (hours; 
 	$(BIN)/python scripts/protocol.py configs/protocol/miniature.yaml $(PROTOCOL_ARGS)
 
 figures: env $(PIVOTAL)  ## draw the paper's figures in the miniature: outputs/figures
-	$(BIN)/python scripts/figures/all.py $(FIGURES_ARGS)
+	$(BIN)/python scripts/figures.py $(FIGURES_ARGS)
 
 # Figure 11's second half: as large as the model, so made here and not shipped.
 $(PIVOTAL): models/miniature/model.safetensors | env
-	$(BIN)/python scripts/figures/make_pivotal.py
+	$(BIN)/python scripts/figures.py pivotal
 
 clean:  ## remove caches (not .venv, logs or outputs)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -1,52 +1,12 @@
 """Train a model or learn a word: `python main.py --base configs/finetune.yaml -t ...`.
 
-Runs as a script, and is importable as `main`: configurations of the original code base name
-`main.DataModuleFromConfig`, `main.ImageLogger` and so on. The classes live in `ldm.training`; here
-they are looked up on demand, so that they exist once, and `--help` answers at once.
+The module also has the classes that configurations of the original code base name, such as
+`main.ImageLogger`.
 """
 
-from __future__ import annotations
-
-import importlib
-import traceback
-from collections.abc import Sequence
-from typing import Any
-
-from ldm.training.arguments import parse
-from ldm.util import UserError, cli_main
-
-EXPORTS = {
-    "DataModuleFromConfig": "ldm.training.datamodule",
-    "ImageLogger": "ldm.training.image_logger",
-    "SetupCallback": "ldm.training.callbacks",
-    "CUDACallback": "ldm.training.callbacks",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Look up a re-exported class (PEP 562)."""
-    if name not in EXPORTS:
-        raise AttributeError(f"module 'main' has no attribute {name!r}")
-    return getattr(importlib.import_module(EXPORTS[name]), name)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Read the command line, then import what is heavy and run."""
-    options = parse(argv)
-    if not options.train and not options.resume:
-        raise UserError("nothing to do: add -t to train")
-    from ldm.training.config import load_config
-
-    try:
-        config = load_config(options)  # mistakes in files show before the heavy imports
-        from ldm.training.stages import run_stages
-
-        return run_stages(options, config)
-    except (UserError, OSError):
-        if options.debug:
-            traceback.print_exc()
-        raise
-
+from ldm.cli.commands import train
+from ldm.cli.train import __getattr__ as __getattr__
+from ldm.cli.train import main as main
 
 if __name__ == "__main__":
-    cli_main(main)
+    train()

@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Merge files of learned words into one: `--help` has examples."""
 
-from ldm.cli.merge import main
-from ldm.util import cli_main
+from ldm.cli.commands import merge
 
 if __name__ == "__main__":
-    cli_main(main)
+    merge()

@@ -11,7 +11,7 @@ class LambdaWarmUpCosineScheduler:
     """Linear warm-up from `lr_start` to `lr_max`, then half a cosine down to `lr_min`.
 
     Args:
-        warm_up_steps: optimiser steps of the warm-up.
+        warm_up_steps: optimizer steps of the warm-up.
         max_decay_steps: step at which `lr_min` is reached.
         verbosity_interval: accepted for old configurations; the rate is logged by the trainer.
     """
@@ -29,14 +29,14 @@ class LambdaWarmUpCosineScheduler:
         self.lr_min, self.lr_max, self.lr_start = lr_min, lr_max, lr_start
 
     def schedule(self, n: int, **_: int) -> float:
-        """Return the multiplier at optimiser step `n`."""
+        """Return the multiplier at optimizer step `n`."""
         if n < self.warm_up_steps:
             return self.lr_start + (self.lr_max - self.lr_start) * n / self.warm_up_steps
         t = (n - self.warm_up_steps) / max(1, self.max_decay_steps - self.warm_up_steps)
         return self.lr_min + 0.5 * (self.lr_max - self.lr_min) * (1 + math.cos(math.pi * min(t, 1)))
 
     def __call__(self, n: int) -> float:
-        """Return the multiplier at optimiser step `n`."""
+        """Return the multiplier at optimizer step `n`."""
         return self.schedule(n)
 
 
@@ -44,7 +44,7 @@ class LambdaWarmUpCosineScheduler2:
     """Cycles of linear warm-up from `f_start` to `f_max` and cosine decay to `f_min`.
 
     Each argument but `verbosity_interval` is a list with one entry a cycle; `cycle_lengths` are
-    optimiser steps. After the last cycle the multiplier stays at its end.
+    optimizer steps. After the last cycle the multiplier stays at its end.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class LambdaWarmUpCosineScheduler2:
         return low + 0.5 * (high - low) * (1 + math.cos(math.pi * min(t, 1)))
 
     def schedule(self, n: int, **_: int) -> float:
-        """Return the multiplier at optimiser step `n`."""
+        """Return the multiplier at optimizer step `n`."""
         cycle, n = self._place(n)
         warm_up, start = self.warm_up_steps[cycle], self.f_start[cycle]
         if n < warm_up:
@@ -83,7 +83,7 @@ class LambdaWarmUpCosineScheduler2:
         return self._decay(cycle, n)
 
     def __call__(self, n: int) -> float:
-        """Return the multiplier at optimiser step `n`."""
+        """Return the multiplier at optimizer step `n`."""
         return self.schedule(n)
 
 

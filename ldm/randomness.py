@@ -1,8 +1,8 @@
 """Randomness as a function of (seed, sample, purpose): no hidden state, no order dependence.
 
-A *sample index* is a sample's place in the whole run's stream, optimiser step × global batch +
-place in the batch, so it stands for (step, sample). What is drawn for it cannot depend on the
-number of workers, on image logging, or on where a run was interrupted.
+A *sample index* is the place of a sample in the stream of the run: global step × global batch size
++ place in the batch. So it determines step and sample. Its random numbers do not depend on the
+number of workers, on image logging, or on interruptions of the run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class Purpose(IntEnum):
-    """What a draw is for; draws for different purposes are independent."""
+    """The purpose of a random number; numbers for different purposes are independent."""
 
     ORDER = 0
     TEMPLATE = 1

@@ -73,6 +73,8 @@ def get_obj_from_str(name: str) -> Any:
         allowed = ", ".join(ALLOWED_PREFIXES)
         raise UserError(f"target {name!r} is not allowed: it must start with one of {allowed}")
     module, _, attribute = name.rpartition(".")
+    if module == "main":  # the original's script, whose classes other modules hold here
+        module = "ldm.cli.train"
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:

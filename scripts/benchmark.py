@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Compare variants of the training and the drawing step in one run: `--help` has examples."""
 
-from ldm.cli.benchmark import main
-from ldm.util import cli_main
+from ldm.cli.commands import benchmark
 
 if __name__ == "__main__":
-    cli_main(main)
+    benchmark()

@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Edit an image inside a mask: `--help` has examples."""
 
-from ldm.cli.edit import main
-from ldm.util import cli_main
+from ldm.cli.commands import edit
 
 if __name__ == "__main__":
-    cli_main(main)
+    edit()

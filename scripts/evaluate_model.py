@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Score a learned word by the paper's protocol: `--help` has examples."""
 
-from ldm.cli.evaluate import main
-from ldm.util import cli_main
+from ldm.cli.commands import evaluate
 
 if __name__ == "__main__":
-    cli_main(main)
+    evaluate()

@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Make a table of runs, concepts × variants × seeds × prompts: `--help` has examples."""
 
-from ldm.cli.protocol import main
-from ldm.util import cli_main
+from ldm.cli.commands import protocol
 
 if __name__ == "__main__":
-    cli_main(main)
+    protocol()

@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Keep the best word of a run, chosen by scores: `--help` has the rule."""
 
-from ldm.cli.select import main
-from ldm.util import cli_main
+from ldm.cli.commands import select
 
 if __name__ == "__main__":
-    cli_main(main)
+    select()

@@ -1,9 +1,7 @@
 #!/usr/bin/env python
 """Draw images from text with Stable Diffusion 1: `--help` has examples."""
 
-from ldm.cli.txt2img import main
-from ldm.cli.txt2img_options import STABLE_DIFFUSION
-from ldm.util import cli_main
+from ldm.cli.commands import stable_txt2img
 
 if __name__ == "__main__":
-    cli_main(lambda: main(STABLE_DIFFUSION))
+    stable_txt2img()

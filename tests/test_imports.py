@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # Layers from the ground up. A folder or file may import earlier layers, itself, and sisters below.
-GROUND = ("util", "randomness", "image_io", "lr_scheduler", "sampling")
+GROUND = ("util", "randomness", "image_io", "lr_scheduler", "sampling", "resources")
 LAYERS: tuple[tuple[str, ...], ...] = (
     GROUND,
     ("words", "modules"),

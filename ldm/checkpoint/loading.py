@@ -163,11 +163,10 @@ def read_config(config: DictConfig | Mapping[str, Any] | str | Path) -> DictConf
     if not isinstance(loaded, DictConfig) or "model" not in loaded:
         raise UserError(f"{name} has no 'model': it is not the configuration of a model")
     tokenizer = OmegaConf.select(loaded, "model.params.cond_stage_config.params.tokenizer")
-    if isinstance(tokenizer, str) and not Path(tokenizer).is_dir():
-        for place in (folder, Path(__file__).parents[2]):
-            if place is not None and (candidate := place / tokenizer).is_dir():
-                loaded.model.params.cond_stage_config.params.tokenizer = str(candidate)
-                break
+    if isinstance(tokenizer, str) and folder is not None and not Path(tokenizer).is_dir():
+        beside = folder / tokenizer
+        if beside.is_dir():
+            loaded.model.params.cond_stage_config.params.tokenizer = str(beside)
     return loaded
 
 

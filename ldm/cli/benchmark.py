@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.common import ROOT, Parser, choose_device
+from ldm.cli.common import Parser, choose_device
+from ldm.resources import ROOT
 from ldm.util import UserError
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from ldm.resources import locate
 from ldm.sampling import Sampling
 from ldm.util import Parser, UserError
 
 __all__ = (
     "MINIATURE",
-    "ROOT",
     "WEIGHTS",
     "Parser",
     "add_difference",
@@ -25,11 +25,9 @@ __all__ = (
     "check_output_folder",
     "choose_device",
     "find_model",
-    "find_place",
     "sampling_of",
 )
 
-ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ("model.safetensors", "model.ckpt")
 MINIATURE = "models/miniature"
 
@@ -93,9 +91,9 @@ def find_model(checkpoint: str, config: str | None, default_config: str) -> tupl
     Raises:
         UserError: one of the files does not exist; says how to get weights.
     """
-    weights = find_place(checkpoint)
+    weights = locate(checkpoint)
     if not weights.exists() and Path(checkpoint).name == checkpoint:
-        weights = next((p for p in (find_place(f"models/{checkpoint}"),) if p.is_dir()), weights)
+        weights = next((p for p in (locate(f"models/{checkpoint}"),) if p.is_dir()), weights)
     if weights.is_dir():
         folder = weights
         weights = next((p for name in WEIGHTS if (p := folder / name).is_file()), folder)
@@ -104,13 +102,13 @@ def find_model(checkpoint: str, config: str | None, default_config: str) -> tupl
     if not weights.is_file():
         raise UserError(
             f"checkpoint {checkpoint} does not exist: get the published weights with "
-            "scripts/download_models.sh, or draw with the miniature: --ckpt_path models/miniature"
+            "scripts/download_models.sh, or give the miniature, models/miniature"
         )
     beside = weights.with_name("config.yaml")
     if config is not None:
-        chosen = find_place(config)
+        chosen = locate(config)
     else:
-        chosen = beside if beside.is_file() else find_place(default_config)
+        chosen = beside if beside.is_file() else locate(default_config)
     if not chosen.is_file():
         raise UserError(f"configuration {config or default_config} does not exist")
     return chosen, weights
@@ -173,9 +171,3 @@ def check_output_folder(path: str | Path) -> Path:
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"output folder {path}: {existing} is not writable")
     return path
-
-
-def find_place(path: str) -> Path:
-    """Look a path up from here, and then from the project's folder."""
-    here, there = Path(path).expanduser(), ROOT / path
-    return there if not here.exists() and there.exists() else here

@@ -7,7 +7,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldm.cli.common import ROOT, Parser, check_output_folder
+from ldm.cli.common import Parser, check_output_folder
+from ldm.resources import ROOT
 from ldm.util import UserError
 
 log = logging.getLogger(__name__)

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.common import ROOT, check_output_folder, choose_device, find_model, sampling_of
+from ldm.cli.common import check_output_folder, choose_device, find_model, sampling_of
 from ldm.cli.evaluate_options import DEFAULT_CONFIG, check, parse
 from ldm.evaluation.prompts import check_prompts, read_prompts
+from ldm.resources import ROOT
 from ldm.training.variants import find_variant
 from ldm.util import UserError
 from ldm.words.placeholders import DEFAULT_PLACEHOLDER

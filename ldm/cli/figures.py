@@ -1,4 +1,4 @@
-"""`scripts/figures/figNN.py` and `scripts/figures/all.py`: the paper's figures, drawn anew."""
+"""`scripts/figures.py`: the paper's figures with the miniature, or with another model."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import argparse
 import logging
 import math
 import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ldm.cli import figure_inputs
 from ldm.cli.common import (
     MINIATURE,
     Parser,
@@ -17,13 +19,13 @@ from ldm.cli.common import (
     check_output_folder,
     choose_device,
     find_model,
-    find_place,
 )
 from ldm.cli.txt2img_options import LATENT_DIFFUSION
 from ldm.experiments.figures.pivotal import DIFFERENCE, FOLDER, HOW
 from ldm.experiments.figures.record import Figure, find
 from ldm.experiments.figures.registry import FIGURES
 from ldm.experiments.figures.request import Request, check, is_miniature
+from ldm.resources import locate
 from ldm.util import UserError
 
 log = logging.getLogger(__name__)
@@ -36,31 +38,29 @@ TABLES = (("outputs/protocol/miniature", "docs/results/protocol"), ("outputs/pro
 STUDY = "docs/results/study"  # the miniature's: key.json and answers/*.json
 EXAMPLES = """examples:
   in the miniature, which comes with the project:
-    python scripts/figures/{script}.py
+    python scripts/figures.py 10a
   at 1.4B, with words and images of your own:
-    python scripts/figures/{script}.py --model models/ldm/text2img-large/model.ckpt \\
+    python scripts/figures.py 1 4 --model models/ldm/text2img-large/model.ckpt \\
         --words WORDS --concepts IMAGES --rename object-1=cat
 """
 
 
-def parse(arguments: Sequence[str] | None, name: str | None) -> argparse.Namespace:
-    """Read the command line of one figure, or with no name that of all.
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line.
 
     Raises:
         UserError: unknown or malformed options.
     """
-    script = f"fig{int(name):02d}" if name else "all"
-    what = f"figure {name}" if name else "every figure, or those of --only"
     parser = Parser(
-        prog=f"scripts/figures/{script}.py",
-        description=f"Draw {what} of the paper anew: PNG, PDF, the numbers as CSV, and a text with "
-        "the command and what decided the images.",
-        epilog=EXAMPLES.format(script=script),
+        prog="scripts/figures.py",
+        description="Make figures of the paper: PNG, PDF, the numbers as CSV, and a text with the "
+        "command and the settings of the images.",
+        epilog=EXAMPLES,
     )
-    if name is None:
-        parser.add_argument(
-            "--only", nargs="+", action="extend", default=[], metavar="N", help="figures to draw"
-        )
+    parser.add_argument(
+        "figures", nargs="*", metavar="N", help='numbers such as 4, 10a; "all", the default'
+    )
+    parser.add_argument("--list", action="store_true", help="list the figures and stop")
     _add_where(parser)
     _add_how(parser)
     parser.add_argument(
@@ -68,7 +68,7 @@ def parse(arguments: Sequence[str] | None, name: str | None) -> argparse.Namespa
         action="store_true",
         help="exit with 0 although inputs of some figures are missing",
     )
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def _add_where(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +103,7 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
         "--pivotal",
         metavar="DIR",
         help="with difference.safetensors and its word, for figure 11 (where it is there "
-        f"{FOLDER}/CONCEPT, which scripts/figures/make_pivotal.py makes)",
+        f"{FOLDER}/CONCEPT, which scripts/figures.py pivotal makes)",
     )
     group.add_argument("--image", metavar="FILE", help="to edit, for figure 9")
     group.add_argument("--mask", metavar="FILE", help="white where to edit, for figure 9")
@@ -164,15 +164,15 @@ def read_request(options: argparse.Namespace) -> Request:
     return Request(
         config=config,
         weights=weights,
-        words=find_place(options.words),
-        concepts=find_place(options.concepts),
+        words=locate(options.words),
+        concepts=locate(options.concepts),
         table=_table(options, kind),
         output=check_output_folder(options.output),
         key=key,
         answers=answers,
         pivotal=_pivotal(options, rename),
-        picture=find_place(options.image) if options.image else None,
-        mask=find_place(options.mask) if options.mask else None,
+        picture=locate(options.image) if options.image else None,
+        mask=locate(options.mask) if options.mask else None,
         extractor=options.extractor,
         pictures=options.pictures or IMAGES[kind],
         steps=options.steps,
@@ -186,17 +186,17 @@ def read_request(options: argparse.Namespace) -> Request:
 def _table(options: argparse.Namespace, kind: int) -> Path:
     """Return the protocol's output: as asked, or the first default that holds a table."""
     if options.table:
-        return find_place(options.table)
-    places = [find_place(path) for path in TABLES[kind]]
+        return locate(options.table)
+    places = [locate(path) for path in TABLES[kind]]
     return next((path for path in places if (path / "summary.csv").is_file()), places[0])
 
 
 def _study(options: argparse.Namespace, kind: int) -> tuple[list[Path], Path | None]:
     """Return the user study's answers and key: as asked, or in the miniature the committed ones."""
     if options.answers or options.key or kind:
-        key = find_place(options.key) if options.key else None
-        return [find_place(path) for path in options.answers], key
-    folder = find_place(STUDY)
+        key = locate(options.key) if options.key else None
+        return [locate(path) for path in options.answers], key
+    folder = locate(STUDY)
     key = folder / "key.json"
     return sorted((folder / "answers").glob("*.json")), key if key.is_file() else None
 
@@ -204,10 +204,10 @@ def _study(options: argparse.Namespace, kind: int) -> tuple[list[Path], Path | N
 def _pivotal(options: argparse.Namespace, rename: Mapping[str, str]) -> Path | None:
     """Return pivotal tuning's folder: as asked, or the concept's own for the shipped model."""
     if options.pivotal:
-        return find_place(options.pivotal)
+        return locate(options.pivotal)
     (line,) = find(FIGURES, "11")[0].miniature
     (concept,) = line.concepts
-    folder = find_place(f"{FOLDER}/{rename.get(concept, concept)}")
+    folder = locate(f"{FOLDER}/{rename.get(concept, concept)}")
     return folder if options.model == MINIATURE and (folder / DIFFERENCE).is_file() else None
 
 
@@ -279,13 +279,18 @@ def _draw(figures: Sequence[Figure], request: Request, command: str) -> list[Fig
     return left_out
 
 
-def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int:
-    """Run the command of one figure's script, or with no name that of all."""
-    import sys
-
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the figures asked for; `sets` and `pivotal` make what some of them need."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parse(given, name)
-    wanted = [name] if name else options.only
+    inputs = {"sets": figure_inputs.sets, "pivotal": figure_inputs.pivotal}
+    if given and given[0] in inputs:
+        return inputs[given[0]](given[1:])
+    options = parse(given)
+    if options.list:
+        for figure in FIGURES:
+            log.info("%-4s %s", figure.name, figure.title)
+        return 0
+    wanted = [n for n in options.figures if n != "all"]
     figures = [f for n in wanted for f in find(FIGURES, n)] if wanted else list(FIGURES)
-    script = f"scripts/figures/fig{int(name):02d}.py" if name else "scripts/figures/all.py"
-    return run(options, list(dict.fromkeys(figures)), shlex.join(["python", script, *given]))
+    command = shlex.join(["python", "scripts/figures.py", *given])
+    return run(options, list(dict.fromkeys(figures)), command)

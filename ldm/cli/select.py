@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli.common import (
-    ROOT,
     Parser,
     check_output_folder,
     choose_device,
@@ -22,6 +21,7 @@ from ldm.cli.common import (
 from ldm.cli.evaluate import name_word
 from ldm.cli.evaluate_options import DEFAULT_CONFIG, check_drawing
 from ldm.evaluation.prompts import check_prompts, read_prompts
+from ldm.resources import ROOT
 from ldm.util import UserError
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ import argparse
 import math
 from collections.abc import Sequence
 
-from ldm.cli.common import Parser, check_output_folder, find_place
+from ldm.cli.common import Parser, check_output_folder
 from ldm.experiments.figures.published import RANKS
+from ldm.resources import locate
 from ldm.util import UserError
 
 EXAMPLES = """examples:
@@ -148,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_source(options)
     if options.command == "rehearse":
         _check_rehearsal(options)
-        options.judge = str(find_place(options.judge))  # a name on the Hub stays
+        options.judge = str(locate(options.judge))  # a name on the Hub stays
     from ldm.experiments.study import command
 
     commands = {"make": command.make, "rehearse": command.rehearse, "analyse": command.analyse}

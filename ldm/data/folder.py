@@ -18,10 +18,9 @@ LISTED = 5
 
 
 def list_images(folder: str | Path) -> tuple[Path, ...]:
-    """Return a folder's images, sorted by name; the log tells what else lay there.
+    """Return the images of a folder, sorted by name; the log names the other entries.
 
-    Hidden files are no images (".DS_Store", "._photo.jpg"); a caption beside its image is not
-    reported.
+    Hidden files (".DS_Store", "._photo.jpg") do not count. Captions beside images are not reported.
 
     Raises:
         UserError: no such folder, or no image in it.
@@ -33,12 +32,12 @@ def list_images(folder: str | Path) -> tuple[Path, ...]:
         )
     entries = sorted(root.iterdir(), key=lambda path: path.name)
     folders = [path.name for path in entries if path.is_dir()]
-    images = tuple(path for path in entries if not path.is_dir() and _is_picture(path))
+    images = tuple(path for path in entries if not path.is_dir() and _is_image(path))
     captions = {caption_file(path) for path in images}
     junk = [
         path.name
         for path in entries
-        if not path.is_dir() and path not in captions and not _is_picture(path)
+        if not path.is_dir() and path not in captions and not _is_image(path)
     ]
     skipped = " and ".join(
         f"{len(names)} {kind} ({', '.join(names[:LISTED])}{', …' if len(names) > LISTED else ''})"
@@ -56,17 +55,17 @@ def list_images(folder: str | Path) -> tuple[Path, ...]:
     return images
 
 
-def _is_picture(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def caption_file(image: Path) -> Path:
-    """Return where an image's caption would stand: `image.txt` beside `image.jpg`."""
+    """Return the path of the captions of an image: `image.txt` beside `image.jpg`."""
     return image.with_suffix(CAPTION_SUFFIX)
 
 
 def read_captions(image: Path) -> tuple[str, ...]:
-    """Return the captions beside an image, one a line; empty where there is none.
+    """Return the captions beside an image, one a line; empty if there is no such file.
 
     Raises:
         UserError: the file is not UTF-8 text or cannot be read.
@@ -82,19 +81,19 @@ def read_captions(image: Path) -> tuple[str, ...]:
 
 
 def insert_placeholder(caption: str, placeholder: str, first_word: str | None, shown: str) -> str:
-    """Make a caption name the learned word; the first of these that applies.
+    """Make a caption name the learned word, by the first rule that applies.
 
     1. `{}` marks the place: "a photo of {} on a table".
-    2. The caption names the placeholder already: left as it is.
-    3. It names the first word: that word's first mention is replaced ("a cat in the sun" →
-       "a * in the sun"; further cats stay cats).
+    2. The caption names the placeholder already: it stays as it is.
+    3. The caption names the initializer word: its first mention is replaced ("a cat in the sun" →
+       "a * in the sun").
     4. The word is appended: "in the sun, *".
 
     Args:
         caption: one text.
         placeholder: the string that stands for the word.
-        first_word: the coarse word that training starts from, if any.
-        shown: what is put in: the placeholder, or it after a coarse class.
+        first_word: the initializer word, if any.
+        shown: the inserted text: the placeholder, perhaps after a coarse class.
     """
     if "{}" in caption:
         return caption.replace("{}", shown)
@@ -106,7 +105,7 @@ def insert_placeholder(caption: str, placeholder: str, first_word: str | None, s
 
 
 def captions_of(images: Sequence[Path]) -> tuple[tuple[str, ...], ...]:
-    """Return the captions beside each image, reporting in the log how many have none.
+    """Return the captions beside each image; the log names the images without any.
 
     Raises:
         UserError: no image has a caption, or one is unreadable.
@@ -115,9 +114,9 @@ def captions_of(images: Sequence[Path]) -> tuple[tuple[str, ...], ...]:
     without = [path.name for path, texts in zip(images, captions, strict=True) if not texts]
     if len(without) == len(images):
         raise UserError(
-            f"captions are wanted, but no image in {str(images[0].parent)!r} has one: write "
+            f"captions: true, but no image in {str(images[0].parent)!r} has one: write "
             f"{caption_file(images[0]).name!r} beside {images[0].name!r}"
         )
     if without:
-        logger.warning("no caption beside %s: templates serve instead", ", ".join(without))
+        logger.warning("no caption beside %s: using templates", ", ".join(without))
     return captions

@@ -1,7 +1,7 @@
-"""Two concepts learned at once: each alone, and now and then one pasted onto the other.
+"""Two concepts learned at once: each alone, and sometimes one pasted onto the other.
 
-An unreported experiment of the authors' early code ("joint compositions"): relations between two
-words fail because each was learned from scenes of its own; here some scenes hold both.
+An unreported experiment of the authors' early code ("joint compositions"). Relations between two
+words fail because each is learned from its own scenes; here some scenes hold both.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ldm.data.templates import check_placeholder, fill, find_templates
 from ldm.randomness import Purpose, generator
 from ldm.util import UserError
 
-# What a pasted box's sides may measure, as shares of the image's.
+# Sides of a pasted box, as shares of the sides of the image.
 SMALLEST, LARGEST = 0.25, 0.5
-# Sides in pixels from which a quarter is a whole one.
+# Least side of an image in pixels: a quarter of it is one pixel.
 MINIMUM = 4
-# Added to the run's seed, which is below 2^32, for the draws of the second concept.
+# Added to the seed of the run, which is below 2^32, for the second concept.
 OTHER_SEED = 2**32
 
 
@@ -36,9 +36,9 @@ class JointConcepts(PersonalizedBase):
     caption that names both: "a photo of a * with a @". All other samples alternate between the two
     concepts, so that each batch teaches both words.
 
-    Pastings come from a pool that is a function of the seed. There could be endlessly many, but a
-    pool lets each be encoded once, like every other image: in the paper's 5000 steps of 8, each
-    of 256 comes up 16 times, each time with another noise, and encoding them takes seconds.
+    Pastings come from a pool that is a function of the seed, so that each is encoded once, like
+    every other image. In the paper's 5000 steps of 8 samples, each of 256 pastings comes up 16
+    times, each time with another noise.
 
     An image's id is, with n and m images of the concepts, 2·place + flip for the first, 2n and
     more for the second, and 2(n + m) + number for a pasting.
@@ -121,14 +121,14 @@ class JointConcepts(PersonalizedBase):
         return super().levels(image_id)
 
     def choose(self, sample: int) -> tuple[int, str]:
-        """Return what a sample shows, an image's id, and what it says, a caption."""
+        """Return the image id and the caption of a sample."""
         first, both = self._offsets()
         draw = generator(self.seed, sample, Purpose.MIXTURE)
         if draw.random() < self.joint_prob:
             number = int(draw.integers(self.pastings))
             template = self.joint_templates[draw.integers(len(self.joint_templates))]
             return both + number, fill(template, self.shown, self.second.shown)
-        # A concept sees samples of its own, one after the other: each pass takes every image.
+        # Each concept counts its own samples, so that each pass takes every image.
         turn, which = divmod(sample, 2)
         if which == 0:
             return super().choose(turn)
@@ -136,13 +136,13 @@ class JointConcepts(PersonalizedBase):
         return first + image_id, caption
 
     def texts(self) -> list[str]:
-        """Return every caption that samples may have: to check that none loses a word."""
+        """Return every caption that samples may have, for a check that none loses a word."""
         both = [fill(t, self.shown, self.second.shown) for t in self.joint_templates]
         joint = both if self.joint_prob else []
         return list(dict.fromkeys([*super().texts(), *self.second.texts(), *joint]))
 
     def _offsets(self) -> tuple[int, int]:
-        """Return the ids from which the second concept's images and the pastings count."""
+        """Return the first ids of the second concept's images and of the pastings."""
         first = 2 * len(self.paths)
         return first, first + 2 * len(self.second.paths)
 
@@ -168,7 +168,7 @@ class JointConcepts(PersonalizedBase):
         return image
 
     def _check_pair(self) -> None:
-        """Raise UserError where the concepts do not go together."""
+        """Raise UserError if the concepts do not fit together."""
         if self.placeholder == self.second.placeholder:
             raise UserError(
                 f"both concepts are called {self.placeholder!r}: give the second another "
@@ -192,7 +192,7 @@ class JointConcepts(PersonalizedBase):
 def _joint_templates(
     wanted: str | Path | Sequence[str] | None, templates: Sequence[str]
 ) -> tuple[str, ...]:
-    """Return templates with two places, from what is given or from the first concept's."""
+    """Return templates with two places: those given, or made of the first concept's."""
     if wanted is None:
         return tuple(dict.fromkeys(f"{template} with a {{}}" for template in templates))
     found = find_templates(wanted)

@@ -34,42 +34,42 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 SETS = ("train", "val", "validation", "test")
-# Decoded images up to this many bytes stay in memory; beyond, each is decoded when asked for.
+# Decoded images stay in memory up to this many bytes; further ones are decoded at each use.
 CACHE_BYTES = 2**30
 
 
 class PersonalizedBase:
     """Images of a folder under captions with the placeholder, indexed by the run's samples.
 
-    What a sample shows and says is a function of (seed, sample). Each pass over the n images
-    takes them in an order of its own; validation takes them in order and never flips. An image's
-    id is 2·place + (1 if flipped).
+    The image and the caption of a sample are functions of (seed, sample). Each pass over the n
+    images has its own order. Validation takes the images in order and never flips. The id of an
+    image is 2·place + (1 if flipped).
 
     Args:
-        data_root: the folder; see `list_images` for what counts.
-        size: side in pixels of the square every image is resized to, squashing it as the
-            original did; None leaves images as they are.
+        data_root: the folder; see `list_images` for the files that count.
+        size: side in pixels of the square to which every image is resized, without a crop; None
+            keeps the images as they are.
         repeats: passes over the images in one epoch of training.
         interpolation: one of `INTERPOLATIONS`.
         flip_p: probability of a horizontal flip, in training.
         set: "train", or "val" (also "validation", "test").
-        placeholder_token: stands for the word.
+        placeholder_token: the placeholder of the word.
         per_image_tokens: with probability `mixing_prob`, name a word of the image's own too
             (paper, section 5.1); at most as many images as `per_image_placeholders`.
         center_crop: cut the middle square out before resizing.
         mixing_prob: see `per_image_tokens`.
         coarse_class_text: put before the placeholder, e.g. "cat" for "a photo of a cat *".
         templates: name of a set, file, or list of texts with `{}`; the paper's by default.
-        captions: use the captions beside the images (`image.txt`, one a line, one of them drawn
-            for each sample); see `insert_placeholder` for where the word goes. Templates serve
-            images without one.
-        first_word: the coarse word that training starts from, which captions may name.
+        captions: use the captions beside the images (`image.txt`, one a line), one of them at
+            random for each sample; see `insert_placeholder` for the place of the word. Images
+            without captions use templates.
+        first_word: the initializer word, which captions may name.
         seed: of order, flips and captions.
         per_image_placeholders: the images' own words; by default the 22 Hebrew letters.
 
     Raises:
-        UserError: a folder, image, caption or template that cannot serve; names it.
-        ValueError: an argument out of range; names it.
+        UserError: an unusable folder, image, caption or template; the message names it.
+        ValueError: an argument out of range; the message names it.
     """
 
     default_templates: ClassVar[tuple[str, ...]] = OBJECT_TEMPLATES
@@ -145,7 +145,7 @@ class PersonalizedBase:
         return (self.levels(image_id) / 127.5 - 1.0).astype(np.float32)
 
     def levels(self, image_id: int) -> npt.NDArray[np.uint8]:
-        """Return an image as it is before scaling, uint8 [h, w, 3]."""
+        """Return an image, uint8 [h, w, 3]."""
         place, flipped = divmod(image_id, 2)
         if not 0 <= place < len(self.paths):
             raise ValueError(f"image_id must be below {2 * len(self.paths)}, got {image_id}")
@@ -165,13 +165,13 @@ class PersonalizedBase:
         return item | {"image": self.image(item["image_id"])}
 
     def choose(self, sample: int) -> tuple[int, str]:
-        """Return what a sample shows, an image's id, and what it says, a caption."""
+        """Return the image id and the caption of a sample."""
         place = self._place(sample)
         flipped = generator(self.seed, sample, Purpose.FLIP).random() < self.flip_p
         return 2 * place + int(flipped), self.caption(sample, place)
 
     def caption(self, sample: int, place: int) -> str:
-        """Return what a sample says about the image at `place`."""
+        """Return the caption of a sample, for the image at `place`."""
         if self.captions[place]:
             own = self.captions[place]
             return own[generator(self.seed, sample, Purpose.CAPTION).integers(len(own))]
@@ -182,7 +182,7 @@ class PersonalizedBase:
         return fill(self.templates[draw.integers(len(self.templates))], self.shown)
 
     def texts(self) -> list[str]:
-        """Return every caption that samples may have: to check that none loses the word."""
+        """Return every caption that samples may have, for a check that none loses the word."""
         found = [text for own in self.captions for text in own]
         if not all(self.captions):
             found += [fill(template, self.shown) for template in self.templates]
@@ -228,7 +228,7 @@ class PersonalizedBase:
         return np.asarray(image)
 
     def _read_all(self) -> None:
-        """Decode every image once, so that a bad one shows before any expensive work."""
+        """Decode every image once, so that errors come before any expensive work."""
         kept, shapes = 0, {}
         for place, path in enumerate(self.paths):
             levels = self._read(place)

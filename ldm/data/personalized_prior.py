@@ -11,18 +11,18 @@ import numpy.typing as npt
 from ldm.data.personalized import PersonalizedBase
 from ldm.util import UserError
 
-# Class images count their samples from here on, so that their noise is not the word's images'.
+# Class images count their samples from here, so that their noise differs from that of the word.
 FIRST_SAMPLE = 2**48
 CLASS_IMAGES = 200  # DreamBooth's
-# What a set of class images has in common with the word's.
+# Options that the class images share with the images of the word.
 SHARED = ("size", "interpolation", "center_crop", "flip_p", "seed")
 
 
 def class_prompt_of(first_word: str | None) -> str:
-    """Return the prompt that class images are drawn from and trained under.
+    """Return the prompt of the class images, for generation and for training.
 
     Raises:
-        UserError: there is no first word to name the class.
+        UserError: there is no initializer word to name the class.
     """
     if not first_word:
         raise UserError(
@@ -35,15 +35,15 @@ def class_prompt_of(first_word: str | None) -> str:
 class PersonalizedWithPrior(PersonalizedBase):
     """Each training sample has another one, of the class, under `prior` (Ruiz et al. 2022, §3.2).
 
-    The images' ids of the class follow those of the word.
+    The ids of the class images follow those of the images of the word.
 
     Args:
         data_root: folder of the word's images.
-        class_root: folder of the class's; where none is given, a run draws them by its base model
-            and fills this in.
-        class_pictures: how many a run draws, at least 1.
-        class_prompt: their caption; "a photo of a FIRST_WORD" by default.
-        options: as `PersonalizedBase`'s.
+        class_root: folder of the class images; by default a run generates them with its base model
+            and sets this.
+        class_pictures: number of class images that a run generates, at least 1.
+        class_prompt: their caption; "a photo of a INITIALIZER_WORD" by default.
+        options: of `PersonalizedBase`.
 
     Raises:
         UserError: as `PersonalizedBase`; no class images, or no class.
@@ -65,7 +65,7 @@ class PersonalizedWithPrior(PersonalizedBase):
             raise UserError(f"class_root must be a folder of class images, got {class_root!r}")
         prompt = class_prompt or class_prompt_of(options.get("first_word"))
         shared = {name: options[name] for name in SHARED if name in options}
-        # A set whose every caption is the prompt.
+        # A dataset with the prompt as its only caption.
         self.prior = PersonalizedBase(
             class_root, templates=["{}"], placeholder_token=prompt, **shared
         )

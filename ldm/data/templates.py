@@ -83,7 +83,7 @@ TEMPLATE_SETS = {
 
 
 def fill(template: str, word: str, second: str | None = None) -> str:
-    """Put `word` into a template's `{}`; `second`, where given, into the last of them."""
+    """Put `word` into the `{}` of a template, and `second`, if given, into the last `{}`."""
     if second is None:
         return template.replace("{}", word)
     head, _, tail = template.rpartition("{}")
@@ -139,9 +139,9 @@ def find_templates(wanted: str | Path | Sequence[str]) -> tuple[str, ...]:
 
 
 def check_placeholder(templates: Sequence[str], placeholder: str) -> None:
-    """Raise UserError where the templates themselves contain the placeholder.
+    """Raise UserError if a template contains the placeholder outside its `{}`.
 
-    The learned word would then be trained, and drawn, where the sentence means something else.
+    The learned word would otherwise replace a word of the sentence.
     """
     for template in templates:
         if occurrences(template.replace("{}", " "), placeholder):

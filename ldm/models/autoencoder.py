@@ -22,7 +22,7 @@ from ldm.util import UserError, check_arguments, instantiate_from_config
 
 
 class Autoencoder(TrainedModel):
-    """What the KL and VQ autoencoders share: networks, batches, optimiser, averaged weights.
+    """The common part of the KL and VQ autoencoders: networks, batches and optimizer.
 
     Args:
         ddconfig: arguments of `Encoder` and `Decoder`.
@@ -31,9 +31,9 @@ class Autoencoder(TrainedModel):
         embed_dim: channels of the latent.
         image_key: the batch's key for images, [b, h, w, c] in [−1, 1].
         monitor: the logged value that picks the best checkpoint.
-        ema_decay: where given, keep averaged weights; they are used for validation.
+        ema_decay: keep averaged weights, with this decay, and validate with them; default: none.
         scheduler_config: target and params of a learning-rate multiplier.
-        betas: of Adam; the default is the published autoencoders', chosen for adversarial training.
+        betas: of Adam; the default is that of the published autoencoders, for adversarial training.
         ckpt_path: a file with this autoencoder's weights.
         ignore_keys: prefixes of the file's names to leave out.
     """
@@ -82,7 +82,7 @@ class Autoencoder(TrainedModel):
         return Draws(self.seed, self.embed_dim, self.downsampling, self.image_key)
 
     def configure_optimizers(self) -> Any:
-        """Adam with the betas of the published autoencoders, and the schedule if there is one."""
+        """Return Adam with `betas`, and the schedule if there is one."""
         weights = [p for p in self.parameters() if p.requires_grad]
         first, second = self.betas
         optimizer = torch.optim.Adam(weights, lr=self.learning_rate, betas=(first, second))
@@ -90,10 +90,7 @@ class Autoencoder(TrainedModel):
 
 
 class AutoencoderKL(Autoencoder):
-    """Autoencoder with a Gaussian posterior; `encode` gives the posterior, `decode` an image.
-
-    Arguments as `Autoencoder`'s, which names an unknown one.
-    """
+    """Autoencoder with a Gaussian posterior; the arguments are those of `Autoencoder`."""
 
     def __init__(
         self,
@@ -111,11 +108,11 @@ class AutoencoderKL(Autoencoder):
         self.finish()
 
     def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
-        """Picture [b, 3, h, w] in [−1, 1] → posterior over [b, embed_dim, h/f, w/f]."""
+        """Return the posterior over [b, embed_dim, h/f, w/f] of images [b, 3, h, w] in [−1, 1]."""
         return DiagonalGaussianDistribution(self.quant_conv(self.encoder(x)))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latent [b, embed_dim, h, w] → image [b, 3, f·h, f·w], about [−1, 1]."""
+        """Return images [b, 3, f·h, f·w], in about [−1, 1], of latents [b, embed_dim, h, w]."""
         return self.decoder(self.post_quant_conv(z))
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Any]:
@@ -133,7 +130,7 @@ class AutoencoderKL(Autoencoder):
         return loss
 
     def _progress(self) -> dict[str, Any]:
-        """What an adversarial loss needs to know beside the images."""
+        """Return the further arguments of an adversarial loss."""
         if not getattr(self.loss, "adversarial", False):
             return {}
         return {"step": self.global_step, "last_layer": self.decoder.last_layer}
@@ -178,7 +175,7 @@ class VQModel(Autoencoder):
 
     Args:
         n_embed: entries of the codebook.
-        remap, sane_index_shape: passed to the quantiser.
+        remap, sane_index_shape: passed to the quantizer.
     """
 
     def __init__(
@@ -201,28 +198,28 @@ class VQModel(Autoencoder):
         self.finish()
 
     def encode(self, x: Tensor) -> Any:
-        """Picture → (quantised latent, codebook loss, indices)."""
+        """Return the quantized latent, the codebook loss and the indices, of [b, 3, h, w]."""
         return self.quantize(self.quant_conv(self.encoder(x)))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Quantised latent [b, embed_dim, h, w] → image."""
+        """Return images of quantized latents [b, embed_dim, h, w]."""
         return self.decoder(self.post_quant_conv(z))
 
 
 class VQModelInterface(VQModel):
-    """A VQ autoencoder as first stage: diffusion runs before quantisation, decoding after it."""
+    """A VQ autoencoder as first stage: diffusion runs before quantization, decoding after it."""
 
     def encode(self, x: Tensor) -> Tensor:
-        """Picture → latent before quantisation, [b, embed_dim, h, w]."""
+        """Return latents before quantization, [b, embed_dim, h, w], of images [b, 3, h, w]."""
         return self.quant_conv(self.encoder(x))
 
     def decode(self, z: Tensor, force_not_quantize: bool = False) -> Tensor:
-        """Latent → image, through the nearest codebook entries unless told otherwise."""
+        """Return images of latents, through the nearest codebook entries by default."""
         return super().decode(z if force_not_quantize else self.quantize(z)[0])
 
 
 class IdentityFirstStage(nn.Module):
-    """No first stage: latents are the images."""
+    """No first stage: the latents are the images."""
 
     downsampling = 1
 

@@ -6,6 +6,9 @@ checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -41,8 +44,14 @@ class FeedForward(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head attention of queries [b, n, query_dim] over a context [b, m, context_dim].
 
-    Without a context, over the queries themselves.
+    Without a context it attends to the queries themselves.
+
+    Attributes:
+        kept: None, or a list that keeps the last context with its keys and values, so that they are
+            computed once for a context; see `constant_context`.
     """
+
+    kept: list[Tensor] | None = None
 
     def __init__(
         self,
@@ -64,14 +73,38 @@ class CrossAttention(nn.Module):
         self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """Attend; `mask` [b, m] is true at the context's positions that may be seen."""
-        context = x if context is None else context
-        q, k, v = (
-            rearrange(t, "b n (h d) -> b h n d", h=self.heads)
-            for t in (self.to_q(x), self.to_k(context), self.to_v(context))
-        )
+        q = self._by_head(self.to_q(x))
+        k, v = self._keys_and_values(x if context is None else context)
         mask = None if mask is None else rearrange(mask, "b m -> b 1 1 m")
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b n (h d) -> b h n d", h=self.heads)
+
+    def _keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        if self.kept and self.kept[0] is context:
+            return self.kept[1], self.kept[2]
+        k, v = self._by_head(self.to_k(context)), self._by_head(self.to_v(context))
+        if self.kept is not None:
+            self.kept[:] = [context, k, v]
+        return k, v
+
+
+@contextmanager
+def constant_context(network: nn.Module) -> Iterator[None]:
+    """Return a context manager in which attention to a text computes keys and values once.
+
+    Within it the weights of the network and the values of the context must not change.
+    """
+    readers = [m.attn2 for m in network.modules() if isinstance(m, BasicTransformerBlock)]
+    for reader in readers:
+        reader.kept = []
+    try:
+        yield
+    finally:
+        for reader in readers:
+            reader.kept = None
 
 
 class BasicTransformerBlock(nn.Module):

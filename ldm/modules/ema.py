@@ -63,23 +63,23 @@ class LitEma(nn.Module):
 
     @torch.no_grad()
     def restart(self, model: nn.Module) -> None:
-        """Begin again at the weights as they are."""
+        """Set the averaged weights to the present weights."""
         shadows, weights = self._pairs(model)
         torch._foreach_copy_(shadows, weights)
 
     def store(self, model: nn.Module) -> None:
-        """Keep a copy of the model's own weights, for `restore`."""
+        """Keep a copy of the weights of the model, for `restore`."""
         self._kept = [weight.clone() for weight in self._pairs(model)[1]]
 
     @torch.no_grad()
     def restore(self, model: nn.Module) -> None:
-        """Write back what `store` kept."""
+        """Write the stored weights back."""
         torch._foreach_copy_(self._pairs(model)[1], self._kept)
         self._kept = []
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """Within it `model` has the averaged weights."""
+        """Return a context in which `model` has the averaged weights."""
         self.store(model)
         self.copy_to(model)
         try:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, default_collate
 
+from ldm.data.protocol import DescribedImages
 from ldm.models.diffusion.draws import Draws
 from ldm.training.latents import LatentCache
 
@@ -15,7 +16,7 @@ from ldm.training.latents import LatentCache
 class Described(Dataset[dict[str, Any]]):
     """A dataset whose samples have no pixels, because their latents are cached."""
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: DescribedImages) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -24,8 +25,7 @@ class Described(Dataset[dict[str, Any]]):
 
     def __getitem__(self, sample: int) -> dict[str, Any]:
         """Return a sample without its image."""
-        described: dict[str, Any] = self.dataset.describe(sample)
-        return described
+        return self.dataset.describe(sample)
 
 
 @dataclass(frozen=True)

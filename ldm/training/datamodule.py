@@ -14,7 +14,7 @@ from ldm.training.latents import LatentCache
 from ldm.training.sampler import FixedSampler, RunSampler
 from ldm.util import instantiate_from_config
 
-# A set of four images needs no crowd of processes.
+# A dataset of a few images needs few processes.
 MOST_WORKERS = 4
 
 
@@ -25,10 +25,10 @@ class DataModuleFromConfig(pl.LightningDataModule):
         batch_size: samples in a micro-batch on one device.
         train, validation, test, predict: target and params of a dataset, each optional.
         wrap: accepted for old configurations; sets are indexed by sample, so none needs wrapping.
-        num_workers: loading processes; by default as many as there are cores, at most 4, and none
-            where images are not loaded at all (see `LatentCache`).
-        validation_samples: samples to validate and test with, always the first ones; more than the
-            set has images means several noises for each. By default one pass over the set.
+        num_workers: loading processes; by default one for each core, at most 4, and none if the
+            latents are cached (see `LatentCache`).
+        validation_samples: number of samples for validation and tests, always the first ones. More
+            than the dataset has images gives several noises for each. The default is one pass.
 
     Raises:
         ValueError: a batch size or worker count out of range.

@@ -1,18 +1,19 @@
 """The posterior of every image, encoded once a run.
 
-The cache keeps the posterior's parameters as the first stage computed them. Each step samples from
-the posterior, so training sees the same distribution as with encoding at every step (paper, section
-3: the posterior is sampled).
+The cache keeps the parameters of the posterior as the first stage computed them. Each step samples
+from the posterior (paper, section 3), so the distribution is the same as with encoding at every
+step.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
@@ -20,24 +21,27 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
+from ldm.data.protocol import DescribedImages
+from ldm.models.diffusion.ddpm import LatentDiffusion, Posterior
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.util import write_whole
 
 log = logging.getLogger(__name__)
 
-# The latents of sets at least this large are also kept on disk, for a resumed run.
+# The latents of datasets of at least this size are also kept on disk, for a resumed run.
 IMAGES_WORTH_A_FILE = 1000
-# Images hashed to tell one set from another.
+# Number of images that identify a large dataset.
 PROBES = 8
-# Seconds between two lines about progress.
+# Seconds between two states of the progress bar in a log file.
 REPORT_SECONDS = 15.0
 
 
 class _Images(Dataset[Tensor]):
-    """A set's distinct images, [3, h, w], in the order of `ids`."""
+    """Images of a dataset, [3, h, w], in the order of `ids`."""
 
-    def __init__(self, source: Any, ids: Sequence[int]) -> None:
+    def __init__(self, source: DescribedImages, ids: Sequence[int]) -> None:
         self.source, self.ids = source, ids
 
     def __len__(self) -> int:
@@ -88,7 +92,7 @@ class LatentCache:
 
     @classmethod
     def load(cls, path: Path, fingerprint: str) -> LatentCache | None:
-        """Read latents that `save` wrote; None if there are none, or those of something else."""
+        """Read the latents that `save` wrote; None if the file is missing or has other latents."""
         if not path.exists():
             return None
         with safe_open(path, framework="pt") as file:
@@ -97,8 +101,8 @@ class LatentCache:
             return cls(file.get_tensor("ids").tolist(), file.get_tensor("moments"))
 
 
-def fingerprint(first_stage: torch.nn.Module, dataset: Any) -> str:
-    """Return a hash that tells whether stored latents are those of this first stage and set."""
+def fingerprint(first_stage: torch.nn.Module, dataset: DescribedImages) -> str:
+    """Return a hash that tells whether stored latents are those of this first stage and dataset."""
     digest = hashlib.sha256()
     for name, weight in first_stage.state_dict().items():
         digest.update(f"{name} {tuple(weight.shape)} {weight.double().sum().item():.12e}".encode())
@@ -111,58 +115,67 @@ def fingerprint(first_stage: torch.nn.Module, dataset: Any) -> str:
 
 @torch.no_grad()
 def encode_all(
-    encode: Callable[[Tensor], Any],
-    dataset: Any,
+    encode: Callable[[Tensor], Posterior],
+    dataset: DescribedImages,
     device: torch.device,
     batch_size: int = 16,
     workers: int = 0,
     share: tuple[int, int] = (0, 1),
     add_up: Callable[[Tensor], Tensor] | None = None,
+    ids: Sequence[int] | None = None,
 ) -> LatentCache | None:
-    """Encode every distinct image of a set.
+    """Encode images of a dataset, each once.
 
     Args:
         encode: images [b, 3, h, w] in [−1, 1] → posterior with its `parameters`.
-        dataset: has `image_ids()` and `image(id)`.
+        dataset: the images.
         device: where to encode.
         batch_size: images encoded at once.
-        workers: processes that load images, of a large set.
+        workers: processes that load the images of a large dataset.
         share: (rank, world): this process encodes every world-th batch.
-        add_up: sums a tensor over all processes; needed where there are several.
+        add_up: sums a tensor over all processes; needed if there are several.
+        ids: of the images; default: all.
 
     Returns:
-        The latents, or None where the first stage gives no Gaussian posterior.
+        The latents, or None if the first stage has no Gaussian posterior.
     """
-    ids = sorted(dataset.image_ids())
+    ids = sorted(dataset.image_ids() if ids is None else ids)
     rank, world = share
+    large = len(ids) >= IMAGES_WORTH_A_FILE
     batches = [range(i, min(i + batch_size, len(ids))) for i in range(0, len(ids), batch_size)]
     loader: DataLoader[Tensor] = DataLoader(
         _Images(dataset, ids),
         batch_sampler=batches[rank::world],  # type: ignore[arg-type]
-        num_workers=workers if len(ids) >= IMAGES_WORTH_A_FILE else 0,
+        num_workers=workers if large else 0,
     )
     moments: Tensor | None = None
-    start = shown = time.monotonic()
-    done = 0
-    for places, images in zip(batches[rank::world], loader, strict=True):
-        posterior = encode(images.to(device))
-        if isinstance(posterior, Tensor):
-            return None
-        if moments is None:
-            moments = _empty(posterior, len(ids))
-        moments[list(places)] = posterior.parameters.to(moments)
-        done += len(places)
-        if (now := time.monotonic()) - shown > REPORT_SECONDS:
-            shown, share_of = now, len(ids) / world
-            left = (now - start) * (share_of - done) / done
-            log.info(f"encoding images: {done} of {share_of:.0f}, about {left:.0f} s left")
+    with _progress(len(ids), shown=large and rank == 0) as bar:
+        for places, images in zip(batches[rank::world], loader, strict=True):
+            posterior = encode(images.to(device))
+            if isinstance(posterior, Tensor):
+                return None
+            if moments is None:
+                moments = _empty(posterior, len(ids))
+            moments[list(places)] = posterior.parameters.to(moments)
+            bar.update(world * len(places))
     if world > 1 and add_up is not None:
-        if moments is None:  # a rank without a share takes part in the sum, so it needs the shape
+        if moments is None:  # a process without a batch needs the shape to take part in the sum
             first = torch.from_numpy(dataset.image(ids[0])).permute(2, 0, 1)[None]
-            moments = _empty(encode(first.to(device)), len(ids))
+            posterior = encode(first.to(device))
+            if isinstance(posterior, Tensor):
+                return None
+            moments = _empty(posterior, len(ids))
         moments = add_up(moments)
-    assert moments is not None, "a set has at least one image"
+    assert moments is not None, "a dataset has at least one image"
     return LatentCache(ids, moments)
+
+
+def _progress(total: int, shown: bool) -> tqdm[NoReturn]:
+    """Return a progress bar with the remaining time; in a log file it has few lines."""
+    every = 0.5 if sys.stderr.isatty() else REPORT_SECONDS
+    return tqdm(
+        total=total, desc="encoding images", unit="image", mininterval=every, disable=not shown
+    )
 
 
 def _empty(posterior: DiagonalGaussianDistribution, count: int) -> Tensor:
@@ -171,66 +184,96 @@ def _empty(posterior: DiagonalGaussianDistribution, count: int) -> Tensor:
 
 
 class CacheLatents(pl.Callback):
-    """Encode the training and validation images before the first step, for the loaders.
+    """Encode the training and validation images before the first step.
 
-    Applies if the model has a frozen first stage and the set can name its images (`image_ids`).
-    The loaders then load no pixels.
+    This applies if the model has a frozen first stage and the dataset is `DescribedImages`. Then
+    batches hold moments and no pixels. An image that both datasets have is encoded once.
 
     Args:
-        folder: where large sets' latents are kept.
+        folder: for the latents of large datasets.
         batch_size: images encoded at once.
-        enabled: false to encode at every step, as the original did.
+        enabled: false to encode at every step, like the original.
+
+    Raises:
+        ValueError: a batch size below 1.
     """
 
     def __init__(self, folder: Path, batch_size: int = 16, enabled: bool = True) -> None:
         if batch_size < 1:
             raise ValueError(f"latent_cache.batch_size must be at least 1, got {batch_size}")
         self.folder, self.batch_size, self.enabled = Path(folder), batch_size, enabled
-
-    def _cache(self, trainer: pl.Trainer, module: Any, name: str, dataset: Any) -> None:
-        start = time.monotonic()
-        count = len(dataset.image_ids())
-        large = count >= IMAGES_WORTH_A_FILE
-        mark = fingerprint(module.first_stage_model, dataset) if large else ""
-        folder = Path(trainer.strategy.broadcast(self.folder))
-        path = folder / f"latents-{name}-{mark[:12]}.safetensors"
-        cache = LatentCache.load(path, mark) if large else None
-        # All processes or none: encoding is shared work.
-        if not trainer.strategy.reduce_boolean_decision(cache is not None, all=True):
-            cache = encode_all(
-                module.encode_first_stage,
-                dataset,
-                module.device,
-                self.batch_size,
-                workers=2,
-                share=(trainer.global_rank, trainer.world_size),
-                add_up=lambda t: _sum(trainer, t),
-            )
-            if cache is None:
-                log.info(f"{name}: the first stage has no posterior to keep: encoding at each step")
-                return
-            if large and trainer.is_global_zero:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                cache.save(path, mark)
-        assert cache is not None
-        log.info(f"{name}: latents of {count} images in {time.monotonic() - start:.1f} s")
-        trainer.datamodule.latents[name] = cache  # type: ignore[attr-defined]
+        self._known: dict[bytes, Tensor] = {}  # hash of an image → its moments
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Encode, once the model is on its device and before any loader starts."""
-        first_stage = getattr(pl_module, "first_stage_model", None)
-        if not self.enabled or first_stage is None:
+        """Encode, when the model is on its device and no loader has started."""
+        if not self.enabled or not isinstance(pl_module, LatentDiffusion):
             return
-        if any(p.requires_grad for p in first_stage.parameters()):
+        if any(p.requires_grad for p in pl_module.first_stage_model.parameters()):
             return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         for name in ("train", "validation"):
-            dataset = trainer.datamodule.datasets.get(name)  # type: ignore[attr-defined]
-            if dataset is not None and hasattr(dataset, "image_ids"):
-                self._cache(trainer, pl_module, name, dataset)
+            dataset = data.datasets.get(name)
+            if not isinstance(dataset, DescribedImages):
+                continue
+            start, count = time.monotonic(), len(dataset.image_ids())
+            find = self._read_or_encode if count >= IMAGES_WORTH_A_FILE else self._encode_new
+            cache = find(trainer, pl_module, dataset)
+            if cache is None:
+                log.info(f"{name}: the first stage has no Gaussian posterior: encoding each step")
+                continue
+            log.info(f"{name}: latents of {count} images in {time.monotonic() - start:.1f} s")
+            data.latents[name] = cache
+        self._known.clear()
+
+    def _read_or_encode(
+        self, trainer: pl.Trainer, model: LatentDiffusion, dataset: DescribedImages
+    ) -> LatentCache | None:
+        """Return the latents of a large dataset, from its file if there is one."""
+        mark = fingerprint(model.first_stage_model, dataset)
+        path = Path(trainer.strategy.broadcast(self.folder)) / f"latents-{mark[:12]}.safetensors"
+        cache = LatentCache.load(path, mark)
+        # All processes or none, because they share the encoding.
+        if not trainer.strategy.reduce_boolean_decision(cache is not None, all=True):
+            cache = self._encode(trainer, model, dataset)
+            if cache is not None and trainer.is_global_zero:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                cache.save(path, mark)
+        return cache
+
+    def _encode_new(
+        self, trainer: pl.Trainer, model: LatentDiffusion, dataset: DescribedImages
+    ) -> LatentCache | None:
+        """Return the latents of a small dataset; encode only images that are not yet known."""
+        ids = sorted(dataset.image_ids())
+        marks = {i: hashlib.sha256(dataset.image(i).tobytes()).digest() for i in ids}
+        if new := [i for i in ids if marks[i] not in self._known]:
+            cache = self._encode(trainer, model, dataset, new)
+            if cache is None:
+                return None
+            self._known |= {marks[i]: m for i, m in zip(new, cache.moments, strict=True)}
+        return LatentCache(ids, torch.stack([self._known[marks[i]] for i in ids]))
+
+    def _encode(
+        self,
+        trainer: pl.Trainer,
+        model: LatentDiffusion,
+        dataset: DescribedImages,
+        ids: Sequence[int] | None = None,
+    ) -> LatentCache | None:
+        return encode_all(
+            model.encode_first_stage,
+            dataset,
+            model.device,
+            self.batch_size,
+            workers=2,
+            share=(trainer.global_rank, trainer.world_size),
+            add_up=lambda tensor: _sum(trainer, tensor),
+            ids=ids,
+        )
 
 
 def _sum(trainer: pl.Trainer, tensor: Tensor) -> Tensor:
-    """Sum over all processes, on the CPU again."""
+    """Return the sum over all processes, on the CPU."""
     total = trainer.strategy.reduce(tensor.to(trainer.strategy.root_device), reduce_op="sum")
     assert isinstance(total, Tensor)
     return total.cpu()

@@ -1,4 +1,4 @@
-"""Which samples a process sees: plain arithmetic on the step, so a run can go on anywhere."""
+"""The samples of each process: arithmetic on the global step, so a run can resume anywhere."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch.utils.data import Sampler
 
 
 class RunSampler(Sampler[int]):
-    """Yield this rank's sample indices, endlessly, from an optimiser step on.
+    """Yield this rank's sample indices, endlessly, from an optimizer step on.
 
     Element j of micro-batch m of step s on rank r is ((s·accumulate + m)·world + r)·batch + j:
     every step takes the next `accumulate·world·batch` indices, however they are shared out.
 
     Args:
         batch: samples in a micro-batch on one rank.
-        first_step: optimiser steps already done.
+        first_step: optimizer steps already done.
         accumulate: micro-batches in a step.
         rank, world: this process among all.
     """

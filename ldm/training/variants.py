@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldm.resources import ROOT
 from ldm.util import UserError
 
-FOLDER = Path(__file__).resolve().parents[2] / "configs" / "variants"
+FOLDER = ROOT / "configs" / "variants"
 # Where a variant's images come from (paper, section 4): of these only the first is trained.
 SOURCES: Mapping[str, str] = {
     "learned": "drawn from prompts that name a learned word",

@@ -37,10 +37,7 @@ NORMS = {"mean": "vocabulary/mean", "median": "vocabulary/p50"}
 # Relative size below which a float32 remainder of a subtraction is rounding, not a direction.
 ROUNDING = 1e-6
 # Why the networks' weights cannot be trained beside such words.
-ALONE = (
-    "directional words are learned alone, with the model frozen: set unfreeze_model and "
-    "learn_logvar to false"
-)
+ALONE = "directional words are learned alone, with the model frozen: set unfreeze_model to false"
 
 
 def spherical_step(

@@ -1,11 +1,15 @@
 """The loss, its draws, what is frozen, what is kept: `LatentDiffusion` at tiny sizes."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.testing import assert_close
 
+from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.draws import Draws, timesteps_of
+from ldm.models.diffusion.plms import PLMSSampler
 from ldm.randomness import Purpose, integers, normal
 from tests.models.latent_models import (
     FIRST_STAGE,
@@ -54,26 +58,6 @@ def test_the_plain_loss_is_the_error_of_the_noise(loss_type):
     assert_close(result.loss, expected)
     assert_close(result.terms["loss_simple"], expected.detach())
     assert not any(term.requires_grad for term in result.terms.values())
-
-
-def test_every_weight_of_the_loss():
-    model = plain_model(logvar_init=0.4, l_simple_weight=0.7, original_elbo_weight=0.01)
-    x, noise, t = latents()
-    error = model.apply_model(model.q_sample(x, t, noise), t, None) - noise
-    simple = error.square().mean((1, 2, 3))
-    vlb = (model.lvlb_weights[t] * simple).mean()
-    weighted = (simple / torch.tensor(0.4).exp() + 0.4).mean()
-    result = model.p_losses(x, None, t, noise)
-    assert_close(result.loss, 0.7 * weighted + 0.01 * vlb)
-    assert_close(result.terms["loss_vlb"], vlb.detach())
-
-
-def test_a_learned_log_variance_gets_a_gradient():
-    model = plain_model(learn_logvar=True)
-    x, noise, t = latents()
-    model.p_losses(x, None, t, noise).loss.backward()
-    assert (model.logvar.grad != 0).nonzero().flatten().tolist() == t.tolist()
-    assert "logvar" in model.state_dict()
 
 
 def test_x0_models_are_trained_on_the_latent():
@@ -457,3 +441,57 @@ def test_options_that_do_not_exist_are_refused(options, message):
 def test_unknown_parameters_are_named():
     with pytest.raises(TypeError, match="scale_facter"):
         LatentDiffusion(UNET, IDENTITY, "__is_unconditional__", scale_facter=1.0)
+
+
+def count_keys(model):
+    """Count the computations of keys from a text."""
+    counts = []
+    for name, layer in model.model.named_modules():
+        if name.endswith("attn2.to_k"):
+            layer.register_forward_hook(lambda *_, name=name: counts.append(name))
+    return counts
+
+
+@pytest.mark.parametrize("sampler", [DDIMSampler, PLMSSampler])
+@pytest.mark.parametrize("form", [lambda c: c, lambda c: {"c_crossattn": [c[:, :4], c[:, 4:]]}])
+def test_keys_of_a_text_are_computed_once_while_sampling(tmp_path, sampler, form):
+    model = text_model(tmp_path).eval()
+    with torch.no_grad():
+        texts = [form(model.get_learned_conditioning([t] * 2)) for t in ("a cat", "")]
+    options = {
+        "S": 6,
+        "batch_size": 2,
+        "shape": (3, 8, 8),
+        "conditioning": texts[0],
+        "unconditional_conditioning": texts[1],
+        "unconditional_guidance_scale": 4.0,
+        "x_T": torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(2)),
+        "verbose": False,
+    }
+    counts = count_keys(model)
+    samples, _ = sampler(model).sample(**options)
+    assert len(counts) == len(set(counts)) > 0
+    # Outside of the loop nothing is kept, so new weights count.
+    counts.clear()
+    model.constant_context = nullcontext
+    expected, _ = sampler(model).sample(**options)
+    assert len(counts) >= 6 * len(set(counts))
+    assert torch.equal(samples, expected)
+    del model.constant_context
+    with torch.no_grad():
+        for name, layer in model.model.named_modules():
+            if name.endswith("attn2.to_k"):
+                layer.weight.neg_()
+    assert not torch.allclose(sampler(model).sample(**options)[0], expected)
+
+
+def test_a_context_of_other_values_is_computed_again(tmp_path):
+    model = text_model(tmp_path).eval()
+    x, _, t = latents(2)
+    first, second = torch.randn(2, 2, 8, 16)
+    with torch.no_grad():
+        expected = [model.apply_model(x, t, c) for c in (first, second)]
+        with model.constant_context():
+            for _ in range(2):
+                for cond, value in zip((first, second), expected, strict=True):
+                    assert torch.equal(model.apply_model(x, t, cond), value)

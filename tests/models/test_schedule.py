@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ldm.models.diffusion.schedule import make_beta_schedule, make_schedule, variational_weights
+from ldm.models.diffusion.schedule import make_beta_schedule, make_schedule
 
 
 def test_the_published_schedule_equals_diffusers():
@@ -37,16 +37,15 @@ def test_every_kind_of_betas():
         betas("quadratic")
 
 
-@pytest.mark.parametrize("v_posterior", [0.0, 0.3])
-def test_the_tables(v_posterior):
+def test_the_tables():
     """Each against the process simulated step by step, in exact arithmetic where it matters."""
     betas = np.array([0.1, 0.2, 0.05])
-    tables = make_schedule(betas, v_posterior)
+    tables = make_schedule(betas)
     signal = [0.9, 0.9 * 0.8, 0.9 * 0.8 * 0.95]
     before = [1.0, *signal[:2]]
     for t in range(3):
         beta, abar, prev = betas[t], signal[t], before[t]
-        variance = (1 - v_posterior) * beta * (1 - prev) / (1 - abar) + v_posterior * beta
+        variance = beta * (1 - prev) / (1 - abar)
         expected = {
             "betas": beta,
             "alphas_cumprod": abar,
@@ -80,19 +79,6 @@ def test_the_posterior_is_bayes():
     ours = s.posterior_mean_coef1[t] * x0 + s.posterior_mean_coef2[t] * xt
     assert float(ours) == pytest.approx(mean, rel=1e-5)
     assert float(s.posterior_variance[t]) == pytest.approx(variance, rel=1e-5)
-
-
-def test_variational_weights():
-    s = make_schedule([0.1, 0.2, 0.3])
-    weights = variational_weights(s, "eps")
-    variance = 0.2 * (1 - 0.9) / (1 - 0.72)
-    assert float(weights[1]) == pytest.approx(0.2**2 / (2 * variance * 0.8 * (1 - 0.72)), rel=1e-5)
-    assert weights[0] == weights[1]
-    assert_close(variational_weights(s, "v"), weights)
-    x0 = variational_weights(s, "x0")
-    assert float(x0[2]) == pytest.approx(0.5 * math.sqrt(0.504) / (2 - 0.504), rel=1e-5)
-    with pytest.raises(ValueError, match="parameterization"):
-        variational_weights(s, "x")
 
 
 def test_tables_are_real_where_the_model_is_not():

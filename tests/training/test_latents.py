@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from ldm.data.personalized import PersonalizedBase
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.training.batch import Collate, Described
-from ldm.training.latents import LatentCache, encode_all, fingerprint
+from ldm.training.latents import CacheLatents, LatentCache, encode_all, fingerprint
 from ldm.util import instantiate_from_config
 from tests.training.conftest import tiny_config
 
@@ -71,6 +72,62 @@ def test_processes_share_the_work(dataset: PersonalizedBase) -> None:
             Counted(), dataset, CPU, 2, share=(rank, 5), add_up=lambda t: parts.append(t) or t
         )
     assert torch.equal(torch.stack(parts).sum(0), whole.moments)
+
+
+def cached(model: Any, folder: Path, **datasets: PersonalizedBase) -> tuple[dict[str, Any], int]:
+    """Run the callback as a trainer of one process does; return latents and images encoded."""
+    data = SimpleNamespace(datasets=datasets, latents={})
+    strategy = SimpleNamespace(
+        broadcast=lambda value: value, reduce_boolean_decision=lambda value, all: value
+    )
+    trainer: Any = SimpleNamespace(
+        datamodule=data, strategy=strategy, global_rank=0, world_size=1, is_global_zero=True
+    )
+    counts: list[int] = []
+    encode = model.encode_first_stage
+    model.encode_first_stage = lambda x: (counts.append(len(x)), encode(x))[1]
+    try:
+        CacheLatents(folder, batch_size=3).on_fit_start(trainer, model)
+    finally:
+        del model.encode_first_stage
+    return data.latents, sum(counts)
+
+
+def test_images_of_training_and_validation_are_encoded_once(
+    model: Any, dataset: PersonalizedBase, tmp_path: Path
+) -> None:
+    same = PersonalizedBase(dataset.paths[0].parent, size=8, set="val")
+    other = PersonalizedBase(dataset.paths[0].parent, size=16, set="val")
+    latents, count = cached(model, tmp_path, train=dataset, validation=same)
+    assert count == len(dataset.image_ids())
+    ids = torch.tensor(same.image_ids())
+    assert torch.equal(latents["validation"](ids), latents["train"](ids))
+    _, count = cached(model, tmp_path, train=dataset, validation=other)
+    assert count == len(dataset.image_ids()) + len(other.image_ids())
+    assert not list(tmp_path.iterdir())
+
+
+def test_latents_of_large_sets_are_read_again(
+    model: Any, dataset: PersonalizedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldm.training.latents.IMAGES_WORTH_A_FILE", 2)
+    first, count = cached(model, tmp_path, train=dataset)
+    again, none = cached(model, tmp_path, train=dataset)
+    assert (count, none) == (len(dataset.image_ids()), 0)
+    assert torch.equal(first["train"].moments, again["train"].moments)
+
+
+def test_large_sets_show_how_far_encoding_is(
+    dataset: PersonalizedBase, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encode_all(Counted(), dataset, CPU)
+    assert "encoding images" not in capsys.readouterr().err
+    monkeypatch.setattr("ldm.training.latents.IMAGES_WORTH_A_FILE", 2)
+    encode_all(Counted(), dataset, CPU)
+    total = len(dataset.image_ids())
+    assert f"encoding images: 100%|##########| {total}/{total}" in capsys.readouterr().err.replace(
+        "█", "#"
+    )
 
 
 def test_files_are_recognised(tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ class TestRefused:
     def test_networks_trained_beside_the_words(self, embedder):
         manager = make(embedder)
         groups = [{"params": list(manager.parameters())}, {"params": [nn.Parameter(draw(0))]}]
-        with pytest.raises(UserError, match="set unfreeze_model and learn_logvar to false"):
+        with pytest.raises(UserError, match="set unfreeze_model to false"):
             manager.make_optimizer(groups, 0.1)
 
     def test_a_first_word_of_zeros(self, embedder):

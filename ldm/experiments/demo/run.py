@@ -24,6 +24,7 @@ from ldm.experiments.demo.scores import PROMPTS, ScoredPrompt, Scores, read_curv
 from ldm.image_io import pil_grid, safe_name
 from ldm.inference import Sampling, generate, load_model, load_words
 from ldm.miniature.measure import Concept, load_concepts
+from ldm.resources import ROOT
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from ldm.models.diffusion.ddpm import LatentDiffusion
 
 log = logging.getLogger(__name__)
-ROOT = Path(__file__).resolve().parents[3]
 SECOND_PLACEHOLDERS = ("@", "&")  # the shipped word's new name: the first that is free
 COURSE = 4  # images of each step of the course
 STYLE_DATA = tuple(

@@ -22,7 +22,8 @@ from ldm.experiments.figures.style import readable
 from ldm.inference import GeneratedImage, Sampling
 
 SCALES = (1.0, 2.0, 5.0, 10.0)
-STEPS = 250  # of the inversion; of both ways
+# Steps of the inversion, and of the way back, for each sampling step: 250 for 50.
+STEPS_EACH = 5
 COLUMNS = (
     *("concept", "way", "prompt", "guidance", "image_similarity", "text_similarity"),
     "psnr_of_reconstruction",
@@ -36,8 +37,7 @@ def inversion(figure: Figure, studio: Studio) -> Drawing:
     given = studio.subject(line.concepts[0]).pictures[0]
     picture = resized(given, model_size(studio.model, given.size))
     studio.take_words(line.concepts)
-    # The inversion must not have more steps than there are figures' steps in a trial.
-    steps = STEPS if studio.request.steps >= 50 else max(2, studio.request.steps)
+    steps = STEPS_EACH * studio.request.steps
     noise = invert_image(studio.model, picture, line.prompts[0], Sampling(steps=steps, scale=1.0))
     best = reconstruction(studio.model, picture)
     drawn = {BIPARTITE: _bipartite(studio, noise, line)}

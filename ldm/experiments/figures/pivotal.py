@@ -1,7 +1,7 @@
 """Pivotal tuning in the miniature, for figure 11: a run of `main.py`, and the two files it leaves.
 
 What the networks moved by is as large as the model; so it is made where it is needed, not shipped.
-`scripts/figures/make_pivotal.py` is the command. Imports nothing heavy.
+`scripts/figures.py pivotal` is the command. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ldm.util import UserError
 
 DIFFERENCE, WORD = "difference.safetensors", "embeddings.safetensors"
 FOLDER = "outputs/pivotal"  # with a folder for each concept
-HOW = "run scripts/figures/make_pivotal.py, a few minutes, or give --pivotal DIR"
+HOW = "run scripts/figures.py pivotal, a few minutes, or give --pivotal DIR"
 # The published rates, 1e-7 and 5e-5 over 4200 steps of one image, are for networks two hundred
 # times as large. At these the concept keeps its shape and dots in every scene of figure 11.
 SETTINGS = (

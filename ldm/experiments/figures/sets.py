@@ -1,6 +1,6 @@
 """Three sets of images that only the figures learn a word from, drawn in the miniature's world.
 
-`scripts/figures/make_sets.py` writes them and tells how their words are learned.
+`scripts/figures.py sets` writes them and tells how their words are learned.
 
 - any-star, of figure 8: ten stars, two in each medium, no two of one colour or in one scene. Asked
   for an image that names no medium, the base model draws mostly sketches; the set does not.

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.experiments.protocol.spec import ROOT, ProtocolConcept, ProtocolSpec, ProtocolVariant
+from ldm.experiments.protocol.spec import ProtocolConcept, ProtocolSpec, ProtocolVariant
+from ldm.resources import ROOT
 
 # Apart, so that no two seeds of a protocol draw from the same noises.
 NOISES_A_SEED = 1_000_000

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ldm.experiments.protocol.cells import Cell, digest
 from ldm.experiments.protocol.folder import LOG, Lock, outputs_of, prepare, receive
-from ldm.experiments.protocol.spec import ROOT
+from ldm.resources import ROOT
 
 # Given the cell's folder, which holds cell.json; it leaves scores.json there.
 PROGRAM = (sys.executable, "-m", "ldm.experiments.protocol.worker")

@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from ldm.evaluation.prompts import check_prompts, read_prompts
+from ldm.resources import locate
 from ldm.training.variants import find_variant
 from ldm.util import UserError
 
-ROOT = Path(__file__).resolve().parents[3]
 REQUIRED = ("base", "checkpoint", "config", "concepts", "variants", "seeds", "prompts")
 # The paper's (section 5 and the authors' evaluation), where nothing says otherwise.
 DEFAULTS: Mapping[str, Any] = {
@@ -149,10 +149,10 @@ def find(path: str | Path, what: str) -> Path:
     Raises:
         UserError: it is in neither.
     """
-    for candidate in (Path(path).expanduser(), ROOT / path):
-        if candidate.is_file():
-            return candidate.absolute()
-    raise UserError(f"{what} {path}: no such file")
+    found = locate(path)
+    if not found.is_file():
+        raise UserError(f"{what} {path}: no such file")
+    return found.absolute()
 
 
 def _section(
@@ -213,18 +213,16 @@ def _build(values: Mapping[str, Any]) -> ProtocolSpec:
 
 def _extractor(name: str) -> str:
     """Return a folder's absolute path, or a hub's name as it is."""
-    for candidate in (Path(name).expanduser(), ROOT / name):
-        if candidate.is_dir():
-            return str(candidate.absolute())
-    return name
+    folder = locate(name)
+    return str(folder.absolute()) if folder.is_dir() else name
 
 
 def _concepts(content: Any) -> tuple[ProtocolConcept, ...]:
     from ldm.data.folder import list_images
 
     section = _section("concepts", content, ("folder", "words"), {})
-    given = Path(_text("concepts.folder", section["folder"])).expanduser()
-    folder = given if given.is_dir() else ROOT / given
+    given = _text("concepts.folder", section["folder"])
+    folder = locate(given)
     if not folder.is_dir():
         raise UserError(f"concepts.folder {given}: no such folder")
     words = _named("concepts.words", section["words"])

@@ -15,5 +15,5 @@ class DDIMSampler(Sampler):
     name = "DDIM"
 
     def predictor(self, denoise: Denoiser) -> Callable[[Tensor, Step], Tensor]:
-        """One evaluation of the network a step."""
+        """Return the (x, step) -> ε that evaluates the network once a step."""
         return lambda x, step: denoise(x, timestep_batch(x, step.t))

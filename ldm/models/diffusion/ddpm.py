@@ -9,6 +9,7 @@ a public contract.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,38 +19,33 @@ from torch import Tensor, nn
 
 from ldm.models.base import TrainedModel
 from ldm.models.diffusion.draws import Draws, timesteps_of
-from ldm.models.diffusion.schedule import (
-    Schedule,
-    make_beta_schedule,
-    make_schedule,
-    variational_weights,
-)
+from ldm.models.diffusion.schedule import Schedule, make_beta_schedule, make_schedule
 from ldm.models.diffusion.wrapper import DiffusionWrapper
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
 from ldm.util import instantiate_from_config
+from ldm.words.manager import EmbeddingManager
 
-LOSS_WEIGHTINGS = ("simple", "v")
 Posterior = DiagonalGaussianDistribution | Tensor
 
 
 @dataclass(frozen=True)
 class LossResult:
-    """The result of `p_losses`: the scalar to minimize, and its detached parts by name."""
+    """The loss to minimize, a scalar, and its detached parts by name."""
 
     loss: Tensor
     terms: dict[str, Tensor]
 
 
 def _precision(module: nn.Module, inputs: Tensor) -> torch.dtype:
-    """Return the type of a module's weights; the type of the inputs if it has none."""
+    """Return the type of a module's weights, or the type of the inputs if it has no weights."""
     return next(module.parameters(), inputs).dtype
 
 
 class LatentDiffusion(TrainedModel):
     """Diffusion in the latent space of a first stage, conditioned on text, classes or images.
 
-    With `personalization_config` everything but the words is frozen (paper §3), unless
+    With `personalization_config` training moves only the words (paper, section 3), unless
     `unfreeze_model`.
 
     Args:
@@ -57,43 +53,47 @@ class LatentDiffusion(TrainedModel):
             `cond_stage_config` may be `__is_first_stage__` or `__is_unconditional__`.
         personalization_config: target and params of the embedding manager; `embedding_manager_ckpt`
             among the params is a file of words to start from.
-        timesteps, beta_schedule, linear_start, linear_end, cosine_s, given_betas: the schedule.
-        loss_type: `l2` (the paper's) or `l1`.
-        parameterization: what the U-Net's output means: `eps`, `x0`, or `v` (Salimans & Ho 2022).
-            `apply_model` gives the noise for `eps` and `v`, the latent for `x0`.
+        timesteps, beta_schedule, linear_start, linear_end: see `make_beta_schedule`.
+        loss_type: `l2` (the paper) or `l1`.
+        parameterization: the meaning of the U-Net's output: `eps`, `x0`, or `v` (Salimans & Ho
+            2022). `apply_model` returns the noise for all of them.
+        loss_weighting: `simple` (the paper) weighs all timesteps alike. `v` divides the squared
+            error of the noise by ā_t, which gives the error of v: for training from new weights.
         timestep_power: above 1, training draws high noise levels more often, with a density that
-            grows as t^(power−1): where noise hides a shape, the text decides it. 1, the paper's, is
-            uniform.
+            grows as t^(power−1). Where noise hides a shape, the text decides it. 1 is uniform.
         image_size: side of the latent, or [h, w].
         channels: of the latent.
         first_stage_key, cond_stage_key: keys of the batch.
-        scale_factor: multiplies latents; with `scale_by_std` it is an entry of the state dict, and
-            training measures it at its first batch where it is 1.
-        embedding_reg_weight: λ of λ‖v − v_coarse‖² (paper §4, "regularised").
-        unfreeze_model, model_lr: train the U-Net and conditioner too, at their own rate.
-        text_lr: rate of the conditioner, where it is another than `model_lr`.
-        prior_weight: λ of the class images' loss, where a batch has such images under `prior`
+        conditioning_key: see `DiffusionWrapper`; default `concat` or `crossattn`, by `concat_mode`.
+        cond_stage_trainable: train the conditioner too.
+        cond_stage_forward: method of the conditioner that encodes; default `encode`.
+        scale_factor: multiplies latents. With `scale_by_std` it is an entry of the state dict, and
+            training measures it at its first batch if it is 1.
+        embedding_reg_weight: λ of λ‖v − v_initial‖² (paper, section 4, "regularized").
+        unfreeze_model, model_lr: train the U-Net and conditioner too, at this learning rate.
+        text_lr: learning rate of the conditioner, if it differs from `model_lr`.
+        prior_weight: λ of the loss of the class images, if a batch has such images under `prior`
             (DreamBooth, Ruiz et al. 2022, equation 2).
-        loss_weighting: `simple`, the paper's, weighs all timesteps alike; `v` divides the squared
-            error of the noise by ā_t, which makes it that of v: for training from nothing.
-        use_ema: keep averaged weights of the U-Net.
+        use_ema, ema_decay: keep averaged weights of the U-Net.
         monitor: the logged value that picks the best checkpoint.
-        scheduler_config: target and params of a learning-rate multiplier.
+        scheduler_config: target and params of a multiplier of the learning rate.
+        ckpt_path, ignore_keys, load_only_unet: a file of weights, prefixes of names to leave out,
+            and whether to load the U-Net alone.
+        log_every_t, clip_denoised, num_timesteps_cond: accepted for old configurations.
 
     Raises:
-        ValueError: an option's value is not one that exists.
+        ValueError: an unknown value of an option, or options that contradict each other.
     """
 
     learning_rate = 5e-3
     model: DiffusionWrapper
-    embedding_manager: Any
-    logvar: Tensor
+    embedding_manager: EmbeddingManager | None
+    scale_factor: float | Tensor
     alphas_cumprod: Tensor
     sqrt_alphas_cumprod: Tensor
     sqrt_one_minus_alphas_cumprod: Tensor
     sqrt_recip_alphas_cumprod: Tensor
     sqrt_recipm1_alphas_cumprod: Tensor
-    lvlb_weights: Tensor
     timestep_weights: Tensor
 
     def __init__(
@@ -106,15 +106,8 @@ class LatentDiffusion(TrainedModel):
         beta_schedule: str = "linear",
         linear_start: float = 1e-4,
         linear_end: float = 2e-2,
-        cosine_s: float = 8e-3,
-        given_betas: Sequence[float] | None = None,
-        v_posterior: float = 0.0,
         loss_type: str = "l2",
         parameterization: str = "eps",
-        l_simple_weight: float = 1.0,
-        original_elbo_weight: float = 0.0,
-        learn_logvar: bool = False,
-        logvar_init: float = 0.0,
         loss_weighting: str = "simple",
         timestep_power: float = 1.0,
         image_size: int | Sequence[int] = 256,
@@ -125,7 +118,6 @@ class LatentDiffusion(TrainedModel):
         concat_mode: bool = True,
         cond_stage_trainable: bool = False,
         cond_stage_forward: str | None = None,
-        num_timesteps_cond: int | None = None,
         scale_factor: float = 1.0,
         scale_by_std: bool = False,
         embedding_reg_weight: float = 0.0,
@@ -137,53 +129,34 @@ class LatentDiffusion(TrainedModel):
         ema_decay: float = 0.9999,
         monitor: str | None = None,
         scheduler_config: Mapping[str, Any] | None = None,
-        log_every_t: int = 100,
-        clip_denoised: bool = True,
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
         load_only_unet: bool = False,
+        log_every_t: int = 100,  # noqa: ARG002
+        clip_denoised: bool = True,  # noqa: ARG002
+        num_timesteps_cond: int | None = None,
     ) -> None:
         super().__init__()
-        self.strict_loading = False  # a run's checkpoint lacks what is frozen, by design
-        if loss_type not in ("l1", "l2"):
-            raise ValueError(f"loss_type must be 'l1' or 'l2', got {loss_type!r}")
-        if loss_weighting == "v" and (loss_type, parameterization == "x0") != ("l2", False):
-            raise ValueError("loss_weighting 'v' needs loss_type 'l2' and a model of eps or v")
+        self.strict_loading = False  # the checkpoint of a run has no frozen weights
         if num_timesteps_cond not in (None, 1):
             raise ValueError(f"num_timesteps_cond must be 1, got {num_timesteps_cond}")
-        self.loss_type = loss_type
-        self.l_simple_weight, self.original_elbo_weight = l_simple_weight, original_elbo_weight
+        self.loss_type, self.parameterization = loss_type, parameterization
+        self.timestep_power = timestep_power
         self.image_size, self.channels = image_size, channels
         self.first_stage_key, self.cond_stage_key = first_stage_key, cond_stage_key
-        self.cond_stage_forward, self.cond_stage_trainable = (
-            cond_stage_forward,
-            cond_stage_trainable,
-        )
-        self.embedding_reg_weight = embedding_reg_weight
+        self.cond_stage_forward = cond_stage_forward
+        self.cond_stage_trainable = cond_stage_trainable
+        self.embedding_reg_weight, self.prior_weight = embedding_reg_weight, prior_weight
         self.unfreeze_model, self.model_lr, self.text_lr = unfreeze_model, model_lr, text_lr
-        self.prior_weight = prior_weight
         self.scheduler_config, self.monitor = scheduler_config, monitor
-        self.log_every_t, self.clip_denoised = log_every_t, clip_denoised
         self.use_ema = use_ema
 
         unconditional = cond_stage_config == "__is_unconditional__"
         if conditioning_key is None and not unconditional:
             conditioning_key = "concat" if concat_mode else "crossattn"
         self.model = DiffusionWrapper(unet_config, None if unconditional else conditioning_key)
-        betas: Any = given_betas
-        if given_betas is None:
-            betas = make_beta_schedule(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
-        schedule = make_schedule(betas, v_posterior)
-        self._register_schedule(schedule, parameterization, loss_weighting)
-        if timestep_power <= 0:
-            raise ValueError(f"timestep_power must be above 0, got {timestep_power}")
-        self.timestep_power = timestep_power
-        logvar = torch.full((self.num_timesteps,), float(logvar_init), device="cpu")
-        self.learn_logvar = learn_logvar
-        if learn_logvar:
-            self.logvar = nn.Parameter(logvar)
-        else:
-            self.register_buffer("logvar", logvar, persistent=False)
+        betas = make_beta_schedule(beta_schedule, timesteps, linear_start, linear_end)
+        self._register_schedule(make_schedule(betas), loss_weighting)
         if scale_by_std:
             self.register_buffer("scale_factor", torch.tensor(float(scale_factor), device="cpu"))
         else:
@@ -192,7 +165,7 @@ class LatentDiffusion(TrainedModel):
         self.first_stage_model = instantiate_from_config(first_stage_config)
         self._freeze(self.first_stage_model)
         self.cond_stage_model = self._make_conditioner(cond_stage_config)
-        self._check_widths()
+        self._check_options()
         if ckpt_path is not None:
             self.read_weights(ckpt_path, ignore_keys, "model." if load_only_unet else "")
         self.embedding_manager = None
@@ -201,18 +174,19 @@ class LatentDiffusion(TrainedModel):
 
     # -- building ---------------------------------------------------------------------------------
 
-    def _register_schedule(
-        self, schedule: Schedule, parameterization: str, loss_weighting: str
-    ) -> None:
+    def _register_schedule(self, schedule: Schedule, loss_weighting: str) -> None:
         for name, table in schedule.tables().items():
             self.register_buffer(name, table)
         # Samplers read ā_t on the host; it follows the buffer when a checkpoint is loaded.
         self.alphas_bar: list[float] = schedule.alphas_cumprod.double().tolist()
-        self.num_timesteps, self.parameterization = len(schedule.betas), parameterization
-        weights = variational_weights(schedule, parameterization)
-        self.register_buffer("lvlb_weights", weights, persistent=False)
-        if loss_weighting not in LOSS_WEIGHTINGS:
+        self.num_timesteps = len(schedule.betas)
+        if loss_weighting not in ("simple", "v"):
             raise ValueError(f"loss_weighting must be 'simple' or 'v', got {loss_weighting!r}")
+        if loss_weighting == "v" and (self.loss_type, self.parameterization) not in (
+            ("l2", "eps"),
+            ("l2", "v"),
+        ):
+            raise ValueError("loss_weighting 'v' needs loss_type 'l2' and a model of eps or v")
         ones = torch.ones_like(schedule.alphas_cumprod)
         weights = ones if loss_weighting == "simple" else ones / schedule.alphas_cumprod
         self.register_buffer("timestep_weights", weights, persistent=False)
@@ -239,8 +213,14 @@ class LatentDiffusion(TrainedModel):
             self._freeze(conditioner)
         return conditioner
 
-    def _check_widths(self) -> None:
-        """Raise ValueError where the U-Net could not read what the text encoder gives."""
+    def _check_options(self) -> None:
+        """Raise ValueError for an unknown value, or parts that do not fit together."""
+        known = {"loss_type": ("l1", "l2"), "parameterization": ("eps", "x0", "v")}
+        for name, values in known.items():
+            if (value := getattr(self, name)) not in values:
+                raise ValueError(f"{name} must be one of {', '.join(values)}, got {value!r}")
+        if self.timestep_power <= 0:
+            raise ValueError(f"timestep_power must be above 0, got {self.timestep_power}")
         given = getattr(self.cond_stage_model, "width", None)
         read = getattr(self.model.diffusion_model, "context_dim", None)
         reads_text = self.model.conditioning_key in ("crossattn", "crossattn-adm")
@@ -250,10 +230,10 @@ class LatentDiffusion(TrainedModel):
                 f"is {read}: set one to the other"
             )
 
-    def _make_words(self, config: Mapping[str, Any]) -> Any:
+    def _make_words(self, config: Mapping[str, Any]) -> EmbeddingManager:
         params = dict(config.get("params") or {})
         words = params.pop("embedding_manager_ckpt", None)
-        manager = instantiate_from_config(
+        manager: EmbeddingManager = instantiate_from_config(
             {"target": config["target"], "params": params}, embedder=self.cond_stage_model
         )
         if words:
@@ -261,8 +241,6 @@ class LatentDiffusion(TrainedModel):
         if not self.unfreeze_model:
             self._freeze(self.model)
             self._freeze(self.cond_stage_model)
-            if self.learn_logvar:
-                self.logvar.requires_grad_(False)
         return manager
 
     @property
@@ -271,7 +249,7 @@ class LatentDiffusion(TrainedModel):
         return int(self.first_stage_model.downsampling)
 
     def train(self, mode: bool = True) -> LatentDiffusion:
-        """Set the mode of what is trained; what is frozen stays in evaluation mode."""
+        """Set the mode of the parts that are trained; frozen parts stay in evaluation mode."""
         super().train(mode)
         for part in (self.model, self.first_stage_model, self.cond_stage_model):
             if part is not None and not any(p.requires_grad for p in part.parameters()):
@@ -282,7 +260,7 @@ class LatentDiffusion(TrainedModel):
 
     @staticmethod
     def _at(table: Tensor, t: Tensor) -> Tensor:
-        """Entries of a table [timesteps] for t [b], shaped to multiply [b, c, h, w].
+        """Return the entries of a table [timesteps] for t [b], as [b, 1, 1, 1].
 
         A t between two timesteps, as `CompVisDenoiser` of k-diffusion gives it, interpolates.
         """
@@ -293,12 +271,12 @@ class LatentDiffusion(TrainedModel):
         return rearrange(table[t], "b -> b 1 1 1")
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Noise latents to timesteps t: √ā_t·x_0 + √(1−ā_t)·ε (Ho et al. 2020, equation 4).
+        """Return √ā_t·x_0 + √(1−ā_t)·ε, the latents noised to t (Ho et al. 2020, equation 4).
 
         Args:
-            x_start: [b, c, h, w].
+            x_start: latents [b, c, h, w].
             t: [b], in [0, num_timesteps).
-            noise: ε, like x_start; drawn here where not given.
+            noise: ε, like x_start; the default is torch's N(0, 1).
         """
         noise = torch.randn_like(x_start) if noise is None else noise
         signal = self._at(self.sqrt_alphas_cumprod, t) * x_start
@@ -322,7 +300,7 @@ class LatentDiffusion(TrainedModel):
     # -- network, first stage and conditioner -----------------------------------------------------
 
     def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Any) -> Tensor:
-        """Return the predicted noise, [b, c, h, w]: whoever samples sees a model of the noise.
+        """Return the predicted noise ε, [b, c, h, w], for every `parameterization`.
 
         Args:
             x_noisy: latents noised to t, [b, c, h, w].
@@ -337,29 +315,33 @@ class LatentDiffusion(TrainedModel):
         return output
 
     def _network(self, x_noisy: Tensor, t: Tensor, cond: Any) -> Tensor:
-        """Return what the U-Net itself gives: noise, latent or v, as `parameterization` says."""
+        """Return the output of the U-Net: noise, latent or v, by `parameterization`."""
         output: Tensor = self.model(x_noisy, t, **self.model.conditions(cond))
         return output
 
+    def constant_context(self) -> AbstractContextManager[None]:
+        """Return a context manager for sampling; see `DiffusionWrapper.constant_context`."""
+        return self.model.constant_context()
+
     @torch.no_grad()
     def encode_first_stage(self, x: Tensor) -> Posterior:
-        """Picture [b, 3, h, w] in [−1, 1] → posterior (KL) or latent (VQ), not yet scaled."""
+        """Return the posterior (KL) or the latent (VQ), unscaled, of images [b, 3, h, w]."""
         return self.first_stage_model.encode(x.to(_precision(self.first_stage_model, x)))
 
     def get_first_stage_encoding(self, posterior: Posterior, noise: Tensor | None = None) -> Tensor:
-        """Return a scaled latent: a *sample* of the posterior (paper §3), or the latent itself."""
+        """Return a scaled latent: a *sample* of the posterior (paper, section 3)."""
         if isinstance(posterior, DiagonalGaussianDistribution):
             posterior = posterior.sample(noise)
         return self.scale_factor * posterior
 
     def decode_first_stage(self, z: Tensor) -> Tensor:
-        """Scaled latent [b, c, h, w] → image [b, 3, f·h, f·w], about [−1, 1]."""
+        """Return the images, [b, 3, f·h, f·w] in about [−1, 1], of scaled latents [b, c, h, w]."""
         z = z / self.scale_factor
-        picture: Tensor = self.first_stage_model.decode(z.to(_precision(self.first_stage_model, z)))
-        return picture.to(z.dtype)
+        images: Tensor = self.first_stage_model.decode(z.to(_precision(self.first_stage_model, z)))
+        return images.to(z.dtype)
 
     def get_learned_conditioning(self, c: Any) -> Tensor:
-        """Encode conditions; texts pass through the embedding manager, the empty one too."""
+        """Encode conditions. All texts pass through the embedding manager, also the empty one."""
         if self.cond_stage_forward is not None:
             encoded = getattr(self.cond_stage_model, self.cond_stage_forward)(c)
         elif self.embedding_manager is not None:
@@ -379,7 +361,7 @@ class LatentDiffusion(TrainedModel):
             x_start: latents [b, c, h, w].
             cond: as `apply_model` takes it.
             t: [b].
-            noise: ε, like x_start; drawn here where not given.
+            noise: ε, like x_start; the default is torch's N(0, 1).
         """
         result = self._denoising_loss(x_start, cond, t, noise)
         if self.embedding_reg_weight <= 0 or self.embedding_manager is None:
@@ -392,21 +374,17 @@ class LatentDiffusion(TrainedModel):
     def _denoising_loss(
         self, x_start: Tensor, cond: Any, t: Tensor, noise: Tensor | None
     ) -> LossResult:
-        """Return `p_losses` without what holds the words near their first words."""
+        """Return the loss of `p_losses` without the regularization of the words."""
         noise = torch.randn_like(x_start) if noise is None else noise
         of_latents = self.parameterization == "x0"
         predict = self._network if of_latents else self.apply_model
         output = predict(self.q_sample(x_start, t, noise), t, cond)
         target = x_start if of_latents else noise
-        difference = output.float() - target.float()
-        error = difference.abs() if self.loss_type == "l1" else difference**2
+        error = output.float() - target.float()
+        error = error.abs() if self.loss_type == "l1" else error**2
         simple = error.flatten(1).mean(1)
-        logvar = self.logvar[t]
-        weighted = (simple * self.timestep_weights[t] / logvar.exp() + logvar).mean()
-        vlb = (self.lvlb_weights[t] * simple).mean()
-        loss = self.l_simple_weight * weighted + self.original_elbo_weight * vlb
-        terms = {"loss_simple": simple.mean(), "loss_vlb": vlb, "loss": loss}
-        return LossResult(loss, {name: term.detach() for name, term in terms.items()})
+        loss = (simple * self.timestep_weights[t]).mean()
+        return LossResult(loss, {"loss_simple": simple.mean().detach(), "loss": loss.detach()})
 
     # -- from a batch to its loss -----------------------------------------------------------------
 
@@ -485,9 +463,10 @@ class LatentDiffusion(TrainedModel):
     # -- steps ------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Tell the words how far training is: progressive words count optimiser steps.
+        """Tell the words the global step: progressive words count optimizer steps.
 
-        At a run's first batch, a scale that is to be measured becomes 1/std of its latents.
+        At the first batch of a run, `scale_factor` becomes 1/std of the latents, if it is to be
+        measured.
         """
         super().on_train_batch_start(batch, batch_idx)
         if self.embedding_manager is not None:
@@ -499,7 +478,7 @@ class LatentDiffusion(TrainedModel):
     def _log(self, split: str, terms: Mapping[str, Tensor], batch: Any, end: str = "") -> None:
         size = len(batch["sample"] if "sample" in batch else batch[self.cond_stage_key])
         named = {f"{split}/{k}{end}": v for k, v in terms.items()}
-        # Several processes each see a part of the validation images; their mean is reported.
+        # Each process sees a part of the validation images; their mean is reported.
         self.log_dict(named, batch_size=size, sync_dist=split != "train")
 
     def training_step(self, batch: Mapping[str, Any], _batch_idx: int) -> Tensor:
@@ -510,7 +489,7 @@ class LatentDiffusion(TrainedModel):
 
     @torch.no_grad()
     def validation_step(self, batch: Mapping[str, Any], _batch_idx: int) -> None:
-        """Log the loss of a validation batch, with the weights as they are and averaged."""
+        """Log the loss of a validation batch, with the present and with the averaged weights."""
         own = averaged = self.shared_step(batch).terms
         if self.model_ema is not None:
             with self.ema_scope():
@@ -533,14 +512,14 @@ class LatentDiffusion(TrainedModel):
         """Whether the U-Net is trained, not the words alone."""
         return self.embedding_manager is None or self.unfreeze_model
 
-    # -- optimiser --------------------------------------------------------------------------------
+    # -- optimizer --------------------------------------------------------------------------------
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """Return every weight that training moves."""
+        """Return the weights that training moves."""
         return [p for p in self.parameters() if p.requires_grad]
 
     def configure_optimizers(self) -> Any:
-        """AdamW with torch's defaults (weight decay 0.01), or what the words bring."""
+        """Return AdamW with torch's defaults (weight decay 0.01), or the words' own optimizer."""
         if self.embedding_manager is None:
             optimizer: Any = torch.optim.AdamW(self.trainable_parameters(), lr=self.learning_rate)
         else:
@@ -562,7 +541,7 @@ class LatentDiffusion(TrainedModel):
     # -- checkpoints of a run ---------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what is trained and what goes with it; the frozen model has its own file."""
+        """Keep only what training moves; the frozen model has a file of its own."""
         kept = {name for name, p in self.named_parameters() if p.requires_grad} | {"scale_factor"}
         prefixes: tuple[str, ...] = ("embedding_manager.",)
         if self.trains_model:

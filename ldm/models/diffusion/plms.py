@@ -24,7 +24,7 @@ class PLMSSampler(Sampler):
     name = "PLMS"
 
     def plan(self, steps: int, eta: float = 0.0) -> list[Step]:
-        """The transitions of a run; the method is an ODE solver, so nothing adds noise.
+        """Return the transitions of a run; the method is an ODE solver, so no step adds noise.
 
         Raises:
             ValueError: eta is not 0.
@@ -34,7 +34,7 @@ class PLMSSampler(Sampler):
         return super().plan(steps, eta)
 
     def predictor(self, denoise: Denoiser) -> Callable[[Tensor, Step], Tensor]:
-        """Improved Euler first, then Adams-Bashforth of order 2, 3, 4 (eqs. 9 and 12)."""
+        """Return improved Euler first, then Adams-Bashforth of order 2, 3, 4 (eqs. 9 and 12)."""
         predictions: deque[Tensor] = deque(maxlen=4)  # newest first
 
         def predict(x: Tensor, step: Step) -> Tensor:

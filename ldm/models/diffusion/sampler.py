@@ -1,8 +1,8 @@
-"""What the samplers share: timesteps, guidance, masks and the loop from noise to a latent.
+"""The common part of the samplers: timesteps, guidance, masks and the loop to a latent.
 
 A sampler is a small loop over a *denoiser*, which predicts the noise in x_t, and a *noise source*.
-Both are injected: `sample` builds the denoiser from the model, the conditioning and the guidance
-scale; callers that want every image to depend on its own seed alone give a noise source.
+`sample` builds the denoiser from the model, the conditioning and the guidance scale. A caller gives
+a noise source if each image shall depend on its own seed alone.
 
 Notation, after DDIM (Song et al., arXiv 2010.02502): ā_t is `alphas_cumprod[t]`,
 x_t = √ā_t·x_0 + √(1-ā_t)·ε.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,10 +28,10 @@ Conditioning = Any
 
 
 class NoiseSource(Protocol):
-    """Where a sampler's random numbers come from.
+    """Gives a sampler its random numbers, N(0, 1).
 
-    `draw` numbers the draws of one `sample` call: 0 is the starting noise, 1 + 2i what step i adds
-    (eta > 0), 2 + 2i what noises the kept part of a mask at step i. The result is N(0, 1).
+    `draw` numbers them within one call of `sample`: 0 is the starting noise, 1 + 2i the noise that
+    step i adds (eta > 0), and 2 + 2i the noise on the part that a mask keeps at step i.
     """
 
     def __call__(self, draw: int, shape: Sequence[int]) -> Tensor:
@@ -39,7 +40,7 @@ class NoiseSource(Protocol):
 
 
 class DiffusionModel(Protocol):
-    """What a sampler needs of a model; `LatentDiffusion` has it, and so do small stand-ins."""
+    """The part of a model that a sampler uses."""
 
     num_timesteps: int
 
@@ -50,7 +51,7 @@ class DiffusionModel(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the latents live."""
+        """Device of the latents."""
         ...
 
     def apply_model(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -58,7 +59,7 @@ class DiffusionModel(Protocol):
         ...
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Noise x_start to t."""
+        """Return x_start noised to t."""
         ...
 
 
@@ -83,11 +84,11 @@ class Step:
     sigma: float
 
     def pred_x0(self, x: Tensor, eps: Tensor) -> Tensor:
-        """The clean latent that x and its noise imply: (x - √(1-ā_t)·ε) / √ā_t."""
+        """Return the clean latent that x and its noise imply: (x - √(1-ā_t)·ε) / √ā_t."""
         return (x - math.sqrt(1 - self.alpha) * eps) / math.sqrt(self.alpha)
 
     def advance(self, x: Tensor, eps: Tensor) -> Tensor:
-        """The mean of x after the transition, DDIM eq. 12: √ā_prev·x̂_0 + √(1-ā_prev-σ²)·ε."""
+        """Return the mean of x after the transition: √ā_prev·x̂_0 + √(1-ā_prev-σ²)·ε (eq. 12)."""
         towards_x = math.sqrt(max(1 - self.alpha_prev - self.sigma**2, 0.0))
         return math.sqrt(self.alpha_prev) * self.pred_x0(x, eps) + towards_x * eps
 
@@ -95,8 +96,8 @@ class Step:
 def make_timesteps(steps: int, num_timesteps: int = 1000) -> list[int]:
     """Choose `steps` timesteps, ascending: t_i = floor(i·T/S) + 1.
 
-    Where S divides T this is the original's `range(0, T, T // S)` plus one, the only step counts
-    that it took as asked. All T of them leave no room for the shift by one.
+    If S divides T, they are those of the original, `range(0, T, T // S)` plus one. If S is T, there
+    is no room for the shift by one.
 
     Raises:
         ValueError: `steps` is not in 1..num_timesteps.
@@ -164,7 +165,7 @@ def join_conditioning(first: Conditioning, second: Conditioning) -> Conditioning
 
 
 def check_conditioning(name: str, conditioning: Conditioning, batch_size: int) -> None:
-    """Raise ValueError where a tensor of the conditioning is not for `batch_size` samples."""
+    """Raise ValueError if a tensor of the conditioning is not for `batch_size` samples."""
     if isinstance(conditioning, Mapping):
         conditioning = list(conditioning.values())
     if isinstance(conditioning, list | tuple):
@@ -184,8 +185,8 @@ def guided_denoiser(
 ) -> Denoiser:
     """Predict noise with classifier-free guidance: ε_u + s·(ε_c - ε_u) (Ho & Salimans, 2207.12598).
 
-    Both halves go through the network as one batch, the unconditional first. Without an
-    unconditional conditioning, or with scale 1, the plain prediction is the same and cheaper.
+    Both halves go through the network as one batch, the unconditional half first. Without an
+    unconditional conditioning, or with scale 1, the prediction needs no second half.
     """
     if unconditional is None or scale == 1.0:
         return lambda x, t: model.apply_model(x, t, conditioning).to(x.dtype)
@@ -200,7 +201,7 @@ def guided_denoiser(
 
 
 class Sampler(ABC):
-    """The loop from noise to a latent; a subclass says which noise prediction a step uses."""
+    """The loop from noise to a latent; a subclass chooses the noise prediction of a step."""
 
     name = "sampler"
 
@@ -231,24 +232,24 @@ class Sampler(ABC):
         img_callback: Callable[[Tensor, int], object] | None = None,
         noise_source: NoiseSource | None = None,
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
-        """Draw `batch_size` latents in exactly S steps.
+        """Sample `batch_size` latents in exactly S steps.
 
         Args:
             S: number of steps, 1..num_timesteps.
             batch_size: number of latents b.
             shape: [c, h, w] of one latent.
-            conditioning: what `apply_model` takes, for b samples.
+            conditioning: as `apply_model` takes it, for b samples.
             eta: 0 is deterministic (DDIM), 1 adds as much noise as DDPM.
             unconditional_guidance_scale: 1 is no guidance.
             unconditional_conditioning: in the form of `conditioning`; needed for guidance.
-            x_T: starting noise [b,c,h,w]; drawn where absent.
-            mask: broadcasts to [b,c,h,w]; 1 keeps x0, 0 is drawn anew; or each step's mask.
+            x_T: starting noise [b,c,h,w]; by default from `noise_source`.
+            mask: broadcasts to [b,c,h,w]; 1 keeps x0, 0 samples anew; or a function of the step.
             x0: clean latent [b,c,h,w] that the mask keeps.
             log_every_t: keep the first step and, counted from the last, one in so many.
             verbose: show a progress bar.
             callback: called with the step's number after each step.
             img_callback: called with (predicted x_0, the step's number).
-            noise_source: where noise comes from; torch's global generator where absent.
+            noise_source: gives the noise; default: torch's global generator.
 
         Returns:
             The latents [b,c,h,w], and {"x_inter": [...], "pred_x0": [...]}.
@@ -274,28 +275,30 @@ class Sampler(ABC):
             )
         )
         intermediates = {"x_inter": [x], "pred_x0": [x]}
-        for step in _progress(steps, self.name, verbose):
-            if mask is not None and x0 is not None:
-                fresh = noise(2 + 2 * step.position, size).to(x)
-                kept = self.model.q_sample(x0, timestep_batch(x, step.t), fresh)
-                keep = mask(step) if callable(mask) else mask
-                x = kept * keep + (1 - keep) * x
-            eps = predict(x, step)
-            pred_x0, x = step.pred_x0(x, eps), step.advance(x, eps)
-            if step.sigma > 0:
-                x = x + step.sigma * noise(1 + 2 * step.position, size).to(x)
-            if callback is not None:
-                callback(step.position)
-            if img_callback is not None:
-                img_callback(pred_x0, step.position)
-            remaining = len(steps) - 1 - step.position
-            if remaining % log_every_t == 0 or step.position == 0:
-                intermediates["x_inter"].append(x)
-                intermediates["pred_x0"].append(pred_x0)
+        once = getattr(self.model, "constant_context", nullcontext)
+        with once():
+            for step in _progress(steps, self.name, verbose):
+                if mask is not None and x0 is not None:
+                    fresh = noise(2 + 2 * step.position, size).to(x)
+                    kept = self.model.q_sample(x0, timestep_batch(x, step.t), fresh)
+                    keep = mask(step) if callable(mask) else mask
+                    x = kept * keep + (1 - keep) * x
+                eps = predict(x, step)
+                pred_x0, x = step.pred_x0(x, eps), step.advance(x, eps)
+                if step.sigma > 0:
+                    x = x + step.sigma * noise(1 + 2 * step.position, size).to(x)
+                if callback is not None:
+                    callback(step.position)
+                if img_callback is not None:
+                    img_callback(pred_x0, step.position)
+                remaining = len(steps) - 1 - step.position
+                if remaining % log_every_t == 0 or step.position == 0:
+                    intermediates["x_inter"].append(x)
+                    intermediates["pred_x0"].append(pred_x0)
         return x, intermediates
 
     def plan(self, steps: int, eta: float = 0.0) -> list[Step]:
-        """The transitions of a run of `steps` steps, noisiest first."""
+        """Return the transitions of a run of `steps` steps, noisiest first."""
         timesteps = make_timesteps(steps, self.model.num_timesteps)
         return make_steps(timesteps, host_alphas(self.model), eta)
 

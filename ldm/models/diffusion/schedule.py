@@ -1,4 +1,4 @@
-"""The noise schedule: twelve tables over the timesteps, computed once in double precision."""
+"""The noise schedule: twelve tables over the timesteps, computed in double precision."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def make_beta_schedule(
     """Return the betas, float64 [timesteps].
 
     Args:
-        schedule: `linear` is linear in √β (the published models), `sqrt_linear` in β, `sqrt` its
-            square root, `cosine` that of Nichol & Dhariwal 2021.
-        timesteps: how many.
+        schedule: `linear` is linear in √β (the published models); `sqrt_linear` is linear in β;
+            `sqrt` is the square root of that; `cosine` is that of Nichol & Dhariwal 2021.
+        timesteps: number of betas.
         linear_start: the first β; for `sqrt`, its square.
-        linear_end: the last one, likewise.
+        linear_end: the last β; for `sqrt`, its square.
         cosine_s: offset of `cosine`.
     """
     if schedule == "linear":
@@ -65,14 +65,14 @@ class Schedule:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def make_schedule(betas: Table | Sequence[float], v_posterior: float = 0.0) -> Schedule:
+def make_schedule(betas: Table | Sequence[float]) -> Schedule:
     """Derive every table from the betas (Ho et al. 2020, equations 4 and 7).
 
     Args:
         betas: β_t, each in (0, 1).
-        v_posterior: weight of β in the posterior's variance, (1−v)·β̃ + v·β.
 
-    Raises ValueError for fewer than two betas, or one out of range.
+    Raises:
+        ValueError: fewer than two betas, or one out of range.
     """
     betas = np.asarray(betas, dtype=np.float64)
     if betas.ndim != 1 or len(betas) < 2:
@@ -85,7 +85,7 @@ def make_schedule(betas: Table | Sequence[float], v_posterior: float = 0.0) -> S
     alphas = 1.0 - betas
     acp = np.cumprod(alphas)
     prev = np.append(1.0, acp[:-1])
-    variance = (1 - v_posterior) * betas * (1 - prev) / (1 - acp) + v_posterior * betas
+    variance = betas * (1 - prev) / (1 - acp)
     tables = {
         "betas": betas,
         "alphas_cumprod": acp,
@@ -103,20 +103,3 @@ def make_schedule(betas: Table | Sequence[float], v_posterior: float = 0.0) -> S
     }
     # from_numpy keeps real values also where a model is built on the meta device.
     return Schedule(**{k: torch.from_numpy(v.astype(np.float32)) for k, v in tables.items()})
-
-
-def variational_weights(schedule: Schedule, parameterization: str) -> Tensor:
-    """Weights of the variational bound's terms relative to the simple loss: [timesteps].
-
-    From Ho et al. 2020, equation 12; the first, where the variance is 0, is set to the second.
-    """
-    s = schedule
-    if parameterization in ("eps", "v"):
-        alphas = 1.0 - s.betas
-        weights = s.betas**2 / (2 * s.posterior_variance * alphas * (1 - s.alphas_cumprod))
-    elif parameterization == "x0":
-        weights = 0.5 * s.alphas_cumprod.sqrt() / (2.0 - s.alphas_cumprod)
-    else:
-        raise ValueError(f"parameterization must be 'eps', 'x0' or 'v', got {parameterization!r}")
-    weights[0] = weights[1]
-    return weights

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ldm.modules.attention import constant_context
 from ldm.util import instantiate_from_config
 
 CONDITIONING_KEYS = (None, "concat", "crossattn", "hybrid", "adm", "crossattn-adm")
@@ -30,6 +33,8 @@ class DiffusionWrapper(nn.Module):
             )
         self.diffusion_model = instantiate_from_config(unet_config)
         self.conditioning_key = conditioning_key
+        # Within `constant_context`: the last texts and the context made of them.
+        self._kept: list[tuple[list[Tensor], Tensor]] | None = None
 
     def forward(
         self,
@@ -55,12 +60,36 @@ class DiffusionWrapper(nn.Module):
         if key in ("concat", "hybrid"):
             inputs = torch.cat([x, *(c_concat or ())], dim=1)
         if key in ("crossattn", "hybrid", "crossattn-adm"):
-            options["context"] = torch.cat(list(c_crossattn or ()), dim=1).to(weights)
+            options["context"] = self._context(list(c_crossattn or ()), weights)
         if key in ("adm", "crossattn-adm"):
             if c_adm is None and key == "crossattn-adm":
                 raise ValueError("crossattn-adm needs a vector: give {'c_crossattn', 'c_adm'}")
             options["y"] = (c_crossattn or ())[0] if c_adm is None else c_adm
         return self.diffusion_model(inputs.to(weights), t, **options).to(x.dtype)
+
+    def _context(self, texts: list[Tensor], weights: torch.dtype) -> Tensor:
+        if self._kept:
+            before, context = self._kept[0]
+            if len(before) == len(texts) and all(map(operator.is_, before, texts)):
+                return context
+        context = torch.cat(texts, dim=1).to(weights)
+        if self._kept is not None:
+            self._kept[:] = [(texts, context)]
+        return context
+
+    @contextmanager
+    def constant_context(self) -> Iterator[None]:
+        """Return a context manager for a loop over timesteps with the same texts.
+
+        Within it the keys and values of a text are computed once. Weights and texts must not
+        change.
+        """
+        self._kept = []
+        try:
+            with constant_context(self.diffusion_model):
+                yield
+        finally:
+            self._kept = None
 
     def conditions(self, cond: Any) -> dict[str, Any]:
         """Name a condition (tensor, list of tensors, or a mapping) as `forward` takes it.

@@ -31,7 +31,7 @@ class ClassEmbedder(AbstractEncoder):
     """Class labels [b] → one vector each, [b, 1, embed_dim].
 
     Args:
-        key: the batch's key for labels, where a batch is passed.
+        key: key of the labels in a batch.
     """
 
     def __init__(self, embed_dim: int, n_classes: int = 1000, key: str = "class") -> None:
@@ -45,12 +45,12 @@ class ClassEmbedder(AbstractEncoder):
         return self.embedding(labels[:, None])
 
     def encode(self, condition: Mapping[str, Tensor] | Tensor) -> Tensor:
-        """As calling it."""
+        """Encode a batch; the same as calling the module."""
         return self(condition)
 
 
 class SpatialRescaler(AbstractEncoder):
-    """Pictures [b, c, h, w] scaled `n_stages` times, then mapped to `out_channels`."""
+    """Images [b, c, h, w] scaled `n_stages` times, then mapped to `out_channels`."""
 
     METHODS = ("nearest", "linear", "bilinear", "trilinear", "bicubic", "area")
 
@@ -82,12 +82,12 @@ class SpatialRescaler(AbstractEncoder):
         return self.channel_mapper(x)
 
     def encode(self, condition: Tensor) -> Tensor:
-        """As calling it."""
+        """Encode a batch; the same as calling the module."""
         return self(condition)
 
 
 class TextEncoder(AbstractEncoder):
-    """What the text encoders share: a tokeniser, and questions about words.
+    """The common part of the text encoders: a tokenizer, and questions about words.
 
     Attributes:
         family: which vocabulary and width a word's vectors belong to.
@@ -105,17 +105,17 @@ class TextEncoder(AbstractEncoder):
 
     @property
     def vocab_table(self) -> Tensor:
-        """The vocabulary's vectors, without positions: [vocabulary, width]."""
+        """The token vectors of the vocabulary, without positions: [vocabulary, width]."""
         raise NotImplementedError
 
     @property
     def unknown_id(self) -> int | None:
-        """Id that stands for words the vocabulary lacks; none where every text has its own ids."""
+        """Id of unknown words; None if every text has ids of its own."""
         raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
-        """Where the encoder is."""
+        """Device of the encoder."""
         return self.vocab_table.device
 
     def tokenize(self, texts: str | Sequence[str]) -> Tensor:
@@ -150,8 +150,8 @@ class TextEncoder(AbstractEncoder):
 
         Args:
             texts: or their token ids [b, n].
-            embedding_manager: given ids and token vectors, returns the vectors to use in their
-                place; called before positions are added (paper §3).
+            embedding_manager: takes ids and token vectors, and returns the vectors to use instead;
+                called before positions are added (paper, section 3).
         """
         ids = texts if isinstance(texts, Tensor) else self.tokenize(texts)
         return self.embed(ids, embedding_manager)
@@ -161,7 +161,7 @@ class TextEncoder(AbstractEncoder):
         condition: str | Sequence[str] | Tensor,
         embedding_manager: EmbeddingHook | None = None,
     ) -> Tensor:
-        """As calling it."""
+        """Encode a batch; the same as calling the module."""
         return self(condition, embedding_manager)
 
 
@@ -172,11 +172,11 @@ class BERTEmbedder(TextEncoder):
         n_embed: width of the transformer and of a word's vectors.
         n_layer: pairs of attention and perceptron.
         vocab_size: 30522 for bert-base-uncased.
-        max_seq_len: tokens in a row. No mask: pads are attended to, as the 1.4B model was trained.
+        max_seq_len: tokens in a row. There is no mask: the 1.4B model attends to padding.
         embedding_dropout: share of the embedded text dropped while training.
         tokenizer: a hub name, or a folder with `vocab.txt`.
         heads, dim_head: of attention; the published model has 8 of 64.
-        use_tokenizer: false: conditions are token ids already, as layouts of boxes are.
+        use_tokenizer: false if conditions are token ids already, such as layouts of boxes.
         device: accepted for old configurations; the encoder follows its module's device.
     """
 
@@ -222,13 +222,13 @@ class BERTEmbedder(TextEncoder):
 
 
 class FrozenCLIPEmbedder(TextEncoder):
-    """The text half of CLIP ViT-L/14, as Stable Diffusion 1 uses it: last hidden state.
+    """The text encoder of CLIP ViT-L/14 as in Stable Diffusion 1: the last hidden state.
 
-    Its weights come with the diffusion checkpoint; none are fetched here.
+    Its weights come with the checkpoint of the diffusion model.
 
     Args:
         version: hub name of the vocabulary.
-        tokenizer: a folder or hub name to take instead.
+        tokenizer: a folder or hub name to use instead of `version`.
         max_length: tokens in a row.
         device: accepted for old configurations; the encoder follows its module's device.
     """
@@ -261,7 +261,7 @@ class FrozenCLIPEmbedder(TextEncoder):
         self.freeze()
 
     def freeze(self) -> None:
-        """Let no gradient reach the encoder's weights."""
+        """Set evaluation mode, without gradients for the weights."""
         self.eval()
         self.requires_grad_(False)
 
@@ -276,7 +276,7 @@ class FrozenCLIPEmbedder(TextEncoder):
 
     @property
     def unknown_id(self) -> int | None:
-        """None: CLIP spells out whatever it does not know."""
+        """None: CLIP spells out unknown words."""
         return None
 
     def embed(self, ids: Tensor, embedding_manager: EmbeddingHook | None) -> Tensor:
@@ -288,8 +288,8 @@ class FrozenCLIPEmbedder(TextEncoder):
         def splice(_: nn.Module, inputs: tuple[Tensor, ...], vectors: Tensor) -> Tensor:
             return manager(inputs[0], vectors)
 
-        # `transformers` has no place for token vectors of one's own; a hook on the lookup is one,
-        # and positions are added after it.
+        # `transformers` takes no token vectors here. A hook on the lookup replaces them, before
+        # positions are added.
         handle = self._token_embedding.register_forward_hook(splice)
         try:
             return self.transformer(input_ids=ids).last_hidden_state

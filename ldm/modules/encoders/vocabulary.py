@@ -1,7 +1,7 @@
 """Finding and loading the vocabulary of a text encoder: a folder, or a name on the hub.
 
-`transformers` is only handed folders that hold a vocabulary: where files are missing, its recent
-versions build a tokeniser without a single word and say nothing.
+`transformers` gets only folders that hold a vocabulary. If files are missing, its recent versions
+build a tokenizer without any word, and give no error.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ldm.resources import ROOT, locate
 from ldm.util import UserError
 
 # Any of these groups of files is a whole vocabulary.
@@ -18,8 +19,8 @@ VOCABULARIES = {
     "BertTokenizerFast": (("vocab.txt",), ("tokenizer.json",)),
     "CLIPTokenizerFast": (("vocab.json", "merges.txt"), ("tokenizer.json",)),
 }
-# Where scripts/download_models.sh puts the published models' vocabularies, wherever one works from.
-WEIGHTS = Path(__file__).resolve().parents[3] / "models" / "ldm"
+# The folder where scripts/download_models.sh puts the vocabularies of the published models.
+WEIGHTS = ROOT / "models" / "ldm"
 DOWNLOADED = {
     "bert-base-uncased": WEIGHTS / "text2img-large/bert-base-uncased",
     "openai/clip-vit-large-patch14": WEIGHTS / "stable-diffusion-v1/clip-vit-large-patch14",
@@ -33,15 +34,15 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def load_tokenizer(kind: str, source: str) -> Any:
-    """Load a `transformers` tokeniser.
+    """Load a `transformers` tokenizer.
 
     Args:
         kind: `BertTokenizerFast` or `CLIPTokenizerFast`.
-        source: a local folder, or a name on the hub, which is asked only if the vocabulary is
-            neither among the downloaded ones nor in the local cache.
+        source: a local folder, or a name on the hub. The hub is asked only if the vocabulary is
+            neither downloaded nor in the local cache.
 
     Raises:
-        UserError: it is in neither place, or unreadable; says how to get it.
+        UserError: the vocabulary is missing or unreadable; the message tells how to get it.
     """
     folder = vocabulary_folder(kind, source)
 
@@ -56,17 +57,18 @@ def load_tokenizer(kind: str, source: str) -> Any:
 
 
 def vocabulary_folder(kind: str, source: str) -> Path:
-    """Return the folder with the vocabulary's files; fetch them from the hub where needed."""
+    """Return the folder with the vocabulary's files; fetch them from the hub if needed."""
     downloaded = DOWNLOADED.get(source)
     if downloaded is not None and _is_whole(kind, downloaded):
         return downloaded
-    if Path(source).is_dir():
-        if not _is_whole(kind, Path(source)):
+    folder = locate(source)
+    if folder.is_dir():
+        if not _is_whole(kind, folder):
             wanted = " or ".join(" and ".join(files) for files in VOCABULARIES[kind])
             raise UserError(
                 f"no vocabulary in folder {source!r}: it should hold {wanted}; {ADVICE}"
             )
-        return Path(source)
+        return folder
     if HUB_NAME.fullmatch(source) is None:
         raise UserError(f"tokenizer folder {source!r} does not exist; {ADVICE}")
     return _from_hub(kind, source)

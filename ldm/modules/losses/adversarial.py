@@ -19,14 +19,14 @@ from ldm.util import UserError
 
 
 class PatchDiscriminator(nn.Module):
-    """Convolutions that judge each patch of an image: [b, c, h, w] → logits [b, 1, h', w'].
+    """Convolutions that classify each patch of an image: [b, c, h, w] → logits [b, 1, h', w'].
 
     The discriminator of "pix2pix" (Isola et al. 2017, appendix 6.1.2).
 
     Args:
         in_channels: of the images.
         num_layers: convolutions that halve the image; three see patches of 70 pixels.
-        width: channels of the first one; each next has twice as many, at most 8 · width.
+        width: channels of the first convolution; each next has twice as many, at most 8 · width.
     """
 
     def __init__(self, in_channels: int = 3, num_layers: int = 3, width: int = 64) -> None:
@@ -48,22 +48,22 @@ class PatchDiscriminator(nn.Module):
             elif isinstance(layer, nn.BatchNorm2d):
                 nn.init.normal_(layer.weight, 1.0, 0.02)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.main(pictures)
+    def forward(self, images: Tensor) -> Tensor:
+        return self.main(images)
 
-    def frozen(self, pictures: Tensor) -> Tensor:
-        """As calling it, with gradients for the images and none for the weights."""
+    def frozen(self, images: Tensor) -> Tensor:
+        """Return the logits, with gradients for the images and none for the weights."""
         weights = {name: weight.detach() for name, weight in self.named_parameters()}
-        return functional_call(self, weights, (pictures,))
+        return functional_call(self, weights, (images,))
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Mean of max(0, 1 − real) and max(0, 1 + fake), halved: what the discriminator minimises."""
+    """Return half the sum of the means of max(0, 1 − real) and max(0, 1 + fake)."""
     return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
 
 
 def vanilla_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Cross-entropy of logits for real and reconstructed images, halved."""
+    """Return half the cross-entropy of logits of real and reconstructed images."""
     return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
 
 
@@ -82,26 +82,25 @@ def _perceptual_loss() -> nn.Module:
 
 
 class LPIPSWithDiscriminator(nn.Module):
-    """Autoencoder and discriminator against each other, in a sum that one optimiser minimises.
+    """The losses of the autoencoder and of the discriminator, in a sum for one optimizer.
 
-    The autoencoder's part sees the discriminator's weights as constants, the discriminator's part
-    the reconstruction: neither's gradient reaches the other's weights, and Adam moves each weight
-    by itself, so one optimiser over both does what two with the same settings would. Where the
-    original decoded a second time for the discriminator, both parts share one reconstruction here;
-    gradient accumulation, precision and several GPUs stay the trainer's business.
+    In the loss of the autoencoder the weights of the discriminator are constants, and in the loss
+    of the discriminator the reconstruction is. So no gradient of one reaches the weights of the
+    other. Adam moves each weight by itself, so one optimizer does the work of two with the same
+    settings. Both losses share one reconstruction; the original decoded twice.
 
     Args:
-        disc_start: optimiser step from which the discriminator takes part.
+        disc_start: optimizer step from which the discriminator takes part.
         logvar_init: log-variance of the pixels; constant, as in the original.
         kl_weight: of the KL divergence, in nats an image.
-        pixelloss_weight, perceptual_weight: of |x − x̂| and of LPIPS; the sum is taken over a
-            image's elements.
+        pixelloss_weight, perceptual_weight: of |x − x̂| and of LPIPS, summed over the elements of an
+            image.
         disc_num_layers, disc_in_channels: of the discriminator.
         disc_factor, disc_weight: of the adversarial terms, beside the adaptive weight.
         disc_loss: `hinge` or `vanilla`.
     """
 
-    # The caller passes `step` and `last_layer` to a loss that says so.
+    # The autoencoder passes `step` and `last_layer` to an adversarial loss.
     adversarial = True
     logvar: Tensor
 
@@ -132,7 +131,7 @@ class LPIPSWithDiscriminator(nn.Module):
         self.register_buffer("logvar", torch.tensor(logvar_init))
 
     def train(self, mode: bool = True) -> LPIPSWithDiscriminator:
-        """Set the discriminator's mode; LPIPS measures, and stays as it is."""
+        """Set the mode of the discriminator; LPIPS stays in evaluation mode."""
         super().train(mode)
         if self.perceptual_loss is not None:
             self.perceptual_loss.eval()
@@ -140,37 +139,37 @@ class LPIPSWithDiscriminator(nn.Module):
 
     def forward(
         self,
-        pictures: Tensor,
+        images: Tensor,
         decoded: Tensor,
         posterior: DiagonalGaussianDistribution,
         step: int = 0,
         last_layer: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the sum to minimise and its named parts, detached.
+        """Return the sum to minimize and its named parts, detached.
 
         Args:
-            pictures: [b, c, h, w] in [−1, 1].
+            images: [b, c, h, w] in [−1, 1].
             decoded: like them.
             posterior: of the images' latents.
-            step: optimiser steps taken.
-            last_layer: the decoder's last weight, at which the adversarial gradient is made as
-                large as the reconstruction's; required while training.
+            step: optimizer steps taken.
+            last_layer: the last weight of the decoder. There the adversarial gradient is made as
+                large as that of the reconstruction; required while training.
         """
-        error = self.pixel_weight * (pictures - decoded).abs()
+        error = self.pixel_weight * (images - decoded).abs()
         if self.perceptual_loss is not None:
-            error = error + self.perceptual_weight * self.perceptual_loss(pictures, decoded)
+            error = error + self.perceptual_weight * self.perceptual_loss(images, decoded)
         nll = (error / self.logvar.exp() + self.logvar).flatten(1).sum(1).mean()
         kl = posterior.kl().mean()
         loss = nll + self.kl_weight * kl
         parts = {"nll_loss": nll, "rec_loss": error.mean(), "kl_loss": kl}
         factor = self.disc_factor if step >= self.disc_start else 0.0
         if factor > 0:
-            generator, discriminator, more = self._adversarial(pictures, decoded, nll, last_layer)
+            generator, discriminator, more = self._adversarial(images, decoded, nll, last_layer)
             loss = loss + factor * generator
             discriminator = factor * discriminator
             parts.update(more)
         else:
-            # A gradient of zero: processes that train together expect one for every weight.
+            # A gradient of zero: distributed training expects one for every weight.
             sums = [weight.sum() for weight in self.discriminator.parameters()]
             discriminator = 0.0 * torch.stack(sums).sum()
         parts |= {"total_loss": loss, "disc_loss": discriminator}
@@ -178,14 +177,14 @@ class LPIPSWithDiscriminator(nn.Module):
         return loss + discriminator, {name: part.detach() for name, part in parts.items()}
 
     def _adversarial(
-        self, pictures: Tensor, decoded: Tensor, nll: Tensor, last_layer: Tensor | None
+        self, images: Tensor, decoded: Tensor, nll: Tensor, last_layer: Tensor | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return the autoencoder's and the discriminator's terms, and parts to log."""
         fooled = -self.discriminator.frozen(decoded).mean()
         weight = torch.zeros(())
         if torch.is_grad_enabled() and last_layer is not None:
             weight = self.disc_weight * adaptive_weight(nll, fooled, last_layer)
-        real, fake = self.discriminator(pictures), self.discriminator(decoded.detach())
+        real, fake = self.discriminator(images), self.discriminator(decoded.detach())
         parts: dict[str, Any] = {"g_loss": fooled, "d_weight": weight}
         parts |= {"logits_real": real.mean(), "logits_fake": fake.mean()}
         return weight * fooled, self.disc_loss(real, fake), parts

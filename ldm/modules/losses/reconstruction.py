@@ -23,15 +23,15 @@ class KLReconstruction(nn.Module):
         self.l1_weight, self.l2_weight, self.kl_weight = l1_weight, l2_weight, kl_weight
 
     def forward(
-        self, pictures: Tensor, decoded: Tensor, posterior: DiagonalGaussianDistribution
+        self, images: Tensor, decoded: Tensor, posterior: DiagonalGaussianDistribution
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its named parts; images and decoded are [b, c, h, w]."""
-        l1 = F.l1_loss(decoded, pictures)
-        l2 = F.mse_loss(decoded, pictures)
+        l1 = F.l1_loss(decoded, images)
+        l2 = F.mse_loss(decoded, images)
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         rec = self.l1_weight * l1 + self.l2_weight * l2
         loss = rec + self.kl_weight * kl
         # Images span 2, so the peak signal is 2.
-        psnr = 10.0 * (4.0 / ((decoded - pictures) ** 2).flatten(1).mean(1)).log10().mean()
+        psnr = 10.0 * (4.0 / ((decoded - images) ** 2).flatten(1).mean(1)).log10().mean()
         parts = {"rec_loss": rec, "l1_loss": l1, "l2_loss": l2, "kl_loss": kl, "psnr": psnr}
         return loss, {k: v.detach() for k, v in parts.items()}

@@ -32,7 +32,7 @@ def empty_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "project"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("ldm.cli.common.ROOT", folder)
+    monkeypatch.setattr("ldm.cli.figures.locate", Path)
     return folder
 
 

@@ -24,7 +24,7 @@ def touch(path: Path) -> Path:
 @pytest.fixture
 def asked(options: Options) -> Callable[..., Request]:
     """Read the request of a command line."""
-    return lambda *more: cli.read_request(cli.parse(options(*more), None))
+    return lambda *more: cli.read_request(cli.parse(options(*more)))
 
 
 def test_the_table_is_ones_own_or_else_the_committed_one(
@@ -61,21 +61,21 @@ def test_the_committed_study_is_taken_unless_another_is_given(
 def test_half_a_study_is_none(name: str, options: Options, empty_project: Path) -> None:
     touch(empty_project / cli.STUDY / name)
     with pytest.raises(UserError, match="there are no answers of a user study"):
-        cli.main(None, options("--only", "10b"))
+        cli.main(options("10b"))
 
 
 def test_neither_table_is_one_line_that_says_how_to_make_it(options: Options) -> None:
     with pytest.raises(
         UserError, match=r"miniature/summary\.csv is not there: run `make protocol`"
     ):
-        cli.main("12", options())
+        cli.main(["12", *options()])
 
 
 def test_pivotal_tuning_of_the_concept_is_found_for_the_shipped_model_alone(
     empty_project: Path,
 ) -> None:
     def found(*more: str) -> Path | None:
-        return cli._pivotal(options := cli.parse(more, "11"), cli._renamed(options.rename))
+        return cli._pivotal(options := cli.parse(["11", *more]), cli._renamed(options.rename))
 
     assert found() is None
     folder = touch(empty_project / "outputs/pivotal/teal-star/difference.safetensors").parent
@@ -91,7 +91,7 @@ def test_figure_11_says_in_one_line_that_pivotal_tuning_is_missing(
 ) -> None:
     monkeypatch.setattr(cli, "_draw", lambda *_: [])
     with caplog.at_level(logging.WARNING):
-        assert cli.main("11", options()) == 0
+        assert cli.main(["11", *options()]) == 0
     (record,) = caplog.records
     assert "without pivotal tuning" in record.message
-    assert "scripts/figures/make_pivotal.py" in record.message
+    assert "scripts/figures.py pivotal" in record.message

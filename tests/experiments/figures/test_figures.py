@@ -32,7 +32,7 @@ def files(tmp_path: Path) -> set[str]:
 
 @pytest.mark.parametrize("name", ["7", "9"])
 def test_a_figure_end_to_end(name: str, options: Options, tmp_path: Path) -> None:
-    assert cli.main(name, options()) == 0
+    assert cli.main([name, *options()]) == 0
     (figure,) = find(FIGURES, name)
     assert files(tmp_path) == {f"{figure.stem}{suffix}" for suffix in SUFFIXES}
     table = read_table(tmp_path / "figures" / f"{figure.stem}.csv")
@@ -40,7 +40,7 @@ def test_a_figure_end_to_end(name: str, options: Options, tmp_path: Path) -> Non
     assert {row["prompt"] for row in table} == prompts
     assert {row["shown"] for row in table} == {"1"}
     about = (tmp_path / "figures" / f"{figure.stem}.txt").read_text()
-    assert f"scripts/figures/{figure.stem}.py --model" in about
+    assert f"scripts/figures.py {name} --model" in about
     for part in ('"hash"', '"words": {', "model.safetensors"):
         assert part in about
 
@@ -48,13 +48,13 @@ def test_a_figure_end_to_end(name: str, options: Options, tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["1", "4", "5", "6", "8", "11", "13", "14", "15", "16"])
 def test_the_other_figures_end_to_end(name: str, options: Options, tmp_path: Path) -> None:
-    assert cli.main(name, options()) == 0
+    assert cli.main([name, *options()]) == 0
     assert len(files(tmp_path)) == len(SUFFIXES)
 
 
 def test_seed_and_images_decide_the_table(options: Options, tmp_path: Path) -> None:
     more = ("--pictures", "2", "--seed", "7")
-    assert cli.main("3", options(*more)) == 0
+    assert cli.main(["3", *options(*more)]) == 0
     table = read_table(tmp_path / "figures" / "fig03.csv")
     ours = [row for row in table if row["row"].startswith("ours")]
     assert [row["seed"] for row in ours] == ["7", "8"] * 3
@@ -93,9 +93,8 @@ def test_bad_input_is_one_line_before_weights_are_read(
     monkeypatch.setattr(
         "ldm.experiments.figures.studio.load_model", lambda *_, **__: pytest.fail("read")
     )
-    part = None if name.isdigit() else ["--only", name]  # of a figure with several
     with pytest.raises(UserError) as error:
-        cli.main(None if part else name, options(*more, *(part or ())))
+        cli.main([name, *options(*more)])
     assert said in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "figures").exists()
@@ -103,7 +102,7 @@ def test_bad_input_is_one_line_before_weights_are_read(
 
 def test_a_missing_concept_is_named(options: Options, some_concepts: Path) -> None:
     with pytest.raises(UserError, match="no folder 'pink-heart'"):
-        cli.main("1", options("--concepts", str(some_concepts)))
+        cli.main(["1", *options("--concepts", str(some_concepts))])
 
 
 def test_a_concept_without_captions_is_named_before_weights_are_read(
@@ -113,7 +112,7 @@ def test_a_concept_without_captions_is_named_before_weights_are_read(
         "ldm.experiments.figures.studio.load_model", lambda *_, **__: pytest.fail("read")
     )
     with pytest.raises(UserError, match="'teal-star' has no captions"):
-        cli.main("5", options("--concepts", str(some_concepts)))
+        cli.main(["5", *options("--concepts", str(some_concepts))])
 
 
 def test_an_empty_mask_is_one_line(options: Options, tmp_path: Path) -> None:
@@ -121,14 +120,14 @@ def test_an_empty_mask_is_one_line(options: Options, tmp_path: Path) -> None:
         Image.new("RGB", (64, 64)).save(tmp_path / name)
     paths = ("--image", str(tmp_path / "image.png"), "--mask", str(tmp_path / "mask.png"))
     with pytest.raises(UserError, match="empty"):
-        cli.main("9", options(*paths))
+        cli.main(["9", *options(*paths)])
 
 
 def test_all_draws_what_it_can_and_names_the_rest(
     options: Options, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("WARNING"):
-        status = cli.main(None, options("--only", "12", "9", "--table", str(tmp_path)))
+        status = cli.main(options("12", "9", "--table", str(tmp_path)))
     assert status == 2
     assert "figure 12 is left out" in caplog.text
     assert "1 of 2 figures were left out: 12" in caplog.text
@@ -139,14 +138,14 @@ def test_all_draws_what_it_can_and_names_the_rest(
 def test_missing_inputs_may_be_allowed(
     more: tuple[str, ...], status: int, options: Options, tmp_path: Path
 ) -> None:
-    wanted = ("--only", "12", "10a", "--table", str(tmp_path))
-    assert cli.main(None, options(*wanted, *more)) == status
+    wanted = ("12", "10a", "--table", str(tmp_path))
+    assert cli.main(options(*wanted, *more)) == status
     assert not files(tmp_path)
 
 
 def test_an_unknown_figure_is_refused(options: Options) -> None:
     with pytest.raises(UserError, match="no figure '99'"):
-        cli.main(None, options("--only", "99"))
+        cli.main(options("99"))
 
 
 def request(tmp_path: Path) -> Request:

@@ -21,7 +21,7 @@ from ldm.experiments.figures.registry import FIGURES
 from ldm.experiments.figures.request import Request
 from ldm.miniature.world import render
 
-COMMAND = "python scripts/figures/fig01.py --seed 7"
+COMMAND = "python scripts/figures.py 1 --seed 7"
 
 
 def grey(level: int, side: int = 8) -> Image.Image:

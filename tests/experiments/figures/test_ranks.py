@@ -104,7 +104,7 @@ def test_without_answers_figure_10_draws_its_other_half_and_says_so(
     (tmp_path / "summary.csv").write_text(f"{header}\nours,5,0.3,0.2,0.4,0.6,0.5,0.7\n")
     options = ["--model", str(untrained_miniature), "--table", str(tmp_path)]
     with caplog.at_level("WARNING"):
-        status = cli.main("10", [*options, "--output", str(tmp_path / "out"), "--device", "cpu"])
+        status = cli.main(["10", *options, "--output", str(tmp_path / "out"), "--device", "cpu"])
     assert status == 2
     assert "figure 10b is left out: there are no answers" in caplog.text
     assert (tmp_path / "out" / "fig10a.png").is_file()

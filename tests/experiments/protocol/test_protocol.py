@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ldm.cli.protocol import main
-from ldm.experiments.protocol.spec import ROOT
+from ldm.resources import ROOT
 from ldm.words.files import read_words
 
 SMOKE = [

@@ -1,8 +1,0 @@
-#!/usr/bin/env python
-"""Draw figure 4 of the paper anew: `--help` has examples."""
-
-from ldm.cli.figures import main
-from ldm.util import cli_main
-
-if __name__ == "__main__":
-    cli_main(lambda: main("4"))
