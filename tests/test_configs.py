@@ -12,10 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ldm.models import autoencoder
-from ldm.training.arguments import parse
-from ldm.training.checks import check_config, check_targets
-from ldm.training.config import load_config
-from ldm.training.trainer import accumulation, saving_options, trainer_settings
+from ldm.training.config import load
+from ldm.training.trainer import accumulation, saving_options
+from ldm.training.validate import check_targets
 from ldm.util import UserError, instantiate_from_config
 
 ROOT = Path(__file__).parents[1]
@@ -119,15 +118,13 @@ def without_taming(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_finetuning_configuration_passes_every_check(name: str, tmp_path: Path) -> None:
     base = tmp_path / "model.ckpt"
     base.touch()
-    options = parse(
+    config = load(
         [
             *("--base", str(ROOT / "configs" / name), "-t", "--data_root", str(tmp_path)),
             *("--actual_resume", str(base), "--init_word", "cat", "--gpus", "0"),
         ]
     )
-    config = load_config(options)
-    check_config(config)
-    assert trainer_settings(config.lightning.trainer)["max_steps"] > 0
+    assert config.trainer["max_steps"] > 0
     assert saving_options(config.lightning)["every_n_train_steps"] > 0
     words = config.model.params.personalization_config.params
     assert list(words.initializer_words) == ["cat"]

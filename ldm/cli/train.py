@@ -35,13 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     if not options.train and not options.resume:
         raise UserError("nothing to do: add -t to train")
-    from ldm.training.config import load_config
+    from ldm.training.config import load
 
     try:
-        config = load_config(options)  # mistakes in files show before the heavy imports
+        config = load(options)  # mistakes in files show before the heavy imports
         from ldm.training.stages import run_stages
 
-        return run_stages(options, config)
+        return run_stages(config)
     except (UserError, OSError):
         if options.debug:
             traceback.print_exc()

@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 
 
 class SetupCallback(pl.Callback):
-    """Save the run's configuration in its log folder, before the first step.
+    """Store the run's configuration in its log folder when training begins or continues.
 
     Args:
-        resume: whether an earlier run goes on; its configurations stay beside the new ones.
-        now: date that begins the files' names.
+        resume: whether the run is resumed; its earlier configurations stay beside the new ones.
+        now: date at the start of the files' names.
         logdir, ckptdir, cfgdir: the log folder, and in it those of checkpoints and configurations.
         config: the merged configuration.
     """
@@ -31,18 +31,21 @@ class SetupCallback(pl.Callback):
         self.resume, self.now, self.config = resume, now, config
         self.logdir, self.ckptdir, self.cfgdir = Path(logdir), Path(ckptdir), Path(cfgdir)
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write the configurations, on the first process only."""
-        if stage != "fit" or not trainer.is_global_zero:
-            return
-        self.ckptdir.mkdir(parents=True, exist_ok=True)
-        self.config.save(self.cfgdir, self.now)
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the configurations, on the first process only.
+
+        A checkpoint to resume from has been read by now, so a configuration that does not fit it is
+        never stored.
+        """
+        if trainer.is_global_zero:
+            self.ckptdir.mkdir(parents=True, exist_ok=True)
+            self.config.save(self.cfgdir, self.now)
 
 
 class StepSeed(pl.Callback):
     """Seed torch's own generator for each micro-batch, from (seed, batch, rank).
 
-    What draws from it (dropout, models without sample indices) is then the same however often
+    Dropout and models without sample indices draw from it. They draw the same numbers however often
     images are logged, and wherever a run was interrupted.
 
     Args:
@@ -68,7 +71,7 @@ class StepSeed(pl.Callback):
 
 
 class CUDACallback(pl.Callback):
-    """Say at the end how long training took and how much GPU memory it needed."""
+    """Report at the end how long training took and how much GPU memory it needed."""
 
     def __init__(self) -> None:
         self.start = 0.0

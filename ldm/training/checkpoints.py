@@ -1,25 +1,31 @@
-"""`last.ckpt`: what is trained, and what is needed to go on exactly where the run stopped."""
+"""`last.ckpt`: what is trained, and the state from which a run resumes exactly."""
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
-from ldm.util import UserError
+from ldm.training.lightning_private import count_steps, settle_counters
+from ldm.training.watch import Watch
+from ldm.training.words import manager_of
+from ldm.util import write_whole
 
 log = logging.getLogger(__name__)
 
 # Writes more at each save: called with (trainer, module, folder).
-Saver = Callable[[pl.Trainer, Any, Path], None]
+Saver = Callable[[pl.Trainer, pl.LightningModule, Path], None]
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+# SLURM sends SIGUSR1 before it ends a job; a terminal that closes sends SIGHUP.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 def keep_trained(checkpoint: dict[str, Any], module: pl.LightningModule) -> None:
@@ -29,28 +35,19 @@ def keep_trained(checkpoint: dict[str, Any], module: pl.LightningModule) -> None
     checkpoint["state_dict"] = {name: value for name, value in state.items() if name not in frozen}
 
 
-def _settle(loops: dict[str, Any], batches: int) -> None:
-    """Write the loops' counters as they are between two batches, in the middle of the one epoch."""
-    fit = loops["fit_loop"]
-    for counter in ("ready", "started", "processed", "completed"):
-        for scope in ("total", "current"):
-            fit["epoch_loop.batch_progress"][scope][counter] = batches
-    # The whole run is one epoch, which never ends before `max_steps`.
-    for scope in ("total", "current"):
-        fit["epoch_progress"][scope].update(ready=1, started=1, processed=0, completed=0)
-
-
 class Checkpoints(pl.Callback):
-    """Save `last.ckpt` every so many optimiser steps, at the end, and when asked to stop.
+    """Save `last.ckpt` at an interval of optimiser steps, at the end, and when asked to stop.
 
-    Ctrl-C and SIGTERM let the step in progress end, save, and end the run without an exception; a
-    second Ctrl-C stops at once. Saving happens between steps, when averaged weights
-    have followed, so that a resumed run equals an uninterrupted one bit for bit.
+    The checkpoint before it stays as `previous.ckpt`. The signals of `SIGNALS` let the step in
+    progress end, save, and end the run without an exception; a second signal stops at once. A save
+    happens between steps, after the averaged weights were updated, so a resumed run equals an
+    uninterrupted one bit for bit.
 
     Args:
-        folder: where `last.ckpt` goes.
-        every_n_train_steps: optimiser steps between saves.
-        savers: further things to do at each save.
+        folder: where the checkpoints go.
+        every_n_train_steps: optimiser steps between saves, at least 1.
+        savers: further functions to call at each save.
+        watch: stops the run instead of saving numbers that are not finite.
     """
 
     def __init__(
@@ -58,10 +55,12 @@ class Checkpoints(pl.Callback):
         folder: Path,
         every_n_train_steps: int = 500,
         savers: tuple[Saver, ...] = (),
+        watch: Watch | None = None,
     ) -> None:
         if every_n_train_steps < 1:
             raise ValueError(f"every_n_train_steps must be at least 1, got {every_n_train_steps}")
         self.folder, self.every, self.savers = folder, every_n_train_steps, savers
+        self.watch = watch
         self.saved_at = -1
         self.signal: int | None = None
         self._handlers: dict[int, Any] = {}
@@ -76,9 +75,9 @@ class Checkpoints(pl.Callback):
         self.saved_at = trainer.global_step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over the signals; any earlier, and Lightning would take SIGTERM back."""
+        """Take over the signals. Earlier, Lightning would take some of them back."""
         if threading.current_thread() is threading.main_thread():  # no other may take signals
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
                 self._handlers[number] = signal.signal(number, self._on_signal)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -97,8 +96,7 @@ class Checkpoints(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Between two steps, save if it is time."""
-        # Lightning forgets to count this on some ways of resuming.
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        count_steps(trainer)
         if batch_idx % trainer.accumulate_grad_batches:
             return
         if trainer.global_step % self.every == 0 and trainer.global_step != self.saved_at:
@@ -117,23 +115,28 @@ class Checkpoints(pl.Callback):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save what the last step made."""
+        """Save what the last step changed."""
         if trainer.global_step != self.saved_at:
             self.save(trainer, pl_module)
 
     def save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Write what belongs to a save, and then `last.ckpt`, whole or not at all."""
-        manager = getattr(module, "embedding_manager", None)
+        """Call the savers, then write `last.ckpt` whole or not at all.
+
+        Raises UserError, and writes no checkpoint, if a trained number is not finite.
+        """
+        if self.watch is not None:
+            self.watch.check(trainer, module)
+        manager = manager_of(module)
         if manager is not None:
             manager.set_step(trainer.global_step)
+        path = self.folder / LAST
         if trainer.is_global_zero:
             for saver in self.savers:
                 saver(trainer, module, self.folder)
-        # Written beside and renamed: a kill in the middle leaves the old one.
-        part = self.folder / "last.ckpt.part"
-        trainer.save_checkpoint(part, weights_only=False)
-        if trainer.is_global_zero:
-            part.replace(self.folder / "last.ckpt")
+            keep_previous(path)
+            write_whole(path, lambda part: trainer.save_checkpoint(part, weights_only=False))
+        else:  # gathers the state with the first process, and writes nothing
+            trainer.save_checkpoint(path, weights_only=False)
         self.saved_at = trainer.global_step
 
     def on_save_checkpoint(
@@ -141,21 +144,17 @@ class Checkpoints(pl.Callback):
     ) -> None:
         """Keep what is trained, and settle the counters."""
         keep_trained(checkpoint, pl_module)
-        _settle(checkpoint["loops"], trainer.global_step * trainer.accumulate_grad_batches)
+        settle_counters(checkpoint, trainer.global_step * trainer.accumulate_grad_batches)
 
 
-def read_step(path: Path) -> int:
-    """Return the optimiser step at which a training checkpoint was saved.
-
-    Raises UserError for any other file.
-    """
+def keep_previous(path: Path) -> None:
+    """Give a checkpoint a second name, `previous.ckpt`; do nothing if it does not exist."""
+    if not path.is_file():
+        return
+    part = path.with_name(f"{PREVIOUS}.new")
+    part.unlink(missing_ok=True)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if "fit_loop" in content["loops"]:
-            return int(content["global_step"])
-    except (UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError):
-        pass
-    raise UserError(
-        f"--resume {path}: not a checkpoint of a run of main.py; weights to start from are given "
-        "as --actual_resume"
-    )
+        os.link(path, part)
+        part.replace(path.with_name(PREVIOUS))
+    except OSError:  # a file system without links
+        path.replace(path.with_name(PREVIOUS))

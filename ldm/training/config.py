@@ -1,348 +1,205 @@
-"""The configuration of a run: YAML files and flags, merged and checked, once.
+"""The configuration of a run: one typed, complete, checked and frozen object.
 
-Every object gets its own part as plain arguments; nothing deeper reads a configuration.
+`load` makes it of the command line, in one pass. After it nobody sees flags or files: each object
+gets its own part as plain arguments.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
+from omegaconf import DictConfig, OmegaConf
 
-from ldm.training.arguments import TRAINER_FLAGS
-from ldm.training.variants import check_learned, check_variant, find_variant
-from ldm.util import UserError, get_obj_from_str, parameters
+from ldm.training.arguments import parse
+from ldm.training.merge import STAGE_SECTIONS, WORDS, merge
+from ldm.training.options import Batch, RunOptions
+from ldm.util import UserError, write_whole
 
-SETS = ("train", "validation", "test", "predict")
-SECTIONS = ("model", "data", "lightning", "run", "variant", "second_stage")
-# What a second stage may change.
-STAGE_SECTIONS = ("model", "data", "lightning")
-# What `run:` may hold, and the value where nothing says otherwise.
-RUN_DEFAULTS: dict[str, Any] = {
-    "seed": 23,  # the paper's
-    "scale_lr": True,  # rate = accumulation x devices x batch x base_learning_rate
-    "base_checkpoint": None,  # the frozen model's weights (--actual_resume)
-    "random_base": False,  # allow a word to be taught to a model without weights
-    "threads": None,  # CPU threads
-    "half_difference": True,  # keep what tuning moved the networks by in half precision
-    "tf32": False,  # faster, coarser float32 products on a GPU
-    "data_name": "",  # begins the log folder's name
-}
+# Tells the other processes of a run, which Lightning starts, the log folder of the first.
+FOLDER_VARIABLE = "LDM_LOG_FOLDER"
+DATE = "%Y-%m-%dT%H-%M-%S"
+SECOND_STAGE = "second_stage"
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run's configuration, each part as its owner takes it.
+    """A run's configuration.
 
     Attributes:
-        model, data: target and params.
-        lightning: `trainer`, `callbacks`, `modelcheckpoint` and so on.
-        run: what the flags say; keys of `RUN_DEFAULTS`.
-        variant: which variant of the method this is; see `ldm.training.variants`.
-        second_stage: what the configuration's `second_stage` changes: sections of its own.
+        sections: the merged mapping, read-only; it is stored in the log folder.
+        run: the section `run`.
+        trainer: options of `pl.Trainer`.
+        batch: how many images a step sees.
+        folder: the log folder. That of a new run may get a number when it is made.
+        resume: checkpoint to resume from.
+        train: whether to train.
+        test: whether to test at the end.
+        second: the second stage's configuration.
     """
 
-    model: DictConfig
-    data: DictConfig
-    lightning: DictConfig
-    run: DictConfig
-    variant: DictConfig | None = None
-    second_stage: DictConfig | None = None
+    sections: DictConfig
+    run: RunOptions
+    trainer: Mapping[str, Any]
+    batch: Batch
+    folder: Path
+    resume: Path | None
+    train: bool
+    test: bool
+    second: RunConfig | None = None
 
-    def save(self, folder: Path, date: str) -> None:
-        """Write `<date>-project.yaml` and `<date>-lightning.yaml`, from which the run can go on."""
-        parts = {"model": self.model, "data": self.data}
-        more = {"variant": self.variant, "second_stage": self.second_stage}
-        project = OmegaConf.create(parts | {k: v for k, v in more.items() if v is not None})
-        rest = OmegaConf.create({"lightning": self.lightning, "run": self.run})
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(project, folder / f"{date}-project.yaml")
-        OmegaConf.save(rest, folder / f"{date}-lightning.yaml")
+    @property
+    def model(self) -> DictConfig:
+        """Target, params and base_learning_rate of the model."""
+        model: DictConfig = self.sections.model
+        return model
 
-    def second(self, words: str | None = None) -> RunConfig | None:
-        """Return the configuration of the second stage; None where there is but one.
+    @property
+    def data(self) -> DictConfig:
+        """Target and params of the data module."""
+        data: DictConfig = self.sections.data
+        return data
 
-        It is the first stage's with `second_stage` laid over it. Its words begin where the first
-        stage's ended, with all their vectors in play.
+    @property
+    def lightning(self) -> DictConfig:
+        """`callbacks`, `modelcheckpoint`, `latent_cache`, `logger` and so on."""
+        lightning: DictConfig = self.sections.lightning
+        return lightning
+
+    @property
+    def variant(self) -> DictConfig | None:
+        """The variant of the method; see `ldm.training.variants`."""
+        variant: DictConfig | None = self.sections.get("variant")
+        return variant
+
+    def with_entry(self, name: str, value: Any) -> RunConfig:
+        """Return the configuration with another value of an entry, such as "data.params.x"."""
+        sections = self.sections.copy()
+        OmegaConf.set_readonly(sections, False)
+        OmegaConf.update(sections, name, value)
+        OmegaConf.set_readonly(sections, True)
+        return replace(self, sections=sections)
+
+    def second_after(self, folder: Path, words: Path) -> RunConfig:
+        """Return the second stage's configuration, now that the first one's results are known.
 
         Args:
-            words: file of the first stage's words, once it is there.
-
-        Raises UserError for what does not fit together.
+            folder: the first stage's log folder.
+            words: file of the first stage's words.
         """
-        if self.second_stage is None:
-            return None
-        own = {name: getattr(self, name) for name in (*STAGE_SECTIONS, "run")}
-        merged = OmegaConf.merge(OmegaConf.create(own), self.second_stage)
-        assert isinstance(merged, DictConfig)
-        check_shape(merged)
-        personal = OmegaConf.select(merged.model, "params.personalization_config.params")
-        if personal is not None and words:
-            personal.embedding_manager_ckpt = words
-            personal.progressive_words = False
-        return RunConfig(merged.model, merged.data, merged.lightning, merged.run, self.variant)
+        assert self.second is not None
+        second = self.second
+        if OmegaConf.select(second.sections, WORDS) is not None:
+            second = second.with_entry(f"{WORDS}.params.embedding_manager_ckpt", str(words))
+        own = folder / SECOND_STAGE
+        return replace(second, folder=own, resume=_last_checkpoint(own))
 
-
-def read_yaml(path: Path) -> DictConfig:
-    """Read a YAML file holding a mapping; a variant in it gets the file's name.
-
-    Raises UserError where it is missing or not a mapping.
-    """
-    try:
-        config = OmegaConf.load(path)
-    except FileNotFoundError as error:
-        raise UserError(f"no configuration at {path}: give an existing file to --base") from error
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        line = " ".join(str(error).split())
-        raise UserError(f"cannot read the configuration {path}: {line}") from error
-    if not isinstance(config, DictConfig):
-        raise UserError(f"{path} is not a configuration: expected a mapping with 'model', 'data'")
-    if isinstance(facts := config.get("variant"), DictConfig):
-        facts.setdefault("name", path.stem)
-    return config
+    def save(self, folder: Path, date: str) -> None:
+        """Write `<date>-project.yaml` and `<date>-lightning.yaml`; a resumed run reads them."""
+        names = ("model", "data", "variant", SECOND_STAGE)
+        project = {name: self.sections[name] for name in names if self.sections.get(name)}
+        rest = {"lightning": self.lightning, "run": asdict(self.run)}
+        for kind, parts in (("project", project), ("lightning", rest)):
+            write_whole(folder / f"{date}-{kind}.yaml", OmegaConf.to_yaml(OmegaConf.create(parts)))
 
 
 def log_folder_of(resume: str) -> tuple[Path, Path]:
     """Return (log folder, checkpoint) of --resume, which may name either.
 
-    Raises UserError where there is nothing to go on from.
+    Raises UserError if there is nothing to resume from.
     """
     path = Path(resume)
     if path.is_file():
         return path.resolve().parent.parent, path
     if not path.is_dir():
         raise UserError(f"--resume {resume}: no such log folder or checkpoint")
-    last = path / "checkpoints" / "last.ckpt"
-    if not last.is_file():
-        raise UserError(f"--resume {resume}: it has no checkpoints/last.ckpt to go on from")
+    last = _last_checkpoint(path)
+    if last is None:
+        raise UserError(f"--resume {resume}: it has no checkpoints/last.ckpt to resume from")
     return path, last
 
 
-def merge(paths: Sequence[Path], overrides: Sequence[str]) -> DictConfig:
-    """Merge YAML files from left to right, then overrides "a.b=c".
+def _last_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint of a log folder; None if there is none, nor one before it."""
+    files = [folder / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt")]
+    return files[0] if any(file.is_file() for file in files) else None
 
-    Raises UserError naming a section that is missing.
+
+def _new_folder(options: argparse.Namespace, sections: DictConfig, data_name: str) -> Path:
+    """Return LOGDIR/[PROJECT/]<data><date>_<name><postfix>.
+
+    Without --name, the name is that of the first configuration and of the variant.
     """
-    parts = [read_yaml(path) for path in paths]
-    for text in overrides:
-        try:
-            parts.append(OmegaConf.from_dotlist([text]))
-        except (YAMLError, OmegaConfBaseException) as error:
-            raise UserError(f"cannot read the override {text!r}: is a quote missing?") from error
-    merged = OmegaConf.merge(*parts)
+    data = data_name if options.datadir_in_name else ""
+    name = options.name or (Path(options.base[0]).stem if options.base else "")
+    if sections.get("variant") is not None and not options.name:
+        name += f"-{sections.variant.get('name', 'variant')}"
+    stem = f"{data}{datetime.now():{DATE}}" + (f"_{name}" if name else "") + options.postfix
+    return Path(options.logdir) / options.project / stem
+
+
+def _stage(
+    sections: DictConfig, options: argparse.Namespace, folder: Path, checkpoint: Path | None
+) -> RunConfig:
+    """Return the checked configuration of one stage."""
+    # Imports that take time: mistakes in the files were found before.
+    from ldm.training.trainer import accumulation, device_count, trainer_settings
+    from ldm.training.validate import check_sections, check_trainer, typed
+
+    run = typed("run", sections.run, RunOptions)
+    check_sections(sections, run)
+    trainer = trainer_settings(sections.lightning.trainer)
+    check_trainer(trainer)
+    size, devices = sections.data.params.batch_size, device_count(trainer)
+    micro = accumulation(sections.lightning, trainer, size, devices)
+    trainer["accumulate_grad_batches"] = micro
+    OmegaConf.set_readonly(sections, True)
+    batch, test = Batch(size, micro, devices), not options.no_test
+    return RunConfig(sections, run, trainer, batch, folder, checkpoint, options.train, test)
+
+
+def _second_sections(sections: DictConfig) -> DictConfig:
+    """Return the first stage's sections with `second_stage` laid over them.
+
+    Its words begin where the first stage's ended, with all their vectors in use.
+    """
+    own = {name: sections[name] for name in (*STAGE_SECTIONS, "run", "variant") if name in sections}
+    merged = OmegaConf.merge(OmegaConf.create(own), sections.second_stage)
     assert isinstance(merged, DictConfig)
-    for name in ("model", "data"):
-        if not isinstance(merged.get(name), DictConfig) or "target" not in merged[name]:
-            raise UserError(
-                f"the configuration has no {name!r} with a target: give a YAML with one to --base"
-            )
-        merged[name].params = merged[name].get("params") or {}
+    if (personal := OmegaConf.select(merged, WORDS)) is not None:
+        personal.params.progressive_words = False
     return merged
 
 
-def check_shape(config: DictConfig) -> None:
-    """Raise UserError where a number or text stands in a mapping's or list's place."""
-    words = "model.params.personalization_config"
-    sets = [f"data.params.{name}" for name in SETS]
-    mappings = (
-        *("model", "model.params", words, f"{words}.params", "data", "data.params", *sets),
-        *(f"{name}.params" for name in sets),
-        *("run", "lightning", "lightning.trainer", "lightning.callbacks", "lightning.logger"),
-        *("lightning.callbacks.image_logger", "lightning.latent_cache"),
-        *("lightning.modelcheckpoint", "lightning.modelcheckpoint.params"),
-        *("variant", "second_stage", *(f"second_stage.{name}" for name in STAGE_SECTIONS)),
-    )
-    lists = (f"{words}.params.placeholder_strings", f"{words}.params.initializer_words")
-    kinds = dict.fromkeys(mappings, ("a mapping", DictConfig)) | dict.fromkeys(
-        lists, ("a list", ListConfig)
-    )
-    for name, (what, kind) in kinds.items():
-        value = OmegaConf.select(config, name)
-        if value is not None and not isinstance(value, kind):
-            raise UserError(f"{name}: expected {what}, got {value!r}")
+def load(argv: Sequence[str] | argparse.Namespace | None = None) -> RunConfig:
+    """Return the configuration of a run: files and flags, merged and checked, of both stages.
 
+    Args:
+        argv: the command line, or its parsed form; by default that of this process.
 
-def accepts(config: DictConfig, name: str) -> bool:
-    """Tell whether the target of a configuration takes a parameter."""
-    return name in parameters(get_obj_from_str(config.target))[0]
-
-
-def datasets(data: DictConfig) -> Iterator[tuple[str, DictConfig]]:
-    """Yield the data section's sets: (name, target and params)."""
-    for name in SETS:
-        config = data.params.get(name)
-        if config:
-            config.params = config.get("params") or {}
-            yield name, config
-
-
-def set_gpus(trainer: DictConfig, gpus: str | int | Sequence[int]) -> None:
-    """Translate the original's `gpus`, a list of GPU numbers; -1 is all of them."""
-    parts = str(gpus).split(",") if isinstance(gpus, str | int) else gpus
-    try:
-        numbers = [int(part) for part in parts if str(part).strip()]
-    except ValueError as error:
-        raise UserError(f"--gpus {gpus}: expected numbers, such as 0 or 0,1") from error
-    if not numbers:
-        raise UserError(f"--gpus {gpus!r}: expected numbers, such as 0 or 0,1")
-    trainer.accelerator = "gpu"
-    trainer.devices = -1 if numbers == [-1] else numbers
-
-
-def _apply_trainer_flags(trainer: DictConfig, options: argparse.Namespace) -> None:
-    for name in TRAINER_FLAGS:
-        if getattr(options, name) is not None:
-            trainer[name] = getattr(options, name)
-    gpus = options.gpus if options.gpus is not None else trainer.pop("gpus", None)
-    if gpus is not None:
-        set_gpus(trainer, gpus)
-    trainer.pop("gpus", None)
-
-
-def _apply_data_flags(data: DictConfig, options: argparse.Namespace) -> None:
-    """Hand the data flags to each set that knows them; a flag no set knows is an error."""
-    if options.num_workers is not None:
-        data.params.num_workers = options.num_workers
-    given = {
-        "data_root": options.data_root,
-        "second_root": options.second_root,
-        "templates": options.templates,
-        "captions": options.captions,
-        "center_crop": options.center_crop,
-    }
-    for name, value in given.items():
-        if not value:
-            continue
-        takers = [config for _, config in datasets(data) if accepts(config, name)]
-        if not takers:
-            raise UserError(f"--{name}: no set of this configuration's data takes it")
-        for config in takers:
-            config.params[name] = value
-
-
-def _name_words(where: str, dataset: DictConfig, placeholders: list[str], given: bool) -> None:
-    """Set the words in a set's captions; UserError where it would name one that is not learned."""
-    for place, key in enumerate(("placeholder_token", "second_placeholder")):
-        if not accepts(dataset, key):
-            continue
-        if place >= len(placeholders):
-            raise UserError(f"{where} shows two concepts: name two words, not {placeholders}")
-        if given or key not in dataset.params:
-            dataset.params[key] = placeholders[place]
-        token = dataset.params[key]
-        if token not in placeholders:
-            raise UserError(
-                f"{where}: its captions say {token!r}, but the words to learn are "
-                f"{placeholders}: set {key} and placeholder_strings alike"
-            )
-
-
-def _apply_words(config: DictConfig, options: argparse.Namespace) -> None:
-    """Set the words in the manager *and* in the captions: the original forgot the captions."""
-    flags = ("placeholder_string", "init_word", "embedding_manager_ckpt")
-    personal = OmegaConf.select(config.model, "params.personalization_config")
-    if personal is None:
-        for flag in flags:
-            if getattr(options, flag):
-                raise UserError(f"--{flag}: this model learns no word (no personalization_config)")
-        return
-    personal.params = personal.get("params") or {}
-    words = personal.params
-    named, first = any(options.placeholder_string), options.init_word
-    if named:
-        words.placeholder_strings = options.placeholder_string
-    placeholders = list(words.get("placeholder_strings") or ["*"])
-    if any(first) and len(first) < len(placeholders):
-        raise UserError(f"--init_word {' '.join(first)}: give one for each word of {placeholders}")
-    if any(first):
-        words.initializer_words = first
-    if options.embedding_manager_ckpt:
-        words.embedding_manager_ckpt = options.embedding_manager_ckpt
-    if accepts(personal, "seed"):  # of first values where no word gives them
-        words.setdefault("seed", config.run.seed)
-    for name, dataset in datasets(config.data):
-        if not accepts(dataset, "placeholder_token"):
-            continue
-        _name_words(f"data.params.{name}", dataset, placeholders, named)
-        # The run's seed decides templates and flips too; captions may name the first word.
-        facts = {
-            "seed": config.run.seed,
-            "first_word": (words.get("initializer_words") or [None])[0],
-            "per_image_placeholders": words.get("per_image_placeholders"),
-        }
-        for key, value in facts.items():
-            if accepts(dataset, key) and key not in dataset.params:
-                dataset.params[key] = value
-
-
-def apply_flags(config: DictConfig, options: argparse.Namespace) -> None:
-    """Write the command line's flags into the configuration, in place."""
-    for section in ("run", "lightning"):
-        config[section] = config.get(section) or {}
-    for section in ("trainer", "callbacks", "latent_cache"):
-        config.lightning[section] = config.lightning.get(section) or {}
-    images = config.lightning.callbacks.setdefault("image_logger", None) or {}
-    config.lightning.callbacks.image_logger = {"target": "main.ImageLogger", "params": {}, **images}
-    run = config.run
-    for name in ("seed", "scale_lr", "threads"):
-        if getattr(options, name) is not None:
-            run[name] = getattr(options, name)
-    if options.actual_resume:
-        run.base_checkpoint = options.actual_resume
-    for name, default in RUN_DEFAULTS.items():
-        run.setdefault(name, default)
-    _apply_trainer_flags(config.lightning.trainer, options)
-    _apply_data_flags(config.data, options)
-    root = OmegaConf.select(config.data, "params.train.params.data_root")
-    if root:
-        run.data_name = Path(root).resolve().name
-    _apply_words(config, options)
-
-
-def _check_variant(config: DictConfig) -> None:
-    """Raise UserError where a variant has nothing to train, or a second stage changes the rest."""
-    if (facts := config.get("variant")) is not None:
-        check_variant(facts, "the configuration")
-        check_learned(facts)
-    for name in config.get("second_stage") or ():
-        if name not in STAGE_SECTIONS:
-            known = ", ".join(STAGE_SECTIONS)
-            raise UserError(f"unknown configuration key second_stage.{name}: expected {known}")
-
-
-def load_config(options: argparse.Namespace) -> RunConfig:
-    """Return the merged configuration of a run.
-
-    Raises UserError for what cannot be read or does not fit together.
+    Raises:
+        UserError: for what cannot be read, does not exist or does not fit together.
     """
-    paths = [Path(path) for path in options.base]
-    paths += [find_variant(name).path for name in options.variant]
+    options = argv if isinstance(argv, argparse.Namespace) else parse(argv)
+    folder, checkpoint, stored = None, None, []
     if options.resume:
-        folder, _ = log_folder_of(options.resume)
-        for kind in ("lightning", "project"):
-            paths = sorted((folder / "configs").glob(f"*-{kind}.yaml"))[-1:] + paths
-    if not paths:
-        raise UserError("no configuration: give --base YAML, or --resume LOGFOLDER")
+        folder, checkpoint = log_folder_of(options.resume)
+        for kind in ("project", "lightning"):
+            stored += sorted((folder / "configs").glob(f"*-{kind}.yaml"))[-1:]
+    sections = merge(options, stored)
+    if folder is None and FOLDER_VARIABLE in os.environ:
+        folder = Path(os.environ[FOLDER_VARIABLE])
+    folder = folder or _new_folder(options, sections, sections.run.get("data_name", ""))
+    later = _second_sections(sections) if sections.get("second_stage") is not None else None
+    config = _stage(sections, options, folder, checkpoint)
+    if later is None:
+        return config
     try:
-        merged = merge(paths, options.overrides)
-        unknown = [str(name) for name in merged if name not in SECTIONS]
-        if unknown:
-            raise UserError(
-                f"unknown configuration key {unknown[0]!r}: expected {', '.join(SECTIONS)}"
-            )
-        check_shape(merged)
-        _check_variant(merged)
-        apply_flags(merged, options)
-        OmegaConf.resolve(merged)
-        if missing := sorted(OmegaConf.missing_keys(merged)):
-            raise UserError(f"the configuration leaves {missing[0]} open (???): give {missing[0]}=")
-    except OmegaConfBaseException as error:
-        line = " ".join(str(error).split())
-        raise UserError(f"the configuration does not fit together: {line}") from error
-    return RunConfig(*(merged.get(name) for name in SECTIONS))
+        return replace(config, second=_stage(later, options, folder / SECOND_STAGE, None))
+    except UserError as error:
+        raise UserError(f"second stage: {error}") from error

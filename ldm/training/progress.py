@@ -10,14 +10,15 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from ldm.training.lightning_private import log_interval
+
 log = logging.getLogger(__name__)
 
 
 def logged(trainer: pl.Trainer, batch_idx: int) -> bool:
     """Tell, at a batch's end, whether it ends a step whose values the trainer logs."""
-    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-    return whole and trainer.global_step % every == 0
+    return whole and trainer.global_step % log_interval(trainer) == 0
 
 
 class Progress(pl.Callback):

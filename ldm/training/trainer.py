@@ -1,4 +1,4 @@
-"""The Lightning trainer of a run, from options of today and of the original's time."""
+"""The Lightning trainer of a run, from today's options and those of the original's time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 import inspect
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from ldm.util import UserError, instantiate_from_config
 
 log = logging.getLogger(__name__)
 
-# Steps of a run whose configuration gives none: the paper's.
+# Steps of a run whose configuration gives none. The number is the paper's.
 DEFAULT_STEPS = 5000
-# Options of old trainers that have no meaning any more; accepted and left out.
+# Options of old trainers that have lost their meaning: accepted and ignored.
 OUTDATED = {
     "auto_select_gpus",
     "check_val_every_n_epoch",
@@ -40,7 +41,7 @@ OUTDATED = {
     "weights_save_path",
     "weights_summary",
 }
-# What the run itself decides.
+# Options that the run itself sets.
 OWN: dict[str, Any] = {
     "max_epochs": -1,  # one endless epoch; `max_steps` ends it
     "check_val_every_n_epoch": None,
@@ -50,14 +51,14 @@ OWN: dict[str, Any] = {
     "enable_checkpointing": False,
     "enable_model_summary": False,
 }
-# Options of the original's checkpoint callback without meaning here: one file, always the last.
+# Options of the original's checkpoint callback that are ignored: here the last state is saved.
 OUTDATED_SAVING = {"dirpath", "filename", "monitor", "save_last", "save_top_k", "verbose"}
 
 
 def trainer_settings(config: DictConfig) -> dict[str, Any]:
-    """Return the options of `pl.Trainer` from `lightning.trainer`, translated to today's.
+    """Return the options of `pl.Trainer`, from `lightning.trainer`.
 
-    Raises UserError naming an option that never was one.
+    Raises UserError for an option that no trainer has.
     """
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self", "logger", "callbacks"}
@@ -84,24 +85,67 @@ def trainer_settings(config: DictConfig) -> dict[str, Any]:
     return settings
 
 
-def device_count(settings: dict[str, Any]) -> int:
+def read_devices(wanted: Any) -> int | list[int]:
+    """Return a number of devices, -1 for all, or the list of their numbers.
+
+    Raises UserError if `wanted` is neither, or no device at all.
+    """
+    if wanted == "auto":
+        return -1
+    try:
+        if isinstance(wanted, str) and "," not in wanted:
+            wanted = int(wanted)
+        if isinstance(wanted, str):
+            wanted = [part for part in wanted.split(",") if part.strip()]
+        read = [int(n) for n in wanted] if isinstance(wanted, Sequence) else int(wanted)
+    except (TypeError, ValueError):
+        read = 0
+    if read == [] or (isinstance(read, int) and read < 1 and read != -1):
+        raise UserError(
+            f"--devices {wanted}: expected a number of at least 1, or GPU numbers such as 0,1"
+        )
+    return read
+
+
+def device_count(settings: Mapping[str, Any]) -> int:
     """Return the number of processes, over all nodes, that trainer options lead to."""
-    devices, accelerator = settings["devices"], settings.get("accelerator", "auto")
-    if isinstance(devices, str) and "," in devices:
-        devices = [part for part in devices.split(",") if part.strip()]
+    devices, accelerator = read_devices(settings["devices"]), settings.get("accelerator", "auto")
     if isinstance(devices, list):
         count = len(devices)
-    elif devices in ("auto", "-1", -1):
+    elif devices == -1:
         count = 1 if accelerator in ("cpu", "mps") else max(1, torch.cuda.device_count())
     else:
-        count = int(devices)
+        count = devices
     return count * int(settings.get("num_nodes", 1))
 
 
-def accumulation(config: DictConfig, settings: dict[str, Any], batch: int, devices: int) -> int:
+def check_machine(settings: Mapping[str, Any]) -> None:
+    """Raise UserError if this machine lacks the devices that are asked for."""
+    wanted = settings.get("accelerator") or "auto"
+    devices = read_devices(settings.get("devices", 1))
+    apple = torch.backends.mps.is_available()
+    if wanted == "mps" and not apple:
+        raise UserError("accelerator mps asked for, but there is none: use --accelerator cpu")
+    if wanted == "cpu" and not isinstance(devices, int):
+        raise UserError(f"--devices {settings['devices']}: for the CPU give a number of processes")
+    there = torch.cuda.device_count()
+    if wanted not in ("gpu", "cuda", "auto") or (wanted == "auto" and there == 0):
+        return
+    if there == 0 and not (wanted == "gpu" and apple):
+        raise UserError("a GPU is asked for, but torch finds none: use --accelerator cpu")
+    if isinstance(devices, int):
+        if devices > max(there, 1):
+            raise UserError(f"--devices {devices}: torch finds only {max(there, 1)} GPU(s)")
+        return
+    missing = [n for n in devices if not 0 <= n < max(there, 1)]
+    if missing:
+        raise UserError(f"GPU {missing[0]} is asked for, but torch finds only 0 to {there - 1}")
+
+
+def accumulation(config: DictConfig, settings: Mapping[str, Any], batch: int, devices: int) -> int:
     """Return micro-batches a step: as given, or so that a step sees `lightning.images_per_step`.
 
-    Raises UserError where these do not divide.
+    Raises UserError if these do not divide.
     """
     wanted = config.get("images_per_step")
     if "accumulate_grad_batches" in settings or wanted is None:
@@ -131,11 +175,11 @@ def saving_options(config: DictConfig) -> dict[str, Any]:
     return options
 
 
-def strategy(settings: dict[str, Any], devices: int, find_unused: bool) -> str | Strategy:
+def strategy(settings: Mapping[str, Any], devices: int, find_unused: bool) -> str | Strategy:
     """Return how processes work together.
 
-    Buffers are the same everywhere, so they are not sent around. With several words a batch may
-    name only some of them, which DDP must be told.
+    Buffers are the same in all processes, so they are not sent. With several words a batch may name
+    only some of them, so DDP must search for the unused ones.
     """
     wanted = settings.get("strategy", "auto")
     if devices == 1 and wanted == "auto":
@@ -158,14 +202,14 @@ def loggers(config: DictConfig, folder: Path, first_step: int) -> list[Logger]:
     ]
     extra = config.get("logger")
     if extra and "testtube" in str(extra.get("target", "")).lower():
-        log.info("lightning.logger: test-tube is no more; there are TensorBoard and metrics.csv")
+        log.info("lightning.logger: test-tube is not supported; see TensorBoard and metrics.csv")
     elif extra and "target" in extra:
         wanted.append(instantiate_from_config(extra))
     return wanted
 
 
 def build_trainer(
-    settings: dict[str, Any],
+    settings: Mapping[str, Any],
     callbacks: list[pl.Callback],
     logger: list[Logger],
     find_unused: bool,
@@ -177,7 +221,7 @@ def build_trainer(
         settings: from `trainer_settings`, with `max_steps`; `val_check_interval` counts steps.
         callbacks: of the run.
         logger: the run's loggers.
-        find_unused: whether some trained weights may have no part in a batch.
+        find_unused: whether a batch may leave some trained weights unused.
         devices: processes over all nodes.
     """
     micro = settings.get("accumulate_grad_batches", 1)

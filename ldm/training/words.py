@@ -4,29 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
-from ldm.training.config import RunConfig
 from ldm.training.progress import logged
+from ldm.words.manager import EmbeddingManager
+
+if TYPE_CHECKING:
+    from ldm.training.config import RunConfig
+
+log = logging.getLogger(__name__)
+
+# A word whose norm is this many times the vocabulary's mean drowns the rest of a prompt.
+LARGEST_RATIO = 10.0
+
+
+def manager_of(module: pl.LightningModule) -> EmbeddingManager | None:
+    """Return a model's words; None for a model that learns none."""
+    found = getattr(module, "embedding_manager", None)
+    return found if isinstance(found, EmbeddingManager) else None
 
 
 def metadata(
-    config: RunConfig, rate: float, images_per_step: int, pictures: list[Path]
+    config: RunConfig, rate: float, images_per_step: int, images: list[Path]
 ) -> dict[str, str]:
-    """Return the facts that a word's file carries besides the word.
+    """Return the facts that a word's file holds beside the word.
 
     Args:
         config: of the run.
         rate: effective learning rate.
         images_per_step: images in one optimiser step, over all devices.
-        pictures: the training images' files.
+        images: the training images' files.
     """
     from ldm.checkpoint.loading import checkpoint_hash
 
@@ -44,7 +59,7 @@ def metadata(
         "seed": str(config.run.seed),
         "learning_rate": f"{rate:.6g}",
         "images_per_step": str(images_per_step),
-        "pictures": json.dumps([_hash(path) for path in pictures]),
+        "pictures": json.dumps([file_hash(path) for path in images]),
         "versions": f"python {platform.python_version()}, torch {torch.__version__}, "
         f"pytorch-lightning {version('pytorch-lightning')}",
     }
@@ -52,10 +67,10 @@ def metadata(
 
 
 def _portable(node: Any) -> Any:
-    """Return a configuration in which paths of this machine are cut to what others can read.
+    """Return a configuration without this machine's absolute paths.
 
-    Words are passed on: an absolute path would tell where its maker works, and the same run in
-    another folder would seem another configuration.
+    Word files are shared. An absolute path would show where their maker works, and the same run in
+    another folder would seem to be another configuration.
     """
     if isinstance(node, dict):
         return {name: _portable(value) for name, value in node.items()}
@@ -67,13 +82,14 @@ def _portable(node: Any) -> Any:
     return node
 
 
-def _hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """Return the first 16 hexadecimal digits of a file's SHA-256."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def save_words(trainer: pl.Trainer, module: Any, folder: Path) -> None:
+def save_words(trainer: pl.Trainer, module: pl.LightningModule, folder: Path) -> None:
     """Write `embeddings` and `embeddings_gs-<step>`, as .pt (the original's) and .safetensors."""
-    manager = getattr(module, "embedding_manager", None)
+    manager = manager_of(module)
     if manager is None:
         return
     for stem in ("embeddings", f"embeddings_gs-{trainer.global_step}"):
@@ -82,10 +98,14 @@ def save_words(trainer: pl.Trainer, module: Any, folder: Path) -> None:
 
 
 class WordNorms(pl.Callback):
-    """Log each word's norm against the vocabulary's, where the loss is logged.
+    """Log each word's norm and the vocabulary's where the loss is logged.
 
-    A norm far beyond the vocabulary's drowns the rest of the prompt (Kim et al., arXiv 2512.13672).
+    A norm far above the vocabulary's drowns the rest of the prompt (Kim et al., arXiv 2512.13672):
+    a word above `LARGEST_RATIO` times the vocabulary's mean is warned of, once.
     """
+
+    def __init__(self) -> None:
+        self.warned: set[str] = set()
 
     def on_train_batch_end(
         self,
@@ -96,6 +116,19 @@ class WordNorms(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Log the norms every `log_every_n_steps` steps."""
-        manager = getattr(pl_module, "embedding_manager", None)
-        if manager is not None and logged(trainer, batch_idx):
-            pl_module.log_dict({f"word/{k}": float(v) for k, v in manager.norms().items()})
+        manager = manager_of(pl_module)
+        if manager is None or not logged(trainer, batch_idx):
+            return
+        norms = manager.norms()
+        pl_module.log_dict({f"word/{k}": float(v) for k, v in norms.items()})
+        for name, value in norms.items():
+            kind, _, word = name.partition("/")
+            if kind != "norm_ratio" or value <= LARGEST_RATIO or word in self.warned:
+                continue
+            self.warned.add(word)
+            log.warning(
+                f"step {trainer.global_step}: the word {word!r} has {value:.1f} times the "
+                f"vocabulary's mean norm (more than {LARGEST_RATIO:g}), and would drown the rest "
+                "of a prompt: lower model.base_learning_rate, train fewer steps, or set "
+                "model.params.embedding_reg_weight"
+            )

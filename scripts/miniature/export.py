@@ -25,7 +25,7 @@ def read_run(run: Path) -> tuple[Any, Any, int]:
     from omegaconf import OmegaConf
 
     from ldm.checkpoint.files import read_state_dict
-    from ldm.training.checkpoints import read_step
+    from ldm.training.resume import read_step
     from ldm.util import instantiate_from_config
 
     checkpoint = run / "checkpoints" / "last.ckpt"

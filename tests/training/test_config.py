@@ -12,12 +12,18 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.training import run as run_module
-from ldm.training.arguments import parse
-from ldm.training.checks import check_captions, check_config
-from ldm.training.config import load_config
-from ldm.training.run import log_folder, set_up
-from ldm.training.trainer import accumulation, device_count, saving_options, trainer_settings
-from ldm.training.trainer_checks import check_devices, check_trainer
+from ldm.training.checks import check_captions
+from ldm.training.config import load
+from ldm.training.folder import working_folder
+from ldm.training.run import set_up
+from ldm.training.trainer import (
+    accumulation,
+    check_machine,
+    device_count,
+    saving_options,
+    trainer_settings,
+)
+from ldm.training.validate import check_trainer
 from ldm.util import UserError
 from ldm.words import manager as embedding_manager
 
@@ -28,15 +34,14 @@ def test_files_merge_and_overrides_win(arguments: Arguments, tmp_path: Path) -> 
     extra = tmp_path / "extra.yaml"
     extra.write_text("data: {params: {batch_size: 7}}\nlightning: {trainer: {max_steps: 9}}\n")
     arguments.insert(3, str(extra))
-    config = load_config(parse([*arguments, "lightning.trainer.max_steps=11"]))
+    config = load([*arguments, "lightning.trainer.max_steps=11"])
     assert config.data.params.batch_size == 7
     assert config.lightning.trainer.max_steps == 11
-    assert load_config(parse([*arguments, "--max_steps", "12"])).lightning.trainer.max_steps == 12
-    check_config(config)
+    assert load([*arguments, "--max_steps", "12"]).lightning.trainer.max_steps == 12
 
 
 def test_the_placeholder_reaches_captions_and_manager(arguments: Arguments) -> None:
-    this = set_up(parse([*arguments, "--placeholder_string", "@"]))
+    this = set_up(load([*arguments, "--placeholder_string", "@"]))
     assert this.model.embedding_manager.placeholders == ["@"]
     for dataset in this.data.datasets.values():
         assert all("@" in dataset[i]["caption"] for i in range(20))
@@ -45,18 +50,18 @@ def test_the_placeholder_reaches_captions_and_manager(arguments: Arguments) -> N
 
 def test_a_placeholder_of_the_file_reaches_captions_too(arguments: Arguments) -> None:
     words = "model.params.personalization_config.params.placeholder_strings=['@']"
-    config = load_config(parse([*arguments, words]))
+    config = load([*arguments, words])
     assert config.data.params.train.params.placeholder_token == "@"
     clash = "data.params.train.params.placeholder_token=a"
     with pytest.raises(UserError, match=r"captions say 'a', but the words to learn are \['@'\]"):
-        load_config(parse([*arguments, words, clash]))
+        load([*arguments, words, clash])
 
 
 def test_data_flags_reach_every_set(arguments: Arguments, tmp_path: Path) -> None:
     lines = tmp_path / "templates.txt"
     lines.write_text("my {}\n")
     flags = ["--templates", str(lines), "--center_crop", "--captions", "--seed", "5"]
-    config = load_config(parse([*arguments, *flags, "--num_workers", "0"]))
+    config = load([*arguments, *flags, "--num_workers", "0"])
     for name in ("train", "validation"):
         params = config.data.params[name].params
         assert (params.templates, params.center_crop, params.captions) == (str(lines), True, True)
@@ -71,17 +76,17 @@ def test_data_flags_reach_every_set(arguments: Arguments, tmp_path: Path) -> Non
 def test_gpus_with_or_without_a_comma(
     arguments: Arguments, text: str, devices: list[int] | int
 ) -> None:
-    trainer = load_config(parse([*arguments, "--gpus", text])).lightning.trainer
+    trainer = load([*arguments, "--gpus", text]).lightning.trainer
     assert trainer.accelerator == "gpu"
     assert trainer.devices == devices
 
 
 def test_gpus_of_an_old_file(arguments: Arguments) -> None:
-    trainer = load_config(parse([*arguments, "lightning.trainer.gpus='0,1'"])).lightning.trainer
+    trainer = load([*arguments, "lightning.trainer.gpus='0,1'"]).lightning.trainer
     assert trainer.devices == [0, 1]
     assert "gpus" not in trainer
     with pytest.raises(UserError, match="expected numbers, such as 0 or 0,1"):
-        load_config(parse([*arguments, "--gpus", "all"]))
+        load([*arguments, "--gpus", "all"])
 
 
 @pytest.mark.parametrize(
@@ -117,7 +122,7 @@ def test_gpus_of_an_old_file(arguments: Arguments) -> None:
 )
 def test_an_unknown_key_is_named(arguments: Arguments, override: str, named: str) -> None:
     with pytest.raises(UserError, match=named.replace("[", r"\[")):
-        check_config(load_config(parse([*arguments, override])))
+        load([*arguments, override])
 
 
 @pytest.mark.parametrize(
@@ -159,7 +164,7 @@ def test_an_unknown_key_is_named(arguments: Arguments, override: str, named: str
 )
 def test_a_value_that_cannot_be(arguments: Arguments, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        check_config(load_config(parse([*arguments, override])))
+        load([*arguments, override])
     assert "\n" not in str(caught.value)
 
 
@@ -171,12 +176,12 @@ def test_words_may_have_a_class_of_their_own(
 
     monkeypatch.setattr(embedding_manager, "Words", Words, raising=False)
     own = "model.params.personalization_config.target=ldm.words.manager.Words"
-    check_config(load_config(parse([*arguments, own, "--embedding_manager_ckpt", "words.pt"])))
+    load([*arguments, own, "--embedding_manager_ckpt", "words.pt"])
 
 
 def test_the_seed_reaches_words_without_a_first_one(arguments: Arguments) -> None:
     def seed(*more: str) -> int:
-        config = load_config(parse([*arguments, "--seed", "5", *more]))
+        config = load([*arguments, "--seed", "5", *more])
         return int(config.model.params.personalization_config.params.seed)
 
     assert seed() == 5
@@ -185,7 +190,7 @@ def test_the_seed_reaches_words_without_a_first_one(arguments: Arguments) -> Non
 
 def test_an_override_that_is_no_yaml(arguments: Arguments) -> None:
     with pytest.raises(UserError, match=r"cannot read the override 'data\.x=\[@\]'"):
-        load_config(parse([*arguments, "data.x=[@]"]))
+        load([*arguments, "data.x=[@]"])
 
 
 @pytest.mark.parametrize("content", [b"model: \xff\n", b"- 1\n", b"model: [\n", b"a: ${\n"])
@@ -193,7 +198,7 @@ def test_a_file_that_is_no_configuration(content: bytes, tmp_path: Path) -> None
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)
     with pytest.raises(UserError) as caught:
-        load_config(parse(["-t", "--base", str(path)]))
+        load(["-t", "--base", str(path)])
     assert "\n" not in str(caught.value)
 
 
@@ -240,11 +245,11 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UserError, match="torch finds none: use --accelerator cpu"):
-        check_devices(OmegaConf.create({"accelerator": "gpu", "devices": [0]}))
+        check_machine(OmegaConf.create({"accelerator": "gpu", "devices": [0]}))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="GPU 1 is asked for"):
-        check_devices(OmegaConf.create({"accelerator": "gpu", "devices": [0, 1]}))
-    check_devices(OmegaConf.create({"accelerator": "gpu", "devices": [0]}))
+        check_machine(OmegaConf.create({"accelerator": "gpu", "devices": [0, 1]}))
+    check_machine(OmegaConf.create({"accelerator": "gpu", "devices": [0]}))
 
 
 @pytest.mark.parametrize(
@@ -255,7 +260,7 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"devices": 0}, "--devices 0: expected a number of at least 1"),
         ({"devices": "x"}, "--devices x: expected a number of at least 1"),
         ({"devices": [], "accelerator": "gpu"}, "expected a number of at least 1"),
-        ({"devices": "0,1", "accelerator": "cpu"}, "of the CPU give a number of processes"),
+        ({"devices": "0,1", "accelerator": "cpu"}, "for the CPU give a number of processes"),
         ({"devices": [-3], "accelerator": "gpu"}, "GPU -3 is asked for"),
         ({"precision": "foo"}, "--precision foo: expected one of 16,"),
         ({"accelerator": "foo"}, "--accelerator foo: expected one of auto,"),
@@ -271,8 +276,14 @@ def test_a_trainer_that_cannot_be(
     options: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+    def check() -> None:
+        settings = trainer_settings(OmegaConf.create(options))
+        check_trainer(settings)
+        check_machine(settings)
+
     with pytest.raises(UserError, match=message) as caught:
-        check_trainer(trainer_settings(OmegaConf.create(options)))
+        check()
     assert "\n" not in str(caught.value)
 
 
@@ -292,24 +303,23 @@ def test_trainers_that_can_be(options: dict[str, object], monkeypatch: pytest.Mo
 
 
 def test_the_rate_follows_the_images_a_step(arguments: Arguments) -> None:
-    this = set_up(parse([*arguments, "--accumulate_grad_batches", "4"]))
+    this = set_up(load([*arguments, "--accumulate_grad_batches", "4"]))
     assert this.model.learning_rate == pytest.approx(0.005 * 4 * 2)
-    this = set_up(parse([*arguments, "--scale_lr", "false"]))
+    this = set_up(load([*arguments, "--scale_lr", "false"]))
     assert this.model.learning_rate == pytest.approx(0.005)
 
 
 def test_a_run_without_steps_takes_the_papers(arguments: Arguments) -> None:
-    this = set_up(parse([*arguments, "lightning.trainer.max_steps=-1"]))
+    this = set_up(load([*arguments, "lightning.trainer.max_steps=-1"]))
     assert this.trainer.max_steps == 5000
     flags = ["lightning.trainer.max_steps=-1", "--max_epochs", "2"]
-    this = set_up(parse([*arguments, *flags]))
+    this = set_up(load([*arguments, *flags]))
     assert this.trainer.max_steps == 300  # 3 images x 100 repeats x 2 / 2 a step
 
 
 def test_names_of_log_folders(arguments: Arguments, tmp_path: Path) -> None:
     def name(*flags: str) -> str:
-        options = parse([*arguments, *flags])
-        return str(log_folder(options, load_config(options)).relative_to(tmp_path / "logs"))
+        return str(load([*arguments, *flags]).folder.relative_to(tmp_path / "logs"))
 
     assert name("-n", "x", "-f", "_y").startswith("mugs2")
     assert name("-n", "x", "-f", "_y").endswith("_x_y")
@@ -318,15 +328,12 @@ def test_names_of_log_folders(arguments: Arguments, tmp_path: Path) -> None:
     assert name("-p", "project").startswith("project/mugs")
 
 
-def test_two_runs_of_one_second_have_two_folders(
-    arguments: Arguments, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run_module, "DATE", "now")
-    options = parse(arguments)
-    config = load_config(options)
-    first = log_folder(options, config)
-    first.mkdir(parents=True)
-    assert log_folder(options, config).name == f"{first.name}-2"
+def test_two_runs_of_one_second_have_two_folders(tmp_path: Path) -> None:
+    wanted = tmp_path / "logs" / "now"
+    with working_folder(wanted, exclusive=True) as first:
+        (first / "configs").mkdir()
+        with working_folder(wanted, exclusive=True) as second:
+            assert (first.name, second.name) == ("now", "now-2")
 
 
 Change = Callable[[Arguments, Path], Arguments]
@@ -403,7 +410,7 @@ def test_bad_input_is_one_line(
 ) -> None:
     more = ["lightning.images_per_step=6"] if "images_per_step" in message else []
     with pytest.raises(UserError, match=message) as caught:
-        set_up(parse([*change(arguments, tmp_path), *more]))
+        set_up(load([*change(arguments, tmp_path), *more]))
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "logs").glob("*/checkpoints/*"))
 
@@ -413,7 +420,7 @@ def test_captions_must_name_the_word(arguments: Arguments, monkeypatch: pytest.M
 
     monkeypatch.setattr(PersonalizedBase, "texts", lambda self: ["a photo of a cat"])
     with pytest.raises(UserError, match="'a photo of a cat' names no word to learn"):
-        set_up(parse(arguments))
+        set_up(load(arguments))
 
 
 def test_captions_are_looked_at_before_weights(
@@ -425,9 +432,9 @@ def test_captions_are_looked_at_before_weights(
     monkeypatch.setattr(run_module, "build_model", unexpected)
     long = f"data.params.train.params.templates=['{'a ' * 20}{{}}']"
     with pytest.raises(UserError, match="16"):
-        set_up(parse([*arguments, long]))
+        set_up(load([*arguments, long]))
     with pytest.raises(UserError, match="xylophone"):
-        set_up(parse([*arguments, "--init_word", "xylophone"]))
+        set_up(load([*arguments, "--init_word", "xylophone"]))
 
 
 def test_every_word_must_be_named(arguments: Arguments) -> None:
@@ -436,14 +443,14 @@ def test_every_word_must_be_named(arguments: Arguments) -> None:
         *("--init_word", "dog", "cat"),
     ]
     with pytest.raises(UserError, match="no training caption names @, which would stay untrained"):
-        set_up(parse([*arguments, *two]))
+        set_up(load([*arguments, *two]))
     both = "data.params.train.params.templates=['a photo of a {} in the style of @']"
-    set_up(parse([*arguments, *two, both]))
+    set_up(load([*arguments, *two, both]))
 
 
 def test_each_word_has_a_flag_of_its_own(arguments: Arguments) -> None:
     names = ["--placeholder_string", "@", "*"]
-    params = load_config(parse([*arguments, *names, "--init_word", "dog", "cat"])).model.params
+    params = load([*arguments, *names, "--init_word", "dog", "cat"]).model.params
     words = params.personalization_config.params
     assert (list(words.placeholder_strings), list(words.initializer_words)) == (
         ["@", "*"],
@@ -452,8 +459,8 @@ def test_each_word_has_a_flag_of_its_own(arguments: Arguments) -> None:
     with pytest.raises(
         UserError, match=r"--init_word dog: give one for each word of \['@', '\*'\]"
     ):
-        load_config(parse([*arguments, *names]))
-    left = load_config(parse([*arguments, "--init_word", "", "--placeholder_string", ""]))
+        load([*arguments, *names])
+    left = load([*arguments, "--init_word", "", "--placeholder_string", ""])
     assert list(left.model.params.personalization_config.params.initializer_words) == ["cat"]
 
 

@@ -82,7 +82,7 @@ def test_a_settled_run_stops_and_is_the_run_without_it(
 
 def test_the_fixed_loss_has_no_noise(learn: Learn) -> None:
     """With rate 0 and no decay the word stands still, and so does the loss."""
-    still = ("model.base_learning_rate=0.0", *QUIET)
+    still = ("model.base_learning_rate=1e-30", *QUIET)
     outcome = learn("still", "--max_steps", "9", *still, *stopping(4, 0.1, every=2))
     # Losses at steps 0, 2 and 4: one more than the window's two, and no variance.
     rows = outcome.table()

@@ -15,8 +15,8 @@ from torch import Tensor
 import main
 from ldm.checkpoint.loading import read_state_dict
 from ldm.inference import load_model
+from ldm.training import class_images
 from ldm.training import run as run_module
-from ldm.training import tuning
 from ldm.training.callbacks import CUDACallback
 from ldm.training.run import Run
 from ldm.util import UserError
@@ -64,7 +64,7 @@ def test_each_stage_moves_what_it_should(
     assert outcome.status == 0
     first, second = runs
     second_folder = outcome.folder / "second_stage"
-    assert (first.folder, second.folder) == (outcome.folder, second_folder)
+    assert (first.config.folder, second.config.folder) == (outcome.folder, second_folder)
 
     assert not moved(base, first.model.state_dict())
     assert [p is first.model.embedding_manager.string_to_param_dict["*"]
@@ -85,7 +85,7 @@ def test_each_stage_moves_what_it_should(
         caplog.text
     )
     assert "effective learning rate 0.01 (0.01 x 1 accumulated x 1 devices x 1" in caplog.text
-    assert "U-Net's rate 0.001, text encoder's 0.001 (not scaled)" in caplog.text
+    assert "U-Net's learning rate 0.001, text encoder's 0.001 (not scaled)" in caplog.text
     assert not (outcome.folder / "checkpoints" / "difference.safetensors").exists()
     project = OmegaConf.load(next((outcome.folder / "configs").glob("*-project.yaml")))
     assert project.variant.name == "pivotal"
@@ -98,7 +98,7 @@ def test_base_and_difference_are_the_tuned_model(
 ) -> None:
     outcome = learn("tuned", "--max_steps", "1", *PIVOTAL, f"run.half_difference={half}")
     this = runs[-1]
-    path = this.folder / "checkpoints" / "difference.safetensors"
+    path = this.config.folder / "checkpoints" / "difference.safetensors"
     tuned = {n: p.detach() for n, p in this.model.named_parameters()}
     again = load_model(OmegaConf.create({"model": this.config.model}), base, difference=path)
     before = read_state_dict(base)
@@ -113,7 +113,7 @@ def test_base_and_difference_are_the_tuned_model(
         assert ((weight - tuned[name]).abs() <= bound).all(), name
     facts = tuning_facts(path)
     assert facts["step"] == "3"
-    words = read_words(this.folder / "checkpoints" / "embeddings.safetensors").metadata
+    words = read_words(this.config.folder / "checkpoints" / "embeddings.safetensors").metadata
     assert facts["config_hash"] == words["config_hash"]
     assert facts["base_checkpoint_hash"] == words["base_checkpoint_hash"]
     full = sum(4 * p.numel() for n, p in tuned.items() if n.startswith(("model.", "cond_stage")))
@@ -167,7 +167,8 @@ def test_a_finished_first_stage_is_not_run_again(learn: Learn, runs: list[Run]) 
     """As after a crash between the stages, or within the second before it saved."""
     outcome = learn("crash", "--max_steps", "2", *PIVOTAL)
     word, second = outcome.word(), Outcome(0, outcome.folder / "second_stage").word()
-    (outcome.folder / "second_stage" / "checkpoints" / "last.ckpt").unlink()
+    for name in ("last.ckpt", "previous.ckpt"):
+        (outcome.folder / "second_stage" / "checkpoints" / name).unlink()
     del runs[:]
     assert main.main(["-t", "--resume", str(outcome.folder)]) == 0
     assert torch.equal(outcome.word(), word)
@@ -178,7 +179,7 @@ def test_a_finished_first_stage_is_not_run_again(learn: Learn, runs: list[Run]) 
 def test_dreambooth_draws_its_class_first(
     learn: Learn, base: Path, runs: list[Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "STEPS", 2)
+    monkeypatch.setattr(class_images, "STEPS", 2)
     outcome = learn("booth", *DREAMBOOTH)
     second = runs[-1]
     folder = outcome.folder / "second_stage" / "class"
@@ -187,7 +188,7 @@ def test_dreambooth_draws_its_class_first(
     sample = second.data.datasets["train"][0]
     assert sample["prior"]["caption"] == "a photo of a dog"
     assert "*" in sample["caption"]
-    rows = Outcome(0, second.folder).table()
+    rows = Outcome(0, second.config.folder).table()
     assert all(float(row["train/loss_prior"]) > 0 for row in rows)
     for row in rows:
         total = float(row["train/loss_simple"]) + float(row["train/loss_prior"])
@@ -198,10 +199,11 @@ def test_dreambooth_draws_its_class_first(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("drew")
 
-    monkeypatch.setattr(tuning, "generate", refuse)
+    monkeypatch.setattr(class_images, "generate", refuse)
     root = f"second_stage.data.params.train.params.class_root={folder}"
     assert learn("given", *DREAMBOOTH, root).status == 0
-    (second.folder / "checkpoints" / "last.ckpt").unlink()
+    for name in ("last.ckpt", "previous.ckpt"):
+        (second.config.folder / "checkpoints" / name).unlink(missing_ok=True)
     assert main.main(["-t", "--resume", str(outcome.folder)]) == 0
     assert second.model.text_lr is None
 

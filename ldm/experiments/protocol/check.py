@@ -13,9 +13,7 @@ def check_training(spec: ProtocolSpec) -> None:
     Raises:
         UserError: naming the variant.
     """
-    from ldm.training.arguments import parse
-    from ldm.training.checks import check_config
-    from ldm.training.config import load_config
+    from ldm.training.config import load
 
     concept = spec.concepts[0]
     for variant in spec.variants:
@@ -23,9 +21,6 @@ def check_training(spec: ProtocolSpec) -> None:
             continue
         options = learning_options(spec, concept, variant, concept.folder)
         try:
-            config = load_config(parse(options))
-            check_config(config)
-            if (second := config.second()) is not None:
-                check_config(second)
+            load(options)
         except UserError as error:
             raise UserError(f"variant {variant.name}: {error}") from error

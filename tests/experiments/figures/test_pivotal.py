@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from ldm.experiments.figures import pivotal
-from ldm.training.arguments import parse
-from ldm.training.config import load_config
-from ldm.training.stages import check_second
+from ldm.training.config import load
 from ldm.util import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -40,10 +38,9 @@ def test_the_command_is_one_that_main_takes(
 ) -> None:
     monkeypatch.chdir(ROOT)
     command = pivotal.training_command("teal-star", CONCEPTS, tmp_path, None)
-    config = load_config(parse(command[1:]))
-    second = config.second()
+    config = load(command[1:])
+    second = config.second
     assert second is not None
-    check_second(second)
     assert config.lightning.trainer.max_steps == 400
     assert second.model.params.unfreeze_model
     assert second.model.params.scheduler_config is None

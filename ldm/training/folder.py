@@ -1,0 +1,87 @@
+"""The log folder: made by one run alone, locked while that run is busy in it."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from ldm.training.processes import agree, first_process
+from ldm.util import PART, UserError
+
+LOCK = ".lock"
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UserError if the log folder could not be made or written to; make nothing."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {there}, for the logs: choose another --logdir")
+
+
+@contextmanager
+def working_folder(folder: Path, exclusive: bool) -> Iterator[Path]:
+    """Make the log folder and hold its lock; after an error, remove it if nothing was written.
+
+    Args:
+        folder: the wanted folder.
+        exclusive: the folder must be new. If another run has it, this one gets -2, -3, …
+
+    Raises:
+        UserError: the folder cannot be made, or another process works in it.
+    """
+    if not first_process():
+        yield Path(agree("folder", str(folder))) if exclusive else folder
+        return
+    check_folder(folder)
+    made = _make(folder, exclusive)
+    if exclusive:
+        agree("folder", str(made))
+    lock = made / LOCK
+    try:
+        with lock.open("a+", encoding="utf-8") as file:
+            _hold(file, made)
+            for left in (made / "checkpoints").glob(f"{PART}*"):  # of a run that was killed
+                left.unlink(missing_ok=True)
+            yield made
+    except BaseException:
+        if set(os.listdir(made)) <= {LOCK} and exclusive:
+            lock.unlink(missing_ok=True)
+            made.rmdir()
+        raise
+
+
+def _make(folder: Path, exclusive: bool) -> Path:
+    for number in itertools.count(1):
+        made = folder.with_name(f"{folder.name}-{number}") if number > 1 else folder
+        try:
+            made.mkdir(parents=True, exist_ok=not exclusive)
+            return made
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(
+                f"cannot make the log folder {made}: {error.strerror}; choose another --logdir"
+            ) from error
+    raise AssertionError("unreachable")
+
+
+def _hold(file: TextIO, folder: Path) -> None:
+    """Lock an open file for this process; the system releases it when the process ends."""
+    try:
+        # A record lock: child processes that outlive a killed run do not inherit it.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise UserError(
+            f"the log folder {folder} is in use by {holder}: wait until it ends, or end it"
+        ) from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()

@@ -1,0 +1,269 @@
+"""YAML files and flags become one mapping. `ldm.training.config.load` makes the typed object of it.
+
+Imports nothing heavy until a target is looked up, so that a mistake in a file shows at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from ldm.training.arguments import TRAINER_FLAGS
+from ldm.training.variants import find_variant
+from ldm.util import UserError, get_obj_from_str, parameters
+
+log = logging.getLogger(__name__)
+
+SETS = ("train", "validation", "test", "predict")
+SECTIONS = ("model", "data", "lightning", "run", "variant", "second_stage")
+# Sections that a second stage may change.
+STAGE_SECTIONS = ("model", "data", "lightning")
+WORDS = "model.params.personalization_config"
+MAPPINGS = (
+    *("model", "model.params", WORDS, f"{WORDS}.params", "data", "data.params"),
+    *(f"data.params.{name}{part}" for name in SETS for part in ("", ".params")),
+    *("run", "lightning", "lightning.trainer", "lightning.callbacks", "lightning.logger"),
+    *("lightning.callbacks.image_logger", "lightning.callbacks.image_logger.params"),
+    "lightning.latent_cache",
+    *("lightning.modelcheckpoint", "lightning.modelcheckpoint.params"),
+    *("variant", "second_stage", *(f"second_stage.{name}" for name in STAGE_SECTIONS)),
+)
+LISTS = (f"{WORDS}.params.placeholder_strings", f"{WORDS}.params.initializer_words")
+
+
+def read_yaml(path: Path) -> DictConfig:
+    """Read a YAML file that holds a mapping. A variant in it gets the file's name.
+
+    Raises UserError if the file is missing or holds no mapping.
+    """
+    try:
+        config = OmegaConf.load(path)
+    except FileNotFoundError as error:
+        raise UserError(f"no configuration at {path}: give an existing file to --base") from error
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        line = " ".join(str(error).split())
+        raise UserError(f"cannot read the configuration {path}: {line}") from error
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{path} is not a configuration: expected a mapping with 'model', 'data'")
+    if isinstance(facts := config.get("variant"), DictConfig):
+        facts.setdefault("name", path.stem)
+    return config
+
+
+def check_shape(config: DictConfig) -> None:
+    """Raise UserError where a number or a text stands in place of a mapping or a list."""
+    kinds: dict[str, tuple[str, type]] = dict.fromkeys(MAPPINGS, ("a mapping", DictConfig))
+    kinds |= dict.fromkeys(LISTS, ("a list", ListConfig))
+    for name, (what, kind) in kinds.items():
+        value = OmegaConf.select(config, name)
+        if value is not None and not isinstance(value, kind):
+            raise UserError(f"{name}: expected {what}, got {value!r}")
+
+
+def merge_files(paths: Sequence[Path], overrides: Sequence[str]) -> DictConfig:
+    """Merge YAML files from left to right, then the overrides "a.b=c".
+
+    Raises UserError for a section that is missing or unknown.
+    """
+    parts = [read_yaml(path) for path in paths]
+    for text in overrides:
+        try:
+            parts.append(OmegaConf.from_dotlist([text]))
+        except (YAMLError, OmegaConfBaseException) as error:
+            raise UserError(f"cannot read the override {text!r}: is a quote missing?") from error
+    merged = OmegaConf.merge(*parts)
+    assert isinstance(merged, DictConfig)
+    for name in ("model", "data"):
+        if not isinstance(merged.get(name), DictConfig) or "target" not in merged[name]:
+            raise UserError(
+                f"the configuration has no {name!r} with a target: give a YAML with one to --base"
+            )
+        merged[name].params = merged[name].get("params") or {}
+    for given, known, prefix in ((merged, SECTIONS, ""), *_second(merged)):
+        if unknown := [str(name) for name in given if name not in known]:
+            key = f"{prefix}{unknown[0]}"
+            raise UserError(f"unknown configuration key {key!r}: expected {', '.join(known)}")
+    check_shape(merged)
+    return merged
+
+
+def _second(merged: DictConfig) -> list[tuple[DictConfig, tuple[str, ...], str]]:
+    later = merged.get("second_stage")
+    return [(later, STAGE_SECTIONS, "second_stage.")] if isinstance(later, DictConfig) else []
+
+
+def accepts(config: DictConfig, name: str) -> bool:
+    """Tell whether the target of a configuration takes a parameter."""
+    return name in parameters(get_obj_from_str(config.target))[0]
+
+
+def datasets(data: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+    """Yield (name, target and params) of each set in the data section."""
+    for name in SETS:
+        if config := data.params.get(name):
+            yield name, config
+
+
+def _set_gpus(trainer: DictConfig, gpus: str | int | Sequence[int]) -> None:
+    """Translate the original's `gpus`, a list of GPU numbers. -1 is all of them."""
+    parts = str(gpus).split(",") if isinstance(gpus, str | int) else gpus
+    try:
+        numbers = [int(part) for part in parts if str(part).strip()]
+    except ValueError:
+        numbers = []
+    if not numbers:
+        raise UserError(f"--gpus {gpus}: expected numbers, such as 0 or 0,1")
+    trainer.accelerator = "gpu"
+    trainer.devices = -1 if numbers == [-1] else numbers
+
+
+def _apply_trainer_flags(trainer: DictConfig, options: argparse.Namespace) -> None:
+    for name in TRAINER_FLAGS:
+        if getattr(options, name) is not None:
+            trainer[name] = getattr(options, name)
+    old = trainer.pop("gpus", None)
+    gpus = options.gpus if options.gpus is not None else old
+    if gpus is not None:
+        _set_gpus(trainer, gpus)
+
+
+def _apply_data_flags(data: DictConfig, options: argparse.Namespace) -> None:
+    """Give the data flags to each set that takes them; a flag that no set takes is an error."""
+    if options.num_workers is not None:
+        data.params.num_workers = options.num_workers
+    for name in ("data_root", "second_root", "templates", "captions", "center_crop"):
+        if not (value := getattr(options, name)):
+            continue
+        takers = [config for _, config in datasets(data) if accepts(config, name)]
+        if not takers:
+            raise UserError(f"--{name}: no set of this configuration's data takes it")
+        for config in takers:
+            config.params[name] = value
+
+
+def _name_words(where: str, dataset: DictConfig, placeholders: list[str], given: bool) -> None:
+    """Set the words in a set's captions; raise UserError for a word that is not learned."""
+    for place, key in enumerate(("placeholder_token", "second_placeholder")):
+        if not accepts(dataset, key):
+            continue
+        if place >= len(placeholders):
+            raise UserError(f"{where} shows two concepts: name two words, not {placeholders}")
+        if given or key not in dataset.params:
+            dataset.params[key] = placeholders[place]
+        token = dataset.params[key]
+        if token not in placeholders:
+            raise UserError(
+                f"{where}: its captions say {token!r}, but the words to learn are "
+                f"{placeholders}: set {key} and placeholder_strings alike"
+            )
+
+
+def _set_words(words: DictConfig, options: argparse.Namespace) -> list[str]:
+    """Set the manager's words from the flags; return the placeholders."""
+    for flag, key in (
+        ("placeholder_string", "placeholder_strings"),
+        ("init_word", "initializer_words"),
+    ):
+        given = getattr(options, flag)
+        if any(given):
+            words[key] = given
+        elif given:
+            log.warning(f"--{flag} is empty: the configuration's {list(words.get(key) or [])} stay")
+    placeholders = list(words.get("placeholder_strings") or ["*"])
+    if any(options.init_word) and len(options.init_word) < len(placeholders):
+        given = " ".join(options.init_word)
+        raise UserError(f"--init_word {given}: give one for each word of {placeholders}")
+    if options.embedding_manager_ckpt:
+        words.embedding_manager_ckpt = options.embedding_manager_ckpt
+    return placeholders
+
+
+def _apply_words(config: DictConfig, options: argparse.Namespace) -> None:
+    """Set the words in the manager and in the captions. The original forgot the captions."""
+    personal = OmegaConf.select(config, WORDS)
+    if personal is None:
+        for flag in ("placeholder_string", "init_word", "embedding_manager_ckpt"):
+            if getattr(options, flag):
+                raise UserError(f"--{flag}: this model learns no word (no personalization_config)")
+        return
+    if options.resume and options.embedding_manager_ckpt:
+        raise UserError(
+            "--embedding_manager_ckpt: a resumed run takes its words from the checkpoint; start a "
+            "new run to begin with other words"
+        )
+    personal.params = personal.get("params") or {}
+    words = personal.params
+    placeholders = _set_words(words, options)
+    if accepts(personal, "seed"):  # for initial values that no word gives
+        words.setdefault("seed", config.run.seed)
+    for name, dataset in datasets(config.data):
+        if not accepts(dataset, "placeholder_token"):
+            continue
+        _name_words(f"data.params.{name}", dataset, placeholders, any(options.placeholder_string))
+        # The run's seed decides templates and flips too; captions may name the initializer word.
+        facts = {
+            "seed": config.run.seed,
+            "first_word": (words.get("initializer_words") or [None])[0],
+            "per_image_placeholders": words.get("per_image_placeholders"),
+        }
+        for key, value in facts.items():
+            if accepts(dataset, key) and key not in dataset.params:
+                dataset.params[key] = value
+
+
+def apply_flags(config: DictConfig, options: argparse.Namespace) -> None:
+    """Write the command line's flags into the configuration, in place."""
+    for section in ("run", "lightning"):
+        config[section] = config.get(section) or {}
+    for section in ("trainer", "callbacks", "latent_cache"):
+        config.lightning[section] = config.lightning.get(section) or {}
+    for _, dataset in datasets(config.data):
+        dataset.params = dataset.get("params") or {}
+    run, images = config.run, config.lightning.callbacks.get("image_logger") or {}
+    for name in ("seed", "scale_lr", "threads"):
+        if getattr(options, name) is not None:
+            run[name] = getattr(options, name)
+    run.setdefault("seed", 23)  # the paper's
+    if options.actual_resume:
+        run.base_checkpoint = options.actual_resume
+    images = OmegaConf.create({"target": "main.ImageLogger", "params": {}, **images})
+    if accepts(images, "seed"):
+        images.params.setdefault("seed", run.seed)
+    config.lightning.callbacks.image_logger = images
+    _apply_trainer_flags(config.lightning.trainer, options)
+    _apply_data_flags(config.data, options)
+    if root := OmegaConf.select(config.data, "params.train.params.data_root"):
+        run.data_name = Path(root).resolve().name
+    _apply_words(config, options)
+
+
+def merge(options: argparse.Namespace, stored: Sequence[Path] = ()) -> DictConfig:
+    """Return the merged and resolved mapping of a run.
+
+    Args:
+        options: the command line.
+        stored: the configuration that a resumed run stored.
+
+    Raises:
+        UserError: for what cannot be read or does not fit together.
+    """
+    paths = [*stored, *(Path(path) for path in options.base)]
+    paths += [find_variant(name).path for name in options.variant]
+    if not paths:
+        raise UserError("no configuration: give --base YAML, or --resume LOGFOLDER")
+    try:
+        merged = merge_files(paths, options.overrides)
+        apply_flags(merged, options)
+        OmegaConf.resolve(merged)
+    except OmegaConfBaseException as error:
+        line = " ".join(str(error).split())
+        raise UserError(f"the configuration does not fit together: {line}") from error
+    if missing := sorted(OmegaConf.missing_keys(merged)):
+        raise UserError(f"the configuration leaves {missing[0]} open (???): give {missing[0]}=")
+    return merged

@@ -1,0 +1,165 @@
+"""Resuming: find a checkpoint that is whole, and compare it with the configuration."""
+
+from __future__ import annotations
+
+import json
+import logging
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from ldm.training.checkpoints import LAST, PREVIOUS
+from ldm.training.lightning_private import is_run_checkpoint
+from ldm.training.words import file_hash
+from ldm.util import UserError
+from ldm.words.files import read_words
+
+log = logging.getLogger(__name__)
+
+UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, UnpicklingError, RuntimeError, EOFError, OSError, KeyError),
+    *(TypeError, ValueError, NotImplementedError),
+)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint to resume from.
+
+    Attributes:
+        path: the file.
+        step: optimiser step at which it was saved.
+        state: names and values of what was trained.
+    """
+
+    path: Path
+    step: int
+    state: Mapping[str, Tensor]
+
+
+def _read(path: Path) -> Saved:
+    """Read a checkpoint whose checksums are right.
+
+    The file is a zip archive, which holds a CRC-32 of each of its parts. torch does not check them.
+
+    Raises ValueError for a damaged file, UserError for a file of another kind.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except UNREADABLE as error:
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+    if not is_run_checkpoint(content):
+        raise UserError(
+            f"--resume {path}: not a checkpoint of a run of main.py; weights to start from are "
+            "given as --actual_resume"
+        )
+    return Saved(path, int(content["global_step"]), content["state_dict"])
+
+
+def read_checkpoint(path: Path) -> Saved:
+    """Read a checkpoint; if `last.ckpt` is damaged, the one before it, and say so.
+
+    Raises UserError if no checkpoint is whole.
+    """
+    try:
+        return _read(path)
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        problem = f"{path} is damaged ({error})"
+    if path.name not in (LAST, PREVIOUS):
+        raise UserError(
+            f"--resume: {problem}, or not a checkpoint of a run of main.py; weights to start from "
+            "are given as --actual_resume"
+        )
+    earlier = path.with_name(PREVIOUS)
+    try:
+        if path.name == PREVIOUS or not earlier.is_file():
+            raise ValueError("there is none")
+        saved = _read(earlier)
+    except ValueError as error:
+        raise UserError(
+            f"--resume: {problem}, and no earlier checkpoint can be used ({error}): start a new "
+            "run; words saved so far are in embeddings.safetensors beside it"
+        ) from error
+    log.warning(f"{problem}: resuming from {PREVIOUS}, saved at step {saved.step}")
+    return saved
+
+
+def read_step(path: Path) -> int:
+    """Return the optimiser step at which a training checkpoint was saved.
+
+    Raises UserError for any other file, or a damaged one.
+    """
+    return read_checkpoint(path).step
+
+
+def check_fits(saved: Saved, module: pl.LightningModule) -> None:
+    """Check that a checkpoint holds what the configured model trains, in the same shapes.
+
+    Raises UserError for the first difference.
+    """
+    own: dict[str, Tensor] = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    frozen = {n for n, p in module.named_parameters() if not p.requires_grad}
+    remedy = (
+        "resume without the flags and overrides that change what is trained, or start a new run"
+    )
+    for name, weight in own.items():
+        there = saved.state.get(name)
+        if there is None:
+            raise UserError(
+                f"--resume: the checkpoint has no {_plain(name)}, which the configuration trains: "
+                f"{remedy}"
+            )
+        if there.shape != weight.shape:
+            raise UserError(
+                f"--resume: {_plain(name)} has shape {list(there.shape)} in the checkpoint, "
+                f"{list(weight.shape)} in the configuration: {remedy}"
+            )
+    for name in saved.state:
+        known = name in own or name in frozen or name in module.state_dict()
+        if not known or name in frozen:
+            raise UserError(
+                f"--resume: the checkpoint holds a trained {_plain(name)}, which the configuration "
+                f"does not train: {remedy}"
+            )
+
+
+def _plain(name: str) -> str:
+    """Return how to call a weight in a message: a word by its placeholder."""
+    before, found, word = name.partition("string_to_param_dict.")
+    return f"word {word!r}" if found and before.startswith("embedding_manager") else name
+
+
+def warn_of_changed_images(folder: Path, images: Sequence[Path]) -> None:
+    """Warn if the training images are not those with which the run began.
+
+    Args:
+        folder: of the checkpoints; the word file in it holds the images' hashes.
+        images: the files as they are now.
+    """
+    words = folder / "embeddings.safetensors"
+    try:
+        before: Any = json.loads(read_words(words).metadata["pictures"])
+    except (UserError, OSError, KeyError, ValueError):
+        return
+    now = [file_hash(path) for path in images]
+    missing, new = len(set(before) - set(now)), len(set(now) - set(before))
+    if missing or new:
+        log.warning(
+            f"the training images changed since the run began: {missing} of {len(before)} are "
+            f"missing or changed, {new} are new. The resumed run learns from the present ones"
+        )
+    elif before != now:
+        log.warning("the training images were renamed: the resumed run meets them in another order")

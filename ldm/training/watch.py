@@ -1,0 +1,127 @@
+"""Numbers that are not finite end a run; words that do not move are reported."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from ldm.training.progress import logged
+from ldm.training.words import manager_of
+from ldm.util import UserError
+
+log = logging.getLogger(__name__)
+
+# Precisions whose range or rounding explains numbers that are not finite.
+HALF = ("16", "bf16", "transformer-engine")
+
+
+class Watch(pl.Callback):
+    """Stop at the first loss or trained word that is not finite; keep the last finite word.
+
+    The check of each step stays on the device. The result is read after each step on a CPU; on
+    other devices where the loss is logged, and before each save. The error names the first step at
+    which a number was not finite. In several processes each sees the same words.
+
+    Args:
+        folder: where the last finite word is written, as `embeddings` of the step before.
+        first_step: optimiser step from which the run is resumed.
+    """
+
+    def __init__(self, folder: Path, first_step: int = 0) -> None:
+        self.folder, self.first_step = folder, first_step
+        self.good: list[Tensor] = []
+        self.start: list[Tensor] = []
+        self.bad_at = torch.zeros((), dtype=torch.int64)
+        self.loss_bad = torch.zeros((), dtype=torch.bool)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember the words as they are."""
+        self.good = [word.detach().clone() for word in _trained(pl_module)]
+        self.start = [word.clone() for word in self.good]
+        self.bad_at = self.bad_at.to(pl_module.device)
+        self.loss_bad = self.loss_bad.to(pl_module.device)
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Check the loss and the words; nothing is copied from the device but at times."""
+        words = _trained(pl_module)
+        loss_ok = torch.isfinite(outputs["loss"].detach()).all()
+        ok = loss_ok
+        for word in words:
+            ok = ok & torch.isfinite(word).all()
+        first = (self.bad_at == 0) & ~ok
+        self.loss_bad = torch.where(first, ~loss_ok, self.loss_bad)
+        self.bad_at = torch.where(first, trainer.global_step, self.bad_at)
+        fine = self.bad_at == 0
+        pairs = zip(words, self.good, strict=True)
+        self.good = [torch.where(fine, word, good) for word, good in pairs]
+        if pl_module.device.type == "cpu" or logged(trainer, batch_idx):
+            self.check(trainer, pl_module)
+
+    def check(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Raise UserError if a step so far gave a number that is not finite."""
+        bad = int(self.bad_at)
+        if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(bad > 0, all=False):
+            bad = bad or trainer.global_step
+        if not bad:
+            return
+        what = "the loss" if bool(self.loss_bad) else "a word"
+        kept = self._keep(trainer, module, bad - 1)
+        raise UserError(f"stopped at step {bad}: {what} is not finite. {_cause(trainer)}. {kept}")
+
+    def _keep(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> str:
+        """Write the last finite words; return a sentence that says where."""
+        manager = manager_of(module)
+        if manager is None or not trainer.is_global_zero:
+            return f"The checkpoints in {self.folder} are those of the last save"
+        with torch.no_grad():
+            for word, good in zip(_trained(module), self.good, strict=True):
+                word.copy_(good)
+        manager.set_step(step)
+        for suffix in (".pt", ".safetensors"):
+            manager.save(self.folder / f"embeddings{suffix}")
+        return f"The last finite word, of step {step}, is {self.folder / 'embeddings.safetensors'}"
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Warn of words that did not move."""
+        words = _trained(pl_module)
+        steps = trainer.global_step - self.first_step
+        if steps < 1 or not words or not trainer.is_global_zero:
+            return
+        if all(torch.equal(word, start) for word, start in zip(words, self.start, strict=True)):
+            log.warning(
+                f"nothing was learned: no word moved in {steps} steps. Raise "
+                "model.base_learning_rate, or check scheduler_config"
+            )
+
+
+def _trained(module: pl.LightningModule) -> list[Tensor]:
+    """Return the words' trained vectors; of a model without words, nothing."""
+    manager = manager_of(module)
+    return [p for p in manager.parameters() if p.requires_grad] if manager is not None else []
+
+
+def _cause(trainer: pl.Trainer) -> str:
+    """Return the likely cause as a sentence."""
+    if str(trainer.precision).startswith(HALF):
+        return (
+            f"Half precision ({trainer.precision}) is the likely cause: train with --precision 32, "
+            "or bf16-mixed where the GPU has it"
+        )
+    rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    return (
+        f"The learning rate ({max(rates, default=0.0):.3g}) is probably too high: lower "
+        "model.base_learning_rate"
+    )
