@@ -45,7 +45,7 @@ from ldm.modules.diffusionmodules.openaimodel import Downsample
 from ldm.randomness import Purpose, normal
 from ldm.sampling import Sampling
 from ldm.util import UserError
-from ldm.words.manager import EmbeddingManager
+from ldm.words.loading import load_words
 
 __all__ = ["GeneratedImage", "Sampling", "generate", "load_model", "load_words", "seeded_noise"]
 
@@ -111,30 +111,6 @@ def load_model(
     if difference is not None:
         apply_difference(model, difference, checkpoint)
     return model
-
-
-def load_words(
-    model: Any, *paths: str | Path, rename: Mapping[str, str] | None = None
-) -> list[str]:
-    """Load learned words from embedding files; the files decide the number of vectors.
-
-    Args:
-        model: a `LatentDiffusion`.
-        paths: embedding files of any form that `ldm.words.files` reads.
-        rename: stored placeholder → placeholder to use, for the files that hold it.
-
-    Returns:
-        The placeholders that prompts may now use.
-
-    Raises:
-        UserError: a file is unreadable or for another text encoder, or a word is taken.
-    """
-    if model.embedding_manager is None:
-        model.embedding_manager = EmbeddingManager(model.cond_stage_model, placeholder_strings=[])
-    words: list[str] = []
-    for path in paths:
-        words += model.embedding_manager.load(path, rename=rename)
-    return words
 
 
 def make_sampler(model: DiffusionModel, sampling: Sampling) -> Sampler:

@@ -40,6 +40,11 @@ class UserError(ValueError):
     """A mistake the user can mend: one line saying what, where and what to do."""
 
 
+def quote(text: str, length: int = 80) -> str:
+    """Return a text in quotation marks for an error, cut after `length` characters."""
+    return repr(text) if len(text) <= length else f"{text[:length]!r}… ({len(text)} characters)"
+
+
 class ParameterError(UserError, TypeError):
     """A configuration gives a target a parameter it does not take, or lacks one it needs."""
 

@@ -125,11 +125,11 @@ def test_the_number_of_vectors_comes_from_the_file(tiny, model):
 
 def test_words_of_two_files_need_two_names(tiny):
     model = load_model(tiny.config, tiny.checkpoint)
-    load_words(model, tiny.word)
     with pytest.raises(UserError, match="loaded already"):
-        load_words(model, tiny.other_word)
-    assert load_words(model, tiny.other_word, rename={"*": "@"}) == ["@"]
-    assert model.embedding_manager.placeholders == ["*", "@"]
+        load_words(model, [tiny.word, tiny.other_word])
+    assert load_words(model, [tiny.word, f"@={tiny.other_word}"]) == ["*", "@"]
+    assert load_words(model, tiny.other_word) == ["*"]  # in place of the words before
+    assert load_words(model, []) == []
 
 
 def test_a_model_without_words_gets_a_place_for_them(tiny):

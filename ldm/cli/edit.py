@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.cli.common import Parser, check_output_folder, choose_device, sampling_of
-from ldm.cli.image_options import add_painter, check_words, facts, find_files, load
+from ldm.cli.image_options import add_painter, facts, find_files, load
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -111,13 +111,14 @@ def run(options: argparse.Namespace) -> int:
     from ldm.editing.blended import Blending, edit, latent_mask_of
     from ldm.editing.images import model_size, open_mask, resized
     from ldm.image_io import open_rgb
+    from ldm.words.loading import check_words
 
     picture = open_rgb(options.image)
     mask = open_mask(options.mask, picture.size)
-    words = check_words(options.embedding_path, [options.prompt])
+    check_words(options.embedding_path, [options.prompt])
     device = choose_device(options.device)
     judge = _judge(options, device)
-    model = load(options, words, [options.prompt])
+    model = load(options, [options.prompt])
     size = model_size(model, picture.size)
     if size != picture.size:
         logger.info("the image is drawn at %d x %d", *size)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.cli.common import check_output_folder, choose_device, find_model, sampling_of
 from ldm.cli.evaluate_options import DEFAULT_CONFIG, check, parse
-from ldm.cli.txt2img import split_word
 from ldm.evaluation.prompts import check_prompts, read_prompts
 from ldm.resources import ROOT
 from ldm.training.variants import find_variant
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from ldm.inference import GeneratedImage
 
 log = logging.getLogger(__name__)
-Words = Sequence[tuple[str | None, str]]  # the name asked for, the file
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Request:
         name: in the results.
         source: of the images, one of `ldm.training.variants.SOURCES`.
         config, weights: of the model.
-        words: files of learned words, with the name that each is to have.
+        words: files of learned words, or "WORD=FILE".
         placeholders: what prompts may name.
         image_prompt, prompts: to draw.
         training: the training images' files.
@@ -54,7 +52,7 @@ class Request:
     source: str
     config: Path
     weights: Path
-    words: Words
+    words: Sequence[str]
     placeholders: Sequence[str]
     image_prompt: str
     prompts: Sequence[str]
@@ -77,18 +75,19 @@ def read_request(options: argparse.Namespace) -> Request:
         UserError: anything wrong with them that can be known before weights are read.
     """
     from ldm.data.folder import list_images
+    from ldm.words.loading import check_words, split_items
 
     check(options)
     source = find_variant(options.variant).source if options.variant else "learned"
     _check_source(options, source)
-    words = [split_word(item) for item in options.embedding_path]
-    placeholders = _placeholders(options, words)
+    words = options.embedding_path
+    placeholders = options.placeholder or check_words(words, ()) or [DEFAULT_PLACEHOLDER]
     config, weights = find_model(options.model, options.config, DEFAULT_CONFIG)
     image_prompt = name_word(options.image_prompt, placeholders)
     prompts = _prompts(options, weights, placeholders)
     check_prompts([image_prompt, *prompts], placeholders)
     training = list_images(options.data_root)
-    name = options.name or options.variant or Path(words[0][1]).stem
+    name = options.name or options.variant or Path(split_items(words)[0][0]).stem
     return Request(
         name=name,
         source=source,
@@ -118,19 +117,6 @@ def _check_source(options: argparse.Namespace, source: str) -> None:
         )
     if source != "captions" and options.captions:
         raise UserError("--captions go with --variant human_captions only")
-
-
-def _placeholders(options: argparse.Namespace, words: Words) -> list[str]:
-    """Return the words that prompts may name: those of the files, or what was asked for."""
-    from ldm.words.files import read_words
-
-    held: list[str] = []
-    for name, path in words:
-        inside = list(read_words(path).words)
-        if name is not None and len(inside) != 1:
-            raise UserError(f"{name}={path}: the file holds {len(inside)} words: {inside}")
-        held += inside if name is None else [name]
-    return options.placeholder or held or [DEFAULT_PLACEHOLDER]
 
 
 def name_word(prompt: str, placeholders: Sequence[str]) -> str:
@@ -250,16 +236,9 @@ def _draw(request: Request, options: argparse.Namespace, training: Sequence[Imag
 def _model(request: Request) -> Any:
     """Load the model on the CPU, where its weights lie unread until all is checked."""
     from ldm.inference import load_model, load_words
-    from ldm.words.files import read_words
 
     model = load_model(request.config, request.weights, difference=request.difference)
-    if model.embedding_manager is not None:
-        model.embedding_manager.clear()  # the configuration's own were never learned
-    for name, path in request.words:
-        rename = None if name is None else dict.fromkeys(read_words(path).words, name)
-        load_words(model, path, rename=rename)
-    if request.words:
-        model.embedding_manager.check_prompts(request.asked)
+    load_words(model, request.words, request.asked if request.words else ())
     return model
 
 
@@ -271,6 +250,7 @@ def _facts(request: Request, options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from ldm.checkpoint.loading import checkpoint_hash
+    from ldm.words.loading import split_items
 
     device = request.device
     is_gpu = device.startswith("cuda")
@@ -285,7 +265,7 @@ def _facts(request: Request, options: argparse.Namespace) -> dict[str, Any]:
         "config_hash": checkpoint_hash(request.config),
         "words": [
             {"file": Path(path).name, "hash": checkpoint_hash(path), "name": name}
-            for name, path in request.words
+            for path, name in split_items(request.words)
         ],
         "training": {path.name: checkpoint_hash(path) for path in request.training},
         "prompts_hash": hashlib.sha256("\n".join(request.asked).encode()).hexdigest()[:16],

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli.common import Parser, check_output_folder, choose_device, sampling_of
-from ldm.cli.image_options import add_painter, check_words, facts, find_files, load
+from ldm.cli.image_options import add_painter, facts, find_files, load
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ def run(options: argparse.Namespace) -> int:
     from ldm.editing.bipartite import invert_image, read_noise, reconstruction, write_noise
     from ldm.editing.images import model_size, resized
     from ldm.image_io import open_rgb
+    from ldm.words.loading import check_words
 
     noise_file = folder / "noise.safetensors"
     if options.noise is None and noise_file.exists():
@@ -126,9 +127,9 @@ def run(options: argparse.Namespace) -> int:
     picture = open_rgb(options.image)
     known = read_noise(options.noise) if options.noise is not None else None
     prompts = [options.prompt if known is None else known.prompt, *options.edit]
-    words = check_words(options.embedding_path, prompts)
+    check_words(options.embedding_path, prompts)
     device = choose_device(options.device)
-    model = load(options, words, prompts)
+    model = load(options, prompts)
     made_by = facts(options)
     if known is not None:
         _check_same(known, made_by, options.noise)

@@ -264,10 +264,7 @@ class _Painter:
         """Load a word in place of the last one."""
         from ldm.inference import load_words
 
-        if self.model.embedding_manager is not None:
-            self.model.embedding_manager.clear()
-        load_words(self.model, word)
-        self.model.embedding_manager.check_prompts(self.prompts)
+        load_words(self.model, word, self.prompts)
         return self.draw
 
 

@@ -13,7 +13,7 @@ from ldm.util import UserError
 
 @dataclass(frozen=True)
 class Defaults:
-    """What one of the two commands takes where nothing is said."""
+    """Default values of one of the two commands."""
 
     command: str
     description: str
@@ -28,7 +28,7 @@ class Defaults:
 
 LATENT_DIFFUSION = Defaults(
     command="scripts/txt2img.py",
-    description="Draw images from text with the 1.4B latent diffusion model, and learned words.",
+    description="Generate images from text with the 1.4B latent diffusion model and words.",
     checkpoint="models/ldm/text2img-large/model.ckpt",
     config="configs/latent-diffusion/txt2img-1p4B-eval_with_tokens.yaml",
     steps=200,
@@ -39,7 +39,7 @@ LATENT_DIFFUSION = Defaults(
 )
 STABLE_DIFFUSION = Defaults(
     command="scripts/stable_txt2img.py",
-    description="Draw images from text with Stable Diffusion 1, and learned words.",
+    description="Generate images from text with Stable Diffusion 1, and learned words.",
     checkpoint="models/ldm/stable-diffusion-v1/model.ckpt",
     config="configs/stable-diffusion/v1-inference.yaml",
     steps=50,
@@ -50,7 +50,7 @@ STABLE_DIFFUSION = Defaults(
 )
 
 EXAMPLES = """examples:
-  draw a learned word:
+  a learned word:
     python {command} --prompt "a photo of * on the moon" --embedding_path embeddings.pt
   with the miniature model, which comes with the project:
     python {command} --ckpt_path models/miniature --prompt "a red star on the beach"
@@ -81,21 +81,30 @@ def parse(defaults: Defaults, arguments: Sequence[str] | None = None) -> argpars
 
 
 def _add_what(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what to draw")
-    group.add_argument("--prompt", metavar="TEXT", help="what to draw")
+    group = parser.add_argument_group("what to generate")
     group.add_argument(
-        "--negative_prompt", metavar="TEXT", default="", help="what to lead away from"
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="the text to generate images from (repeatable)",
     )
-    group.add_argument("--from-file", metavar="FILE", help='prompts, a line each; "-" is stdin')
+    group.add_argument(
+        "--negative_prompt", metavar="TEXT", default="", help="what guidance leads away from"
+    )
+    group.add_argument(
+        "--from-file",
+        metavar="FILE",
+        help='prompts, one a line; # begins a comment; "-" is the standard input',
+    )
     add_words(group)
     group.add_argument(
         "--seed",
         type=int,
         default=42,
-        help="of the first image; the next have the numbers after it (42)",
+        help="seed of the first image; image i has seed + i (42)",
     )
     group.add_argument(
-        "--fixed_code", action="store_true", help="begin every prompt with the same seeds"
+        "--fixed_code", action="store_true", help="start every prompt with the same seed"
     )
 
 
@@ -115,9 +124,12 @@ def _add_model(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
 
 
 def _add_how(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
-    group = parser.add_argument_group("how to draw")
+    group = parser.add_argument_group("how to generate")
     group.add_argument(
-        "--ddim_steps", type=int, default=defaults.steps, help=f"1..1000 ({defaults.steps})"
+        "--ddim_steps",
+        type=int,
+        default=defaults.steps,
+        help=f"steps, 1..1000 ({defaults.steps})",
     )
     group.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="the sampler (ddim)")
     group.add_argument(
@@ -128,7 +140,7 @@ def _add_how(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     )
     group.add_argument("--ddim_eta", type=float, default=0.0, help="0 is deterministic, 1 is DDPM")
     group.add_argument(
-        "--scale", type=float, default=defaults.scale, help=f"guidance ({defaults.scale})"
+        "--scale", type=float, default=defaults.scale, help=f"guidance scale ({defaults.scale})"
     )
     group.add_argument("--H", type=int, metavar="PIXELS", help="height (the model's own)")
     group.add_argument("--W", type=int, metavar="PIXELS", help="width (the model's own)")
@@ -136,13 +148,13 @@ def _add_how(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
         "--n_samples",
         type=int,
         default=defaults.samples,
-        help=f"pictures of a prompt drawn at a time ({defaults.samples})",
+        help=f"images of a prompt at a time ({defaults.samples})",
     )
     group.add_argument(
         "--n_iter",
         type=int,
         default=defaults.iterations,
-        help=f"how many times ({defaults.iterations})",
+        help=f"how many times n_samples images of each prompt ({defaults.iterations})",
     )
 
 
@@ -151,7 +163,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--outdir", metavar="DIR", default="outputs/txt2img-samples")
     group.add_argument("--skip_grid", action="store_true", help="no grid for each prompt")
     group.add_argument("--skip_save", action="store_true", help="no single images")
-    group.add_argument("--n_rows", type=int, default=0, help="pictures in a grid's row")
+    group.add_argument("--n_rows", type=int, default=0, help="images in a row of the grid")
 
 
 def check(options: argparse.Namespace) -> None:

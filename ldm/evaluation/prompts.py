@@ -1,30 +1,43 @@
-"""Lists of prompts: text files with one a line, `#` before a comment."""
+"""Lists of prompts: text files with one prompt a line; `#` begins a comment line."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldm.util import UserError
+from ldm.util import UserError, quote
 from ldm.words.placeholders import occurrences
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """Return a file's lines without the empty ones and the comments.
+    """Return the lines of a file without empty lines and comments.
+
+    Args:
+        path: the file; "-" is the standard input.
 
     Raises:
-        UserError: the file cannot be read, is no UTF-8 text, or holds no prompt.
+        UserError: the file cannot be read, is not UTF-8 text, or holds no prompt.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"prompts {path}: {reason}") from error
-    lines = (line.strip() for line in text.splitlines())
+    lines = [line.strip() for line in text.splitlines()]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        raise UserError(f"prompts {path}: there are none in it; write one a line")
+        raise UserError(f"prompts {path}: no prompts in it; write one a line")
+    check_text(prompts)
     return prompts
+
+
+def check_text(prompts: Sequence[str]) -> None:
+    """Raise UserError for a prompt whose bytes are not UTF-8 text."""
+    for prompt in prompts:
+        # Python keeps undecodable bytes of a command line or a pipe as lone surrogates.
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise UserError(f"prompt {quote(prompt)} is not UTF-8 text")
 
 
 def check_prompts(prompts: Sequence[str], placeholders: Sequence[str]) -> None:
@@ -39,5 +52,5 @@ def check_prompts(prompts: Sequence[str], placeholders: Sequence[str]) -> None:
         if not any(occurrences(prompt, word) for word in placeholders):
             words = " or ".join(repr(word) for word in placeholders)
             raise UserError(
-                f"prompt {prompt!r} names no learned word: put {words} where the word belongs"
+                f"prompt {quote(prompt)} names no learned word: put {words} where the word belongs"
             )

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ldm.util import UserError
+from ldm.util import UserError, quote
 from ldm.words.placeholders import PER_IMAGE_PLACEHOLDERS, occurrences
 
 logger = logging.getLogger(__name__)
@@ -165,8 +165,8 @@ def check_prompt(embedder: TextEmbedder, prompt: str, words: dict[str, tuple[int
         found = ids.count(words[placeholder][0])
         if found < count:
             raise UserError(
-                f"prompt {prompt!r}: placeholder {placeholder!r} stands there {count} times but "
-                f"{found} times after tokenising: part it from other characters with spaces"
+                f"prompt {quote(prompt)}: placeholder {placeholder!r} stands there {count} times "
+                f"but {found} times after tokenising: part it from other characters with spaces"
             )
     length = embedder.max_length
     # Both tokenisers put one special token before the text and one behind it, and cut the text for
@@ -182,7 +182,7 @@ def check_prompt(embedder: TextEmbedder, prompt: str, words: dict[str, tuple[int
         token, k = words[placeholder]
         if reached[token] < ids.count(token):
             raise UserError(
-                f"prompt {prompt!r} has {len(ids)} tokens: placeholder {placeholder!r} ({k} "
+                f"prompt {quote(prompt)} has {len(ids)} tokens: placeholder {placeholder!r} ({k} "
                 f"vectors) is cut off at the encoder's {length} positions: shorten the prompt or "
                 "move the word forwards"
             )

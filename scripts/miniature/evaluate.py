@@ -90,7 +90,7 @@ class Evaluation:
 
         model = load_model(self.options.config, self.options.model)
         if words:
-            load_words(model, *words)
+            load_words(model, words)
         return model
 
     def draw(self, model: Any) -> Any:

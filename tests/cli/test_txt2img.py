@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 
 from ldm.cli.common import check_output_folder, find_model
-from ldm.cli.txt2img import main, split_word
+from ldm.cli.txt2img import main
 from ldm.cli.txt2img_options import LATENT_DIFFUSION, STABLE_DIFFUSION, parse
 from ldm.image_io import read_settings
 from ldm.modules.encoders.modules import TextEncoder
+from ldm.sampling import Sampling
 from ldm.util import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +98,7 @@ def test_nothing_is_overwritten_and_seeds_repeat(tiny, tmp_path):
 
 def test_files_of_prompts_and_fixed_seeds(tiny, tmp_path):
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("\ufeffa cat\r\n  \n a dog \n", encoding="utf-8")
+    prompts.write_text("\ufeffa cat\r\n # a note\n  \n a dog \n", encoding="utf-8")
     out = tmp_path / "out"
     draw(tiny, out, "--from-file", prompts, "--n_samples", 1, "--fixed_code", "--skip_grid")
     assert pngs(out) == ["samples/a-cat_42.png", "samples/a-dog_42.png"]
@@ -112,7 +113,7 @@ def test_sizes_grids_and_plms(tiny, tmp_path):
     with Image.open(tmp_path / "a-cat.png") as image:
         assert image.size == (2 * 34 + 2, 2 * 26 + 2)
     settings = read_settings(tmp_path / "a-cat.png")
-    assert (settings["sampler"], settings["pictures"], settings["seed"]) == ("plms", 3, 7)
+    assert (settings["sampler"], settings["images"], settings["seed"]) == ("plms", 3, 7)
 
 
 def test_two_words_of_one_name_compose_under_two(tiny, tmp_path):
@@ -123,17 +124,19 @@ def test_two_words_of_one_name_compose_under_two(tiny, tmp_path):
              "--prompt", "a *")  # fmt: skip
 
 
-def test_a_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("a=b.pt").touch()
-    assert split_word("a=b.pt") == (None, "a=b.pt")
-    assert split_word("@=b.pt") == ("@", "b.pt")
-    assert split_word("b.pt") == (None, "b.pt")
+def test_the_prompt_is_repeatable(tiny, tmp_path):
+    two = ["--prompt", "a cat", "--prompt", "a dog", "--n_samples", 1, "--skip_grid"]
+    draw(tiny, tmp_path, *two, "--sampler", "dpmpp_2m", "--karras")
+    assert pngs(tmp_path) == ["samples/a-cat_42.png", "samples/a-dog_43.png"]
+    settings = read_settings(tmp_path / "samples/a-dog_43.png")
+    assert Sampling.from_metadata(settings) == Sampling(
+        "dpmpp_2m", steps=2, height=16, width=16, seed=43, karras=True
+    )
 
 
 def test_a_word_that_no_prompt_names_is_told(tiny, tmp_path, caplog):
     draw(tiny, tmp_path, "--prompt", "a cat", "--embedding_path", tiny.word, "--n_samples", 1)
-    assert "no prompt names a loaded word (*)" in caplog.text
+    assert "no prompt names the loaded word *: no effect" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -158,6 +161,10 @@ def test_a_word_that_no_prompt_names_is_told(tiny, tmp_path, caplog):
         (["--prompt", "a", "--C", "16"], "--C 16 does not fit the model, which has 4"),
         (["--prompt", "a", "--f", "8"], "--f 8 does not fit the model, which has 2"),
         (["--prompt", "a *"], "names '\\*', but no word is loaded"),
+        (["--prompt", "a *" + "!" * 21000], r"prompt 'a \*!+'… \(21003 characters\) names"),
+        (["--prompt", "a \udcff"], "is not UTF-8 text"),
+        (["--prompt", "a", "--negative_prompt", "\udcff"], "is not UTF-8 text"),
+        (["--prompt", "a", "--karras"], "--karras needs one of dpmpp_2m, euler, euler_a, got ddim"),
         (["--prompt", "a", "--device", "tpu"], "device 'tpu' is unknown"),
     ],
 )

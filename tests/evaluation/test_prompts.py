@@ -24,7 +24,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     empty.write_text("# nothing\n")
     binary.write_bytes(b"\xff\xfe\x00")
     for path, line in (
-        (empty, "there are none in it"),
+        (empty, "no prompts in it"),
         (binary, "not UTF-8 text"),
         (tmp_path / "none.txt", "No such file or directory"),
     ):

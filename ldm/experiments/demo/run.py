@@ -26,7 +26,6 @@ from ldm.inference import Sampling, generate, load_model, load_words
 from ldm.miniature.measure import Concept, load_concepts
 from ldm.resources import ROOT
 from ldm.util import UserError
-from ldm.words.files import read_words
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -144,13 +143,11 @@ class Session:
         log.info("generating %s", prompt)
         count = samples or self.options.samples
         with self.watch.time("draw"):
-            if self.model.embedding_manager is not None:
-                self.model.embedding_manager.clear()
-            if learned:
-                load_words(self.model, learned)
+            words = [str(learned)] if learned else []
             if "{second}" in template:
                 path, name = self.second
-                load_words(self.model, path, rename=dict.fromkeys(read_words(path).words, name))
+                words.append(f"{name}={path}")
+            load_words(self.model, words)
             sampling = Sampling(
                 steps=self.options.ddim_steps, scale=self.options.scale, seed=42, batch_size=32
             )

@@ -22,7 +22,6 @@ from ldm.experiments.figures.request import Request
 from ldm.experiments.figures.subjects import Subject, read_subject
 from ldm.inference import GeneratedImage, Sampling, generate, load_model, load_words
 from ldm.util import UserError
-from ldm.words.files import read_words
 from ldm.words.placeholders import occurrences
 
 log = logging.getLogger(__name__)
@@ -64,8 +63,7 @@ class Studio:
         request = self.request
         moved = request.pivotal_files()[0] if self.is_tuned else None
         model = load_model(request.config, request.weights, difference=moved)
-        if model.embedding_manager is not None:
-            model.embedding_manager.clear()  # the configuration's own were never learned
+        load_words(model, [])
         return model.to(request.device)
 
     @cached_property
@@ -117,12 +115,8 @@ class Studio:
         """Load the words of a line's concepts as `*` and `@`, in place of those before."""
         if len(concepts) > len(PLACEHOLDERS):
             raise ValueError(f"concepts must be at most {len(PLACEHOLDERS)}, got {list(concepts)}")
-        if self.model.embedding_manager is not None:
-            self.model.embedding_manager.clear()
-        for concept, placeholder in zip(concepts, PLACEHOLDERS, strict=False):
-            path = self._word(concept)
-            held = list(read_words(path).words)
-            load_words(self.model, path, rename={held[0]: placeholder})
+        named = zip(PLACEHOLDERS, concepts, strict=False)
+        load_words(self.model, [f"{name}={self._word(concept)}" for name, concept in named])
 
     def _word(self, concept: str) -> Path:
         request = self.request

@@ -245,8 +245,7 @@ def painter(
     difference = folder / DIFFERENCE if (folder / DIFFERENCE).is_file() else None
     places = cell.places
     model = load_model(places["config"], places["checkpoint"], device(), difference=difference)
-    if model.embedding_manager is not None:
-        model.embedding_manager.clear()  # the configuration's own were never learned
+    load_words(model, [])
     prompts = [asked["image_prompt"], *asked["prompts"]]
     sampling = Sampling(
         steps=asked["sampler_steps"], scale=asked["scale"], seed=asked["seed"], batch_size=0
@@ -258,8 +257,7 @@ def painter(
         return draws.from_captions(draw, asked["captions"], words), unknown
     if cell.source == "prompts":
         return draws.from_prompts(draw, words), unknown
-    load_words(model, folder / WORD)
-    model.embedding_manager.check_prompts(prompts)
+    load_words(model, folder / WORD, prompts)
     norms = model.embedding_manager.norms()
     return draw, {
         "word_norm": norms[f"norm/{words[0]}"],
