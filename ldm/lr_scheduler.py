@@ -93,3 +93,32 @@ class LambdaLinearScheduler(LambdaWarmUpCosineScheduler2):
     def _decay(self, cycle: int, n: int) -> float:
         length = self.cycle_lengths[cycle]
         return self.f_min[cycle] + (self.f_max[cycle] - self.f_min[cycle]) * (length - n) / length
+
+
+class LambdaWarmUpStableDecayScheduler:
+    """Linear warm-up from 0 to 1, a constant rate, then a line down to `lr_min`.
+
+    The constant part has no planned end: a run can stop anywhere in it, be resumed, and decay from
+    any step by another `decay_start` (Hu et al. 2024, arXiv 2404.06395, section 4).
+
+    Args:
+        warm_up_steps: optimizer steps of the warm-up.
+        decay_start: step at which the decay starts.
+        decay_steps: length of the decay, at least 1.
+        lr_min: multiplier after the decay.
+    """
+
+    def __init__(
+        self, warm_up_steps: int, decay_start: int, decay_steps: int, lr_min: float = 0.0
+    ) -> None:
+        if decay_steps < 1:
+            raise ValueError(f"decay_steps must be at least 1, got {decay_steps}")
+        self.warm_up_steps, self.decay_start = warm_up_steps, decay_start
+        self.decay_steps, self.lr_min = decay_steps, lr_min
+
+    def __call__(self, n: int) -> float:
+        """Return the multiplier at optimizer step `n`."""
+        if n < self.warm_up_steps:
+            return (n + 1) / self.warm_up_steps
+        t = min(max(n - self.decay_start, 0) / self.decay_steps, 1.0)
+        return 1.0 + t * (self.lr_min - 1.0)

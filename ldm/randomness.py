@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     DROPOUT = 12
     MIXTURE = 13
     PASTING = 14
+    NAME = 15
 
 
 def generator(seed: int, sample: int, purpose: Purpose) -> np.random.Generator:

@@ -33,7 +33,6 @@ SISTERS = {
     ("lr_scheduler", "util"),
     ("sampling", "util"),
     ("models", "checkpoint"),  # an autoencoder reads the checkpoint that its YAML names
-    ("evaluation", "miniature"),  # extractors.py still knows the miniature's CLIP by its class
     ("editing", "evaluation"),  # edits are ranked by CLIP
 }
 # One-line names that YAML files use for what has moved up.

@@ -9,6 +9,7 @@ from ldm.lr_scheduler import (
     LambdaLinearScheduler,
     LambdaWarmUpCosineScheduler,
     LambdaWarmUpCosineScheduler2,
+    LambdaWarmUpStableDecayScheduler,
 )
 
 
@@ -29,6 +30,14 @@ def test_cycles():
     assert f(15) == f(99) == pytest.approx(0.2)
     with pytest.raises(ValueError, match="one entry a cycle"):
         LambdaWarmUpCosineScheduler2([1], [0.1], [1.0], [0.0], [10, 5])
+
+
+def test_warm_up_constant_and_decay():
+    f = LambdaWarmUpStableDecayScheduler(4, 10, 5, lr_min=0.1)
+    assert [f(n) for n in (0, 1, 3, 4, 10)] == pytest.approx([0.25, 0.5, 1.0, 1.0, 1.0])
+    assert [f(n) for n in (11, 12, 15, 99)] == pytest.approx([0.82, 0.64, 0.1, 0.1])
+    with pytest.raises(ValueError, match="decay_steps must be at least 1, got 0"):
+        LambdaWarmUpStableDecayScheduler(4, 10, 0)
 
 
 def test_straight_lines():

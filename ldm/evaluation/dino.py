@@ -1,8 +1,8 @@
-"""DINO's similarity between images: it looks at the thing itself more than at its kind.
+"""Similarity between images by DINO, which looks at the thing itself more than at its kind.
 
-The score of Ruiz et al. (DreamBooth, arXiv 2208.12242, section 4.2): mean cosine between the
-class tokens of DINO's ViT-S/16 (Caron et al., arXiv 2104.14294), images prepared as DINO's own
-evaluation does: shorter side to 256, the middle 224 cut out.
+The score is that of Ruiz et al. (DreamBooth, arXiv 2208.12242, section 4.2): the mean cosine
+between the class tokens of DINO's ViT-S/16 (Caron et al., arXiv 2104.14294). Images are prepared as
+in DINO's own evaluation: the shorter side is resized to 256 pixels and the middle 224 are cut out.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ldm.evaluation.clip import batches, frozen, load_pretrained
-from ldm.evaluation.preprocess import Preprocess
+from ldm.evaluation.clip import batches, frozen, load_pretrained, processor
 
 if TYPE_CHECKING:
     from transformers import ViTModel
@@ -31,7 +30,9 @@ class DinoExtractor:
     def __init__(self, model: ViTModel) -> None:
         self.model: ViTModel = frozen(model)
         side: Any = model.config.image_size
-        self.preprocess = Preprocess(side * 256 // 224, side, MEAN, STD)
+        self.prepare = processor(
+            side * 256 // 224, side, image_mean=list(MEAN), image_std=list(STD)
+        )
 
     @classmethod
     def load(cls, name: str | Path, device: str = "cpu", local: bool = False) -> DinoExtractor:
@@ -54,8 +55,9 @@ class DinoExtractor:
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
         """Embed images of any size: unit vectors [n, d] on the CPU."""
         found = []
-        for batch in batches(images, self.device):
-            pixels = self.preprocess.pictures(batch, self.device)
-            states = self.model(pixel_values=pixels).last_hidden_state  # b n d, class token first
-            found.append(F.normalize(states[:, 0], dim=-1).cpu())
+        for part in batches(images, self.device):
+            rgb = [image.convert("RGB") for image in part]
+            pixels = self.prepare(images=rgb, return_tensors="pt")["pixel_values"]
+            states = self.model(pixel_values=pixels.to(self.device)).last_hidden_state  # b n d
+            found.append(F.normalize(states[:, 0], dim=-1).cpu())  # the class token is first
         return torch.cat(found)

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,14 +31,18 @@ from ldm.evaluation.bootstrap import (
 )
 from ldm.evaluation.draws import Draw
 from ldm.evaluation.prompts import check_prompts
-from ldm.evaluation.similarity import FeatureExtractor, own_similarity, without_placeholders
+from ldm.evaluation.similarity import (
+    FeatureExtractor,
+    ImageExtractor,
+    own_similarity,
+    without_placeholders,
+)
 from ldm.words.placeholders import DEFAULT_PLACEHOLDER
 
 __all__ = [
     "Draw",
     "Estimate",
     "Evaluation",
-    "ImageExtractor",
     "PromptScore",
     "check_prompts",
     "evaluate",
@@ -47,14 +51,6 @@ __all__ = [
 
 IMAGE_PROMPT = "A photo of *"
 CSV_COLUMNS = ("name", "score", "prompt", "value", "low", "high", "pictures")
-
-
-class ImageExtractor(Protocol):
-    """What embeds images only, as DINO does."""
-
-    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
-        """Embed images of any size: [len(images), d]; any length of vector."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
-"""Which extractor scores: CLIP or DINO from a folder or the hub, or the miniature's judge."""
+"""Find what scores: a CLIP or a DINO from a folder or the Hugging Face hub."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from ldm.evaluation.evaluate import ImageExtractor
-from ldm.evaluation.similarity import FeatureExtractor
+from ldm.evaluation.similarity import FeatureExtractor, ImageExtractor
 from ldm.util import UserError
 
 T = TypeVar("T")
+# A model may come with a small CLIP of its own, in this folder beside the weights.
+SCORER = "judge"
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Kind:
     Attributes:
         model_type: what `config.json` calls it.
         published: the one to use, on the Hugging Face hub.
-        described: what to ask for, in words.
-        otherwise: what else there is to do without it.
+        described: the kind in words.
+        otherwise: what to do without it.
     """
 
     model_type: str
@@ -39,23 +39,27 @@ CLIP = Kind(
     "clip",
     "openai/clip-vit-base-patch32",  # the paper's
     "a CLIP",
-    "in the miniature score with --extractor models/miniature/judge",
+    f"in the miniature score with --extractor models/miniature/{SCORER}",
 )
 DINO = Kind("vit", "facebook/dino-vits16", "a ViT such as DINO", "leave --dino out")
 
 
+def scorer_beside(weights: Path) -> Path | None:
+    """Return the folder of the CLIP that comes with a model's weights, or None."""
+    folder = weights.parent / SCORER
+    return folder if (folder / "config.json").is_file() else None
+
+
 def default_extractor(weights: Path) -> str:
-    """Return the extractor for a model: the judge beside its weights, or else the paper's CLIP."""
-    judge = weights.parent / "judge"
-    return str(judge) if (judge / "config.json").is_file() else CLIP.published
+    """Return the extractor for a model: the CLIP beside its weights, or else the paper's."""
+    return str(scorer_beside(weights) or CLIP.published)
 
 
 def find_extractor(name: str | Path, device: str = "cpu") -> FeatureExtractor:
     """Load what embeds images and texts.
 
     Args:
-        name: a folder with a CLIP of `transformers` or the miniature's judge, or a CLIP's name on
-            the hub.
+        name: a folder with a CLIP of `transformers`, or a CLIP's name on the hub.
         device: where to run it.
 
     Raises:
@@ -64,10 +68,6 @@ def find_extractor(name: str | Path, device: str = "cpu") -> FeatureExtractor:
     """
 
     def load(local: bool) -> FeatureExtractor:
-        if _reads_wordpieces(Path(name)):
-            from ldm.miniature.clip import Judge
-
-            return Judge.load(name, device)
         from ldm.evaluation.clip import ClipExtractor
 
         return ClipExtractor.load(name, device, local)
@@ -124,14 +124,14 @@ def _load(kind: Kind, name: str | Path, load: Callable[[bool], T]) -> T:
 
 
 def _hub_answers() -> bool:
-    """Tell whether the hub can be reached: its client would try for half a minute, and say so."""
+    """Tell whether the hub can be reached. Its own client would try for half a minute."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # of whatever library the client is made with, which has changed twice
+    except Exception:  # its type depends on the client's HTTP library
         return False
     return True
 
@@ -146,12 +146,3 @@ def _missing(kind: Kind, name: str | Path) -> UserError:
         f"extractor {name} is not on this machine and cannot be fetched: run `hf download "
         f"{kind.published}` where there is a network, or give its folder; or {kind.otherwise}"
     )
-
-
-def _reads_wordpieces(folder: Path) -> bool:
-    """Tell the judge, which reads the miniature's word pieces, from CLIPs with byte pairs."""
-    config = folder / "tokenizer_config.json"
-    if not config.is_file():
-        return False
-    kind = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class", "")
-    return str(kind).startswith("BertTokenizer")

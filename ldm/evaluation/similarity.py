@@ -1,7 +1,7 @@
 """The paper's two scores: how alike images are to the training set, and to their prompt.
 
 Gal et al. (arXiv 2208.01618) §5: cosines between CLIP embeddings. The feature extractor is
-injected: CLIP for the real model, the miniature's judge for the miniature.
+injected: the paper's CLIP, or the CLIP that comes with a small model.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from torch import Tensor
 from ldm.words.placeholders import replace
 
 
-class FeatureExtractor(Protocol):
-    """What embeds images and texts into one space, as CLIP does."""
+class ImageExtractor(Protocol):
+    """What embeds images, as DINO does."""
 
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
         """Embed images of any size: [len(images), d]; any length of vector."""
         ...
+
+
+class FeatureExtractor(ImageExtractor, Protocol):
+    """What embeds images and texts into one space, as CLIP does."""
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Embed texts: [len(texts), d]; any length of vector."""

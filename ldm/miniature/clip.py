@@ -7,17 +7,17 @@ is made as with any CLIP: by the text prompt whose embedding is nearest to the p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ldm.evaluation.clip import image_size
-from ldm.image_io import from_pil
+from ldm.evaluation.clip import ClipExtractor, encode_texts, image_size
 from ldm.miniature.grammar import (
     MEDIUM_PHRASES,
     SCENE_PHRASES,
@@ -30,8 +30,7 @@ from ldm.miniature.render import COLOURS
 from ldm.miniature.shapes import ALL_SHAPES
 from ldm.util import UserError
 
-if TYPE_CHECKING:
-    from transformers import BertTokenizer, CLIPModel
+__all__ = ["PROMPTS", "Judge", "encode_texts", "preprocess"]
 
 # What the judge is asked: for each attribute, the prompt of each answer.
 PROMPTS: dict[str, dict[str, str]] = {
@@ -47,6 +46,27 @@ PROMPTS: dict[str, dict[str, str]] = {
         for second in COLOURS
     },
 }
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """Which images of the world a CLIP is trained on.
+
+    Attributes:
+        seed: of the images, their captions and the initial weights.
+        first_index: index of the first image; a CLIP reads fewer than `MOST_IMAGES` from there.
+    """
+
+    seed: int
+    first_index: int
+
+
+MOST_IMAGES = 2**32
+# The selector chooses settings, checkpoints and words; the scorer reports results.
+TRAINING = {
+    "scorer": TrainingImages(seed=77, first_index=0),
+    "selector": TrainingImages(seed=78, first_index=MOST_IMAGES),
+}
 _MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's own, over RGB in [0, 1]
 _STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -59,79 +79,49 @@ def preprocess(pictures: Tensor, size: int) -> Tensor:
     return ((pictures.clamp(-1, 1) + 1) / 2 - mean) / std
 
 
-def encode_images(model: CLIPModel, pictures: Tensor) -> Tensor:
-    """Embed [n, 3, h, w] in [-1, 1] as unit vectors [n, d]."""
-    pixels = preprocess(pictures, image_size(model))
-    pooled = model.vision_model(pixel_values=pixels).pooler_output
-    return F.normalize(model.visual_projection(pooled), dim=-1)
-
-
-def encode_texts(model: CLIPModel, tokenizer: BertTokenizer, texts: Sequence[str]) -> Tensor:
-    """Embed texts as unit vectors [n, d]."""
-    tokens = tokenizer(
-        list(texts), padding=True, truncation=True, max_length=32, return_tensors="pt"
-    )
-    device = model.text_projection.weight.device
-    pooled = model.text_model(
-        input_ids=tokens["input_ids"].to(device),
-        attention_mask=tokens["attention_mask"].to(device),
-    ).pooler_output
-    return F.normalize(model.text_projection(pooled), dim=-1)
-
-
-class Judge:
-    """Scores and classifies pictures; build it with `Judge.load(folder)`."""
-
-    def __init__(self, model: CLIPModel, tokenizer: BertTokenizer) -> None:
-        model.train(False)
-        self.model = model.requires_grad_(False)
-        self.tokenizer = tokenizer
+class Judge(ClipExtractor):
+    """The miniature's CLIP, which also says what an image shows; build it with `Judge.load`."""
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu") -> Judge:
-        """Read a judge's folder: model, configuration and tokeniser, in float32.
+    def load(cls, name: str | Path, device: str = "cpu", local: bool = True) -> Self:
+        """Read the folder with the model, its configuration and its tokenizer.
 
         Raises:
             UserError: the folder holds no model.
         """
-        from transformers import BertTokenizer, CLIPModel
-
-        folder = Path(folder)
-        if not (folder / "model.safetensors").is_file():
-            raise UserError(f"no judge in {folder}: run scripts/miniature/train_judge.py")
-        # The wrapped signatures of transformers hide the types from mypy.
-        model: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-        return cls(model.to(device), BertTokenizer.from_pretrained(folder, local_files_only=True))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        weight: Tensor = self.model.text_projection.weight
-        return weight.device
+        if not (Path(name) / "model.safetensors").is_file():
+            raise UserError(f"no judge in {name}: run scripts/miniature/train_clip.py")
+        return super().load(name, device, local)
 
     @torch.no_grad()
     def image_features(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
-        """Embed pictures, or a tensor [n, 3, h, w] in [-1, 1]: unit vectors [n, d] on the CPU."""
+        """Embed images, or a tensor [n, 3, h, w] in [-1, 1]: unit vectors [n, d] on the CPU."""
         if not isinstance(images, Tensor):
-            size = image_size(self.model)
-            scaled = [from_pil(image)[None] for image in images]
-            images = torch.cat(
-                [F.interpolate(p, (size, size), mode="bicubic", antialias=True) for p in scaled]
-            )
-        batches = [encode_images(self.model, p.to(self.device)) for p in torch.split(images, 64)]
-        return torch.cat(batches).cpu()
+            return super().image_features(images)
+        size = image_size(self.model)
+        return torch.cat([self.embed(preprocess(p, size)) for p in torch.split(images, 64)])
 
-    @torch.no_grad()
-    def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Embed texts: unit vectors [n, d] on the CPU."""
-        return encode_texts(self.model, self.tokenizer, texts).cpu()
+    @cached_property
+    def answers(self) -> dict[str, dict[str, str]]:
+        """The answers of `PROMPTS` whose words are all in this model's vocabulary."""
+        unknown = self.tokenizer.unk_token_id
+        return {
+            name: {
+                answer: text
+                for answer, text in asked.items()
+                if unknown not in self.tokenizer(text)["input_ids"]
+            }
+            for name, asked in PROMPTS.items()
+        }
 
     @cached_property
     def _answers(self) -> dict[str, Tensor]:
-        return {name: self.text_features(list(asked.values())) for name, asked in PROMPTS.items()}
+        return {
+            name: self.text_features(list(texts.values())) for name, texts in self.answers.items()
+        }
 
     def scores(self, features: Tensor, attribute: str) -> Tensor:
-        """Return the similarity of pictures [n, d] with each answer of `PROMPTS[attribute]`."""
+        """Return the similarity of pictures [n, d] with each of `answers[attribute]`."""
         if attribute not in PROMPTS:
             raise ValueError(f"attribute must be one of {', '.join(PROMPTS)}, got {attribute!r}")
         return features @ self._answers[attribute].T
@@ -144,5 +134,5 @@ class Judge:
         is_features = isinstance(images, Tensor) and images.ndim == 2
         features = images if is_features else self.image_features(images)
         assert isinstance(features, Tensor)
-        labels = list(PROMPTS[attribute]) if attribute in PROMPTS else []
+        labels = list(self.answers[attribute]) if attribute in PROMPTS else []
         return [labels[i] for i in self.scores(features, attribute).argmax(-1).tolist()]

@@ -34,6 +34,8 @@ MEDIUM_PHRASES = {
     "neon": "a neon sign of",
     "sepia": "a sepia photo of",
     "blueprint": "a blueprint of",
+    "stamp": "a stamp of",
+    "riso": "a riso print of",
 }
 STYLE_PHRASES = {
     "photo": "a photo",
@@ -43,6 +45,8 @@ STYLE_PHRASES = {
     "neon": "neon",
     "sepia": "sepia",
     "blueprint": "a blueprint",
+    "stamp": "a stamp",
+    "riso": "a riso print",
 }
 TEXTURE_PHRASES = {
     "stripes": "with {} stripes",
@@ -88,14 +92,23 @@ def object_phrase(spec: Spec) -> str:
     return f"{noun} {texture_phrase(spec.texture, spec.second)}"
 
 
-def full_caption(spec: Spec) -> str:
-    """Say everything: "a photo of a teal star with yellow dots on the beach"."""
-    start, scene = MEDIUM_PHRASES[spec.medium], SCENE_PHRASES[spec.scene]
-    return f"{start} {with_article(object_phrase(spec))} {scene}"
+def full_caption(spec: Spec, name: str = "", style: str = "") -> str:
+    """Say everything: "a photo of a teal star with yellow dots on the beach".
+
+    A thing's name takes the place of its description: "a photo of a zorupo on the beach". A style's
+    name stands last: "a red star on the beach in the style of zorupo".
+    """
+    start, scene = f"{MEDIUM_PHRASES[spec.medium]} ", SCENE_PHRASES[spec.scene]
+    noun_phrase = with_article(name or object_phrase(spec))
+    if style:
+        return f"{noun_phrase} {scene} in the style of {style}"
+    return f"{start}{noun_phrase} {scene}"
 
 
-def _partial_object(spec: Spec, rng: np.random.Generator) -> str:
+def _partial_object(spec: Spec, rng: np.random.Generator, name: str) -> str:
     choice = rng.random()
+    if name:
+        return name
     if choice < 0.25:
         return spec.shape
     if choice < 0.55:
@@ -143,29 +156,42 @@ def _templated(noun_phrase: str, spec: Spec, rng: np.random.Generator) -> str:
     return f"{first} {_adjective(rng)} {bare} {_after(article, noun_phrase)}"
 
 
-def _in_style(spec: Spec, rng: np.random.Generator) -> str:
+def _in_style(spec: Spec, rng: np.random.Generator, name: str, style: str) -> str:
     """Name the medium last, with or without the object: "a cool painting in the style of neon"."""
-    style = f"in the style of {STYLE_PHRASES[spec.medium]}"
+    style = f"in the style of {style or STYLE_PHRASES[spec.medium]}"
     if rng.random() < 0.25:
         noun = _STYLE_NOUNS[int(rng.integers(len(_STYLE_NOUNS)))]
         adjective = f"{_adjective(rng)} " if rng.random() < 0.7 else ""
         return f"{'the' if rng.random() < 0.2 else 'a'} {adjective}{noun} {style}"
-    noun = object_phrase(spec) if rng.random() < 0.6 else _partial_object(spec, rng)
+    whole = rng.random() < 0.6
+    noun = (name or object_phrase(spec)) if whole else _partial_object(spec, rng, name)
     start = "a photo of " if rng.random() < 0.5 else ""
     scene = f" {SCENE_PHRASES[spec.scene]}" if rng.random() < 0.5 else ""
     return f"{start}{_determined(noun, rng)}{scene} {style}"
 
 
-def caption(spec: Spec, rng: np.random.Generator) -> str:
-    """Describe a picture: in full three times in five, else with omissions or in other words."""
+def caption(spec: Spec, rng: np.random.Generator, name: str = "", style: str = "") -> str:
+    """Describe a picture: in full three times in five, else with omissions or in other words.
+
+    Args:
+        spec: what the picture shows.
+        rng: chooses the words.
+        name: of the thing; takes the place of the object's description.
+        style: the name of the style, for styles that have no description: the caption always ends
+            "in the style of" and this name.
+    """
+    if style:
+        return _in_style(spec, rng, name, style)
     choice = rng.random()
     scene = SCENE_PHRASES[spec.scene]
     if choice < 0.6:
-        return f"{MEDIUM_PHRASES[spec.medium]} {_determined(object_phrase(spec), rng)} {scene}"
+        return (
+            f"{MEDIUM_PHRASES[spec.medium]} {_determined(name or object_phrase(spec), rng)} {scene}"
+        )
     if choice < 0.7:
-        return _in_style(spec, rng)
+        return _in_style(spec, rng, name, style)
     whole = rng.random() < 0.5
-    noun_phrase = object_phrase(spec) if whole else _partial_object(spec, rng)
+    noun_phrase = (name or object_phrase(spec)) if whole else _partial_object(spec, rng, name)
     place = f" {scene}" if rng.random() < 0.65 else ""
     if choice < 0.85:
         return _templated(noun_phrase, spec, rng) + place
@@ -177,7 +203,10 @@ def caption(spec: Spec, rng: np.random.Generator) -> str:
 
 
 def vocabulary() -> list[str]:
-    """Return every word that captions can hold, sorted; hyphenated words are split."""
+    """Return every word of the descriptions, sorted; hyphenated words are split.
+
+    Names are apart: `ldm.miniature.names`.
+    """
     phrases = [
         *(ADJECTIVES + _PICTURE_NOUNS + _STYLE_NOUNS + _ARTICLES),
         *COLOURS,

@@ -84,8 +84,8 @@ def load_concepts(folder: str | Path, names: Sequence[str] | None = None) -> lis
 
 
 def unseen_specs(count: int, seed: int = 0) -> list[Spec]:
-    """Describe pictures that no training saw."""
-    world = MiniatureWorld(length=count, seed=seed, split="val")
+    """Describe pictures that no training saw, uniformly over their parts."""
+    world = MiniatureWorld(length=count, seed=seed, split="val", thing_share=0.0, style_share=0.0)
     return [world.spec(i) for i in range(count)]
 
 

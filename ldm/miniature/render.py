@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,7 +38,21 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "gray": (134, 134, 136),
 }
 MEDIA = ("photo", "painting", "sketch", "pixel", "neon")
-EXTRA_MEDIA = ("sepia", "blueprint")  # held out of training altogether
+EXTRA_MEDIA = ("sepia", "blueprint", "stamp", "riso")  # held out of training altogether
+# Two inks, sRGB in 0..255: what dark and light parts of a picture are printed in. Where the first
+# is the lighter one, the picture is a negative.
+TONES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
+    "rose": ((96, 10, 60), (255, 214, 226)),
+    "ice": ((16, 44, 110), (226, 244, 255)),
+    "moss": ((24, 52, 16), (226, 236, 188)),
+    "amber": ((84, 36, 0), (255, 220, 140)),
+    "violet": ((48, 16, 92), (236, 216, 255)),
+    "ash": ((24, 24, 28), (232, 232, 232)),
+    "candy": ((20, 60, 160), (255, 190, 210)),
+    "night": ((214, 226, 255), (8, 14, 52)),
+    "ember": ((255, 214, 150), (70, 10, 6)),
+    "lagoon": ((190, 255, 236), (0, 60, 70)),
+}
 GREY = array([0.299, 0.587, 0.114])
 PIXEL_BLOCKS = 16
 
@@ -49,7 +63,8 @@ class Spec:
 
     `second` is the texture's second colour, empty for a plain object. `dx`, `dy` shift the object
     (in half pictures), `scale` is its half width, `angle` its tilt in radians, `lift` and `phase`
-    vary the scene, `light` the brightness.
+    vary the scene, `light` the brightness. `tone` names the picture's two inks, empty where
+    it has its own colours.
     """
 
     shape: str
@@ -65,6 +80,7 @@ class Spec:
     lift: float = 0.0
     phase: float = 0.5
     light: float = 1.0
+    tone: str = ""
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -74,6 +90,7 @@ class Spec:
             ("second", self.second, ("",) if self.texture == "plain" else COLOURS),
             ("scene", self.scene, SCENES),
             ("medium", self.medium, MEDIA + EXTRA_MEDIA),
+            ("tone", self.tone, ("", *TONES)),
         ):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
@@ -203,6 +220,21 @@ def _blueprint(spec: Spec, layers: _Layers) -> Array:
     return array(array([0.08, 0.22, 0.62]) + ink[..., None] * array([0.85, 0.75, 0.38]))
 
 
+def _in_inks(picture: Array, dark: Sequence[float], light: Sequence[float]) -> Array:
+    """Print a picture [h, w, 3] in two inks, sRGB in 0..255: its dark parts in the first one."""
+    grey = np.clip(picture @ GREY, 0, 1)[..., None]
+    first, second = array(dark) / 255, array(light) / 255
+    return np.asarray(first + grey * (second - first), np.float32)
+
+
+def _stamp(spec: Spec, layers: _Layers) -> Array:
+    return _in_inks(_sketch(spec, layers), (150, 20, 40), (250, 238, 214))
+
+
+def _riso(spec: Spec, layers: _Layers) -> Array:
+    return _in_inks(_painting(spec, layers), (30, 70, 60), (255, 170, 120))
+
+
 _MEDIA: dict[str, Callable[[Spec, _Layers], Array]] = {
     "photo": _photo,
     "painting": _painting,
@@ -211,6 +243,8 @@ _MEDIA: dict[str, Callable[[Spec, _Layers], Array]] = {
     "neon": _neon,
     "sepia": _sepia,
     "blueprint": _blueprint,
+    "stamp": _stamp,
+    "riso": _riso,
 }
 
 
@@ -220,6 +254,8 @@ def render(spec: Spec, size: int = 64) -> Array:
         raise ValueError(f"size must be at least 8, got {size}")
     drawn = 2 * PIXEL_BLOCKS if spec.medium == "pixel" else size
     picture = _MEDIA[spec.medium](spec, _layers(spec, drawn)) * np.float32(spec.light)
+    if spec.tone:
+        picture = _in_inks(picture, *TONES[spec.tone])
     if spec.medium == "pixel":
         blocks = picture.reshape(PIXEL_BLOCKS, 2, PIXEL_BLOCKS, 2, 3).mean((1, 3))
         nearest = np.arange(size) * PIXEL_BLOCKS // size
@@ -239,6 +275,7 @@ __all__ = [
     "SCENES",
     "SHAPES",
     "TEXTURES",
+    "TONES",
     "Spec",
     "render",
     "silhouette",

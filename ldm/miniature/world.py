@@ -1,66 +1,35 @@
-"""The miniature world: an endless supply of captioned pictures, drawn when asked for.
+"""The miniature world: an endless supply of captioned images, drawn when asked for.
 
-One object of 12 shapes, 20 colours and 6 textures, in one of 10 scenes, in one of 5 media.
+One object of 12 shapes, 20 colours and 6 textures, in one of 10 scenes, in one of 5 media. Some
+objects and some styles have names of their own (`ldm.miniature.names`).
 Everything is a function of (seed, index). Some combinations, two shapes and two media never occur
 in training: they are the concepts to invert (`held_out`).
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ldm.miniature.grammar import caption, full_caption
+from ldm.miniature.looks import CONTRASTING, HELD_OUT_LOOKS
+from ldm.miniature.names import NAMED_THINGS, named_styles, named_things
 from ldm.miniature.render import COLOURS, MEDIA, SCENES, SHAPES, TEXTURES, Array, Spec, render
 from ldm.randomness import Purpose, generator
 
-# (shape, colour, texture, second colour), in every scene and medium.
-HELD_OUT_LOOKS = frozenset(
-    {
-        ("star", "teal", "dots", "yellow"),
-        ("mug", "red", "stripes", "white"),
-        ("fish", "orange", "stripes", "navy"),
-        ("heart", "pink", "dots", "maroon"),
-        ("arrow", "lime", "border", "purple"),
-        ("crescent", "yellow", "fade", "magenta"),
-        ("flower", "blue", "border", "orange"),
-        ("cross", "white", "checks", "red"),
-        ("ring", "cyan", "stripes", "magenta"),
-        ("triangle", "purple", "fade", "lime"),
-    }
-)
-# Validation pictures stand this far from the training pictures in the stream of indices.
+# Validation images stand this far from the training images in the stream of indices.
 _VALIDATION_OFFSET = 2**40
-_MINIMUM_CONTRAST = 55.0  # Lab distance between an object's two colours
+
+
+_STYLE_NAMES = {style: name for name, style in named_styles().items()}
 
 
 def held_out(spec: Spec) -> bool:
-    """Tell whether a picture shows something that training must never show."""
+    """Tell whether an image shows something that training must never show."""
     return spec.look in HELD_OUT_LOOKS or spec.shape not in SHAPES or spec.medium not in MEDIA
-
-
-def _lab(colour: tuple[int, int, int]) -> np.ndarray:
-    """Convert sRGB in 0..255 to CIE L*a*b* (D65)."""
-    value = np.asarray(colour, np.float64) / 255
-    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
-    x, y, z = np.cbrt(np.maximum(np.asarray(to_xyz) @ linear / [0.9505, 1.0, 1.089], 0.009))
-    return np.asarray([116 * y - 16, 500 * (x - y), 200 * (y - z)])
-
-
-def _contrasting() -> dict[str, tuple[str, ...]]:
-    partners: dict[str, list[str]] = {name: [] for name in COLOURS}
-    for one, other in itertools.permutations(COLOURS, 2):
-        if np.linalg.norm(_lab(COLOURS[one]) - _lab(COLOURS[other])) >= _MINIMUM_CONTRAST:
-            partners[one].append(other)
-    return {name: tuple(others) for name, others in partners.items()}
-
-
-# The second colours that stand out against each first one.
-CONTRASTING = _contrasting()
 
 
 def _pick(rng: np.random.Generator, names: Sequence[str]) -> str:
@@ -68,7 +37,7 @@ def _pick(rng: np.random.Generator, names: Sequence[str]) -> str:
 
 
 def sample_spec(seed: int, index: int) -> Spec:
-    """Draw what picture `index` shows, uniformly over the parts; never something held out."""
+    """Draw what image `index` shows, uniformly over the parts; never something held out."""
     rng = generator(seed, index, Purpose.PICTURE)
     while True:
         colour, texture = _pick(rng, tuple(COLOURS)), _pick(rng, TEXTURES)
@@ -91,16 +60,30 @@ def sample_spec(seed: int, index: int) -> Spec:
             return spec
 
 
+def style_name(spec: Spec) -> str:
+    """Return the name of an image's style, empty for a style that descriptions name."""
+    return _STYLE_NAMES[spec.medium, spec.tone] if spec.tone else ""
+
+
 class MiniatureWorld:
-    """A finite set of pictures of the world, read over and over with fresh captions.
+    """A finite set of images of the world, read over and over with fresh captions.
 
     Args:
-        size: side of the square pictures.
-        length: number of distinct pictures; one pass shows each once, in an order of its own.
-        seed: of the pictures, their order and their captions.
-        split: "train" or "val"; the two share no picture index.
+        size: side of the square images.
+        length: number of distinct images; one pass shows each once, in an order of its own.
+        seed: of the images, their order and their captions.
+        split: "train" or "val"; the two share no image index.
         caption_dropout: share of samples with the empty caption, which guidance needs.
         first_index: where in the endless stream the set begins.
+        things: number of named things. A larger number puts a name nearer to any appearance, and
+            shows each name to the model less often.
+        thing_share: share of images of a named thing. The default is as high as leaves most images
+            to the other appearances, so that descriptions are still learned.
+        name_rate: share of a named thing's captions that say its name; the others describe it, so
+            that the name and the description come to mean the same image.
+        style_share: share of images in a named style. Their captions always say its name, since no
+            other word describes its inks. It is lower than that of the things because there are
+            fewer styles.
     """
 
     def __init__(
@@ -111,6 +94,10 @@ class MiniatureWorld:
         split: str = "train",
         caption_dropout: float = 0.0,
         first_index: int = 0,
+        things: int = NAMED_THINGS,
+        thing_share: float = 0.4,
+        name_rate: float = 0.75,
+        style_share: float = 0.1,
     ) -> None:
         if split not in ("train", "val"):
             raise ValueError(f"split must be 'train' or 'val', got {split!r}")
@@ -118,7 +105,23 @@ class MiniatureWorld:
             raise ValueError(f"length must be at least 1, got {length}")
         if not 0 <= caption_dropout <= 1:
             raise ValueError(f"caption_dropout must lie in [0, 1], got {caption_dropout}")
+        for name, share in (
+            ("thing_share", thing_share),
+            ("name_rate", name_rate),
+            ("style_share", style_share),
+            ("thing_share + style_share", thing_share + style_share),
+        ):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {share}")
+        if things < 1 and thing_share > 0:
+            raise ValueError(f"things must be at least 1, got {things}")
         self.size, self.length, self.seed = size, length, seed
+        self.thing_share, self.name_rate, self.style_share = thing_share, name_rate, style_share
+        self._styles = tuple(named_styles().values())
+        # Another image may show a named thing by chance; it is then called by its name as well.
+        known = named_things(things) if thing_share > 0 else {}
+        self._looks = tuple(known.values())
+        self._thing_names = {look: name for name, look in known.items()}
         self.caption_dropout = caption_dropout
         self.first_index = first_index + (_VALIDATION_OFFSET if split == "val" else 0)
         self._order: tuple[int, np.ndarray] | None = None  # the last pass's permutation
@@ -127,19 +130,29 @@ class MiniatureWorld:
         return self.length
 
     def image_ids(self) -> Sequence[int]:
-        """Return the ids of all distinct pictures: 0 … length - 1."""
+        """Return the ids of all distinct images: 0 … length - 1."""
         return range(self.length)
 
-    def spec(self, picture_id: int) -> Spec:
-        """Return what a picture shows."""
-        return sample_spec(self.seed, self.first_index + picture_id)
+    def spec(self, image_id: int) -> Spec:
+        """Return what an image shows."""
+        index = self.first_index + image_id
+        spec = sample_spec(self.seed, index)
+        rng = generator(self.seed, index, Purpose.NAME)
+        kind = rng.random()
+        if kind < self.thing_share:
+            shape, colour, texture, second = self._looks[int(rng.integers(len(self._looks)))]
+            return replace(spec, shape=shape, colour=colour, texture=texture, second=second)
+        if kind < self.thing_share + self.style_share:
+            medium, tone = self._styles[int(rng.integers(len(self._styles)))]
+            return replace(spec, medium=medium, tone=tone)
+        return spec
 
-    def image(self, picture_id: int) -> Array:
-        """Draw a picture: float32 [size, size, 3] in [-1, 1]."""
-        return render(self.spec(picture_id), self.size)
+    def image(self, image_id: int) -> Array:
+        """Return an image: float32 [size, size, 3] in [-1, 1]."""
+        return render(self.spec(image_id), self.size)
 
     def image_of(self, sample: int) -> int:
-        """Return which picture a sample of the run's stream shows."""
+        """Return which image a sample of the run's stream shows."""
         epoch, place = divmod(sample, self.length)
         if self._order is None or self._order[0] != epoch:
             shuffled = generator(self.seed, epoch, Purpose.ORDER).permutation(self.length)
@@ -147,11 +160,21 @@ class MiniatureWorld:
         return int(self._order[1][place])
 
     def caption(self, sample: int, spec: Spec) -> str:
-        """Describe a picture for one sample: in other words at every pass, sometimes not at all."""
+        """Describe an image for one sample: in other words at every pass, sometimes not at all."""
         dropped = generator(self.seed, sample, Purpose.CAPTION_DROPOUT).random()
         if dropped < self.caption_dropout:
             return ""
-        return caption(spec, generator(self.seed, sample, Purpose.CAPTION))
+        return caption(
+            spec,
+            generator(self.seed, sample, Purpose.CAPTION),
+            self.name(sample, spec),
+            style_name(spec),
+        )
+
+    def name(self, sample: int, spec: Spec) -> str:
+        """Return the name that one sample's caption says, empty where it describes the object."""
+        said = generator(self.seed, sample, Purpose.NAME).random() < self.name_rate
+        return self._thing_names.get(spec.look, "") if said else ""
 
     def describe(self, sample: int) -> dict[str, Any]:
         """Return a sample without its pixels: `caption`, `image_id` and `sample`.
@@ -178,4 +201,5 @@ __all__ = [
     "held_out",
     "render",
     "sample_spec",
+    "style_name",
 ]

@@ -61,7 +61,9 @@ class TrainedModel(pl.LightningModule):
         if self.scheduler_config is None:
             return optimizer
         schedule = instantiate_from_config(self.scheduler_config)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        # LambdaLR saves the attributes of an object, but not those of a function: a resumed run
+        # follows the schedule of its own configuration.
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step))
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     def read_weights(self, path: str, ignore: Sequence[str] = (), only: str = "") -> None:

@@ -113,7 +113,7 @@ def log_folder_of(resume: str) -> tuple[Path, Path]:
 
     Raises UserError if there is nothing to resume from.
     """
-    path = Path(resume)
+    path = Path(resume).expanduser().absolute()
     if path.is_file():
         return path.resolve().parent.parent, path
     if not path.is_dir():

@@ -122,6 +122,8 @@ class ImageLogger(pl.Callback):
                 given[OPTIONS[name]] = value
             else:
                 log.info(f"image_logger.params.log_images_kwargs.{name} is left out")
+        if self.max_images < 1:
+            raise ValueError(f"max_images must be at least 1, got {self.max_images}")
         self.sampling = Sampling(seed=seed, **given)
         doublings = range((batch_frequency - 1).bit_length() if increase_log_steps else 0)
         self.early = {2**n for n in doublings}

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from ldm.resources import locate
 from ldm.training.arguments import TRAINER_FLAGS
 from ldm.training.variants import find_variant
 from ldm.util import UserError, get_obj_from_str, parameters
@@ -24,6 +25,12 @@ SETS = ("train", "validation", "test", "predict")
 SECTIONS = ("model", "data", "lightning", "run", "variant", "second_stage")
 # Sections that a second stage may change.
 STAGE_SECTIONS = ("model", "data", "lightning")
+# Entries that name files or folders.
+PATHS = (
+    *("tokenizer", "ckpt_path", "embedding_manager_ckpt", "base_checkpoint"),
+    *("data_root", "second_root", "class_root", "templates"),
+)
+WEIGHTS = ("model.safetensors", "model.ckpt")
 WORDS = "model.params.personalization_config"
 MAPPINGS = (
     *("model", "model.params", WORDS, f"{WORDS}.params", "data", "data.params"),
@@ -243,6 +250,23 @@ def apply_flags(config: DictConfig, options: argparse.Namespace) -> None:
     _apply_words(config, options)
 
 
+def resolve_paths(node: DictConfig) -> None:
+    """Make paths absolute, in place, so that a run resumes from any working directory.
+
+    A path is looked up from the working directory, then among the files of the project. A folder
+    of a model stands for the weights in it. What does not exist stays as it is: it may be a name.
+    """
+    for name in list(node):
+        value = node[name]
+        if isinstance(value, DictConfig):
+            resolve_paths(value)
+        elif name in PATHS and isinstance(value, str) and (place := locate(value)).exists():
+            if name in ("base_checkpoint", "ckpt_path") and place.is_dir():
+                inside = [place / weights for weights in WEIGHTS]
+                place = next((path for path in inside if path.is_file()), place)
+            node[name] = str(place.absolute())
+
+
 def merge(options: argparse.Namespace, stored: Sequence[Path] = ()) -> DictConfig:
     """Return the merged and resolved mapping of a run.
 
@@ -253,7 +277,7 @@ def merge(options: argparse.Namespace, stored: Sequence[Path] = ()) -> DictConfi
     Raises:
         UserError: for what cannot be read or does not fit together.
     """
-    paths = [*stored, *(Path(path) for path in options.base)]
+    paths = [*stored, *(locate(path) for path in options.base)]
     paths += [find_variant(name).path for name in options.variant]
     if not paths:
         raise UserError("no configuration: give --base YAML, or --resume LOGFOLDER")
@@ -266,4 +290,5 @@ def merge(options: argparse.Namespace, stored: Sequence[Path] = ()) -> DictConfi
         raise UserError(f"the configuration does not fit together: {line}") from error
     if missing := sorted(OmegaConf.missing_keys(merged)):
         raise UserError(f"the configuration leaves {missing[0]} open (???): give {missing[0]}=")
+    resolve_paths(merged)
     return merged

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
+from ldm.resources import ROOT
 from ldm.training.progress import logged
 from ldm.words.manager import EmbeddingManager
 
@@ -78,7 +79,8 @@ def _portable(node: Any) -> Any:
         return [_portable(value) for value in node]
     if isinstance(node, str) and Path(node).is_absolute():
         path = Path(node)
-        return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
+        places = (place for place in (Path.cwd(), ROOT) if path.is_relative_to(place))
+        return next((str(path.relative_to(place)) for place in places), path.name)
     return node
 
 

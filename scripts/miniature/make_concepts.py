@@ -1,10 +1,12 @@
 """Draw the concepts to invert: things and styles that the miniature model has never seen.
 
     python scripts/miniature/make_concepts.py
+    python scripts/miniature/make_concepts.py --images 25 --out outputs/concepts   # larger sets
 
 Writes examples/concepts/NAME/1.png … 5.png, as someone might photograph the thing in five places,
 and examples/concepts/concepts.json, which says of each what it is, the first word to start from and
-the scenes that its pictures do not show.
+the scenes that its pictures do not show. An image depends on its concept and number alone: a larger
+set begins with the images of a smaller one.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from ldm.miniature.grammar import MEDIUM_PHRASES, STYLE_PHRASES, object_phrase, 
 from ldm.miniature.world import Spec, held_out, render, sample_spec
 
 SIZE = 128
-PICTURES = 5
+IMAGES = 5
+MOST_IMAGES = 100  # numbers of one concept, before those of another begin
 SEED = 2208  # of the pictures' small differences: place, size, tilt, light
 SHOWN_SCENES = ("meadow", "kitchen", "desert", "snow", "city")
 PROMPT_SCENES = ("beach", "forest", "moon", "sea", "sunset")
@@ -43,7 +46,7 @@ class Concept:
 
     def spec(self, number: int) -> Spec:
         """Describe one of the pictures; scene, view and a style's object vary."""
-        drawn = sample_spec(SEED, number + 100 * sum(map(ord, self.name)))
+        drawn = sample_spec(SEED, number + MOST_IMAGES * sum(map(ord, self.name)))
         scene = SHOWN_SCENES[number % len(SHOWN_SCENES)]
         if self.is_style:
             return replace(drawn, medium=self.medium, scene=scene)
@@ -87,10 +90,14 @@ CONCEPTS = (
     Concept("cyan-ring", "ring", ("ring", "cyan", "stripes", "magenta")),
     Concept("white-cross", "cross", ("cross", "white", "checks", "red")),
     Concept("purple-triangle", "triangle", ("triangle", "purple", "fade", "lime")),
+    Concept("green-circle", "circle", ("circle", "green", "checks", "white")),
+    Concept("navy-square", "square", ("square", "navy", "dots", "orange")),
     Concept("butterfly", "flower", ("butterfly", "magenta", "plain", "")),
     Concept("spiral", "ring", ("spiral", "green", "plain", "")),
     Concept("sepia", "photo", medium="sepia"),
     Concept("blueprint", "sketch", medium="blueprint"),
+    Concept("stamp", "sketch", medium="stamp"),
+    Concept("riso", "painting", medium="riso"),
 )
 
 
@@ -103,18 +110,22 @@ def main() -> None:
     """Draw all concepts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("examples/concepts"))
-    out = parser.parse_args().out
+    parser.add_argument("--images", type=int, default=IMAGES, help="of each concept (5)")
+    options = parser.parse_args()
+    out, count = options.out, options.images
+    if not 1 <= count <= MOST_IMAGES:
+        parser.error(f"--images must lie in [1, {MOST_IMAGES}], got {count}")
     for concept in CONCEPTS:
         folder = out / concept.name
         folder.mkdir(parents=True, exist_ok=True)
-        for number in range(PICTURES):
+        for number in range(count):
             spec = concept.spec(number)
             if not held_out(spec):
                 raise RuntimeError(f"{concept.name} is not held out of training: {spec}")
             to_image(render(spec, SIZE)).save(folder / f"{number + 1}.png", optimize=True)
     records = {concept.name: concept.record() for concept in CONCEPTS}
     (out / "concepts.json").write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
-    print(f"{out}: {len(CONCEPTS)} concepts of {PICTURES} pictures, {SIZE} pixels a side")
+    print(f"{out}: {len(CONCEPTS)} concepts of {count} images, {SIZE} pixels a side")
 
 
 if __name__ == "__main__":

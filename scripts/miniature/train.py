@@ -1,10 +1,10 @@
-"""Train the miniature from nothing: autoencoder, diffusion model, judge. Hours; resumable.
+"""Train the miniature from nothing: tokenizer, autoencoder, diffusion model and its two CLIPs.
 
     python scripts/miniature/train.py [--threads 2] [--device 0]
 
-Each stage is a command line of its own, printed as it starts. A stage whose result is there is not
-run again; an interrupted one goes on from its last checkpoint. Work in progress lies in
-outputs/miniature, results in models/miniature.
+It takes hours and is resumable. Each stage is a command line of its own, printed as it starts. A
+stage whose result is there is not run again; an interrupted one goes on from its last checkpoint.
+Work in progress lies in outputs/miniature, results in models/miniature.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ldm.miniature.clip import TRAINING
 from ldm.util import UserError, cli_main
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ def main() -> int:
     machine = ["--threads", str(options.threads)]
     machine += ["--gpus", options.device] if options.device else []
 
+    if options.again or not (RESULT / "tokenizer" / "vocab.txt").is_file():
+        call("scripts/miniature/train_tokenizer.py")
     autoencoder = WORK / "autoencoder.safetensors"
     if not autoencoder.is_file():
         run = train("autoencoder", machine)
@@ -72,8 +75,9 @@ def main() -> int:
     if options.again or not (RESULT / "model.safetensors").is_file():
         run = train("diffusion", machine, f"model.params.scale_factor={scale_of(autoencoder)}")
         call("scripts/miniature/export.py", "model", "--run", run, "--output", RESULT)
-    if options.again or not (RESULT / "judge" / "model.safetensors").is_file():
-        call("scripts/miniature/train_judge.py")
+    for clip in TRAINING:
+        if options.again or not (RESULT / clip / "model.safetensors").is_file():
+            call("scripts/miniature/train_clip.py", clip)
     log.info("done: %s; measure it with: make miniature-eval", RESULT)
     return 0
 

@@ -5,6 +5,7 @@
 Takes a few seconds and writes models/miniature/tokenizer/, which `BertTokenizer.from_pretrained`
 (and so `BERTEmbedder(tokenizer=…)`) reads. Pieces of words that no caption needs are dropped: a
 word the models have never read is then [UNK], which the command lines report, and not letters.
+The names of things and styles follow, each one entry.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tokenizers.trainers import WordPieceTrainer
 from transformers import BertTokenizer
 
 from ldm.miniature.grammar import vocabulary
+from ldm.miniature.names import names
 from ldm.miniature.world import MiniatureWorld, full_caption, sample_spec
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -31,7 +33,7 @@ MAX_LENGTH = 32
 
 def captions(count: int) -> Iterator[str]:
     """Yield training captions, plain and full, and every word there is."""
-    world = MiniatureWorld()
+    world = MiniatureWorld(thing_share=0.0, style_share=0.0)
     for index in range(count):
         yield world.describe(index)["caption"]
         yield full_caption(sample_spec(0, index))
@@ -46,7 +48,8 @@ def train(count: int) -> list[str]:
     trainer = WordPieceTrainer(vocab_size=2000, min_frequency=1, special_tokens=SPECIAL)
     tokenizer.train_from_iterator(captions(count), trainer)
     used = {token for text in captions(count) for token in tokenizer.encode(text).tokens}
-    return [*SPECIAL, *PLACEHOLDERS, *sorted(used - set(SPECIAL) - set(PLACEHOLDERS))]
+    # A name is one token, and says nothing by its letters: it is not made of pieces.
+    return [*SPECIAL, *PLACEHOLDERS, *sorted(used - set(SPECIAL) - set(PLACEHOLDERS)), *names()]
 
 
 def main() -> None:

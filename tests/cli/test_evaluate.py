@@ -64,7 +64,7 @@ def test_a_word_is_scored(score: Evaluate, caplog: pytest.LogCaptureFixture) -> 
         {"file": "sepia.safetensors", "hash": checkpoint_hash(score.word), "name": None}
     ]
     assert (facts["pictures"], facts["steps"], facts["scale"], facts["seed"]) == (2, 1, 5.0, 42)
-    assert facts["extractor"]["kind"] == "Judge"
+    assert facts["extractor"]["kind"] == "ClipExtractor"
     assert len(facts["checkpoint_hash"]) == len(facts["extractor"]["hash"]) == 16
     assert list(facts["training"]) == ["0.png", "1.png", "2.png"]
     with (score.folder / "scores.csv").open(newline="") as file:

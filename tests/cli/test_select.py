@@ -48,7 +48,7 @@ def test_a_run_says_itself_what_it_was_learned_from(run: Path) -> None:
     plain = json.loads((checkpoints / "selection.json").read_text())
     assert list(plain["steps"]) == ["5", "10", "100"]
     assert plain["settings"]["seed"] == 1_000_000
-    assert plain["settings"]["extractor"]["kind"] == "Judge"
+    assert plain["settings"]["extractor"]["kind"] == "ClipExtractor"
     asked = [prompt["prompt"] for prompt in plain["steps"]["5"]["prompts"]]
     listed = read_prompts(PROMPTS / "miniature-selection.txt")
     assert asked == [prompt.replace("*", "@") for prompt in listed]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ldm.evaluation.clip import ClipExtractor
 from ldm.evaluation.dino import MEAN, STD, DinoExtractor
@@ -22,7 +23,6 @@ from ldm.evaluation.extractors import (
     find_extractor,
 )
 from ldm.evaluation.similarity import without_placeholders
-from ldm.miniature.clip import Judge
 from ldm.util import UserError
 from tests.modules.vocabularies import write_clip
 
@@ -108,6 +108,66 @@ def test_features_equal_transformers_alone(clip_folder: Path) -> None:
     torch.testing.assert_close(extractor.text_features(texts), words, atol=1e-6, rtol=0)
 
 
+def by_pil(image: Image.Image, size: tuple[int, int], mean: list[float], std: list[float]):
+    """Prepare an image by PIL and numpy alone, resized to exactly (width, height)."""
+    levels = np.asarray(image.resize(size, Image.Resampling.BICUBIC), np.float64)
+    scaled = (levels * (1 / 255)).astype(np.float32)
+    normal = (scaled - np.float32(mean)) / np.float32(std)
+    return torch.from_numpy(normal.transpose(2, 0, 1))
+
+
+def test_pixels_are_pils(clip_folder: Path) -> None:
+    extractor = ClipExtractor.load(clip_folder)
+    side = extractor.model.config.vision_config.image_size
+    square = [image for image in pictures() if image.width == image.height]
+    expected = [by_pil(i, (side, side), OPENAI_CLIP_MEAN, OPENAI_CLIP_STD) for i in square]
+    assert torch.equal(extractor.pixels(square), torch.stack(expected))
+
+
+def test_the_folder_says_how_images_are_prepared(tmp_path: Path, clip_folder: Path) -> None:
+    """No crop, and another mean and deviation, as a CLIP of another origin may have."""
+    shutil.copytree(clip_folder, tmp_path / "clip")
+    side = json.loads((clip_folder / "config.json").read_text())["vision_config"]["image_size"]
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
+    own = {
+        "image_processor_type": "CLIPImageProcessor", "resample": 3, "do_center_crop": False,
+        "size": {"height": side, "width": side}, "image_mean": mean, "image_std": std,
+    }  # fmt: skip
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(own))
+    expected = [by_pil(image, (side, side), mean, std) for image in pictures()]
+    found = ClipExtractor.load(tmp_path / "clip").pixels(pictures())
+    assert torch.equal(found, torch.stack(expected))
+    grey = pictures()[0].convert("L")
+    assert torch.equal(
+        ClipExtractor.load(tmp_path / "clip").pixels([grey]),
+        by_pil(grey.convert("RGB"), (side, side), mean, std)[None],
+    )
+
+
+def test_a_clip_with_word_pieces_equals_transformers_alone(untrained_miniature: Path) -> None:
+    from transformers import BertTokenizer, CLIPModel
+
+    folder = untrained_miniature / "judge"
+    texts = ["a red mug on the beach", "a star", ""]
+    model = CLIPModel.from_pretrained(folder).eval()
+    tokenizer = BertTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        read = [
+            model.get_text_features(**_without_types(tokenizer([text], return_tensors="pt")))
+            for text in texts
+        ]
+    expected = torch.cat([getattr(one, "pooler_output", one) for one in read])
+    found = find_extractor(folder).text_features(texts)
+    torch.testing.assert_close(
+        found, torch.nn.functional.normalize(expected, dim=-1), atol=1e-6, rtol=0
+    )
+
+
+def _without_types(tokens: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Leave out what only BERT reads."""
+    return {name: tokens[name] for name in ("input_ids", "attention_mask")}
+
+
 def test_scores_equal_transformers_alone(clip_folder: Path) -> None:
     """Every score of an evaluation, against sums written out over transformers' own embeddings."""
     drawn = pictures(4 * 3)
@@ -156,12 +216,12 @@ def test_dino_features_equal_transformers_alone(dino_folder: Path) -> None:
 
 
 def test_the_folder_decides_the_extractor(clip_folder: Path, untrained_miniature: Path) -> None:
-    clip, judge = find_extractor(clip_folder), find_extractor(untrained_miniature / "judge")
+    clip, own = find_extractor(clip_folder), find_extractor(untrained_miniature / "judge")
     assert isinstance(clip, ClipExtractor)
-    assert isinstance(judge, Judge)
+    assert isinstance(own, ClipExtractor)
     facts = extractor_facts(clip_folder, clip)
     assert facts == extractor_facts(clip_folder, find_extractor(str(clip_folder)))
-    assert facts["hash"] != extractor_facts(untrained_miniature / "judge", judge)["hash"]
+    assert facts["hash"] != extractor_facts(untrained_miniature / "judge", own)["hash"]
     weights = untrained_miniature / "model.safetensors"
     assert default_extractor(weights) == str(untrained_miniature / "judge")
     assert default_extractor(clip_folder / "model.safetensors") == CLIP.published

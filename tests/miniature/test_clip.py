@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ import torch
 from PIL import Image
 
 from ldm.image_io import from_pil
-from ldm.miniature.clip import PROMPTS, Judge, preprocess
-from ldm.miniature.world import Spec, render, sample_spec
+from ldm.miniature.clip import MOST_IMAGES, PROMPTS, TRAINING, Judge, preprocess
+from ldm.miniature.world import MiniatureWorld, Spec, render, sample_spec
 from ldm.util import UserError
 
 MODELS = Path(__file__).parents[2] / "models" / "miniature"
@@ -49,7 +50,7 @@ def test_features_are_unit_vectors_in_float32(folder: Path) -> None:
 def test_pictures_and_tensors_give_the_same_features(folder: Path) -> None:
     judge = Judge.load(folder)
     picture = render(Spec("star", "red"), 64)
-    image = Image.fromarray(((picture + 1) * 127.5).round().astype(np.uint8))
+    image = Image.fromarray(((picture + 1) * 127.5).round().astype(np.uint8)).resize((16, 16))
     torch.testing.assert_close(
         judge.image_features([image]), judge.image_features(from_pil(image)[None])
     )
@@ -86,8 +87,23 @@ def test_preprocess_normalises_as_clip_does() -> None:
 
 
 def test_a_folder_without_a_judge_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no judge in .*train_judge\.py"):
+    with pytest.raises(UserError, match=r"no judge in .*train_clip\.py"):
         Judge.load(tmp_path)
+
+
+def test_the_clip_that_chooses_and_the_clip_that_reports_share_no_image_and_no_seed() -> None:
+    seeds = [images.seed for images in TRAINING.values()]
+    # 0 is the diffusion model's seed.
+    assert len({0, *seeds}) == 1 + len(TRAINING) == 3
+    starts = sorted(images.first_index for images in TRAINING.values())
+    assert all(b - a >= MOST_IMAGES for a, b in itertools.pairwise(starts))
+    # Validation images begin at 2^40.
+    assert starts[-1] + MOST_IMAGES <= 2**40
+    shown = {
+        name: {MiniatureWorld(seed=i.seed, first_index=i.first_index).spec(n) for n in range(100)}
+        for name, i in TRAINING.items()
+    }
+    assert not shown["scorer"] & shown["selector"]
 
 
 @pytest.mark.skipif(
@@ -106,3 +122,11 @@ def test_the_shipped_judge_recognises_unseen_pictures() -> None:
     found = judge.classify(features[colourful], "colour")
     right = [a == specs[i].colour for a, i in zip(found, colourful, strict=True)]
     assert np.mean(right) >= 0.85
+
+
+def test_answers_outside_the_vocabulary_are_left_out() -> None:
+    judge = Judge.load(MODELS / "judge")
+    known = judge.tokenizer.get_vocab()
+    media = judge.answers["medium"]
+    assert {"photo", "painting", "neon"} <= set(media)
+    assert all(word in known for text in media.values() for word in text.split())

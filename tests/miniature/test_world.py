@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from ldm.miniature.grammar import SCENE_PHRASES, vocabulary
+from ldm.miniature.names import names
 from ldm.miniature.render import (
     COLOURS,
     EXTRA_MEDIA,
@@ -33,7 +37,7 @@ from ldm.miniature.world import (
     sample_spec,
 )
 
-TOKENIZER = Path(__file__).parents[2] / "models" / "miniature" / "tokenizer"
+ROOT = Path(__file__).parents[2]
 
 
 def texture_args(texture: str) -> dict[str, str]:
@@ -44,7 +48,7 @@ def test_the_world_is_as_rich_as_promised() -> None:
     assert (len(SHAPES), len(COLOURS), len(TEXTURES), len(SCENES), len(MEDIA)) == (12, 20, 6, 10, 5)
     assert min(len(others) for others in CONTRASTING.values()) >= 8
     assert len(HELD_OUT_LOOKS) >= 8
-    assert len(EXTRA_SHAPES) == len(EXTRA_MEDIA) == 2
+    assert (len(EXTRA_SHAPES), len(EXTRA_MEDIA)) == (2, 4)
 
 
 @pytest.mark.parametrize("medium", [*MEDIA, *EXTRA_MEDIA])
@@ -220,16 +224,22 @@ def test_captions_leave_things_out_and_use_the_templates_words() -> None:
     assert words <= set(vocabulary())
 
 
-def test_the_shipped_tokenizer_knows_every_caption() -> None:
+def test_the_tokenizer_knows_every_caption_and_every_name_is_one_token(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    tokenizer = transformers.BertTokenizer.from_pretrained(TOKENIZER)
+    command = [sys.executable, "scripts/miniature/train_tokenizer.py", "--captions", "4000"]
+    subprocess.run([*command, "--out", str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
+    tokenizer = transformers.BertTokenizer.from_pretrained(tmp_path)
+    entries = (tmp_path / "vocab.txt").read_text(encoding="utf-8").split()
+    assert len(set(entries)) == len(entries) == len(tokenizer)
+    config = OmegaConf.load(ROOT / "configs" / "miniature" / "diffusion.yaml")
+    assert config.model.params.cond_stage_config.params.vocab_size == len(tokenizer)
     assert tokenizer.pad_token_id == 0
     world = MiniatureWorld()
     texts = [world.describe(i)["caption"] for i in range(1000)] + [" ".join(vocabulary())]
     encoded = tokenizer(texts)["input_ids"]
     assert not any(tokenizer.unk_token_id in ids for ids in encoded)
     assert max(len(ids) for ids in encoded[:-1]) <= 32
-    for word in (*vocabulary(), *"*@&~#7z"):
+    for word in (*vocabulary(), *names(), *"*@&~#7z"):
         assert len(tokenizer.tokenize(word)) == 1, word
     assert tokenizer.tokenize("A Close-Up of *") == ["a", "close", "-", "up", "of", "*"]
     assert tokenizer.tokenize("elephant") == ["[UNK]"]

@@ -255,6 +255,27 @@ def test_a_schedule_of_the_rate():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
 
 
+def test_a_resumed_run_follows_the_schedule_of_its_own_configuration():
+    def schedule(decay_start):
+        model = plain_model(
+            scheduler_config={
+                "target": "ldm.lr_scheduler.LambdaWarmUpStableDecayScheduler",
+                "params": {"warm_up_steps": 1, "decay_start": decay_start, "decay_steps": 4},
+            }
+        )
+        model.learning_rate = 0.2
+        (optimizer,), (entry,) = model.configure_optimizers()
+        return optimizer, entry["scheduler"]
+
+    _, plateau = schedule(decay_start=1000)
+    optimizer, decay = schedule(decay_start=2)
+    state = plateau.state_dict() | {"last_epoch": 3}
+    decay.load_state_dict(state)
+    optimizer.step()
+    decay.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)  # two of four steps down
+
+
 def test_a_checkpoint_of_a_run_holds_what_is_trained(tmp_path, model):
     def kept(of):
         checkpoint = {"state_dict": of.state_dict()}

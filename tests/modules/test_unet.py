@@ -186,6 +186,25 @@ def test_attention_block_is_softmax_attention():
     assert_close(block(x), expected)
 
 
+def test_attention_in_bfloat16_trains_as_in_full_precision():
+    attention = randomize(CrossAttention(6, 5, heads=2, dim_head=3))
+    x, context = torch.randn(2, 7, 6), torch.randn(2, 4, 5)
+
+    def gradients(autocast):
+        attention.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = attention(x, context)
+        out.float().square().sum().backward()
+        return out, [weight.grad.clone() for weight in attention.parameters()]
+
+    full, expected = gradients(autocast=False)
+    mixed, found = gradients(autocast=True)
+    assert mixed.dtype == torch.bfloat16
+    assert_close(mixed.float(), full, atol=0.1, rtol=0.05)
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() < 0.05 * other.norm()
+
+
 def test_cross_attention_is_masked_softmax_attention():
     attention = randomize(CrossAttention(6, 5, heads=2, dim_head=3))
     x, context = torch.randn(2, 4, 6), torch.randn(2, 7, 5)

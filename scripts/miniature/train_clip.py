@@ -1,18 +1,23 @@
-"""Train the miniature's judge: a small `transformers` CLIP on pictures and captions of the world.
+"""Train one of the miniature's two CLIPs on images and captions of the world.
 
-    python scripts/miniature/train_judge.py                # about 45 minutes on a core; resumes
-    python scripts/miniature/train_judge.py --measure      # accuracies on unseen pictures
+    python scripts/miniature/train_clip.py scorer            # resumes from its last saved state
+    python scripts/miniature/train_clip.py selector
+    python scripts/miniature/train_clip.py scorer --measure  # accuracies on unseen images
+
+The selector chooses settings, checkpoints and words; the scorer reports results. They share no
+training image and no seed (`ldm.miniature.clip.TRAINING`), so that a choice cannot fit the errors
+of the CLIP that reports it.
 
 The loss is CLIP's over the batch's captions plus a cross entropy for each attribute over its text
 prompts, which a batch of random captions teaches only slowly, plus a cross entropy of the object's
 silhouette, read by linear layers that are thrown away afterwards from each patch, and in a quarter
 of the resolution from the pooled vector: the patches see outlines, and the pooled vector gathers
-them, long before captions would teach it. Unlike the generator, the judge sees the shapes
-and media held out as well: it has to recognise them. Pictures are flipped, blurred and made noisy
-at random, since those it will judge come out of a decoder.
+them, long before captions would teach it. Unlike the diffusion model, a CLIP
+sees the shapes and media held out as well: it has to recognise them. Images are flipped, blurred
+and made noisy at random, since the images it will score come out of a decoder.
 
-The state goes to logs/miniature-judge/last.pt every few minutes; at the end half-precision weights,
-configuration and tokeniser go to models/miniature/judge/.
+The state goes to logs/miniature-NAME/last.pt every few minutes; at the end half-precision weights,
+configuration and tokenizer go to models/miniature/NAME/.
 """
 
 from __future__ import annotations
@@ -32,38 +37,69 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import BertTokenizer, CLIPConfig, CLIPModel
 
-from ldm.miniature.clip import PROMPTS, Judge, encode_texts, preprocess
+from ldm.miniature.clip import (
+    PROMPTS,
+    TRAINING,
+    Judge,
+    TrainingImages,
+    encode_texts,
+    preprocess,
+)
 from ldm.miniature.grammar import caption
 from ldm.miniature.measure import draw_specs, judge_accuracy, truth
 from ldm.miniature.render import EXTRA_MEDIA, silhouette
 from ldm.miniature.shapes import EXTRA_SHAPES
-from ldm.miniature.world import Spec, full_caption, sample_spec
+from ldm.miniature.world import MiniatureWorld, Spec, full_caption, style_name
 from ldm.randomness import Purpose, generator
 
-SEED = 77
-COLOURLESS = ("sketch", "sepia", "blueprint")
+# Media that do not show an object's colours.
+COLOURLESS = ("sketch", "sepia", "blueprint", "stamp", "riso")
 # How much each attribute counts in the loss.
 WEIGHTS = {"shape": 2.0, "colour": 1.0, "scene": 0.7, "medium": 0.5, "texture": 0.5, "detail": 0.4}
 OUTLINE_WEIGHT = 4.0
-LOG = logging.getLogger("judge")
+LOG = logging.getLogger("clip")
 
 
-def judge_spec(index: int) -> Spec:
-    """Draw what a picture shows, held-out shapes and media included."""
-    spec = sample_spec(SEED, index)
-    rng = generator(SEED, index, Purpose.ORDER)
-    if rng.random() < 0.12:
-        spec = replace(spec, shape=list(EXTRA_SHAPES)[int(rng.integers(len(EXTRA_SHAPES)))])
-    if rng.random() < 0.1:
-        spec = replace(spec, medium=EXTRA_MEDIA[int(rng.integers(len(EXTRA_MEDIA)))])
-    return spec
+class Stream:
+    """The training images of one CLIP, held-out shapes and media included, and their captions."""
+
+    def __init__(self, images: TrainingImages) -> None:
+        self.seed, self.first_index = images.seed, images.first_index
+        # A CLIP has fewer steps than the diffusion model, so half of the captions describe.
+        self.world = MiniatureWorld(seed=images.seed, first_index=images.first_index, name_rate=0.5)
+
+    def spec(self, number: int) -> Spec:
+        """Return what an image shows; `number` counts from 0 within this CLIP's images."""
+        spec = self.world.spec(number)
+        rng = generator(self.seed, self.first_index + number, Purpose.ORDER)
+        if rng.random() < 0.12:
+            spec = replace(spec, shape=list(EXTRA_SHAPES)[int(rng.integers(len(EXTRA_SHAPES)))])
+        if rng.random() < 0.1:
+            medium = EXTRA_MEDIA[int(rng.integers(len(EXTRA_MEDIA)))]
+            spec = replace(spec, medium=medium, tone="")
+        return spec
+
+    def caption(self, number: int, spec: Spec) -> str:
+        """Return the caption of an image, a full one seven times in ten."""
+        rng = generator(self.seed, self.first_index + number, Purpose.CAPTION)
+        name, style = self.world.name(number, spec), style_name(spec)
+        if rng.random() < 0.7:
+            return full_caption(spec, name, style)
+        return caption(spec, rng, name, style)
 
 
 def labels(specs: list[Spec], attribute: str) -> Tensor:
-    """Return each picture's answer as an index into `PROMPTS[attribute]`; -100 where unseen."""
+    """Return each image's answer as an index into `PROMPTS[attribute]`; -100 where unseen.
+
+    An image in two inks shows no colours of the object, and no medium but its own named style.
+    """
     answers = list(PROMPTS[attribute])
     of_colour = attribute in ("colour", "detail")
-    hidden = [of_colour and spec.medium in COLOURLESS for spec in specs]
+    hidden = [
+        (of_colour and spec.medium in COLOURLESS)
+        or (bool(spec.tone) and (of_colour or attribute == "medium"))
+        for spec in specs
+    ]
     right = [answers.index(answer) for answer in truth(specs, attribute)]
     return torch.tensor([-100 if h else answer for h, answer in zip(hidden, right, strict=True)])
 
@@ -89,8 +125,8 @@ def roughen(pictures: Tensor, seed: int) -> Tensor:
     return pictures + amount(1) ** 2 * 0.15 * noise
 
 
-def build(tokenizer: BertTokenizer) -> CLIPModel:
-    """Return the untrained model, 1.0 M parameters."""
+def build(tokenizer: BertTokenizer, seed: int) -> CLIPModel:
+    """Return the untrained model, 1.1 M parameters."""
     text = {
         **{"vocab_size": len(tokenizer), "hidden_size": 96, "intermediate_size": 192},
         **{"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 32},
@@ -100,12 +136,15 @@ def build(tokenizer: BertTokenizer) -> CLIPModel:
         **{"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4},
         **{"num_attention_heads": 4, "image_size": 64, "patch_size": 8},
     }
-    torch.manual_seed(SEED)
-    return CLIPModel(CLIPConfig(projection_dim=128, text_config=text, vision_config=vision))
+    torch.manual_seed(seed)
+    config = CLIPConfig(projection_dim=128, text_config=text, vision_config=vision)
+    # The backward pass of torch's fused attention is slow in bfloat16 on the CPU.
+    config._attn_implementation = "eager"
+    return CLIPModel(config)
 
 
 class Student(torch.nn.Module):
-    """The judge, and the layers that read the silhouette off its patches and its pooled vector."""
+    """A CLIP, and the layers that read the silhouette off its patches and its pooled vector."""
 
     def __init__(self, model: CLIPModel) -> None:
         super().__init__()
@@ -127,26 +166,28 @@ class Student(torch.nn.Module):
         return features, loss + F.binary_cross_entropy_with_logits(layout, coarse)
 
 
-def loss_of(student: Student, tokenizer: BertTokenizer, step: int, batch: int) -> Tensor:
+def loss_of(
+    student: Student, tokenizer: BertTokenizer, stream: Stream, step: int, batch: int
+) -> Tensor:
     """Return one step's loss."""
     model = student.clip
     indices = range(step * batch, (step + 1) * batch)
-    specs = [judge_spec(i) for i in indices]
-    rngs = [generator(SEED, i, Purpose.CAPTION) for i in indices]
-    texts = [
-        full_caption(spec) if rng.random() < 0.7 else caption(spec, rng)
-        for spec, rng in zip(specs, rngs, strict=True)
-    ]
+    specs = [stream.spec(i) for i in indices]
+    texts = [stream.caption(i, spec) for i, spec in zip(indices, specs, strict=True)]
     prompts = [prompt for name in WEIGHTS for prompt in PROMPTS[name].values()]
     scale = model.logit_scale.exp().clamp(max=60)
     masks = torch.from_numpy(np.stack([silhouette(spec) for spec in specs]))[:, None]
     both = flip(torch.cat([draw_specs(specs), masks], dim=1), step)
-    images, outline = student.embed(roughen(both[:, :3], step), both[:, 3:])
-    pairs = scale * images @ encode_texts(model, tokenizer, texts).T
+    # The networks compute in bfloat16, which is twice as fast; similarities need float32.
+    with torch.autocast("cpu", torch.bfloat16):
+        images, outline = student.embed(roughen(both[:, :3], step), both[:, 3:])
+        described = encode_texts(model, tokenizer, texts)
+        answers = encode_texts(model, tokenizer, prompts)  # apart, as they are much shorter
+    images, described, answers = images.float(), described.float(), answers.float()
+    pairs = scale * images @ described.T
     target = torch.arange(batch)
     loss = (F.cross_entropy(pairs, target) + F.cross_entropy(pairs.T, target)) / 2
     loss = loss + OUTLINE_WEIGHT * outline
-    answers = encode_texts(model, tokenizer, prompts)  # apart, as they are much shorter
     asked = (scale * images @ answers.T).split([len(PROMPTS[name]) for name in WEIGHTS], dim=1)
     for name, logits in zip(WEIGHTS, asked, strict=True):
         loss = loss + WEIGHTS[name] * F.cross_entropy(logits, labels(specs, name))
@@ -162,7 +203,9 @@ def rate_factor(step: int, steps: int, warmup: int) -> float:
 
 def train(options: argparse.Namespace, tokenizer: BertTokenizer) -> CLIPModel:
     """Train from the last saved state, or from nothing."""
-    model = build(tokenizer)
+    images = TRAINING[options.name]
+    stream = Stream(images)
+    model = build(tokenizer, images.seed)
     student = Student(model).train()
     optimizer = torch.optim.AdamW(
         student.parameters(), lr=options.rate, weight_decay=0.05, betas=(0.9, 0.98)
@@ -179,7 +222,7 @@ def train(options: argparse.Namespace, tokenizer: BertTokenizer) -> CLIPModel:
     for step in range(first, options.steps):
         for group in optimizer.param_groups:
             group["lr"] = options.rate * rate_factor(step, options.steps, options.warmup)
-        loss = loss_of(student, tokenizer, step, options.batch)
+        loss = loss_of(student, tokenizer, stream, step, options.batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -216,16 +259,19 @@ def save(model: CLIPModel, tokenizer: BertTokenizer, folder: Path) -> None:
 def main() -> None:
     """Train and save, or measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=tuple(TRAINING), help="which CLIP")
     parser.add_argument("--steps", type=int, default=3900)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=1.2e-3)
     parser.add_argument("--warmup", type=int, default=200)
     parser.add_argument("--every", type=int, default=125, help="steps between saved states")
     parser.add_argument("--tokenizer", type=Path, default=Path("models/miniature/tokenizer"))
-    parser.add_argument("--out", type=Path, default=Path("models/miniature/judge"))
-    parser.add_argument("--logdir", type=Path, default=Path("logs/miniature-judge"))
-    parser.add_argument("--measure", action="store_true", help="only measure the saved judge")
+    parser.add_argument("--out", type=Path, help="folder (models/miniature/NAME)")
+    parser.add_argument("--logdir", type=Path, help="folder of the state (logs/miniature-NAME)")
+    parser.add_argument("--measure", action="store_true", help="only measure the saved CLIP")
     options = parser.parse_args()
+    options.out = options.out or Path("models/miniature") / options.name
+    options.logdir = options.logdir or Path(f"logs/miniature-{options.name}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if not options.measure:
         tokenizer = BertTokenizer.from_pretrained(options.tokenizer)

@@ -1,0 +1,316 @@
+"""Nothing is lost and nothing is silently wrong: numbers, resuming, folders, signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import main
+from ldm.training.callbacks import CUDACallback
+from ldm.training.config import load
+from ldm.training.folder import working_folder
+from ldm.training.resume import read_checkpoint
+from ldm.util import UserError
+from ldm.words.files import read_words
+from tests.training.conftest import Outcome
+
+Learn = Callable[..., Outcome]
+ROOT = Path(__file__).parents[2]
+WORDS = "model.params.personalization_config.params"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file of a log folder with its content, but for the lock."""
+    found = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in found}
+
+
+# -- numbers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["loss", "word"])
+def test_a_run_stops_at_the_first_number_that_is_not_finite(
+    learn: Learn, where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The word of step 3, before the damage, is kept; the checkpoint is that of the last save."""
+
+    def damage(self: object, trainer: object, module: object, batch: object, i: int) -> None:
+        if i == 3:
+            word = module.embedding_manager.string_to_param_dict["*"]  # type: ignore[attr-defined]
+            if where == "word":
+                word.register_hook(lambda grad: grad * float("nan"))
+            else:
+                scale = module.scale_factor * float("nan")  # type: ignore[attr-defined]
+                module.scale_factor = scale  # type: ignore[attr-defined]
+
+    whole = learn("whole", "--max_steps", "3")
+    monkeypatch.setattr(CUDACallback, "on_train_batch_start", damage, raising=False)
+    with pytest.raises(UserError, match=r"stopped at step 4: .* is not finite") as caught:
+        learn("broken", "--max_steps", "6")
+    assert "learning rate (0.01) is probably too high" in str(caught.value)
+    assert "recision" not in str(caught.value)
+    (folder,) = (tmp_path / "logs").glob("*_broken")
+    word = read_words(folder / "checkpoints" / "embeddings.safetensors")
+    assert torch.equal(word.words["*"], whole.word())
+    assert word.metadata["step"] == "3"
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt").step == 2
+
+
+def test_half_precision_is_blamed_only_in_half_precision(
+    learn: Learn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damage(self: object, trainer: object, module: object, batch: object, i: int) -> None:
+        module.scale_factor = float("nan")  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(CUDACallback, "on_train_batch_start", damage, raising=False)
+    with pytest.raises(UserError, match=r"Half precision \(bf16-mixed\) is the likely cause"):
+        learn("half", "--precision", "bf16-mixed")
+
+
+def test_a_word_far_outside_the_vocabulary_is_warned_of(
+    learn: Learn, caplog: pytest.LogCaptureFixture
+) -> None:
+    learn("far", "model.base_learning_rate=50", "--no-test")
+    assert caplog.text.count("times the vocabulary's mean norm (more than 10)") == 1
+    assert "lower model.base_learning_rate" in caplog.text
+
+
+def test_a_word_that_did_not_move_is_warned_of(
+    learn: Learn, caplog: pytest.LogCaptureFixture
+) -> None:
+    learn("still", "model.base_learning_rate=1e-30", "--no-test")
+    assert "nothing was learned: no word moved in 2 steps" in caplog.text
+    caplog.clear()
+    learn("moved", "--no-test")
+    assert "nothing was learned" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["model.base_learning_rate=0"], "base_learning_rate is 0: nothing would be learned"),
+        (["model.base_learning_rate=-1"], "base_learning_rate: expected 0 to 1000, got -1"),
+        (["model.base_learning_rate=1e38"], "expected 0 to 1000, got 1e[+]38"),
+        (["model.params.model_lr=-1"], "model.params.model_lr: expected 0 to 1000, got -1"),
+        (["data.params.train.params.size=7"], "train.params.size: expected a multiple of 2"),
+        (["data.params.train.params.size=0"], "train.params.size: expected a multiple of 2"),
+        (["lightning.callbacks.image_logger.params.ddim_steps=2000"], "expected 1 to 1000, got 2"),
+        (["lightning.callbacks.image_logger.params.max_images=0"], "max_images.* at least 1"),
+    ],
+)
+def test_values_are_checked_before_the_model_is_read(
+    arguments: list[str], change: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        main.main([*arguments, *change])
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "logs").glob("*"))
+
+
+def test_empty_flags_say_what_is_used(
+    arguments: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    load([*arguments, "--init_word", "", "--placeholder_string", ""])
+    assert "--init_word is empty: the configuration's ['cat'] stay" in caplog.text
+    assert "--placeholder_string is empty: the configuration's ['*'] stay" in caplog.text
+
+
+# -- resuming -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ([f"{WORDS}.num_vectors_per_token=2"], r"word '\*' has shape \[1, 16\] in the checkpoint"),
+        (["--placeholder_string", "@"], "the checkpoint has no word '@'"),
+        (["model.params.unfreeze_model=true"], "the checkpoint has no model.diffusion_model"),
+        (["--embedding_manager_ckpt", "words.pt"], "takes its words from the checkpoint"),
+        (["--precision", "17"], "--precision 17: expected one of"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_one_line_and_nothing_changes(
+    learn: Learn, change: list[str], message: str
+) -> None:
+    outcome = learn("fits", "--no-test")
+    before = files(outcome.folder)
+    resume = ["-t", "--no-test", "--resume", str(outcome.folder), "--max_steps", "3"]
+    with pytest.raises(UserError, match=message) as caught:
+        main.main([*resume, *change])
+    assert "\n" not in str(caught.value)
+    assert files(outcome.folder) == before
+    assert main.main(resume) == 0
+    assert read_checkpoint(outcome.folder / "checkpoints" / "last.ckpt").step == 3
+
+
+def test_a_finished_run_says_so_and_changes_nothing(
+    learn: Learn, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcome = learn("finished", "--no-test")
+    before = files(outcome.folder)
+    with caplog.at_level("INFO"):
+        assert main.main(["-t", "--no-test", "--resume", str(outcome.folder)]) == 0
+    assert "finished at step 2 of 2" in caplog.text
+    assert files(outcome.folder) == before
+
+
+def test_changed_images_are_warned_of(
+    learn: Learn, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for path in pictures.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    outcome = learn("images", "--data_root", str(folder), "--no-test")
+    (folder / "0.png").unlink()
+    Image.new("RGB", (9, 9)).save(folder / "9.png")
+    assert main.main(["-t", "--no-test", "--resume", str(outcome.folder), "--max_steps", "3"]) == 0
+    assert "1 of 3 are missing or changed, 1 are new" in caplog.text
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _flip(path: Path) -> None:
+    """Flip bits of a tensor's data, which torch does not notice."""
+    content = torch.load(path, weights_only=True)
+    word = content["state_dict"]["embedding_manager.string_to_param_dict.*"]
+    data = bytearray(path.read_bytes())
+    place = data.index(word.numpy().tobytes())
+    data[place + 3] ^= 0x40
+    path.write_bytes(data)
+
+
+def _remove(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [_truncate, _empty, _flip, _remove])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    learn: Learn, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = learn("whole", "--max_steps", "5", "--no-test")
+    outcome = learn("damaged", "--max_steps", "5", "--no-test")
+    damage(outcome.folder / "checkpoints" / "last.ckpt")  # of step 5; before it is that of step 4
+    assert main.main(["-t", "--no-test", "--resume", str(outcome.folder)]) == 0
+    assert "is damaged" in caplog.text
+    assert "resuming from previous.ckpt, saved at step 4" in caplog.text
+    assert torch.equal(outcome.word(), whole.word())
+
+
+def test_two_damaged_checkpoints_are_one_line(learn: Learn) -> None:
+    outcome = learn("both", "--no-test")
+    checkpoints = outcome.folder / "checkpoints"
+    _flip(checkpoints / "last.ckpt")
+    (checkpoints / "previous.ckpt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"last.ckpt is damaged .* no earlier checkpoint can be"):
+        main.main(["-t", "--resume", str(outcome.folder)])
+
+
+def test_a_run_learns_and_resumes_from_any_folder(tmp_path: Path) -> None:
+    """The miniature's tokenizer, images and weights lie in the project; a folder names weights."""
+    command = [sys.executable, str(ROOT / "main.py"), "-t", "--no-test", "--threads", "1"]
+    start = [
+        *("--base", "configs/miniature/finetune.yaml", "--actual_resume", "models/miniature"),
+        *(
+            "--data_root",
+            "examples/concepts/teal-star",
+            "--max_steps",
+            "1",
+            "-n",
+            "x",
+            "-l",
+            "mine",
+        ),
+    ]
+    done = subprocess.run([*command, *start], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "mine").iterdir()
+    facts = read_words(folder / "checkpoints" / "embeddings.safetensors").metadata
+    assert '"tokenizer": "models/miniature/tokenizer"' in facts["config"]
+    assert str(ROOT) not in facts["config"]
+    more = ["--resume", str(folder), "--max_steps", "2"]
+    done = subprocess.run([*command, *more], cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt").step == 2
+
+
+# -- folders and signals --------------------------------------------------------------------------
+
+
+def test_a_folder_has_one_owner(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib\n"
+        "from ldm.training.folder import working_folder\n"
+        "with working_folder(pathlib.Path(sys.argv[1]), False):\n"
+        "    print('held', flush=True); sys.stdin.read()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with (
+        pytest.raises(UserError, match=f"in use by process {holder.pid} on "),
+        working_folder(tmp_path, exclusive=False),
+    ):
+        pass
+    holder.kill()
+    holder.wait()
+    with working_folder(tmp_path, exclusive=False) as folder:  # a killed process leaves no lock
+        assert folder == tmp_path
+
+
+def test_a_failed_run_leaves_no_empty_folder(learn: Learn, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="xylophone"):
+        learn("none", "--init_word", "xylophone")
+    assert not list((tmp_path / "logs").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
+def test_signals_of_schedulers_and_terminals_save(
+    learn: Learn, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: object, trainer: object, module: object, batch: object, i: int) -> None:
+        if i == 2:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CUDACallback, "on_train_batch_start", interrupt, raising=False)
+        outcome = learn("asked", "--max_steps", "9", "--no-test")
+    assert outcome.status == 128 + number
+    assert read_checkpoint(outcome.folder / "checkpoints" / "last.ckpt").step == 3
+
+
+@pytest.mark.parametrize("moment", ["start", "twice"])
+def test_an_interrupt_says_so_and_exits_with_130(arguments: list[str], moment: str) -> None:
+    command = [sys.executable, str(ROOT / "main.py"), *arguments, "--max_steps", "100000"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    text = ""
+    wanted = "effective learning rate" if moment == "start" else "step 1"
+    while wanted not in text and process.poll() is None:
+        text += process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    if moment == "twice":
+        time.sleep(0.002)
+        process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert "Traceback" not in rest
+    assert process.returncode == 130
+    if moment == "start":
+        assert rest.endswith("interrupted\n")
