@@ -22,6 +22,11 @@ def stable_txt2img() -> None:
     _run("txt2img", "STABLE_DIFFUSION")
 
 
+def img2img() -> None:
+    """Run `scripts/img2img.py`: generate images from an image and a prompt."""
+    _run("img2img")
+
+
 def merge() -> None:
     """Run `merge_embeddings.py`: merge or blend files of learned words."""
     _run("merge")

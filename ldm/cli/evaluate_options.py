@@ -14,7 +14,7 @@ from ldm.cli.common import (
     sampling_of,
 )
 from ldm.cli.txt2img_options import LATENT_DIFFUSION
-from ldm.sampling import PRECISIONS
+from ldm.sampling import PRECISIONS, SAMPLERS
 from ldm.util import UserError
 
 DEFAULT_CONFIG = LATENT_DIFFUSION.config
@@ -110,7 +110,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _add_how(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how to draw and to score")
     group.add_argument("--pictures", type=int, default=64, help="of each prompt (64)")
-    group.add_argument("--steps", type=int, default=50, help="DDIM steps, 1..1000 (50)")
+    group.add_argument("--steps", type=int, default=50, help="sampling steps, 1..1000 (50)")
+    group.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="the sampler (ddim)")
+    group.add_argument("--karras", action="store_true", help="Karras spacing, for few steps")
     group.add_argument("--scale", type=float, default=5.0, help="guidance (5)")
     group.add_argument("--seed", type=int, default=42, help="of the first image (42)")
     group.add_argument(

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ldm.experiments.figures.guided import from_image
+from ldm.editing.guided import from_image
 from ldm.experiments.figures.layout import Cell, Row, draw_grid
 from ldm.experiments.figures.record import Drawing, Figure, Line, Table
 from ldm.experiments.figures.studio import Scored, Studio
 from ldm.experiments.figures.style import readable
 from ldm.experiments.figures.subjects import Subject
-from ldm.inference import GeneratedImage
+from ldm.inference import GeneratedImage, Sampling
 from ldm.util import UserError
 from ldm.words.placeholders import DEFAULT_PLACEHOLDER, replace
 
@@ -166,15 +166,15 @@ def _ways(
 
 def _guided(studio: Studio, prompts: Sequence[str], subject: Subject) -> list[list[GeneratedImage]]:
     request = studio.request
+    sampling = Sampling(steps=request.steps, scale=request.scale, seed=request.seed, batch_size=0)
     return [
         from_image(
             studio.model,
             subject.pictures[0],
             _in_place(prompt, subject.first_word),
-            range(request.seed, request.seed + request.pictures),
+            sampling,
+            samples=request.pictures,
             strength=STRENGTH,
-            steps=request.steps,
-            scale=request.scale,
         )
         for prompt in prompts
     ]

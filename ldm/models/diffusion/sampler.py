@@ -231,6 +231,7 @@ class Sampler(ABC):
         callback: Callable[[int], object] | None = None,
         img_callback: Callable[[Tensor, int], object] | None = None,
         noise_source: NoiseSource | None = None,
+        skip: int = 0,
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """Sample `batch_size` latents in exactly S steps.
 
@@ -250,6 +251,7 @@ class Sampler(ABC):
             callback: called with the step's number after each step.
             img_callback: called with (predicted x_0, the step's number).
             noise_source: gives the noise; default: torch's global generator.
+            skip: number of steps left out at the noisy end; x_T is then the latent at that level.
 
         Returns:
             The latents [b,c,h,w], and {"x_inter": [...], "pred_x0": [...]}.
@@ -261,7 +263,7 @@ class Sampler(ABC):
             raise ValueError("mask and x0 go together: give both or neither")
         check_conditioning("conditioning", conditioning, batch_size)
         check_conditioning("unconditional_conditioning", unconditional_conditioning, batch_size)
-        steps = self.plan(S, eta)
+        steps = self.plan(S, eta)[skip:]
         noise = noise_source or _global_noise
         size = (batch_size, *shape)
         device = self.model.device
@@ -291,8 +293,8 @@ class Sampler(ABC):
                     callback(step.position)
                 if img_callback is not None:
                     img_callback(pred_x0, step.position)
-                remaining = len(steps) - 1 - step.position
-                if remaining % log_every_t == 0 or step.position == 0:
+                remaining = S - 1 - step.position
+                if remaining % log_every_t == 0 or step.position == skip:
                     intermediates["x_inter"].append(x)
                     intermediates["pred_x0"].append(pred_x0)
         return x, intermediates

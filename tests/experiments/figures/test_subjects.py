@@ -8,11 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.experiments.figures.comparison import _in_place, known_words
-from ldm.experiments.figures.guided import from_image
+from ldm.experiments.figures.comparison import _in_place
 from ldm.experiments.figures.subjects import read_subject
-from ldm.image_io import open_rgb
-from ldm.inference import load_model
 from ldm.util import UserError
 from ldm.words.files import write_words
 
@@ -67,25 +64,3 @@ def test_a_broken_record_is_one_line(some_concepts: Path) -> None:
 )
 def test_captions_stand_in_the_words_place(prompt: str, text: str, wanted: str) -> None:
     assert _in_place(prompt, text) == wanted
-
-
-def test_little_noise_keeps_the_image_and_much_does_not(untrained_miniature: Path) -> None:
-    model = load_model(
-        untrained_miniature / "config.yaml", untrained_miniature / "model.safetensors"
-    )
-    picture = open_rgb(ROOT / "examples" / "concepts" / "red-mug" / "1.png")
-
-    def drawn(strength: float) -> torch.Tensor:
-        (found,) = from_image(model, picture, "a mug", [3], strength=strength, steps=20, scale=1)
-        return torch.tensor(list(found.image.tobytes()), dtype=torch.float32)
-
-    alone = drawn(0.01)
-    assert (drawn(0.05) - alone).abs().mean() < (drawn(1.0) - alone).abs().mean()
-    assert torch.equal(drawn(0.05), drawn(0.05))
-    assert "star" in known_words(model)
-
-
-@pytest.mark.parametrize(("strength", "seeds"), [(0.0, [1]), (1.1, [1]), (0.5, [])])
-def test_strength_and_seeds_out_of_range_are_refused(strength: float, seeds: list[int]) -> None:
-    with pytest.raises(ValueError, match="must"):
-        from_image(None, Image.new("RGB", (8, 8)), "*", seeds, strength=strength)

@@ -1,0 +1,110 @@
+"""`scripts/img2img.py`: generate images from an image and a prompt."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from ldm.cli.common import Parser, check_output_folder, choose_device, sampling_of
+from ldm.cli.image_options import add_painter, facts, find_files, load
+from ldm.sampling import SAMPLERS
+from ldm.util import UserError
+
+log = logging.getLogger(__name__)
+
+EXAMPLES = """examples:
+  a learned word in the composition of an image:
+    python scripts/img2img.py --init-img sketch.png --prompt "a painting of *" \\
+        --embedding_path embeddings.pt --strength 0.75
+  with the miniature model, which comes with the project:
+    python scripts/img2img.py --ckpt_path models/miniature --prompt "a blue mug on the beach" \\
+        --init-img examples/concepts/red-mug/1.png --strength 0.5
+"""
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line.
+
+    Raises:
+        UserError: unknown or malformed options.
+    """
+    parser = Parser(
+        prog="scripts/img2img.py",
+        description="Generate images of a prompt that start from a given image (SDEdit).",
+        epilog=EXAMPLES,
+    )
+    group = parser.add_argument_group("what to generate")
+    group.add_argument(
+        "--init-img", "--image", dest="image", metavar="FILE", required=True, help="the image"
+    )
+    group.add_argument("--prompt", metavar="TEXT", required=True, help="the text")
+    group.add_argument(
+        "--strength",
+        type=float,
+        default=0.75,
+        help="0 keeps the image, 1 keeps nothing of it: the share of the steps made (0.75)",
+    )
+    add_painter(parser)
+    group = parser.add_argument_group("how to generate")
+    group.add_argument("--steps", "--ddim_steps", type=int, default=50, help="1..1000 (50)")
+    group.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="the sampler (ddim)")
+    group.add_argument("--karras", action="store_true", help="Karras spacing, for few steps")
+    group.add_argument("--eta", "--ddim_eta", type=float, default=0.0, help="DDIM's noise, 0..1")
+    group.add_argument("--scale", type=float, default=5.0, help="guidance scale (5)")
+    group.add_argument("--negative_prompt", default="", help="what guidance leads away from")
+    group.add_argument("--seed", type=int, default=42, help="seed of the first image (42)")
+    group.add_argument("--n_samples", type=int, default=4, help="number of images (4)")
+    group.add_argument("--batch_size", type=int, default=4, help="images at a time (4)")
+    group = parser.add_argument_group("where to put it (nothing is overwritten)")
+    group.add_argument("--outdir", metavar="DIR", default="outputs/img2img-samples")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Generate the images that the options describe.
+
+    Raises:
+        UserError: a wrong option; most are found before weights are read.
+    """
+    sampling = sampling_of(options)
+    if not 0 < options.strength <= 1:
+        raise UserError(f"--strength must lie in (0, 1], got {options.strength}")
+    if options.n_samples < 1:
+        raise UserError(f"--n_samples must be at least 1, got {options.n_samples}")
+    folder = check_output_folder(options.outdir)
+    find_files(options)
+
+    from ldm.editing.guided import from_image
+    from ldm.image_io import open_rgb, pil_grid, safe_name, save_png
+    from ldm.words.loading import check_words
+
+    image = open_rgb(options.image)
+    prompts = [options.prompt, options.negative_prompt]
+    check_words(options.embedding_path, prompts)
+    device = choose_device(options.device)
+    model = load(options, prompts).to(device)
+    made = from_image(
+        model,
+        image,
+        options.prompt,
+        sampling,
+        samples=options.n_samples,
+        strength=options.strength,
+        progress=sys.stderr.isatty(),
+    )
+    made_by, name = facts(options), safe_name(options.prompt)
+    for one in made:
+        path = folder / "samples" / f"{name}_{one.seed}.png"
+        save_png(one.image, path, {**one.settings, **made_by})
+    grid = pil_grid([image.resize(made[0].image.size), *(one.image for one in made)])
+    settings = {**made[0].settings, **made_by}
+    path = save_png(grid, folder / f"{name}.png", settings)
+    log.info("%s: the image, then the results", path)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    return run(parse(arguments))

@@ -1,0 +1,87 @@
+"""Generate images from an image and a prompt (SDEdit, Meng et al., arXiv 2108.01073).
+
+The latent of the image is noised to a timestep, and the sampler continues from there. The more
+noise, the more the prompt decides.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ldm.editing.images import encode, model_size, resized
+from ldm.image_io import to_pil
+from ldm.inference import GeneratedImage, make_sampler, seeded_noise
+from ldm.models.diffusion.sampler import timestep_batch
+from ldm.sampling import Sampling
+
+
+@torch.no_grad()
+def from_image(
+    model: Any,
+    image: Image.Image,
+    prompt: str,
+    sampling: Sampling,
+    *,
+    samples: int = 1,
+    strength: float = 0.75,
+    progress: bool = False,
+) -> list[GeneratedImage]:
+    """Generate images of a prompt that start from a noised image.
+
+    Args:
+        model: a `LatentDiffusion` in evaluation mode, with its words loaded.
+        image: RGB of any size; it is scaled to the model's own.
+        prompt: the text.
+        sampling: the settings; `steps` counts the whole run. The size is that of the image.
+        samples: number of images; image i has seed + i.
+        strength: share of the steps that are made, in (0, 1], at least one step. 1 starts at noise.
+        progress: show a bar for each batch.
+
+    Raises:
+        ValueError: strength or samples out of range.
+    """
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength must lie in (0, 1], got {strength}")
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    if model.embedding_manager is not None:
+        model.embedding_manager.check_prompts([prompt, sampling.negative_prompt])
+    sampler = make_sampler(model, sampling)
+    plan = sampler.plan(sampling.steps, sampling.eta)
+    skip = len(plan) - max(1, round(strength * len(plan)))
+    width, height = model_size(model, image.size)
+    settings = {**sampling.metadata(), "height": height, "width": width, "strength": strength}
+    seeds = [sampling.seed + i for i in range(samples)]
+    at_once = sampling.batch_size or samples
+    made: list[GeneratedImage] = []
+    with model.ema_scope():
+        clean = encode(model, resized(image, (width, height)))
+        for start in range(0, samples, at_once):
+            some = seeds[start : start + at_once]
+            b = len(some)
+            noise_source = seeded_noise(some)
+            z = clean.expand(b, -1, -1, -1)
+            noise = noise_source(0, z.shape).to(z)
+            negative = None
+            if sampling.scale != 1:
+                negative = model.get_learned_conditioning([sampling.negative_prompt] * b)
+            latents, _ = sampler.sample(
+                S=sampling.steps,
+                batch_size=b,
+                shape=z.shape[1:],
+                conditioning=model.get_learned_conditioning([prompt] * b),
+                eta=sampling.eta,
+                unconditional_guidance_scale=sampling.scale,
+                unconditional_conditioning=negative,
+                x_T=model.q_sample(z, timestep_batch(z, plan[skip].t), noise),
+                skip=skip,
+                noise_source=noise_source,
+                verbose=progress,
+            )
+            for one, seed in zip(model.decode_first_stage(latents).float(), some, strict=True):
+                own = {"prompt": prompt, **settings, "seed": seed}
+                made.append(GeneratedImage(to_pil(one), prompt, seed, own))
+    return made
