@@ -99,7 +99,7 @@ def load_model(
         checkpoint: the weights' file; None builds the model with new weights.
         device: where the model goes.
         dtype: the weights' type; float32 by default. Learned words stay in float32.
-        difference: what tuning moved the weights by, as `difference.safetensors` has it.
+        difference: what tuning moved the weights by, as `weight_delta.safetensors` has it.
 
     Raises:
         UserError: files missing, unreadable, or of another architecture; a difference to another

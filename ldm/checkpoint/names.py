@@ -6,8 +6,11 @@ The names themselves are a public contract; see `ldm.models.diffusion.ddpm`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Root entries that are computed from the configuration, so a file may lack them.
 SCHEDULE = (
@@ -28,6 +31,8 @@ SCHEDULE = (
 OPTIONAL_PREFIXES = ("embedding_manager.", "model_ema.", "loss.", "first_stage_model.loss.")
 # `to_logits` is never evaluated; only old versions of `transformers` store `position_ids`.
 OPTIONAL_PARTS = (".to_logits.", ".position_ids")
+# What tuning the networks leaves in a log folder, and its name in earlier versions.
+DELTA_FILE, OLD_DELTA_FILE = "weight_delta.safetensors", "difference.safetensors"
 OPTIONAL_ROOTS = (*SCHEDULE, "logvar", "lvlb_weights")
 
 CLIP_ROOT = "cond_stage_model.transformer."
@@ -126,3 +131,9 @@ def _describe_diffusion(state: Mapping[str, Tensor]) -> str:
 
 def _looks_like_words(state: Mapping[str, Tensor]) -> bool:
     return 0 < len(state) <= 64 and all(t.ndim <= 2 for t in state.values())
+
+
+def find_delta(folder: Path) -> Path:
+    """Return the weight delta of a folder, under its old name if only that exists."""
+    new, old = folder / DELTA_FILE, folder / OLD_DELTA_FILE
+    return old if old.is_file() and not new.is_file() else new

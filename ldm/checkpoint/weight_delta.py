@@ -91,7 +91,7 @@ def check_difference(path: str | Path, checkpoint: str | Path | None) -> dict[st
         raise UserError(f"{path}: not a safetensors file, or a damaged one ({error})") from error
     if metadata.get("format") != FORMAT:
         raise UserError(
-            f"{path}: not a difference, which tuning leaves as difference.safetensors; words are "
+            f"{path}: not a difference, which tuning leaves as weight_delta.safetensors; words are "
             "given as --embedding_path, whole models as --ckpt_path"
         )
     base, wanted = metadata.get("base_checkpoint"), metadata.get("base_checkpoint_hash")

@@ -74,7 +74,7 @@ def add_difference(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--difference",
         metavar="FILE",
-        help="what tuning moved these weights by, as main.py left it in difference.safetensors",
+        help="what tuning moved these weights by, as main.py left it in weight_delta.safetensors",
     )
 
 

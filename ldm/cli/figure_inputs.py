@@ -6,8 +6,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from ldm.checkpoint.names import DELTA_FILE
 from ldm.cli.common import Parser, check_output_folder
-from ldm.experiments.figures.pivotal import DIFFERENCE, FOLDER, WORD, make
+from ldm.experiments.figures.pivotal import FOLDER, WORD, make
 from ldm.resources import ROOT
 from ldm.util import UserError
 
@@ -54,7 +55,7 @@ def pivotal(arguments: Sequence[str]) -> int:
     parser = Parser(
         prog="scripts/figures.py pivotal",
         description="Pivotal tuning in the miniature: learn the word, then tune the U-Net and the "
-        f"text encoder. Writes {DIFFERENCE} and {WORD} for figure 11.",
+        f"text encoder. Writes {DELTA_FILE} and {WORD} for figure 11.",
         epilog="example:\n  python scripts/figures.py pivotal\n  python scripts/figures.py 11\n",
     )
     parser.add_argument("--concept", default="teal-star", help="what to learn (teal-star)")

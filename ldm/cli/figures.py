@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ldm.checkpoint.names import find_delta
 from ldm.cli import figure_inputs
 from ldm.cli.common import (
     MINIATURE,
@@ -21,7 +22,7 @@ from ldm.cli.common import (
     find_model,
 )
 from ldm.cli.txt2img_options import LATENT_DIFFUSION
-from ldm.experiments.figures.pivotal import DIFFERENCE, FOLDER, HOW
+from ldm.experiments.figures.pivotal import FOLDER, HOW
 from ldm.experiments.figures.record import Figure, find
 from ldm.experiments.figures.registry import FIGURES
 from ldm.experiments.figures.request import Request, check, is_miniature
@@ -102,7 +103,7 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--pivotal",
         metavar="DIR",
-        help="with difference.safetensors and its word, for figure 11 (where it is there "
+        help="with weight_delta.safetensors and its word, for figure 11 (where it is there "
         f"{FOLDER}/CONCEPT, which scripts/figures.py pivotal makes)",
     )
     group.add_argument("--image", metavar="FILE", help="to edit, for figure 9")
@@ -208,7 +209,7 @@ def _pivotal(options: argparse.Namespace, rename: Mapping[str, str]) -> Path | N
     (line,) = find(FIGURES, "11")[0].miniature
     (concept,) = line.concepts
     folder = locate(f"{FOLDER}/{rename.get(concept, concept)}")
-    return folder if options.model == MINIATURE and (folder / DIFFERENCE).is_file() else None
+    return folder if options.model == MINIATURE and find_delta(folder).is_file() else None
 
 
 def _renamed(items: Sequence[str]) -> dict[str, str]:

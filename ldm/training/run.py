@@ -18,6 +18,7 @@ import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
+from ldm.checkpoint.names import DELTA_FILE
 from ldm.training.callbacks import CUDACallback, SetupCallback, StepSeed
 from ldm.training.checkpoints import Checkpoints
 from ldm.training.checks import check_captions, check_captions_early, check_keys
@@ -36,7 +37,7 @@ from ldm.training.trainer import (
     loggers,
     saving_options,
 )
-from ldm.training.tuning import DELTA_FILE, network_rates, savers, tunes
+from ldm.training.tuning import network_rates, savers, tunes
 from ldm.training.validate import wants_class_images
 from ldm.training.watch import Watch
 from ldm.training.words import WordNorms, manager_of, metadata

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
 
+from ldm.checkpoint.names import DELTA_FILE
 from ldm.checkpoint.weight_delta import save_difference
 from ldm.training.checkpoints import Saver
 from ldm.training.words import manager_of, save_words
@@ -15,8 +16,6 @@ from ldm.training.words import manager_of, save_words
 if TYPE_CHECKING:
     from ldm.models.diffusion.ddpm import LatentDiffusion
     from ldm.training.config import RunConfig
-
-DELTA_FILE = "difference.safetensors"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ldm.checkpoint.names import find_delta
 from ldm.checkpoint.weight_delta import apply_difference, check_difference, save_difference
 from ldm.util import UserError
 from tests.models.latent_models import WORDS, text_model
@@ -116,3 +117,12 @@ def test_a_base_that_is_not_the_base(base: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no weight model"):
         save_difference(tune(base), tmp_path / "d.safetensors", other)
     assert not (tmp_path / "d.safetensors").exists()
+
+
+def test_a_weight_delta_is_found_under_its_old_name(tmp_path: Path) -> None:
+    new, old = tmp_path / "weight_delta.safetensors", tmp_path / "difference.safetensors"
+    assert find_delta(tmp_path) == new
+    old.touch()
+    assert find_delta(tmp_path) == old
+    new.touch()
+    assert find_delta(tmp_path) == new

@@ -86,7 +86,7 @@ def test_each_stage_moves_what_it_should(
     )
     assert "effective learning rate 0.01 (0.01 x 1 accumulated x 1 devices x 1" in caplog.text
     assert "U-Net's learning rate 0.001, text encoder's 0.001 (not scaled)" in caplog.text
-    assert not (outcome.folder / "checkpoints" / "difference.safetensors").exists()
+    assert not (outcome.folder / "checkpoints" / "weight_delta.safetensors").exists()
     project = OmegaConf.load(next((outcome.folder / "configs").glob("*-project.yaml")))
     assert project.variant.name == "pivotal"
     assert project.second_stage.lightning.trainer.max_steps == 3
@@ -98,7 +98,7 @@ def test_base_and_difference_are_the_tuned_model(
 ) -> None:
     outcome = learn("tuned", "--max_steps", "1", *PIVOTAL, f"run.half_difference={half}")
     this = runs[-1]
-    path = this.config.folder / "checkpoints" / "difference.safetensors"
+    path = this.config.folder / "checkpoints" / "weight_delta.safetensors"
     tuned = {n: p.detach() for n, p in this.model.named_parameters()}
     again = load_model(OmegaConf.create({"model": this.config.model}), base, difference=path)
     before = read_state_dict(base)
@@ -233,7 +233,7 @@ def test_any_run_that_tunes_networks_leaves_a_difference(learn: Learn, base: Pat
     word = learn("word").folder / "checkpoints" / "embeddings.safetensors"
     unfrozen = ("model.params.unfreeze_model=true", "model.params.model_lr=1e-3")
     outcome = learn("unfrozen", *unfrozen, "--embedding_manager_ckpt", str(word))
-    facts = tuning_facts(outcome.folder / "checkpoints" / "difference.safetensors")
+    facts = tuning_facts(outcome.folder / "checkpoints" / "weight_delta.safetensors")
     assert facts["step"] == "2"
     assert facts["base_checkpoint"] == base.name
     torch.testing.assert_close(outcome.word(), read_words(word).words["*"], atol=0.05, rtol=0)

@@ -12,9 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ldm.checkpoint.names import DELTA_FILE
 from ldm.util import UserError
 
-DIFFERENCE, WORD = "difference.safetensors", "embeddings.safetensors"
+WORD = "embeddings.safetensors"
 FOLDER = "outputs/pivotal"  # with a folder for each concept
 HOW = "run scripts/figures.py pivotal, a few minutes, or give --pivotal DIR"
 # The published rates, 1e-7 and 5e-5 over 4200 steps of one image, are for networks two hundred
@@ -81,8 +82,8 @@ def make(concept: str, concepts: Path, output: Path, root: Path, steps: int | No
         raise UserError(f"pivotal tuning of {concept!r} failed with status {status}: see above")
     folder = output / concept
     folder.mkdir(parents=True, exist_ok=True)
-    # The difference last: it is what says that the folder is complete.
-    for name in (WORD, DIFFERENCE):
+    # The weight delta last: it is what says that the folder is complete.
+    for name in (WORD, DELTA_FILE):
         shutil.copyfile(made[-1] / "second_stage" / "checkpoints" / name, folder / name)
-    shutil.rmtree(made[-1])  # checkpoints with optimisers: many times the difference's size
+    shutil.rmtree(made[-1])  # checkpoints with optimisers: many times the weight delta's size
     return folder

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ldm.experiments.figures.pivotal import DIFFERENCE, WORD
+from ldm.checkpoint.names import DELTA_FILE, find_delta
+from ldm.experiments.figures.pivotal import WORD
 from ldm.experiments.figures.record import Figure, Line
 from ldm.util import UserError
 
@@ -28,7 +29,7 @@ class Request:
         output: folder of the figures.
         answers: files of the user study.
         key: of the user study.
-        pivotal: folder of pivotal tuning: difference.safetensors and the word; None for none.
+        pivotal: folder of pivotal tuning: weight_delta.safetensors and the word; None for none.
         image, mask: of the local edit; None takes the miniature's own scene.
         extractor: who scores; a folder or a name on the hub, empty for the model's own.
         images: of a prompt.
@@ -97,10 +98,10 @@ class Request:
         """
         folder = self.pivotal or Path()
         words = (folder / name for name in (WORD, "word.safetensors"))
-        difference, word = folder / DIFFERENCE, next(filter(Path.is_file, words), None)
+        difference, word = find_delta(folder), next(filter(Path.is_file, words), None)
         if word is None or not difference.is_file():
             raise UserError(
-                f"--pivotal {folder} lacks {DIFFERENCE} or {WORD}: give "
+                f"--pivotal {folder} lacks {DELTA_FILE} or {WORD}: give "
                 "LOGFOLDER/second_stage/checkpoints of a run with configs/variants/pivotal.yaml"
             )
         return difference, word

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm.checkpoint.names import find_delta
 from ldm.experiments.protocol.cells import Cell
 from ldm.experiments.protocol.folder import (
     CELL,
@@ -183,7 +184,7 @@ def keep(cell: Cell, folder: Path, logs: Path) -> None:
         raise UserError(f"main.py left no word in {logs}")
     last = run / "second_stage" if (run / "second_stage" / "checkpoints").is_dir() else run
     (folder / DIFFERENCE).unlink(missing_ok=True)
-    if (difference := last / "checkpoints" / DIFFERENCE).is_file():
+    if (difference := find_delta(last / "checkpoints")).is_file():
         difference.replace(folder / DIFFERENCE)
     if (curves := run / "logger" / "metrics.csv").is_file():
         write_whole(folder / CURVES, curves.read_bytes())

@@ -76,7 +76,7 @@ def test_seed_and_images_decide_the_table(options: Options, tmp_path: Path) -> N
         ("1", ("--seed", "-1"), "--seed"),
         ("9", ("--image", "nowhere.png"), "--image and --mask go together"),
         ("9", ("--image", "no.png", "--mask", "no.png"), "picture no.png does not exist"),
-        ("11", ("--pivotal", "nowhere"), "nowhere lacks difference.safetensors"),
+        ("11", ("--pivotal", "nowhere"), "nowhere lacks weight_delta.safetensors"),
         ("10b", (), "there are no answers of a user study"),
         ("10b", ("--answers", "a.json", "--key", "no.json"), "no.json does not exist"),
         ("12", ("--table", "nowhere"), "nowhere/summary.csv is not there: run `make protocol`"),

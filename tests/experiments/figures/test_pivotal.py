@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ldm.checkpoint.names import DELTA_FILE
 from ldm.experiments.figures import pivotal
 from ldm.training.config import load
 from ldm.util import UserError
@@ -28,7 +29,7 @@ class Runs:
         made = logs / f"run{len(self.commands)}" / "second_stage" / "checkpoints"
         made.mkdir(parents=True)
         if not self.status:
-            for name in (pivotal.WORD, pivotal.DIFFERENCE):
+            for name in (pivotal.WORD, DELTA_FILE):
                 (made / name).write_text(f"{name} {len(self.commands)}")
         return subprocess.CompletedProcess(command, self.status)
 
@@ -63,7 +64,7 @@ def test_the_two_files_are_kept_and_the_run_is_not(
         folder = pivotal.make("teal-star", CONCEPTS, tmp_path, ROOT, steps=3)
         assert folder == tmp_path / "teal-star"
         assert {path.name: path.read_text() for path in folder.iterdir()} == {
-            name: f"{name} {again}" for name in (pivotal.WORD, pivotal.DIFFERENCE)
+            name: f"{name} {again}" for name in (pivotal.WORD, DELTA_FILE)
         }
     assert not list((tmp_path / "logs" / "teal-star").iterdir())
     assert runs.commands[0][-2:] == [
