@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw images from text with Stable Diffusion 1: `--help` has examples."""
+"""Generate images from text with Stable Diffusion 1: `--help` has examples."""
 
 from ldm.cli.commands import stable_txt2img
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw images from text with the 1.4B latent diffusion model: `--help` has examples."""
+"""Generate images from text with the 1.4B latent diffusion model: `--help` has examples."""
 
 from ldm.cli.commands import txt2img
 

@@ -53,14 +53,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--mask", metavar="FILE", required=True, help="of its size; white is what changes"
     )
-    group.add_argument("--prompt", metavar="TEXT", required=True, help="what to draw there")
+    group.add_argument("--prompt", metavar="TEXT", required=True, help="the text to generate there")
     add_painter(parser)
-    group = parser.add_argument_group("how to draw")
+    group = parser.add_argument_group("how to generate")
     group.add_argument("--steps", type=int, default=50, help="DDIM steps, 1..1000 (50)")
-    group.add_argument("--scale", type=float, default=5.0, help="guidance (5)")
-    group.add_argument("--seed", type=int, default=42, help="of the first image (42)")
-    group.add_argument("--n_samples", type=int, default=4, help="pictures (4)")
-    group.add_argument("--batch_size", type=int, default=4, help="pictures at a time (4)")
+    group.add_argument("--scale", type=float, default=5.0, help="guidance scale (5)")
+    group.add_argument("--seed", type=int, default=42, help="seed of the first image (42)")
+    group.add_argument("--n_samples", type=int, default=4, help="number of images (4)")
+    group.add_argument("--batch_size", type=int, default=4, help="images at a time (4)")
     group.add_argument(
         "--dilate",
         type=int,

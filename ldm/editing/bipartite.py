@@ -22,7 +22,7 @@ from ldm.editing.images import encode
 from ldm.editing.inversion import STEPS, invert, resample
 from ldm.image_io import to_pil
 from ldm.sampling import Sampling
-from ldm.util import UserError
+from ldm.util import UserError, write_whole
 
 FORMAT = "ldm-inverted-noise"
 DEFAULTS = Sampling(steps=STEPS, scale=1.0)
@@ -132,7 +132,7 @@ def write_noise(path: Path, found: InvertedNoise) -> None:
     """Write inverted noise as safetensors, how it was found in the header.
 
     Raises:
-        OSError: the file cannot be written.
+        UserError: the file cannot be written; none is left behind.
     """
     settings = {k: v for k, v in asdict(found).items() if k != "noise"}
     data = save(
@@ -140,7 +140,7 @@ def write_noise(path: Path, found: InvertedNoise) -> None:
         {"format": FORMAT, "inversion": json.dumps(settings, ensure_ascii=False)},
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+    write_whole(path, data)
 
 
 def read_noise(path: str | Path) -> InvertedNoise:
