@@ -1,0 +1,37 @@
+"""What the repository tracks: no large files, and nothing that a command makes again."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+WEIGHTS = ("models/miniature/", "models/miniature-next/")
+LIMIT = 1_000_000  # bytes
+
+
+@pytest.fixture(scope="module")
+def tracked() -> dict[str, int]:
+    """Return the size in bytes of every tracked file that is there."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    paths = [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+    assert "main.py" in paths
+    return {name: (ROOT / name).stat().st_size for name in paths}
+
+
+def test_only_the_miniatures_weights_are_large(tracked: dict[str, int]) -> None:
+    large = {name: size for name, size in tracked.items() if size >= LIMIT}
+    others = {
+        n: s for n, s in large.items() if not (n.startswith(WEIGHTS) and n.endswith(".safetensors"))
+    }
+    assert not others, f"track no file of {LIMIT} bytes or more"
+
+
+def test_questionnaires_are_made_and_not_tracked(tracked: dict[str, int]) -> None:
+    assert not [name for name in tracked if "questionnaires/" in name]
