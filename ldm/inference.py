@@ -175,9 +175,7 @@ def generate(
     model.eval()
     try:
         with model.ema_scope(), _precision(model.device, sampling.precision):
-            negative = None
-            if sampling.scale != 1:
-                negative = model.get_learned_conditioning([sampling.negative_prompt])
+            negative = negative_conditioning(model, sampling, 1)
             while len(images) < len(jobs):
                 batch = jobs[len(images) : len(images) + size]
                 try:
@@ -193,6 +191,48 @@ def generate(
     return images
 
 
+def negative_conditioning(model: Any, sampling: Sampling, b: int) -> Conditioning | None:
+    """Return the negative prompt's conditioning for b samples; None without guidance."""
+    if sampling.scale == 1:
+        return None
+    conditioning: Conditioning = model.get_learned_conditioning([sampling.negative_prompt] * b)
+    return conditioning
+
+
+def sample_latents(
+    model: Any,
+    sampling: Sampling,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    shape: Sequence[int],
+    negative: Conditioning | None,
+    **more: Any,
+) -> Tensor:
+    """Run the sampler of the settings: latents [b, c, h, w], not yet decoded.
+
+    Args:
+        model: a `LatentDiffusion`.
+        sampling: the settings.
+        prompts: b texts.
+        seeds: b seeds of the noise.
+        shape: [c, h, w] of a latent.
+        negative: the negative prompt's conditioning for b samples; None without guidance.
+        more: further arguments of `Sampler.sample`.
+    """
+    latents, _ = make_sampler(model, sampling).sample(
+        S=sampling.steps,
+        batch_size=len(seeds),
+        shape=shape,
+        conditioning=model.get_learned_conditioning(list(prompts)),
+        eta=sampling.eta,
+        unconditional_guidance_scale=sampling.scale,
+        unconditional_conditioning=negative,
+        noise_source=seeded_noise(seeds),
+        **more,
+    )
+    return latents
+
+
 def _generate_batch(
     model: Any,
     jobs: Sequence[tuple[str, int]],
@@ -201,18 +241,10 @@ def _generate_batch(
     progress: bool,
 ) -> list[GeneratedImage]:
     """Generate one image for each (prompt, seed); `negative` is for one sample."""
-    b = len(jobs)
-    latents, _ = make_sampler(model, sampling).sample(
-        S=sampling.steps,
-        batch_size=b,
-        shape=latent_shape(model, sampling.height, sampling.width),
-        conditioning=model.get_learned_conditioning([text for text, _ in jobs]),
-        eta=sampling.eta,
-        unconditional_guidance_scale=sampling.scale,
-        unconditional_conditioning=_repeat(negative, b),
-        noise_source=seeded_noise([seed for _, seed in jobs]),
-        verbose=progress,
-    )
+    texts, seeds = zip(*jobs, strict=True)
+    shape = latent_shape(model, sampling.height, sampling.width)
+    unconditional = _repeat(negative, len(jobs))
+    latents = sample_latents(model, sampling, texts, seeds, shape, unconditional, verbose=progress)
     decoded = _finite(model.decode_first_stage(latents), sampling.precision)
     return [
         GeneratedImage(

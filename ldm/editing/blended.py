@@ -21,7 +21,7 @@ from ldm.editing.images import encode, mask_tensor
 from ldm.editing.refinement import refined
 from ldm.evaluation.similarity import FeatureExtractor, prompt_similarity, without_placeholders
 from ldm.image_io import to_pil
-from ldm.inference import fitting_batch, make_sampler, seeded_noise
+from ldm.inference import fitting_batch, negative_conditioning, sample_latents
 from ldm.models.diffusion.sampler import Step
 from ldm.sampling import Sampling
 from ldm.util import UserError
@@ -193,23 +193,17 @@ def _blend(
     b = len(seeds)
     sampling = blending.sampling
     inside = mask_schedule(mask, blending.dilate, sampling.steps)
-    negative = None
-    if sampling.scale != 1:
-        negative = model.get_learned_conditioning([sampling.negative_prompt] * b)
-    latents, _ = make_sampler(model, sampling).sample(
-        S=sampling.steps,
-        batch_size=b,
-        shape=z.shape[1:],
-        conditioning=model.get_learned_conditioning([prompt] * b),
-        eta=sampling.eta,
-        unconditional_guidance_scale=sampling.scale,
-        unconditional_conditioning=negative,
+    return sample_latents(
+        model,
+        sampling,
+        [prompt] * b,
+        seeds,
+        z.shape[1:],
+        negative_conditioning(model, sampling, b),
         mask=lambda step: 1 - inside(step),
         x0=z.expand(b, -1, -1, -1),
-        noise_source=seeded_noise(seeds),
         verbose=progress,
     )
-    return latents
 
 
 def _pictures(

@@ -13,7 +13,13 @@ from PIL import Image
 
 from ldm.editing.images import encode, model_size, resized
 from ldm.image_io import to_pil
-from ldm.inference import GeneratedImage, make_sampler, seeded_noise
+from ldm.inference import (
+    GeneratedImage,
+    make_sampler,
+    negative_conditioning,
+    sample_latents,
+    seeded_noise,
+)
 from ldm.models.diffusion.sampler import timestep_batch
 from ldm.sampling import Sampling
 
@@ -49,8 +55,7 @@ def from_image(
         raise ValueError(f"samples must be at least 1, got {samples}")
     if model.embedding_manager is not None:
         model.embedding_manager.check_prompts([prompt, sampling.negative_prompt])
-    sampler = make_sampler(model, sampling)
-    plan = sampler.plan(sampling.steps, sampling.eta)
+    plan = make_sampler(model, sampling).plan(sampling.steps, sampling.eta)
     skip = len(plan) - max(1, round(strength * len(plan)))
     width, height = model_size(model, image.size)
     settings = {**sampling.metadata(), "height": height, "width": width, "strength": strength}
@@ -62,23 +67,17 @@ def from_image(
         for start in range(0, samples, at_once):
             some = seeds[start : start + at_once]
             b = len(some)
-            noise_source = seeded_noise(some)
             z = clean.expand(b, -1, -1, -1)
-            noise = noise_source(0, z.shape).to(z)
-            negative = None
-            if sampling.scale != 1:
-                negative = model.get_learned_conditioning([sampling.negative_prompt] * b)
-            latents, _ = sampler.sample(
-                S=sampling.steps,
-                batch_size=b,
-                shape=z.shape[1:],
-                conditioning=model.get_learned_conditioning([prompt] * b),
-                eta=sampling.eta,
-                unconditional_guidance_scale=sampling.scale,
-                unconditional_conditioning=negative,
+            noise = seeded_noise(some)(0, z.shape).to(z)
+            latents = sample_latents(
+                model,
+                sampling,
+                [prompt] * b,
+                some,
+                z.shape[1:],
+                negative_conditioning(model, sampling, b),
                 x_T=model.q_sample(z, timestep_batch(z, plan[skip].t), noise),
                 skip=skip,
-                noise_source=noise_source,
                 verbose=progress,
             )
             for one, seed in zip(model.decode_first_stage(latents).float(), some, strict=True):
