@@ -13,6 +13,15 @@ _PACKAGED = Path(__file__).with_name("_data")
 ROOT = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).resolve().parents[1]
 
 
+# The names of a model's weights in its folder, the preferred one first.
+WEIGHTS = ("model.safetensors", "model.ckpt")
+
+
+def weights_in(folder: Path) -> Path | None:
+    """Return the weights in a model's folder; None if there are none."""
+    return next((path for name in WEIGHTS if (path := folder / name).is_file()), None)
+
+
 def locate(path: str | Path) -> Path:
     """Find a file or folder from the working directory, then among the shipped files.
 

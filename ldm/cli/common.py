@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from ldm.resources import locate
+from ldm.resources import WEIGHTS, locate, weights_in
 from ldm.sampling import Sampling
 from ldm.util import Parser, UserError
 
 __all__ = (
     "MINIATURE",
-    "WEIGHTS",
     "Parser",
     "add_difference",
     "add_model",
@@ -28,7 +27,6 @@ __all__ = (
     "sampling_of",
 )
 
-WEIGHTS = ("model.safetensors", "model.ckpt")
 MINIATURE = "models/miniature"
 
 
@@ -95,10 +93,10 @@ def find_model(checkpoint: str, config: str | None, default_config: str) -> tupl
     if not weights.exists() and Path(checkpoint).name == checkpoint:
         weights = next((p for p in (locate(f"models/{checkpoint}"),) if p.is_dir()), weights)
     if weights.is_dir():
-        folder = weights
-        weights = next((p for name in WEIGHTS if (p := folder / name).is_file()), folder)
-        if weights is folder:
+        inside = weights_in(weights)
+        if inside is None:
             raise UserError(f"folder {checkpoint} has no {' or '.join(WEIGHTS)}")
+        weights = inside
     if not weights.is_file():
         raise UserError(
             f"checkpoint {checkpoint} does not exist: get the published weights with "

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from ldm.resources import locate
+from ldm.resources import locate, weights_in
 from ldm.training.arguments import TRAINER_FLAGS
 from ldm.training.variants import find_variant
 from ldm.util import UserError, get_obj_from_str, parameters
@@ -30,7 +30,6 @@ PATHS = (
     *("tokenizer", "ckpt_path", "embedding_manager_ckpt", "base_checkpoint"),
     *("data_root", "second_root", "class_root", "templates"),
 )
-WEIGHTS = ("model.safetensors", "model.ckpt")
 WORDS = "model.params.personalization_config"
 MAPPINGS = (
     *("model", "model.params", WORDS, f"{WORDS}.params", "data", "data.params"),
@@ -262,8 +261,7 @@ def resolve_paths(node: DictConfig) -> None:
             resolve_paths(value)
         elif name in PATHS and isinstance(value, str) and (place := locate(value)).exists():
             if name in ("base_checkpoint", "ckpt_path") and place.is_dir():
-                inside = [place / weights for weights in WEIGHTS]
-                place = next((path for path in inside if path.is_file()), place)
+                place = weights_in(place) or place
             node[name] = str(place.absolute())
 
 
