@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIVOTAL := outputs/pivotal/teal-star/difference.safetensors
+PIVOTAL := outputs/pivotal/teal-star/weight_delta.safetensors
 
 # Threads that wait for others sleep, not spin: on a machine with other work, spinning made a
 # training step of the miniature several times slower.
