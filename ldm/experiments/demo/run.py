@@ -25,7 +25,7 @@ from ldm.image_io import pil_grid, safe_name
 from ldm.inference import Sampling, generate, load_model, load_words
 from ldm.miniature.measure import Concept, load_concepts
 from ldm.resources import ROOT
-from ldm.util import UserError
+from ldm.util import UserError, write_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -219,8 +219,8 @@ def write(result: DemoResult, outdir: Path) -> None:
     for name, (images, columns) in named.items():
         pil_grid(images, columns).save(grids / f"{name}.png")
     text = json.dumps(result.metrics(), indent=2, ensure_ascii=False)
-    (outdir / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    (outdir / "index.html").write_text(page(result), encoding="utf-8")
+    write_whole(outdir / "metrics.json", text + "\n")
+    write_whole(outdir / "index.html", page(result))
 
 
 def run(options: argparse.Namespace) -> DemoResult:
