@@ -274,7 +274,7 @@ class FrozenCLIPEmbedder(TextEncoder):
             bos_token_id=49406,
         )
         self.transformer = CLIPTextModel(config)
-        self.transformer.register_load_state_dict_pre_hook(_accept_both_clip_names)
+        self.transformer.register_load_state_dict_pre_hook(_accept_both_clip_names)  # type: ignore[no-untyped-call]
         self.freeze()
 
     def freeze(self) -> None:
