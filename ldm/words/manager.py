@@ -363,6 +363,7 @@ class EmbeddingManager(nn.Module):
     def _refresh(self) -> None:
         ids = list(self.string_to_token_dict.values())
         self._token_ids = torch.tensor(ids, dtype=torch.long, device=self._device())
+        self.embedder.placeholders = tuple(self.string_to_token_dict)
 
     def _device(self) -> torch.device:
         device = self.embedder.vocab_table.device

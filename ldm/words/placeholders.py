@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 DEFAULT_PLACEHOLDER = "*"
 
@@ -24,6 +25,18 @@ def occurrences(text: str, placeholder: str) -> int:
 def replace(text: str, word: str, replacement: str, count: int = 0) -> str:
     """Put `replacement` where `text` names `word`, the first `count` times (0: each time)."""
     return _pattern(word).sub(lambda _: replacement, text, count=count)
+
+
+def separate(text: str, placeholders: Sequence[str]) -> str:
+    """Put spaces around each placeholder in `text`, so that no tokenizer joins it to a neighbour.
+
+    CLIP has tokens such as "*," and "*)". A text without placeholders comes back unchanged.
+    """
+    # The longest first: "**" is one placeholder where "*" is another.
+    patterns = [_pattern(p).pattern for p in sorted(placeholders, key=len, reverse=True)]
+    if not patterns:
+        return text
+    return re.sub("|".join(patterns), lambda found: f" {found[0]} ", text, flags=re.IGNORECASE)
 
 
 def _pattern(placeholder: str) -> re.Pattern[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -21,8 +21,12 @@ class TextEmbedder(Protocol):
     """The part of a text encoder that words are made from.
 
     `vocab_table` is the token embedding [V, d], without positions; `unknown_id` the id that text
-    outside the vocabulary becomes, None where the tokeniser knows every byte (CLIP).
+    outside the vocabulary becomes, None where the tokenizer knows every byte (CLIP).
+    `placeholders` are the words in use, which the encoder separates from their neighbours before
+    it tokenizes; `special_ids` the tokens that are no text, such as padding.
     """
+
+    placeholders: tuple[str, ...]
 
     max_length: int
     family: str
@@ -30,6 +34,8 @@ class TextEmbedder(Protocol):
 
     @property
     def unknown_id(self) -> int | None: ...
+    @property
+    def special_ids(self) -> Collection[int]: ...
     @property
     def vocab_table(self) -> Tensor: ...
     def count_tokens(self, text: str) -> int: ...
@@ -46,7 +52,8 @@ def placeholder_id(embedder: TextEmbedder, placeholder: str, others: Mapping[str
 
     Raises:
         UserError: the placeholder is empty, not exactly one token, unknown to the vocabulary (so
-            that every unknown character would share its id), or the token of another one.
+            that every unknown character would share its id), a special token, or the token of
+            another placeholder.
     """
     ids = embedder.word_ids(placeholder) if placeholder.strip() else []
     vocabulary = f"the {embedder.family} vocabulary"
@@ -60,6 +67,11 @@ def placeholder_id(embedder: TextEmbedder, placeholder: str, others: Mapping[str
         raise UserError(
             f"placeholder {placeholder!r} is unknown to {vocabulary}, so every other unknown "
             f"character would name it too: {advice}"
+        )
+    if ids[0] in embedder.special_ids:
+        raise UserError(
+            f"placeholder {placeholder!r} is a special token of {vocabulary}, which every prompt "
+            f"may contain: {advice}"
         )
     same = [other for other, taken in others.items() if taken == ids[0]]
     if same:

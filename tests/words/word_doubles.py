@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from ldm.words.placeholders import PER_IMAGE_PLACEHOLDERS
+from ldm.words.placeholders import PER_IMAGE_PLACEHOLDERS, separate
 
 PIECES = (
     *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "*", "@", ",", "#", *PER_IMAGE_PLACEHOLDERS),
@@ -20,6 +20,7 @@ class FakeEmbedder:
 
     family = "ldm-bert"
     unknown_id = 1
+    special_ids = frozenset(range(4))
 
     def __init__(self, width=6, max_length=10, extra=(), device="cpu"):
         self.width, self.max_length = width, max_length
@@ -27,9 +28,10 @@ class FakeEmbedder:
         rng = torch.Generator().manual_seed(0)
         table = torch.randn(len(self.pieces), width, generator=rng)
         self.vocab_table = table.to(device)
+        self.placeholders = ()
 
     def word_ids(self, word):
-        ids = []
+        word, ids = separate(word, self.placeholders), []
         for run in re.findall(r"\w+|[^\w\s]+", word.lower()):
             start = 0
             while start < len(run):

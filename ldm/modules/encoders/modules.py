@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ldm.modules.encoders.vocabulary import load_tokenizer
 from ldm.modules.x_transformer import EmbeddingHook, Encoder, TransformerWrapper
 from ldm.util import UserError
+from ldm.words.placeholders import separate
 
 
 class AbstractEncoder(nn.Module):
@@ -93,6 +94,7 @@ class TextEncoder(AbstractEncoder):
         family: which vocabulary and width a word's vectors belong to.
         width: of a token's vector.
         max_length: tokens in a row; texts are padded or cut to it.
+        placeholders: of the words in use; each is separated from its neighbours in a text.
     """
 
     family: str
@@ -102,6 +104,7 @@ class TextEncoder(AbstractEncoder):
     def __init__(self, tokenizer: Any) -> None:
         super().__init__()
         self.tokenizer = tokenizer
+        self.placeholders: tuple[str, ...] = ()
 
     @property
     def vocab_table(self) -> Tensor:
@@ -112,6 +115,11 @@ class TextEncoder(AbstractEncoder):
     def unknown_id(self) -> int | None:
         """Id of unknown words; None if every text has ids of its own."""
         raise NotImplementedError
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the tokens that are no text: start, end, padding, unknown."""
+        return frozenset(() if self.tokenizer is None else self.tokenizer.all_special_ids)
 
     @property
     def device(self) -> torch.device:
@@ -125,18 +133,23 @@ class TextEncoder(AbstractEncoder):
         """
         if self.tokenizer is None:
             raise ValueError(f"built with use_tokenizer: false, so give token ids, got {texts!r}")
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        texts = [texts] if isinstance(texts, str) else texts
         ids = self.tokenizer(
-            texts, truncation=True, max_length=self.max_length, padding="max_length"
+            [separate(text, self.placeholders) for text in texts],
+            truncation=True,
+            max_length=self.max_length,
+            padding="max_length",
         )["input_ids"]
         return torch.tensor(ids, dtype=torch.int64, device=self.device)
 
     def count_tokens(self, text: str) -> int:
         """Return the number of tokens before cutting, special ones included."""
+        text = separate(text, self.placeholders)
         return len(self.tokenizer(text, verbose=False)["input_ids"])
 
     def word_ids(self, word: str) -> list[int]:
         """Return the ids of a word or words, without special tokens."""
+        word = separate(word, self.placeholders)
         return list(self.tokenizer(word, add_special_tokens=False, verbose=False)["input_ids"])
 
     def embed(self, ids: Tensor, embedding_manager: EmbeddingHook | None) -> Tensor:

@@ -1,0 +1,129 @@
+"""Words give the same text conditioning here and in diffusers, in both directions."""
+
+import json
+from copy import deepcopy
+
+import pytest
+import torch
+from diffusers.loaders import TextualInversionLoaderMixin
+from safetensors.torch import save_file
+from torch.testing import assert_close
+from transformers import CLIPTokenizer
+
+from ldm.modules.encoders.modules import BERTEmbedder, FrozenCLIPEmbedder
+from ldm.util import UserError
+from ldm.words.manager import EmbeddingManager
+from tests.modules.vocabularies import write_bert, write_clip
+
+# "{}" is the word: first, middle, last, twice, glued to signs.
+PROMPTS = (
+    "{} on the moon",
+    "a photo of {} on the moon",
+    "a photo of {}",
+    "{} and {}",
+    "a photo of {}, cat",
+    "{},",
+    ",{}, cat",
+)
+
+
+class SmallCLIP(FrozenCLIPEmbedder):
+    width = 24
+
+
+class Pipeline(TextualInversionLoaderMixin):
+    """What diffusers needs of a pipeline in order to load a word."""
+
+    hf_device_map = None
+
+    def __init__(self, tokenizer, text_encoder):
+        self.tokenizer, self.text_encoder = tokenizer, text_encoder
+        self.components = {"tokenizer": tokenizer, "text_encoder": text_encoder}
+
+    @torch.no_grad()
+    def encode(self, prompt):
+        ids = self.tokenizer(
+            self.maybe_convert_prompt(prompt, self.tokenizer),
+            padding="max_length",
+            truncation=True,
+            max_length=77,
+            return_tensors="pt",
+        ).input_ids
+        return self.text_encoder(ids).last_hidden_state
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The folder of a vocabulary that joins the signs of "*,", as CLIP's does."""
+    path = tmp_path / "clip"
+    write_clip(path)
+    pieces = json.loads((path / "vocab.json").read_text())
+    special = [pieces.pop(name) for name in ("<|startoftext|>", "<|endoftext|>")]
+    for name in ("*,</w>", ",*", "<|startoftext|>", "<|endoftext|>"):
+        pieces[name] = len(pieces)
+    assert special == [len(pieces) - 4, len(pieces) - 3]
+    (path / "vocab.json").write_text(json.dumps(pieces))
+    with (path / "merges.txt").open("a") as merges:
+        merges.write("* ,</w>\n, *\n")
+    return str(path)
+
+
+@pytest.fixture
+def clip(folder):
+    torch.manual_seed(0)
+    return SmallCLIP(tokenizer=folder)
+
+
+def pipeline(clip, folder):
+    """The same weights as diffusers sees them; loading a word there changes a copy only."""
+    return Pipeline(CLIPTokenizer.from_pretrained(folder), deepcopy(clip.transformer))
+
+
+@pytest.mark.parametrize("vectors", [1, 4])
+def test_a_word_of_ours_in_diffusers(clip, folder, tmp_path, vectors):
+    manager = EmbeddingManager(clip, ["*"], ["cat"], num_vectors_per_token=vectors)
+    with torch.no_grad():
+        manager.string_to_param_dict["*"].normal_()
+    manager.save(tmp_path / "word.safetensors")
+    theirs = pipeline(clip, folder)
+    theirs.load_textual_inversion(str(tmp_path / "word.safetensors"), token="<word>")
+    for prompt in PROMPTS:
+        ours = clip.encode(prompt.format(*"**"), embedding_manager=manager)
+        assert_close(ours, theirs.encode(prompt.format("<word>", "<word>")), msg=prompt)
+
+
+@pytest.mark.parametrize("vectors", [1, 4])
+def test_a_word_of_diffusers_here(clip, folder, tmp_path, vectors):
+    path = tmp_path / "learned_embeds.safetensors"
+    save_file({"<word>": torch.randn(vectors, 24)}, path, {"format": "pt"})
+    theirs = pipeline(clip, folder)
+    theirs.load_textual_inversion(str(path))
+    manager = EmbeddingManager(clip, [])
+    manager.load(path, rename={"<word>": "*"})
+    for prompt in PROMPTS:
+        ours = clip.encode(prompt.format(*"**"), embedding_manager=manager)
+        assert_close(ours, theirs.encode(prompt.format("<word>", "<word>")), msg=prompt)
+
+
+@pytest.mark.parametrize("prompt", ["a photo of *, cat", "*,", ",*,"])
+def test_a_word_beside_signs_is_found(clip, prompt):
+    star = clip.word_ids("*")[0]
+    assert star not in clip.word_ids(prompt), "the vocabulary should join these signs"
+    manager = EmbeddingManager(clip, ["*"], ["cat"])
+    manager.check_prompts([prompt])
+    assert clip.word_ids(prompt).count(star) == 1
+    assert clip.tokenize(prompt)[0].tolist().count(star) == 1
+    assert clip.count_tokens(prompt) == len(clip.word_ids(prompt)) + 2
+
+
+@pytest.mark.parametrize("name", ["[PAD]", "[SEP]", "[CLS]", "[MASK]"])
+def test_special_tokens_of_bert_are_no_placeholders(tmp_path, name):
+    bert = BERTEmbedder(24, 1, 20, 9, tokenizer=write_bert(tmp_path / "bert"), heads=3, dim_head=4)
+    with pytest.raises(UserError, match="is a special token"):
+        EmbeddingManager(bert, [name])
+
+
+@pytest.mark.parametrize("name", ["<|startoftext|>", "<|endoftext|>"])
+def test_special_tokens_of_clip_are_no_placeholders(clip, name):
+    with pytest.raises(UserError, match="is a special token"):
+        EmbeddingManager(clip, [name])
