@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ldm.checkpoint.files import checkpoint_hash, one_line, read_state_dict
-from ldm.checkpoint.names import describe, is_optional, match_names
+from ldm.checkpoint.names import SCHEDULE, describe, is_optional, match_names
 from ldm.util import UserError, instantiate_from_config
 
 __all__ = [
@@ -87,19 +87,32 @@ def load_state(
     if wrong or not pairs or (absent and on_meta):
         raise UserError(f"{source}: {_refusal(state, own, wrong, absent)}")
     weights = {name for name, _ in model.named_parameters()}
-    values = {}
+    values: dict[str, Tensor] = {}
+    tables: list[str] = []  # what the file holds of the schedule and the configuration contradicts
     for name, ours in pairs.items():
         if ours.startswith("embedding_manager."):
+            continue
+        if ours in SCHEDULE and not _agree(state[name], own[ours]):
+            tables.append(ours)
             continue
         target = dtype if ours in weights and dtype is not None else own[ours].dtype
         values[ours] = state[name].to(device=device, dtype=target)
     model.load_state_dict(values, strict=False, assign=on_meta)
+    if tables:
+        logger.info("%s: the schedule's %s are computed, not read", source, ", ".join(tables))
     if absent:
         logger.warning("%s lacks %d weights, such as %s", source, len(absent), absent[0])
     return LoadReport(
         missing=tuple(n for n in missing if not n.startswith("embedding_manager.")),
         unexpected=tuple(name for name in state if name not in pairs),
     )
+
+
+def _agree(table: Tensor, computed: Tensor) -> bool:
+    """Tell whether a file's table of the schedule is the computed one in full precision."""
+    if computed.is_meta:
+        return True
+    return table.dtype == computed.dtype and torch.allclose(table, computed.to(table.device), 1e-4)
 
 
 def load_model(
@@ -125,6 +138,9 @@ def load_model(
     config = read_config(config)
     if checkpoint is None:
         model = instantiate_from_config(config.model)
+        for name, weight in model.named_parameters():
+            if dtype is not None and not name.startswith("embedding_manager."):
+                weight.data = weight.data.to(dtype)
         return model.to(device=device).eval()
     state = read_state_dict(checkpoint)
     _without_other_files(config.model)
@@ -250,6 +266,8 @@ def _remarks(report: LoadReport) -> list[str]:
         lines.append(f"an averaged copy of {len(shadows) - 2} weights is there and not used")
     known = ("model_ema.", "embedding_manager.")
     others = [n for n in report.unexpected if not n.startswith(known) and not is_optional(n)]
-    if others or report.missing:
-        lines.append(str(LoadReport(report.missing, tuple(others))))
+    # What the configuration determines is not missing.
+    missing = tuple(n for n in report.missing if not is_optional(n))
+    if others or missing:
+        lines.append(str(LoadReport(missing, tuple(others))))
     return lines

@@ -22,7 +22,7 @@ from ldm.checkpoint.loading import (
     read_config,
     read_state_dict,
 )
-from ldm.checkpoint.names import describe
+from ldm.checkpoint.names import SCHEDULE, describe
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.util import UserError
 
@@ -358,3 +358,33 @@ def test_descriptions_of_the_published_models():
     assert describe(shapes(STABLE_DIFFUSION)) == (
         "Stable Diffusion v1 (CLIP text encoder), context 768, U-Net width 320, 4 latent channels"
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_new_model_has_the_requested_precision_and_its_word_float32(tiny, dtype):
+    model = load_model(tiny.config, None, dtype=dtype)
+    for name, weight in model.named_parameters():
+        word = name.startswith("embedding_manager.")
+        assert weight.dtype == (torch.float32 if word else dtype), name
+    assert model.alphas_cumprod.dtype == torch.float32
+
+
+def test_what_the_configuration_determines_is_not_missing(tiny, tmp_path, caplog):
+    state = {n: t for n, t in load_file(tiny.checkpoint).items() if n not in SCHEDULE}
+    save_file(state, tmp_path / "small.safetensors")
+    with caplog.at_level("INFO", logger="ldm.checkpoint.loading"):
+        load_model(tiny.config, tmp_path / "small.safetensors")
+    assert "tensors read" in caplog.text
+    assert "missing" not in caplog.text
+
+
+def test_half_precision_files_leave_the_schedule_exact(tiny, tmp_path):
+    state = {
+        n: t.half() if t.is_floating_point() else t for n, t in load_file(tiny.checkpoint).items()
+    }
+    assert "alphas_cumprod" in state
+    save_file(state, tmp_path / "half.safetensors")
+    exact = load_model(tiny.config, tiny.checkpoint)
+    half = load_model(tiny.config, tmp_path / "half.safetensors")
+    for name in SCHEDULE:
+        assert_close(getattr(half, name), getattr(exact, name), rtol=1e-6, atol=0)

@@ -224,3 +224,22 @@ def test_spatial_rescaler():
     assert_close(mapped(x), F.conv2d(half, mapped.channel_mapper.weight))
     with pytest.raises(ValueError, match="method must be one of"):
         SpatialRescaler(method="lanczos")
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_clip_takes_the_names_of_old_and_new_transformers(clip, tmp_path, nested):
+    level = "transformer.text_model." if nested else "transformer."
+    file = {
+        level + name.removeprefix("transformer.").removeprefix("text_model."): torch.rand_like(
+            value
+        )
+        for name, value in clip.state_dict().items()
+        if value.is_floating_point()
+    }
+    other = SmallCLIP(tokenizer=write_clip(tmp_path))
+    report = other.load_state_dict(file, strict=False)
+    assert not report.missing_keys
+    assert not report.unexpected_keys
+    want = file[f"{level}encoder.layers.3.mlp.fc1.weight"]
+    got = {n.replace("text_model.", ""): v for n, v in other.state_dict().items()}
+    assert_close(got["transformer.encoder.layers.3.mlp.fc1.weight"], want, rtol=0, atol=0)

@@ -234,6 +234,22 @@ class BERTEmbedder(TextEncoder):
         return self.transformer(ids, True, embedding_manager)
 
 
+def _accept_both_clip_names(
+    module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object
+) -> None:
+    """Rename a file's CLIP entries to the installed `transformers`, before they are loaded.
+
+    Old versions keep the encoder below `text_model.`, new ones do not.
+    """
+    nested = f"{prefix}text_model."
+    ours_nested = any(name.startswith("text_model.") for name, _ in module.named_parameters())
+    for name in [n for n in state if n.startswith(prefix)]:
+        if name.startswith(nested) == ours_nested:
+            continue
+        renamed = name.replace(nested, prefix) if not ours_nested else nested + name[len(prefix) :]
+        state[renamed] = state.pop(name)
+
+
 class FrozenCLIPEmbedder(TextEncoder):
     """The text encoder of CLIP ViT-L/14 as in Stable Diffusion 1: the last hidden state.
 
@@ -271,6 +287,7 @@ class FrozenCLIPEmbedder(TextEncoder):
             bos_token_id=49406,
         )
         self.transformer = CLIPTextModel(config)
+        self.transformer.register_load_state_dict_pre_hook(_accept_both_clip_names)  # type: ignore[no-untyped-call]
         self.freeze()
 
     def freeze(self) -> None:
