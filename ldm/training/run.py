@@ -27,6 +27,7 @@ from ldm.training.config import DATE, FOLDER_VARIABLE, RunConfig
 from ldm.training.csv_log import CsvLogger
 from ldm.training.folder import check_folder, working_folder
 from ldm.training.latents import CacheLatents
+from ldm.training.memory import choose_checkpointing, what_fits
 from ldm.training.precision import cast_networks, choose, remark
 from ldm.training.processes import first_process
 from ldm.training.progress import Progress
@@ -213,6 +214,7 @@ def set_up(config: RunConfig) -> Run:
     model = build_checked(config, data.datasets, precision.weights)
     if line := remark(model, precision, device):
         log.info(line)
+    choose_checkpointing(model, config.batch.size, device)
     if saved:
         check_fits(saved, model)
     _describe(config, model, data, saved is not None)
@@ -271,6 +273,10 @@ def train(this: Run) -> int:
     os.environ[FOLDER_VARIABLE] = str(folder)
     try:
         trainer.fit(this.model, this.data, ckpt_path=this.resume.path if this.resume else None)
+    except torch.OutOfMemoryError as error:
+        size, device = this.config.batch.size, device_of(this.config)
+        advice = what_fits(this.model, size, device)
+        raise UserError(f"out of memory with {size} images at a time: {advice}") from error
     except SystemExit as error:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt from error
     finally:
