@@ -231,7 +231,9 @@ def _needed(value: str | None, what: str, flag: str) -> str:
 
 
 def _prompt_file(options: argparse.Namespace, weights: Path) -> Path:
-    own = "miniature" if (weights.parent / "judge").is_dir() else "paper"
+    from ldm.evaluation.extractors import scorer_beside
+
+    own = "miniature" if scorer_beside(weights) else "paper"
     return Path(options.prompts or ROOT / "examples" / "prompts" / f"{own}-selection.txt")
 
 

@@ -124,7 +124,7 @@ class Judge(ClipExtractor):
         """Return the similarity of pictures [n, d] with each of `answers[attribute]`."""
         if attribute not in PROMPTS:
             raise ValueError(f"attribute must be one of {', '.join(PROMPTS)}, got {attribute!r}")
-        return features @ self._answers[attribute].T
+        return features.float() @ self._answers[attribute].T
 
     def classify(self, images: Sequence[Image.Image] | Tensor, attribute: str) -> list[str]:
         """Say of each picture which shape, colour, scene, medium, texture or detail it shows.

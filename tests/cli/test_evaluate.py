@@ -69,7 +69,8 @@ def test_a_word_is_scored(score: Evaluate, caplog: pytest.LogCaptureFixture) -> 
     assert list(facts["training"]) == ["0.png", "1.png", "2.png"]
     with (score.folder / "scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 3 + 2 * 5
+    assert len(rows) == 3 + 3 + 2 * 5
+    assert set(evaluation.extra) == {"scene_accuracy", "medium_accuracy", "edit_accuracy"}
     assert float(rows[0]["value"]) == pytest.approx(evaluation.image.value, abs=1e-6)
     drawn = sorted((score.folder / "pictures").iterdir())
     assert len(drawn) == 2 * 6

@@ -28,7 +28,7 @@ COLUMNS = ("concept", "prompt", "seed", "masked_text_similarity", "background_er
 
 
 def local_edit(figure: Figure, studio: Studio) -> Drawing:
-    """Show the image, its mask and, of each prompt, the edit that the judge ranks first."""
+    """Show the image, its mask and, of each prompt, the edit that the scorer ranks first."""
     request = studio.request
     picture, mask = scene(request)
     size = model_size(studio.model, picture.size)
