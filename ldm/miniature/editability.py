@@ -18,8 +18,8 @@ from ldm.evaluation.bootstrap import Estimate, mean_of, resample, weighted_mean
 from ldm.evaluation.clip import ClipExtractor
 from ldm.evaluation.evaluate import Extra
 from ldm.evaluation.similarity import FeatureExtractor
-from ldm.miniature.clip import Judge
-from ldm.miniature.grammar import MEDIUM_PHRASES, SCENE_PHRASES, STYLE_PHRASES, vocabulary
+from ldm.miniature.clip import PROMPTS, MiniatureClip
+from ldm.miniature.grammar import MEDIUM_PHRASES, SCENE_PHRASES, STYLE_PHRASES
 
 _STYLE = "in the style of "
 
@@ -30,9 +30,10 @@ def asked(prompt: str) -> dict[str, str]:
     A style after "in the style of" decides the medium. If it is a learned word, no medium is asked.
     """
     text = " ".join(prompt.lower().split())
-    found = {
-        "scene": scene for scene, phrase in SCENE_PHRASES.items() if f" {phrase} " in f"{text} "
-    }
+    found: dict[str, str] = {}
+    for scene, phrase in SCENE_PHRASES.items():
+        if f" {phrase} " in f"{text} ":
+            found["scene"] = scene
     start, phrases = text, MEDIUM_PHRASES
     if _STYLE in text:
         start, phrases = text.split(_STYLE)[1], STYLE_PHRASES
@@ -43,7 +44,7 @@ def asked(prompt: str) -> dict[str, str]:
 
 
 def edit_accuracy(
-    scorer: Judge, features: Mapping[str, Tensor], *, resamples: int = 1000, seed: int = 0
+    scorer: MiniatureClip, features: Mapping[str, Tensor], *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Estimate]:
     """Return the shares of images that show what their prompts ask for, with 95% intervals.
 
@@ -82,12 +83,11 @@ def edit_accuracy(
 def edit_scores(extractor: FeatureExtractor, *, resamples: int = 1000) -> Extra | None:
     """Return the `extra` scores of `ldm.evaluation.evaluate.evaluate`: those of `edit_accuracy`.
 
-    Only the miniature's CLIP, whose vocabulary holds every word of the world's captions, can answer
-    the questions. For another extractor the result is None.
+    Only the miniature's CLIP, whose vocabulary holds the world's scenes, can answer the questions. For another extractor the result is None.
     """
     if not isinstance(extractor, ClipExtractor):
         return None
-    if not {word.lower() for word in vocabulary()} <= set(extractor.tokenizer.get_vocab()):
+    scorer = MiniatureClip(extractor.model, extractor.tokenizer, extractor.prepare)
+    if scorer.answers["scene"] != PROMPTS["scene"]:
         return None
-    scorer = Judge(extractor.model, extractor.tokenizer, extractor.prepare)
     return partial(edit_accuracy, scorer, resamples=resamples)

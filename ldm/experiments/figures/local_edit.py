@@ -44,7 +44,7 @@ def local_edit(figure: Figure, studio: Studio) -> Drawing:
         studio.take_words(line.concepts)
         cells = [Cell(picture, "picture"), Cell(mask.convert("RGB"), "mask")]
         for prompt in line.prompts:
-            found = edit(studio.model, picture, mask, prompt, blending, judge=studio.extractor)
+            found = edit(studio.model, picture, mask, prompt, blending, scorer=studio.extractor)
             cells.append(Cell(found[0].image, readable(prompt)))
             numbers += [
                 (
