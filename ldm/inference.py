@@ -46,7 +46,7 @@ from ldm.modules.diffusionmodules.openaimodel import Downsample
 from ldm.randomness import Purpose, normal
 from ldm.sampling import Sampling
 from ldm.util import UserError
-from ldm.words.loading import load_words
+from ldm.words.loading import check_prompts, load_words
 
 __all__ = ["GeneratedImage", "Sampling", "generate", "load_model", "load_words", "seeded_noise"]
 
@@ -175,8 +175,7 @@ def generate(
     if samples_per_prompt < 1:
         raise ValueError(f"samples_per_prompt must be at least 1, got {samples_per_prompt}")
     sampling = _sized(model, sampling or Sampling())
-    if model.embedding_manager is not None:
-        model.embedding_manager.check_prompts([*texts, sampling.negative_prompt])
+    check_prompts(model, [*texts, sampling.negative_prompt])
     jobs = [
         (text, sampling.seed + j + (0 if restart_seeds else i * samples_per_prompt))
         for i, text in enumerate(texts)

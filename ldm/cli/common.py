@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from ldm.resources import WEIGHTS, locate, weights_in
 from ldm.sampling import Sampling
@@ -17,6 +18,7 @@ from ldm.util import Parser, UserError
 
 __all__ = (
     "MINIATURE",
+    "Once",
     "Parser",
     "add_difference",
     "add_model",
@@ -28,6 +30,16 @@ __all__ = (
 )
 
 MINIATURE = "models/miniature"
+
+
+class Once(argparse.Action):
+    """An option whose second mention is an error; argparse would forget the first one."""
+
+    def __call__(self, _: Any, namespace: argparse.Namespace, values: Any, *__: Any) -> None:
+        """Store the value."""
+        if getattr(namespace, self.dest) is not self.default:
+            raise argparse.ArgumentError(self, "is given twice: this command takes one")
+        setattr(namespace, self.dest, values)
 
 
 def add_words(group: argparse._ArgumentGroup) -> None:

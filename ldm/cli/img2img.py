@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from ldm.cli.common import Parser, check_output_folder, choose_device, sampling_of
+from ldm.cli.common import Once, Parser, check_output_folder, choose_device, sampling_of
 from ldm.cli.image_options import add_painter, facts, find_files, load
 from ldm.sampling import SAMPLERS
 from ldm.util import UserError
@@ -39,7 +39,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--init-img", "--image", dest="image", metavar="FILE", required=True, help="the image"
     )
-    group.add_argument("--prompt", metavar="TEXT", required=True, help="the text")
+    group.add_argument("--prompt", action=Once, metavar="TEXT", required=True, help="the text")
     group.add_argument(
         "--strength",
         type=float,

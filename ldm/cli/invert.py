@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.common import Parser, check_output_folder, choose_device, sampling_of
+from ldm.cli.common import Once, Parser, check_output_folder, choose_device, sampling_of
 from ldm.cli.image_options import add_painter, facts, find_files, load
 from ldm.util import UserError
 
@@ -51,7 +51,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("what to invert and to draw")
     group.add_argument("--image", metavar="FILE", required=True, help="the image")
-    group.add_argument("--prompt", metavar="TEXT", help='that describes it, as "a photo of *"')
+    group.add_argument(
+        "--prompt", action=Once, metavar="TEXT", help='that describes it, as "a photo of *"'
+    )
     group.add_argument("--noise", metavar="FILE", help="found before; in place of --prompt")
     group.add_argument(
         "--edit",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.cli.common import check_output_folder, choose_device, find_model
 from ldm.cli.txt2img_options import Defaults, check, parse, sampling_settings
-from ldm.evaluation.prompts import check_text, read_prompts
+from ldm.evaluation.prompts import read_prompts
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -73,7 +73,6 @@ def _prompts(options: argparse.Namespace) -> list[str]:
     if bool(options.prompt) == (options.from_file is not None):
         raise UserError("give either --prompt TEXT or --from-file FILE")
     prompts = options.prompt or read_prompts(options.from_file)
-    check_text([*prompts, options.negative_prompt])
     return list(prompts)
 
 

@@ -124,6 +124,9 @@ def _add_word(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--templates", metavar="FILE", default="", help="captions, one a line")
     group.add_argument("--captions", action="store_true", help="use image.txt beside image.jpg")
     group.add_argument("--center_crop", action="store_true", help="crop, do not squash")
+    group.add_argument(
+        "--skip_bad", action="store_true", help="go without images that cannot be read"
+    )
     group.add_argument("--num_workers", type=int, help="processes that load images")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -143,7 +144,7 @@ def _apply_data_flags(data: DictConfig, options: argparse.Namespace) -> None:
     """Give the data flags to each set that takes them; a flag that no set takes is an error."""
     if options.num_workers is not None:
         data.params.num_workers = options.num_workers
-    for name in ("data_root", "second_root", "templates", "captions", "center_crop"):
+    for name in ("data_root", "second_root", "templates", "captions", "center_crop", "skip_bad"):
         if not (value := getattr(options, name)):
             continue
         takers = [config for _, config in datasets(data) if accepts(config, name)]
@@ -177,6 +178,11 @@ def _set_words(words: DictConfig, options: argparse.Namespace) -> list[str]:
         ("init_word", "initializer_words"),
     ):
         given = getattr(options, flag)
+        if strays := [text for text in given if re.fullmatch(r"[\w-]+=.*", text)]:
+            raise UserError(
+                f"--{flag}: {strays[0]!r} is no word; an override names an entry in full, as "
+                "model.base_learning_rate=0.005"
+            )
         if any(given):
             words[key] = given
         elif given:
@@ -185,6 +191,12 @@ def _set_words(words: DictConfig, options: argparse.Namespace) -> list[str]:
     if any(options.init_word) and len(options.init_word) < len(placeholders):
         given = " ".join(options.init_word)
         raise UserError(f"--init_word {given}: give one for each word of {placeholders}")
+    if len(options.init_word) > len(placeholders):
+        given = " ".join(options.init_word)
+        raise UserError(
+            f"--init_word {given}: {len(options.init_word)} words for {placeholders}: put a word "
+            f'of several parts in quotes, as --init_word "{given}"'
+        )
     if options.embedding_manager_ckpt:
         words.embedding_manager_ckpt = options.embedding_manager_ckpt
     return placeholders
