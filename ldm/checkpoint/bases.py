@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from ldm.checkpoint.config import read_config
 from ldm.checkpoint.files import read_state_dict
 from ldm.checkpoint.folder_config import SUPPORTED, folder_config, shipped_config
 from ldm.checkpoint.folders import read_folder, take
+from ldm.checkpoint.hub import config_beside
 from ldm.checkpoint.names import OTHER_USES, canonical, describe, published_name
 from ldm.checkpoint.tables import (
     AUTOENCODER_PREFIX,
@@ -33,10 +34,9 @@ class Base:
 
     Attributes:
         path: the weights' file, or a folder of diffusers.
-        family: a key of `ldm.checkpoint.tables.FAMILIES`; None for a model with its own
-            configuration beside it.
+        family: a key of `ldm.checkpoint.tables.FAMILIES`; None if it is of none of them.
         config: of the model.
-        what: a line that says what was recognized.
+        what: says what was recognized; empty if the caller gave the configuration.
         undecided: whether it predicts v or ε is not known before its weights are read.
     """
 
@@ -47,6 +47,12 @@ class Base:
     undecided: bool = False
 
 
+# Text encoders by their class.
+ENCODERS = {
+    "BERTEmbedder": "ldm",
+    "FrozenCLIPEmbedder": "sd1",
+    "FrozenOpenCLIPEmbedder": "sd2",
+}
 # What tells whether Stable Diffusion 2 predicts v: metadata and names of published files.
 METADATA_OF_V = {
     "modelspec.prediction_type": {"v": True, "epsilon": False},
@@ -70,17 +76,20 @@ def recognize(path: Path, config: DictConfig | None = None) -> Base:
         what = f"{FAMILIES[family].title}, a folder of diffusers"
         return Base(path, family, own if config is None else config, what)
     if config is not None:
-        return Base(path, None, config, "given by its configuration")
+        return Base(path, family_of_config(config), config, "")
     beside = config_beside(path)
     if beside is not None:
-        return Base(path, None, read_config(beside), f"given by {beside}")
+        config = read_config(beside)
+        return Base(path, family_of_config(config), config, f"a model with {beside.name} beside it")
     return _recognize_file(path)
 
 
-def config_beside(path: Path) -> Path | None:
-    """Return the configuration beside a file: STEM.yaml or config.yaml; None if there is none."""
-    places = (path.with_suffix(".yaml"), path.with_name("config.yaml"))
-    return next((place for place in places if place.is_file()), None)
+def family_of_config(config: DictConfig) -> str | None:
+    """Return the family that the text encoder of a configuration belongs to; None for others."""
+    target = str(OmegaConf.select(config, "model.params.cond_stage_config.target"))
+    family = ENCODERS.get(target.rpartition(".")[2])
+    predicts_v = OmegaConf.select(config, "model.params.parameterization") == "v"
+    return "sd2-v" if family == "sd2" and predicts_v else family
 
 
 def _recognize_file(path: Path) -> Base:

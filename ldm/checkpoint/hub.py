@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,13 @@ def _is_ours(text: str) -> bool:
     return locate(text.partition("/")[0]).is_dir()
 
 
+@cache
 def fetch(repository: str, file: str = "", revision: str | None = None) -> Path:
     """Return a repository's files in the Hub's cache; what is lacking is downloaded.
 
-    Without a network the cache is used as it is. Of each component the safetensors are taken if
-    there are any; a repository without `model_index.json` has to have one file of weights.
+    A process asks the Hub once. Without a network the cache is used as it is. Of each component the
+    safetensors are taken if there are any; a repository without `model_index.json` has to have one
+    file of weights.
 
     Raises:
         UserError: the repository or its revision does not exist, it is gated, or there is neither a
@@ -144,6 +147,12 @@ def wanted_files(names: list[str], where: str) -> list[str]:
         own = [n.partition("/")[2] for n in names if n.startswith(f"{component}/")]
         wanted += [f"{component}/{name}" for name in choose_weights(own)]
     return wanted
+
+
+def config_beside(path: Path) -> Path | None:
+    """Return the configuration beside a file: STEM.yaml or config.yaml; None if there is none."""
+    places = (path.with_suffix(".yaml"), path.with_name("config.yaml"))
+    return next((place for place in places if place.is_file()), None)
 
 
 def is_diffusers_folder(path: Path) -> bool:

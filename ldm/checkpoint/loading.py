@@ -194,12 +194,11 @@ def build_empty(base: Base) -> Any:
 def _load_base(base: Base, device: torch.device | str, dtype: torch.dtype | None) -> Any:
     model = build_empty(base)
     state = read_weights(base.path, model)
+    what = f"{base.what}, " if base.what else ""
     report = load_state(model, state, source=str(base.path), device=device, dtype=dtype)
     decay = (base.config.model.get("params") or {}).get("ema_decay") or 0.9999
     _fill_what_is_left(model, torch.device(device), decay)
-    logger.info(
-        "%s: %s, %d tensors read", base.path, base.what, len(state) - len(report.unexpected)
-    )
+    logger.info("%s: %s%d tensors read", base.path, what, len(state) - len(report.unexpected))
     for line in _remarks(report):
         logger.info("%s: %s", base.path, line)
     model.to(device=device)

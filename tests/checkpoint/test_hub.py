@@ -31,6 +31,7 @@ def cache(pipeline, tmp_path, monkeypatch):
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text(COMMIT)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    hub.fetch.cache_clear()
     return place / "snapshots" / COMMIT
 
 
