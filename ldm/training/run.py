@@ -187,6 +187,9 @@ def _describe(config: RunConfig, model: Any, data: Any, resumed: bool) -> None:
     images = list(getattr(data.datasets.get("train"), "files", tuple)())
     facts = metadata(config, model.learning_rate, config.batch.images, images)
     manager.metadata.update(facts)
+    if not resumed:
+        for line in manager.origins():
+            log.info(line)
     if resumed and first_process():
         warn_of_changed_images(config.folder / "checkpoints", images)
 

@@ -152,6 +152,14 @@ class TextEncoder(AbstractEncoder):
         word = separate(word, self.placeholders)
         return list(self.tokenizer(word, add_special_tokens=False, verbose=False)["input_ids"])
 
+    def text_from(self, text: str, token: int) -> str:
+        """Return the end of a text, from one of its tokens on; special tokens do not count."""
+        text = separate(text, self.placeholders)
+        read = self.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        return text[read["offset_mapping"][token][0] :]
+
     def embed(self, ids: Tensor, embedding_manager: EmbeddingHook | None) -> Tensor:
         """Encode ids [b, n] to [b, n, width]."""
         raise NotImplementedError
