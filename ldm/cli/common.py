@@ -18,8 +18,8 @@ from ldm.util import Parser, UserError
 __all__ = (
     "MINIATURE",
     "Parser",
-    "add_difference",
     "add_model",
+    "add_weight_delta",
     "add_words",
     "check_output_folder",
     "choose_device",
@@ -67,12 +67,13 @@ def add_model(
     )
 
 
-def add_difference(group: argparse._ArgumentGroup) -> None:
-    """Add the option that names what tuning moved a model's weights by."""
+def add_weight_delta(group: argparse._ArgumentGroup) -> None:
+    """Add the option that names a weight delta."""
     group.add_argument(
+        "--weight_delta",
         "--difference",
         metavar="FILE",
-        help="what tuning moved these weights by, as main.py left it in weight_delta.safetensors",
+        help="the weight delta that tuning of this model wrote (weight_delta.safetensors)",
     )
 
 
@@ -132,7 +133,7 @@ def sampling_of(options: argparse.Namespace, **flags: str) -> Sampling:
 
 
 def choose_device(name: str) -> str:
-    """Return the device to draw on; "auto" takes a GPU where there is one.
+    """Return the device to use; "auto" takes a GPU where there is one.
 
     Raises:
         UserError: an unknown device, or one that this machine does not have.

@@ -65,8 +65,8 @@ def check(options: argparse.Namespace) -> None:
     for name in ("base", "config", "ckpt"):
         if not getattr(options, name).is_file():
             raise UserError(f"--{name} {getattr(options, name)}: no such file")
-    if not (options.judge / "model.safetensors").is_file():
-        raise UserError(f"--judge {options.judge}: no model.safetensors in it")
+    if not (options.scorer / "model.safetensors").is_file():
+        raise UserError(f"--scorer {options.scorer}: no model.safetensors in it")
     check_output_folder(options.outdir)
 
 

@@ -22,16 +22,16 @@ EXAMPLES = """examples:
   what is known from the answers that came back:
     python scripts/user_study.py analyse --key study/key.json answers/*.json --output study/results
 
-The manifest is CSV with the columns concept,model,prompt,picture, or JSON with a list of such
+The manifest is CSV with the columns concept,model,prompt,image, or JSON with a list of such
 objects; concept may be left out, images are looked up from the manifest's folder:
-    concept,model,prompt,picture
+    concept,model,prompt,image
     teal-star,training,,concepts/teal-star/1.png
-    teal-star,ours,A photo of *,drawn/ours/0.png
-    teal-star,ours,A photo of * on the beach,drawn/ours/1.png
+    teal-star,ours,A photo of *,images/ours/0.png
+    teal-star,ours,A photo of * on the beach,images/ours/1.png
 Each concept needs four training images, and every model an image of every prompt.
 """
 IMAGE_PROMPT = "A photo of *"
-JUDGE = "models/miniature/judge"
+SCORER = "models/miniature/judge"
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -75,7 +75,7 @@ def _add_make(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=int,
         metavar="N",
-        help="whose images to draw lots from (of each concept all that every model has)",
+        help="seeds whose images may be chosen (all that every model of a concept has)",
     )
     manifest = parser.add_argument_group("with --manifest; a protocol knows these itself")
     manifest.add_argument(
@@ -95,14 +95,14 @@ def _add_make(parser: argparse.ArgumentParser) -> None:
 def _add_rehearse(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Answer both questionnaires by a feature extractor, ranking by the cosines that score "
-        "pictures elsewhere, with chance: to see that everything works, and no result about people."
+        "images elsewhere, with chance: to see that everything works, and no result about people."
     )
     parser.add_argument("--key", metavar="FILE", required=True, help="that `make` wrote")
     parser.add_argument(
         "--judge",
         metavar="FOLDER|NAME",
-        default=JUDGE,
-        help=f"a CLIP, or the miniature's judge ({JUDGE})",
+        default=SCORER,
+        help=f"a CLIP, or the miniature's CLIP ({SCORER})",
     )
     parser.add_argument("--participants", type=int, default=12, metavar="N", help="(12)")
     parser.add_argument(
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_source(options)
     if options.command == "rehearse":
         _check_rehearsal(options)
-        options.judge = str(locate(options.judge))  # a name on the Hub stays
+        options.scorer = str(locate(options.scorer))  # a name on the Hub stays
     from ldm.experiments.study import command
 
     commands = {"make": command.make, "rehearse": command.rehearse, "analyse": command.analyse}

@@ -195,7 +195,7 @@ def test_dreambooth_draws_its_class_first(
         assert float(row["train/loss"]) == pytest.approx(total, rel=1e-4)
     assert moved(base, second.model.state_dict())
 
-    # Images of one's own are taken as they are; those drawn before are not drawn again.
+    # Images of one's own are taken as they are; those generated before are not generated again.
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("drew")
 

@@ -236,5 +236,5 @@ def test_the_shipped_judge_answers(tmp_path: Path) -> None:
          "--participants", "3"]
     ) == 0  # fmt: skip
     answers = read_answers(study, sorted((tmp_path / "out").iterdir()))
-    assert caveat(answers) == "rankings by extractor judge, not by people"
+    assert caveat(answers) == "rankings by extractor scorer, not by people"
     assert len(answers) == 6
