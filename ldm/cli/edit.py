@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """
     parser = Parser(
         prog="scripts/edit.py",
-        description="Edit an image inside a mask; the best image by the scorer comes first.",
+        description="Edit an image inside a mask; the best image by the selector comes first.",
         epilog=EXAMPLES,
     )
     group = parser.add_argument_group("what to edit")
@@ -78,8 +78,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--extractor",
         metavar="FOLDER|NAME",
-        help='ranks the images: a CLIP\'s folder or name, or "none"; by default the scorer beside '
-        "the weights, or else openai/clip-vit-base-patch32; a single image is not ranked",
+        help='ranks the images: a CLIP\'s folder or name, or "none"; by default the selector '
+        "beside the weights, or else openai/clip-vit-base-patch32; a single image is not ranked",
     )
     group = parser.add_argument_group("where to put it (nothing is overwritten)")
     group.add_argument("--outdir", metavar="DIR", default="outputs/edit")
@@ -117,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
     mask = open_mask(options.mask, original.size)
     check_words(options.embedding_path, [options.prompt])
     device = choose_device(options.device)
-    scorer = _scorer(options, device)
+    selector = _selector(options, device)
     model = load(options, [options.prompt])
     size = model_size(model, original.size)
     if size != original.size:
@@ -132,15 +132,21 @@ def run(options: argparse.Namespace) -> int:
     )
     progress = sys.stderr.isatty()
     edits = edit(
-        model.to(device), original, mask, options.prompt, blending, scorer=scorer, progress=progress
+        model.to(device),
+        original,
+        mask,
+        options.prompt,
+        blending,
+        scorer=selector,
+        progress=progress,
     )
     _save(edits, original, folder, facts(options))
     return 0
 
 
-def _scorer(options: argparse.Namespace, device: str) -> FeatureExtractor | None:
+def _selector(options: argparse.Namespace, device: str) -> FeatureExtractor | None:
     """Return what ranks the images; where none was asked for and none is there, say so."""
-    from ldm.evaluation.extractors import default_extractor, find_extractor
+    from ldm.evaluation.extractors import default_selector, find_extractor
 
     if options.extractor == "none" or options.n_samples == 1:
         return None
@@ -148,7 +154,7 @@ def _scorer(options: argparse.Namespace, device: str) -> FeatureExtractor | None
         return find_extractor(options.extractor, device)
     _, weights = find_files(options)
     try:
-        return find_extractor(default_extractor(weights), device)
+        return find_extractor(default_selector(weights), device)
     except UserError as error:
         logger.warning("the images are not ranked: %s", error)
         return None

@@ -130,7 +130,9 @@ def _prompts(options: argparse.Namespace, weights: Path, placeholders: Sequence[
     """Return the prompts of the file and of the command line, or those that go with the model."""
     file = options.prompts
     if file is None and not options.prompt:
-        own = "miniature" if (weights.parent / "judge").is_dir() else "paper"
+        from ldm.evaluation.extractors import scorer_beside
+
+        own = "miniature" if scorer_beside(weights) else "paper"
         file = ROOT / "examples" / "prompts" / f"{own}.txt"
     listed = read_prompts(file) if file is not None else []
     return [*(name_word(prompt, placeholders) for prompt in listed), *options.prompt]
@@ -178,6 +180,7 @@ def run(options: argparse.Namespace) -> int:
         find_extractor,
     )
     from ldm.image_io import open_rgb
+    from ldm.miniature.editability import edit_scores
 
     training = [open_rgb(path) for path in request.training]
     scored_by = options.extractor or default_extractor(request.weights)
@@ -192,6 +195,7 @@ def run(options: argparse.Namespace) -> int:
         placeholders=request.placeholders,
         images=len(training) if request.source == "images" else options.images,
         second=second,
+        extra=edit_scores(extractor, resamples=options.resamples),
         resamples=options.resamples,
     )
     facts = {
@@ -290,6 +294,7 @@ def write(folder: Path, name: str, found: Evaluation) -> None:
     rows.append(("  of the images' average", found.text_of_average))
     if found.dino is not None:
         rows.append(("DINO similarity", found.dino))
+    rows += [(name.replace("_", " "), score) for name, score in found.extra.items()]
     for label, score in rows:
         log.info("%-26s %.4f  [%.4f, %.4f]", label, score.value, score.low, score.high)
     if found.training is not None:

@@ -97,7 +97,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--extractor",
         metavar="FOLDER|NAME",
-        help="CLIP that scores; by default the scorer beside the weights, or else "
+        help="CLIP that scores; by default the one beside the weights, or else "
         "openai/clip-vit-base-patch32",
     )
     group.add_argument(

@@ -140,7 +140,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         "--extractor",
         metavar="FOLDER|NAME",
         default="",
-        help="CLIP that scores; by default the scorer beside the weights, or else the paper's",
+        help="CLIP that scores (the one beside the weights, or else the paper's)",
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
 

@@ -54,8 +54,8 @@ class Resampled:
     def centred(self) -> Resampled:
         """Shift the resampled values so that their mean is the score.
 
-        For scores that grow with the number of different images. About a third of n resampled images
-        are repeats, so the resampled values lie too low as a whole.
+        For scores that grow with the number of different images. Of n resampled images, about a
+        third are repeats, so the resampled values lie too low as a whole.
         """
         score, resampled = self.values[:1], self.values[1:]
         return Resampled(np.concatenate([score, resampled + (score - resampled.mean())]))

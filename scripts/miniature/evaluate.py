@@ -1,10 +1,10 @@
 """Measure the miniature and write the table of models/miniature/README.md (`make miniature-eval`).
 
     python scripts/miniature/evaluate.py                               # everything, resumably
-    python scripts/miniature/evaluate.py --parts autoencoder judge     # some of it
+    python scripts/miniature/evaluate.py --parts autoencoder scorer     # some of it
     python scripts/miniature/evaluate.py --parts concepts --concepts teal-star red-mug --again
 
-Parts: autoencoder (PSNR), judge (its accuracies), samples (does the judge see what captions ask
+Parts: autoencoder (PSNR), scorer (its accuracies), samples (does the scorer see what captions ask
 for), words (learn a word for each concept with main.py), concepts (measure those words), table.
 What is measured already, in models/miniature/metrics.json, is not measured again without --again.
 Images go to examples/miniature/, learned words to examples/words/.
@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-PARTS = ("autoencoder", "judge", "samples", "words", "concepts", "table")
+PARTS = ("autoencoder", "scorer", "samples", "words", "concepts", "table")
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "miniature"
 LOG = logging.getLogger("miniature-eval")
@@ -42,7 +42,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="measure anew what is there")
     parser.add_argument("--model", type=Path, default=MODEL / "model.safetensors")
     parser.add_argument("--config", type=Path, default=MODEL / "config.yaml")
-    parser.add_argument("--judge", type=Path, default=MODEL / "judge")
+    parser.add_argument("--scorer", "--judge", type=Path, default=MODEL / "scorer")
     parser.add_argument("--finetune", type=Path, default=ROOT / "configs/miniature/finetune.yaml")
     parser.add_argument("--words", type=Path, default=ROOT / "examples/words")
     parser.add_argument("--pictures", type=Path, default=ROOT / "examples/miniature")
@@ -111,7 +111,7 @@ class Evaluation:
         return drawn
 
     def save(self, images: Sequence[Any], name: str, columns: int) -> None:
-        """Write a grid of images at twice their size."""
+        """Write a grid of images, twice as large as generated."""
         from ldm.image_io import pil_grid
 
         path = self.options.images / f"{name}.png"
@@ -134,24 +134,24 @@ class Evaluation:
         self.save(shown, "reconstructions", 8)
         self.store("autoencoder", {"psnr": psnr, "pictures": count})
 
-    def measure_judge(self) -> None:
-        """The judge's accuracies on unseen images."""
-        from ldm.miniature.clip import Judge
-        from ldm.miniature.measure import judge_accuracy
+    def measure_scorer(self) -> None:
+        """The scorer's accuracies on unseen images."""
+        from ldm.miniature.clip import MiniatureClip
+        from ldm.miniature.measure import clip_accuracy
 
         count = 2048
-        accuracy = judge_accuracy(Judge.load(self.options.judge), count)
-        self.store("judge", {**accuracy, "pictures": count})
+        accuracy = clip_accuracy(MiniatureClip.load(self.options.scorer), count)
+        self.store("scorer", {**accuracy, "pictures": count})
 
     def measure_samples(self) -> None:
-        """What the judge sees in images of random captions."""
-        from ldm.miniature.clip import Judge
+        """What the scorer sees in images of random captions."""
+        from ldm.miniature.clip import MiniatureClip
         from ldm.miniature.measure import caption_agreement
 
-        judge, generate = Judge.load(self.options.judge), self.generate(self.load())
+        scorer, generate = MiniatureClip.load(self.options.scorer), self.generate(self.load())
         started = time.monotonic()
         count = self.options.samples
-        agreement, images, texts = caption_agreement(generate, judge, count)
+        agreement, images, texts = caption_agreement(generate, scorer, count)
         seconds = time.monotonic() - started
         self.save(images[:64], "samples", 8)
         lines = [f"{i // 8 + 1}.{i % 8 + 1} {text}\n" for i, text in enumerate(texts[:64])]
@@ -202,11 +202,11 @@ class Evaluation:
 
     def measure_concepts(self) -> None:
         """Measure the learned words against the training images and the vocabulary."""
-        from ldm.miniature.clip import Judge
+        from ldm.miniature.clip import MiniatureClip
         from ldm.miniature.grammar import vocabulary
         from ldm.miniature.measure import score_concept, vocabulary_features
 
-        judge = Judge.load(self.options.judge)
+        scorer = MiniatureClip.load(self.options.scorer)
         words = [word for word in vocabulary() if word.isalpha() and len(word) > 2]
         features: dict[bool, Any] = {}
         for concept in self.concepts():
@@ -217,9 +217,9 @@ class Evaluation:
             kind = concept.is_style
             if kind not in features:
                 LOG.info("generating every word of the vocabulary (%d) to compare with", len(words))
-                features[kind] = vocabulary_features(generate, judge, words, concept.prompt, 4)
+                features[kind] = vocabulary_features(generate, scorer, words, concept.prompt, 4)
             score, shown = score_concept(
-                generate, judge, concept, features[kind], self.options.each
+                generate, scorer, concept, features[kind], self.options.each
             )
             given = [image.resize((64, 64)) for image in concept.images]
             self.save([*given, *shown], f"concepts/{concept.name}", 5)

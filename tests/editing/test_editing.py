@@ -156,7 +156,7 @@ def test_each_background_is_what_it_says(model, original, mask):
     assert errors["none"] > 20
 
 
-def test_the_judges_best_comes_first(model, original, mask):
+def test_the_scorers_best_comes_first(model, original, mask):
     made = edit(
         model,
         original,

@@ -100,7 +100,7 @@ def test_base_and_difference_are_the_tuned_model(
     this = runs[-1]
     path = this.config.folder / "checkpoints" / "weight_delta.safetensors"
     tuned = {n: p.detach() for n, p in this.model.named_parameters()}
-    again = load_model(OmegaConf.create({"model": this.config.model}), base, difference=path)
+    again = load_model(OmegaConf.create({"model": this.config.model}), base, weight_delta=path)
     before = read_state_dict(base)
     for name, weight in again.named_parameters():
         if name.startswith("embedding_manager."):

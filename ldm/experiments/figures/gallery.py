@@ -19,7 +19,7 @@ COLUMNS = (
 
 
 def curated(figure: Figure, session: Session) -> Rendered:
-    """Show a training image and, of each prompt, the candidate that the scorer scores best."""
+    """Show a training image and, of each prompt, the candidate with the best scores."""
     candidates = min(CANDIDATES, session.request.images)
     rows: list[Row] = []
     numbers: list[tuple[Any, ...]] = []

@@ -144,7 +144,9 @@ def _side_by_side(
         "and seeds with 95% intervals, from the protocol's table."
     ]
     if is_miniature:
-        notes.append("The miniature's scorer and CLIP have scales of their own: compare the order.")
+        notes.append(
+            "The miniature's CLIP and the paper's have different scales: compare the order."
+        )
     return Rendered(canvas, Table(COLUMNS, rows), tuple(notes))
 
 

@@ -13,8 +13,10 @@ from ldm.util import UserError
 
 
 def is_miniature(weights: Path) -> bool:
-    """Tell whether weights are the miniature's: its scorer lies beside them."""
-    return (weights.parent / "judge" / "config.json").is_file()
+    """Tell whether weights are the miniature's: a small CLIP lies beside them."""
+    from ldm.evaluation.extractors import scorer_beside
+
+    return scorer_beside(weights) is not None
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class Session:
         """The `LatentDiffusion`, without words."""
         request = self.request
         moved = request.pivotal_files()[0] if self.is_tuned else None
-        model = load_model(request.config, request.weights, difference=moved)
+        model = load_model(request.config, request.weights, weight_delta=moved)
         load_words(model, [])
         return model.to(request.device)
 

@@ -205,6 +205,7 @@ def score(cell: Cell, folder: Path) -> dict[str, Any]:
     from ldm.evaluation.extractors import find_extractor
     from ldm.experiments.protocol.images import keeping, write_images
     from ldm.image_io import open_rgb
+    from ldm.miniature.editability import edit_scores
 
     asked = cell.score
     training = [open_rgb(path) for path in list_images(cell.places["folder"])]
@@ -212,14 +213,16 @@ def score(cell: Cell, folder: Path) -> dict[str, Any]:
     kept: dict[str, list[Image]] = {}
     if "keep" in asked:
         source = keeping(source, asked["keep"], kept)
+    extractor = find_extractor(cell.places["extractor"], device())
     found = evaluate(
         source,
-        find_extractor(cell.places["extractor"], device()),
+        extractor,
         training,
         asked["prompts"],
         image_prompt=asked["image_prompt"],
         placeholders=[asked["placeholder"]],
         images=asked["pictures"],
+        extra=edit_scores(extractor, resamples=asked["resamples"]),
         resamples=asked["resamples"],
     )
     if kept:
@@ -243,9 +246,9 @@ def image_source(
     if cell.source == "images":
         return sources.from_images(training), unknown
     asked, words = cell.score, [cell.score["placeholder"]]
-    difference = folder / DELTA if (folder / DELTA).is_file() else None
+    delta = folder / DELTA if (folder / DELTA).is_file() else None
     places = cell.places
-    model = load_model(places["config"], places["checkpoint"], device(), difference=difference)
+    model = load_model(places["config"], places["checkpoint"], device(), weight_delta=delta)
     load_words(model, [])
     prompts = [asked["image_prompt"], *asked["prompts"]]
     sampling = Sampling(
