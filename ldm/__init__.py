@@ -1,1 +1,1 @@
-"""Textual Inversion on latent diffusion: networks, samplers, training, drawing and measuring."""
+"""Textual Inversion on latent diffusion: networks, samplers, training, generation, scores."""

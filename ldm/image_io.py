@@ -1,4 +1,4 @@
-"""Pictures in and out: files → upright RGB, tensors in [-1, 1] ↔ PIL, grids, PNGs with settings."""
+"""Images in and out: files → upright RGB, tensors in [-1, 1] ↔ PIL, grids, PNGs with settings."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def open_rgb(path: str | Path) -> Image.Image:
             upright = ImageOps.exif_transpose(image)
             return _to_rgb(upright)
     except FileNotFoundError as error:
-        raise UserError(f"picture {str(path)!r} does not exist") from error
+        raise UserError(f"image {str(path)!r} does not exist") from error
     except DECODE_ERRORS as error:
         advice = "convert it to PNG or JPEG, or take it out of the folder"
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"picture {str(path)!r} cannot be read ({reason}): {advice}") from error
+        raise UserError(f"image {str(path)!r} cannot be read ({reason}): {advice}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -84,17 +84,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_pil(picture: Tensor) -> Image.Image:
+def to_pil(image: Tensor) -> Image.Image:
     """Turn [c, h, w] in [-1, 1], c of 1 or 3, into an RGB image; values outside are clamped.
 
     Raises:
         ValueError: another shape, or values that are no numbers.
     """
-    if picture.ndim != 3 or picture.shape[0] not in (1, 3):
-        raise ValueError(f"picture must be [1 or 3, h, w], got {tuple(picture.shape)}")
-    values = picture.detach().to("cpu", torch.float32)
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"image must be [1 or 3, h, w], got {tuple(image.shape)}")
+    values = image.detach().to("cpu", torch.float32)
     if not values.isfinite().all():
-        raise ValueError("picture holds undefined numbers; in half precision, try full precision")
+        raise ValueError("image holds undefined numbers; in half precision, try full precision")
     levels = ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(levels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
 
@@ -106,27 +106,27 @@ def from_pil(image: Image.Image) -> Tensor:
 
 
 def make_grid(
-    pictures: Tensor, columns: int | None = None, padding: int = 2, fill: float = -1.0
+    images: Tensor, columns: int | None = None, padding: int = 2, fill: float = -1.0
 ) -> Tensor:
     """Lay images [b, c, h, w] out in rows: [c, rows·(h+padding)+padding, …].
 
     Args:
-        pictures: at least one.
+        images: at least one.
         columns: images in a row; about a square by default.
         padding: width of the lines around each, in pixels.
         fill: value of the lines and of empty places.
     """
-    b, c, h, w = pictures.shape
+    b, c, h, w = images.shape
     if b == 0:
-        raise ValueError("pictures is empty: a grid needs at least one")
+        raise ValueError("images is empty: a grid needs at least one")
     if columns is not None and columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")
     columns = min(columns or math.ceil(math.sqrt(b)), b)
     rows = math.ceil(b / columns)
-    padded = pictures.new_full((rows * columns, c, h + padding, w + padding), fill)
-    padded[:b, :, padding:, padding:] = pictures
+    padded = images.new_full((rows * columns, c, h + padding, w + padding), fill)
+    padded[:b, :, padding:, padding:] = images
     cells = padded.reshape(rows, columns, c, h + padding, w + padding)
-    grid = pictures.new_full(
+    grid = images.new_full(
         (c, rows * (h + padding) + padding, columns * (w + padding) + padding), fill
     )
     # r k c h w → c (r h) (k w)
@@ -147,7 +147,7 @@ def pil_grid(images: Sequence[Image.Image], columns: int | None = None) -> Image
 def safe_name(text: str, length: int = 80) -> str:
     """Make a file name, without suffix, of any text: "a photo of *" → "a-photo-of".
 
-    Valid on every system. Letters of every script are kept; an empty name becomes "picture".
+    Valid on every system. Letters of every script are kept; an empty name becomes "image".
     """
     plain = unicodedata.normalize("NFKC", text)
     name = re.sub(r"[^\w]+", "-", plain)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ldm.checkpoint.hub import locate_base
 from ldm.checkpoint.loading import load_model as load_base
-from ldm.checkpoint.weight_delta import apply_difference, check_difference
+from ldm.checkpoint.weight_delta import apply_weight_delta, check_weight_delta
 from ldm.image_io import to_pil
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.few_steps import (
@@ -91,7 +91,7 @@ def load_model(
     checkpoint: str | Path | None = "",
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    difference: str | Path | None = None,
+    weight_delta: str | Path | None = None,
 ) -> Any:
     """Build a model and load its weights, in evaluation mode (`ldm.checkpoint.loading`).
 
@@ -106,23 +106,23 @@ def load_model(
         checkpoint: X; None builds the configuration's model with new weights.
         device: where the model goes.
         dtype: the weights' type; float32 by default. Learned words stay in float32.
-        difference: what tuning moved the weights by, as `weight_delta.safetensors` has it.
+        weight_delta: file that tuning wrote, `weight_delta.safetensors`.
 
     Raises:
         UserError: files missing, unreadable, or of another architecture; a base that is not
-            supported; a Hub name that cannot be had; a difference to another base. Of these the
-            last is seen before weights are read.
+            supported; a Hub name that cannot be had; a weight delta of another base. The last is
+            checked before weights are read.
     """
     config: DictConfig | Mapping[str, Any] | str | Path | None = base
     if checkpoint == "":
         if not isinstance(base, str | Path):
             raise ValueError("give a file, folder or Hub name, or a configuration and one of these")
         config, checkpoint = None, locate_base(base)
-    if difference is not None:
-        check_difference(difference, checkpoint)
+    if weight_delta is not None:
+        check_weight_delta(weight_delta, checkpoint)
     model = load_base(config, checkpoint, device, dtype)
-    if difference is not None:
-        apply_difference(model, difference, checkpoint)
+    if weight_delta is not None:
+        apply_weight_delta(model, weight_delta, checkpoint)
     return model
 
 

@@ -26,7 +26,7 @@ class Purpose(IntEnum):
     NOISE = 5
     CAPTION = 6
     CAPTION_DROPOUT = 7
-    PICTURE = 8
+    IMAGE = 8
     INITIAL_NOISE = 9
     STEP_NOISE = 10
     INITIAL_WORD = 11
@@ -37,7 +37,10 @@ class Purpose(IntEnum):
 
 
 def generator(seed: int, sample: int, purpose: Purpose) -> np.random.Generator:
-    """Return the generator of one draw; `seed` in [0, 2^64), `sample` in [0, 2^56)."""
+    """Return the random generator of a sample and a purpose.
+
+    `seed` lies in [0, 2^64), `sample` in [0, 2^56).
+    """
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must lie in [0, 2^64), got {seed}")
     if not 0 <= sample < 2**56:
@@ -46,23 +49,23 @@ def generator(seed: int, sample: int, purpose: Purpose) -> np.random.Generator:
 
 
 def normal(seed: int, samples: Sequence[int], shape: Sequence[int], purpose: Purpose) -> Tensor:
-    """Draw N(0, 1) for each sample: float32 [len(samples), *shape] on the CPU."""
-    draws = [
+    """Sample N(0, 1) for each sample: float32 [len(samples), *shape] on the CPU."""
+    noises = [
         generator(seed, int(s), purpose).standard_normal(tuple(shape), dtype=np.float32)
         for s in samples
     ]
-    return torch.from_numpy(np.stack(draws))
+    return torch.from_numpy(np.stack(noises))
 
 
 def uniform(seed: int, samples: Sequence[int], purpose: Purpose) -> Tensor:
-    """Draw U[0, 1) for each sample: float64 [len(samples)]."""
+    """Sample U[0, 1) for each sample: float64 [len(samples)]."""
     return torch.tensor(
         [generator(seed, int(s), purpose).random() for s in samples], dtype=torch.float64
     )
 
 
 def integers(seed: int, samples: Sequence[int], high: int, purpose: Purpose) -> Tensor:
-    """Draw uniform integers in [0, high) for each sample: int64 [len(samples)]."""
+    """Sample uniform integers in [0, high) for each sample: int64 [len(samples)]."""
     return torch.tensor(
         [int(generator(seed, int(s), purpose).integers(high)) for s in samples], dtype=torch.int64
     )

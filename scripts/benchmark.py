@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Compare variants of the training and the drawing step in one run: `--help` has examples."""
+"""Compare variants of the training and the sampling step in one run: `--help` has examples."""
 
 from ldm.cli.commands import benchmark
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Learn a word with the miniature and draw it: `--help` has examples, `make demo` runs it."""
+"""Learn a word with the miniature and generate its images: see `--help`; `make demo` runs it."""
 
 from ldm.cli.commands import demo
 

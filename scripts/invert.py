@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Find an image's noise and draw it again under other prompts: `--help` has examples."""
+"""Find an image's noise and generate from it with other prompts: `--help` has examples."""
 
 from ldm.cli.commands import invert
 

@@ -1,4 +1,4 @@
-"""Drawing with a whole (tiny) model: three lines, seeds, words, and what is refused."""
+"""Generating with a whole (tiny) model: three lines, seeds, words, and what is refused."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def model(tiny):
     return model
 
 
-def pixels(pictures):
-    return np.stack([np.asarray(p.image, dtype=np.int16) for p in pictures])
+def pixels(images):
+    return np.stack([np.asarray(p.image, dtype=np.int16) for p in images])
 
 
 def test_three_lines_draw_images(tiny, caplog):
     model = load_model(tiny.config, tiny.checkpoint)
     assert load_words(model, tiny.word) == ["*"]
-    pictures = generate(model, ["a photo of *", "a painting of *"], Sampling(steps=3))
-    assert not caplog.records  # words from files need no first word
-    assert [p.prompt for p in pictures] == ["a photo of *", "a painting of *"]
-    assert [p.seed for p in pictures] == [42, 43]
-    assert all(p.image.size == (16, 16) and p.image.mode == "RGB" for p in pictures)
-    assert pixels(pictures).std() > 5
-    assert pictures[1].settings == {
+    images = generate(model, ["a photo of *", "a painting of *"], Sampling(steps=3))
+    assert not caplog.records  # words from files need no initializer word
+    assert [p.prompt for p in images] == ["a photo of *", "a painting of *"]
+    assert [p.seed for p in images] == [42, 43]
+    assert all(p.image.size == (16, 16) and p.image.mode == "RGB" for p in images)
+    assert pixels(images).std() > 5
+    assert images[1].settings == {
         "prompt": "a painting of *", "seed": 43, "negative_prompt": "", "steps": 3, "scale": 5.0,
         "eta": 0.0, "sampler": "ddim", "height": 16, "width": 16, "precision": "full",
         "karras": False,
@@ -57,7 +57,7 @@ def test_three_lines_draw_images(tiny, caplog):
 
 
 def test_it_is_the_sampler_on_the_models_parts(model):
-    picture = generate(model, "a photo of *", Sampling(steps=4, scale=3.0, seed=9))[0]
+    image = generate(model, "a photo of *", Sampling(steps=4, scale=3.0, seed=9))[0]
     start = seeded_noise([9])(0, (1, 4, 8, 8))
     with torch.no_grad():
         latent, _ = DDIMSampler(model).sample(
@@ -67,7 +67,7 @@ def test_it_is_the_sampler_on_the_models_parts(model):
             unconditional_guidance_scale=3.0,
         )  # fmt: skip
         want = (model.decode_first_stage(latent)[0].clamp(-1, 1) + 1) * 127.5
-    assert np.abs(np.asarray(picture.image) - want.permute(1, 2, 0).numpy()).max() <= 0.51
+    assert np.abs(np.asarray(image.image) - want.permute(1, 2, 0).numpy()).max() <= 0.51
 
 
 @pytest.mark.parametrize(
@@ -147,8 +147,8 @@ def test_a_word_that_is_cut_off_is_an_error(model):
 def test_sizes(model):
     assert latent_shape(model, None, None) == (4, 8, 8)
     assert latent_shape(model, 24, 32) == (4, 12, 16)
-    picture = generate(model, "a cat", Sampling(steps=1, height=24, width=32))[0]
-    assert picture.image.size == (32, 24)
+    image = generate(model, "a cat", Sampling(steps=1, height=24, width=32))[0]
+    assert image.image.size == (32, 24)
     for bad in (0, -16, 17, 18):
         with pytest.raises(UserError, match=f"width must be a multiple of 4 .* got {bad}"):
             latent_shape(model, None, bad)

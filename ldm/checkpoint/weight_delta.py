@@ -26,7 +26,7 @@ PARTS = ("model.", "cond_stage_model.")
 
 
 @torch.no_grad()
-def save_difference(
+def save_weight_delta(
     model: Any,
     path: str | Path,
     base: str | Path,
@@ -74,7 +74,7 @@ def save_difference(
     write_whole(path, lambda part: save_file(moved, part, metadata=metadata))
 
 
-def check_difference(path: str | Path, checkpoint: str | Path | None) -> dict[str, str]:
+def check_weight_delta(path: str | Path, checkpoint: str | Path | None) -> dict[str, str]:
     """Check that a difference may be added to the model of a checkpoint; read no weights.
 
     Returns:
@@ -106,10 +106,10 @@ def check_difference(path: str | Path, checkpoint: str | Path | None) -> dict[st
 
 
 @torch.no_grad()
-def apply_difference(model: Any, path: str | Path, checkpoint: str | Path | None) -> None:
+def apply_weight_delta(model: Any, path: str | Path, checkpoint: str | Path | None) -> None:
     """Add a difference to the weights of its base model, in place.
 
-    Averaged weights, where there are some, become the tuned ones: images are drawn with them.
+    Averaged weights, if the model has them, become the tuned weights: generation uses them.
 
     Args:
         model: a `LatentDiffusion` with the weights of `checkpoint`.
@@ -117,9 +117,9 @@ def apply_difference(model: Any, path: str | Path, checkpoint: str | Path | None
         checkpoint: the base's file, by which the two are known to belong together.
 
     Raises:
-        UserError: as `check_difference`; or the model's configuration lacks one of the weights.
+        UserError: as `check_weight_delta`; or the model's configuration lacks one of the weights.
     """
-    check_difference(path, checkpoint)
+    check_weight_delta(path, checkpoint)
     weights = dict(model.named_parameters())
     with safe_open(path, framework="pt") as file:
         pairs = match_names(list(weights), list(file.keys()))
@@ -129,7 +129,7 @@ def apply_difference(model: Any, path: str | Path, checkpoint: str | Path | None
             if weight is None or weight.shape != change.shape:
                 raise UserError(
                     f"{path}: its weight {theirs} {list(change.shape)} has no place in this "
-                    "model: draw with the configuration that it was tuned with"
+                    "model: generate with the configuration that it was tuned with"
                 )
             # A new tensor: what was read may lie in the mapped checkpoint.
             weight.data = (weight.float() + change.to(weight.device).float()).to(weight.dtype)

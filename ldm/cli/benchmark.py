@@ -59,7 +59,7 @@ TRAINING = (
     Variant("bfloat16", half=True),
     Variant("as the original did", cached=False, fused=False, checkpointing=False),
 )
-DRAWING = (
+SAMPLING = (
     Variant("as configured"),
     Variant("explicit attention", fused=False),
     Variant("bfloat16", half=True),
@@ -78,13 +78,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(
         prog="benchmark.py",
-        description="Time a training step and a drawing step of a word's configuration in several "
-        "variants, in turns, and print the ratios. Weights are random: time does not depend on "
+        description="Time a training step and a sampling step of a word's configuration in several "
+        "variants, in turns, and print the ratios.  Weights are random: time does not depend on "
         "them.",
         epilog=EXAMPLES,
     )
     parser.add_argument("--config", type=Path, default=ROOT / "configs/miniature/finetune.yaml")
-    parser.add_argument("--batch_size", type=int, default=8, help="pictures a step (8)")
+    parser.add_argument("--batch_size", type=int, default=8, help="images a step (8)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each variant (5)")
     parser.add_argument("--repeat", type=int, default=5, help="steps in a turn (5)")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, cuda:1, mps (cpu)")
@@ -130,7 +130,7 @@ def make_batch(model: Any, size: int) -> dict[str, Any]:
         "caption": [f"a photo of a {word}"] * size,
         "sample": torch.arange(size),
     }
-    return batch | model.draws()(batch)
+    return batch | model.batch_noise()(batch)
 
 
 @contextmanager
@@ -156,7 +156,7 @@ def applied(variant: Variant, model: Any) -> Iterator[None]:
 
 
 def training_step(model: Any, batch: dict[str, Any]) -> Callable[[Variant], None]:
-    """Return what takes one optimiser step of the word."""
+    """Return what takes one optimizer step of the word."""
     import torch
 
     with torch.no_grad():
@@ -172,7 +172,7 @@ def training_step(model: Any, batch: dict[str, Any]) -> Callable[[Variant], None
     return step
 
 
-def drawing_step(model: Any, size: int) -> Callable[[Variant], None]:
+def sampling_step(model: Any, size: int) -> Callable[[Variant], None]:
     """Return what evaluates the U-Net for one guided sampling step: [uncond, cond] in one batch."""
     import torch
 
@@ -259,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.info("%s on %s, %d images, torch %s\n", options.config, name, size, torch.__version__)
     for title, variants, step in (
         ("training step", TRAINING, training_step(model, batch)),
-        ("guided drawing step", DRAWING, drawing_step(model, size)),
+        ("guided sampling step", SAMPLING, sampling_step(model, size)),
     ):
         timings = measure(model, variants, step, options.rounds, options.repeat)
         log.info("%s\n", table(title, variants, timings))

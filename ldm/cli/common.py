@@ -19,8 +19,8 @@ __all__ = (
     "MINIATURE",
     "Once",
     "Parser",
-    "add_difference",
     "add_model",
+    "add_weight_delta",
     "add_words",
     "check_output_folder",
     "choose_device",
@@ -76,12 +76,13 @@ def add_model(group: argparse._ArgumentGroup, checkpoint: str) -> None:
     )
 
 
-def add_difference(group: argparse._ArgumentGroup) -> None:
-    """Add the option that names what tuning moved a model's weights by."""
+def add_weight_delta(group: argparse._ArgumentGroup) -> None:
+    """Add the option that names a weight delta."""
     group.add_argument(
+        "--weight_delta",
         "--difference",
         metavar="FILE",
-        help="what tuning moved these weights by, as main.py left it in weight_delta.safetensors",
+        help="the weight delta that tuning of this model wrote (weight_delta.safetensors)",
     )
 
 
@@ -129,7 +130,7 @@ def sampling_of(options: argparse.Namespace, **flags: str) -> Sampling:
 
 
 def choose_device(name: str) -> str:
-    """Return the device to draw on; "auto" takes a GPU where there is one.
+    """Return the device to use; "auto" takes a GPU where there is one.
 
     Raises:
         UserError: an unknown device, or one that this machine does not have.

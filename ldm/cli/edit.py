@@ -1,4 +1,4 @@
-"""What scripts/edit.py does: draw a prompt inside a mask, by Blended Latent Diffusion."""
+"""What scripts/edit.py does: generate inside a mask, by Blended Latent Diffusion."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.cli.common import Once, Parser, check_output_folder, choose_device, sampling_of
-from ldm.cli.image_options import add_painter, facts, find_files, load
+from ldm.cli.image_options import add_generation, facts, find_files, load
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ EXAMPLES = """examples:
         --mask mask.png --prompt "a red mug on the beach"
   a line or another thin mask: begin four latent points wider, and shrink to the mask itself:
     python scripts/edit.py --image room.png --mask line.png --prompt "a rope" --dilate 4
-The image is drawn with its longer side at the model's own size (256 pixels for the published
+The image is generated with its longer side at the model's own size (256 pixels for the published
 model, 64 for the miniature), its proportions kept as nearly as the model can; the mask has the size
 of the image as it is given.
 """
@@ -56,7 +56,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--prompt", action=Once, metavar="TEXT", required=True, help="the text to generate there"
     )
-    add_painter(parser)
+    add_generation(parser)
     group = parser.add_argument_group("how to generate")
     group.add_argument("--steps", type=int, default=50, help="DDIM steps, 1..1000 (50)")
     group.add_argument("--scale", type=float, default=5.0, help="guidance scale (5)")
@@ -75,7 +75,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         choices=BACKGROUNDS,
         default="paste",
         help="paste: the image's own pixels outside the mask; decoder: a decoder tuned to each "
-        "picture (slower, no seam); none: as decoded (paste)",
+        "image (slower, no seam); none: as decoded (paste)",
     )
     group.add_argument(
         "--extractor",
@@ -115,16 +115,16 @@ def run(options: argparse.Namespace) -> int:
     from ldm.image_io import open_rgb
     from ldm.words.loading import check_words
 
-    picture = open_rgb(options.image)
-    mask = open_mask(options.mask, picture.size)
+    original = open_rgb(options.image)
+    mask = open_mask(options.mask, original.size)
     check_words(options.embedding_path, [options.prompt])
     device = choose_device(options.device)
     selector = _selector(options, device)
     model = load(options, [options.prompt])
-    size = model_size(model, picture.size)
-    if size != picture.size:
-        logger.info("the image is drawn at %d x %d", *size)
-    picture, mask = resized(picture, size), resized(mask, size)
+    size = model_size(model, original.size)
+    if size != original.size:
+        logger.info("the image is generated at %d x %d", *size)
+    original, mask = resized(original, size), resized(mask, size)
     latent_mask_of(model, mask)  # says now what is wrong with it
     blending = Blending(
         sampling=sampling_of(options),
@@ -135,14 +135,14 @@ def run(options: argparse.Namespace) -> int:
     progress = sys.stderr.isatty()
     edits = edit(
         model.to(device),
-        picture,
+        original,
         mask,
         options.prompt,
         blending,
         scorer=selector,
         progress=progress,
     )
-    _save(edits, picture, folder, facts(options))
+    _save(edits, original, folder, facts(options))
     return 0
 
 
@@ -163,7 +163,7 @@ def _selector(options: argparse.Namespace, device: str) -> FeatureExtractor | No
 
 
 def _save(
-    edits: Sequence[Edit], picture: Image.Image, folder: Path, made_by: dict[str, str]
+    edits: Sequence[Edit], original: Image.Image, folder: Path, made_by: dict[str, str]
 ) -> None:
     """Write the images in their order, and a grid of the given one and them."""
     from ldm.image_io import pil_grid, save_png
@@ -175,7 +175,7 @@ def _save(
         ranked = "" if found.score is None else f"  similarity {found.score:.3f}"
         error = found.settings["background_error"]
         logger.info("%s%s  background within %d of 255", path, ranked, error)
-    grid = pil_grid([picture, *(found.image for found in edits)])
+    grid = pil_grid([original, *(found.image for found in edits)])
     path = save_png(grid, folder / "grid.png", {**edits[0].settings, **made_by})
     logger.info("%s: the image, then the edits", path)
 

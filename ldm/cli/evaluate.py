@@ -24,7 +24,7 @@ from ldm.words.placeholders import DEFAULT_PLACEHOLDER
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ldm.evaluation.evaluate import Draw, Evaluation
+    from ldm.evaluation.evaluate import Evaluation, ImageSource
     from ldm.inference import GeneratedImage
 
 log = logging.getLogger(__name__)
@@ -40,11 +40,11 @@ class Request:
         config, weights: of the model.
         words: files of learned words, or "WORD=FILE".
         placeholders: what prompts may name.
-        image_prompt, prompts: to draw.
+        image_prompt, prompts: prompts of the images.
         training: the training images' files.
         captions: a human's, where they stand in the word's place.
         folder: of the results.
-        device: to draw and to score on.
+        device: device of generation and scoring.
         difference: file of what tuning moved the weights by.
     """
 
@@ -60,7 +60,7 @@ class Request:
     captions: Sequence[str]
     folder: Path
     device: str
-    difference: Path | None
+    weight_delta: Path | None
 
     @property
     def asked(self) -> list[str]:
@@ -101,7 +101,7 @@ def read_request(options: argparse.Namespace) -> Request:
         captions=_captions(options, training) if source == "captions" else (),
         folder=_output(options, name),
         device=choose_device(options.device),
-        difference=Path(options.difference) if options.difference else None,
+        weight_delta=Path(options.weight_delta) if options.weight_delta else None,
     )
 
 
@@ -187,13 +187,13 @@ def run(options: argparse.Namespace) -> int:
     extractor = find_extractor(scored_by, request.device)
     second = find_dino(options.dino, request.device) if options.dino else None
     found = evaluate(
-        _draw(request, options, training),
+        _image_source(request, options, training),
         extractor,
         training,
         request.prompts,
         image_prompt=request.image_prompt,
         placeholders=request.placeholders,
-        pictures=len(training) if request.source == "images" else options.pictures,
+        images=len(training) if request.source == "images" else options.images,
         second=second,
         extra=edit_scores(extractor, resamples=options.resamples),
         resamples=options.resamples,
@@ -208,40 +208,42 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _draw(request: Request, options: argparse.Namespace, training: Sequence[Image]) -> Draw:
-    """Return what draws the images, saving them where that is asked for."""
-    from ldm.evaluation import draws
+def _image_source(
+    request: Request, options: argparse.Namespace, training: Sequence[Image]
+) -> ImageSource:
+    """Return the source of the images; it saves them if an option asks for it."""
+    from ldm.evaluation import sources
     from ldm.image_io import safe_name, save_png
 
     if request.source == "images":
-        return draws.from_images(training)
+        return sources.from_images(training)
 
-    def keep(pictures: Sequence[GeneratedImage]) -> None:
-        for picture in pictures:
-            path = request.folder / "pictures" / f"{safe_name(picture.prompt)}_{picture.seed}.png"
-            save_png(picture.image, path, picture.settings)
+    def keep(images: Sequence[GeneratedImage]) -> None:
+        for image in images:
+            path = request.folder / "pictures" / f"{safe_name(image.prompt)}_{image.seed}.png"
+            save_png(image.image, path, image.settings)
 
     model, placeholders = _model(request), request.placeholders
     if request.source == "captions":
         each = len(request.captions)
-        texts = draws.captioned(request.asked, each, request.captions, placeholders)
-        draws.check_lengths(model, texts)
-    draw = draws.from_model(
+        texts = sources.captioned(request.asked, each, request.captions, placeholders)
+        sources.check_lengths(model, texts)
+    source = sources.from_model(
         model.to(request.device),
         sampling_of(options),
-        keep=keep if options.save_pictures else None,
+        keep=keep if options.save_images else None,
         progress=sys.stderr.isatty(),
     )
     if request.source == "captions":
-        return draws.from_captions(draw, request.captions, placeholders)
-    return draws.from_prompts(draw, placeholders) if request.source == "prompts" else draw
+        return sources.from_captions(source, request.captions, placeholders)
+    return sources.from_prompts(source, placeholders) if request.source == "prompts" else source
 
 
 def _model(request: Request) -> Any:
     """Load the model on the CPU, where its weights lie unread until all is checked."""
     from ldm.inference import load_model, load_words
 
-    model = load_model(request.config, request.weights, difference=request.difference)
+    model = load_model(request.config, request.weights, weight_delta=request.weight_delta)
     load_words(model, request.words, request.asked if request.words else ())
     return model
 
@@ -264,7 +266,7 @@ def _facts(request: Request, options: argparse.Namespace) -> dict[str, Any]:
         "captions": list(request.captions),
         "checkpoint": request.weights.name,
         "checkpoint_hash": checkpoint_hash(request.weights),
-        "difference": checkpoint_hash(request.difference) if request.difference else None,
+        "difference": checkpoint_hash(request.weight_delta) if request.weight_delta else None,
         "config": request.config.name if request.config else None,
         "config_hash": checkpoint_hash(request.config) if request.config else None,
         "words": [

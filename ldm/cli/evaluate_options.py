@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from ldm.cli.common import (
     MINIATURE,
     Parser,
-    add_difference,
     add_model,
+    add_weight_delta,
     add_words,
     sampling_of,
 )
@@ -39,7 +39,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         prog="scripts/evaluate_model.py",
         description="Score a learned word by the paper's protocol: likeness to its training "
-        "pictures and to its prompts, with 95% bootstrap intervals; writes scores.json and "
+        "images and to its prompts, with 95% bootstrap intervals; writes scores.json and "
         "scores.csv.",
         epilog=EXAMPLES,
     )
@@ -77,7 +77,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         "--image_prompt",
         metavar="TEXT",
         default="A photo of *",
-        help='drawn for the image similarity ("A photo of *"); * becomes the word',
+        help='prompt of the image similarity ("A photo of *"); * becomes the word',
     )
     group.add_argument(
         "--placeholder",
@@ -89,9 +89,9 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what draws and what scores")
+    group = parser.add_argument_group("the model and the scorer")
     add_model(group, MINIATURE)
-    add_difference(group)
+    add_weight_delta(group)
     group.add_argument(
         "--extractor",
         metavar="FOLDER|NAME",
@@ -102,19 +102,23 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--dino", metavar="FOLDER|NAME", help="score by DINO too, e.g. facebook/dino-vits16"
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    group.add_argument("--precision", choices=PRECISIONS, default="full", help="of drawing (full)")
+    group.add_argument(
+        "--precision", choices=PRECISIONS, default="full", help="precision of generation (full)"
+    )
 
 
 def _add_how(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how to draw and to score")
-    group.add_argument("--pictures", type=int, default=64, help="of each prompt (64)")
+    group = parser.add_argument_group("generation and scoring")
+    group.add_argument(
+        "--images", "--pictures", type=int, default=64, help="images of each prompt (64)"
+    )
     group.add_argument("--steps", type=int, default=50, help="sampling steps, 1..1000 (50)")
     group.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="the sampler (ddim)")
     group.add_argument("--karras", action="store_true", help="Karras spacing, for few steps")
     group.add_argument("--scale", type=float, default=5.0, help="guidance (5)")
     group.add_argument("--seed", type=int, default=42, help="of the first image (42)")
     group.add_argument(
-        "--batch_size", type=int, default=0, help="pictures at a time; 0, the default, fits them"
+        "--batch_size", type=int, default=0, help="images at a time; 0, the default, fits them"
     )
     group.add_argument(
         "--resamples", type=int, default=1000, help="of the images, for the intervals (1000)"
@@ -127,7 +131,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--output", metavar="DIR", help="folder of the results (outputs/evaluation/NAME)"
     )
     group.add_argument("--name", help="in the results (the word's file, or the variant)")
-    group.add_argument("--save_pictures", action="store_true", help="keep what was drawn")
+    group.add_argument(
+        "--save_images", "--save_pictures", action="store_true", help="keep the generated images"
+    )
     group.add_argument("--again", action="store_true", help="replace scores that are there")
 
 
@@ -137,14 +143,14 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         UserError: a value out of range.
     """
-    check_drawing(options)
+    check_generation(options)
     if options.resamples < 1:
         raise UserError(f"--resamples must be at least 1, got {options.resamples}")
 
 
-def check_drawing(options: argparse.Namespace) -> None:
-    """Check how images are to be drawn; errors as `check`'s."""
-    for flag, least in (("pictures", 1), ("batch_size", 0)):
+def check_generation(options: argparse.Namespace) -> None:
+    """Check the settings of generation; errors as in `check`."""
+    for flag, least in (("images", 1), ("batch_size", 0)):
         if getattr(options, flag) < least:
             raise UserError(f"--{flag} must be at least {least}, got {getattr(options, flag)}")
     sampling_of(options)

@@ -121,11 +121,12 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_how(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how to draw and to score")
+    group = parser.add_argument_group("generation and scoring")
     group.add_argument(
+        "--images",
         "--pictures",
         type=int,
-        help=f"of a prompt ({IMAGES[0]} in the miniature, {IMAGES[1]} otherwise)",
+        help=f"images of a prompt ({IMAGES[0]} in the miniature, {IMAGES[1]} otherwise)",
     )
     group.add_argument("--steps", type=int, default=50, help="DDIM steps, 1..1000 (50)")
     group.add_argument(
@@ -149,8 +150,8 @@ def read_request(options: argparse.Namespace) -> Request:
     Raises:
         UserError: a value out of range, or a model that is not there.
     """
-    if options.pictures is not None and options.pictures < 1:
-        raise UserError(f"--pictures must be at least 1, got {options.pictures}")
+    if options.images is not None and options.images < 1:
+        raise UserError(f"--images must be at least 1, got {options.images}")
     if not 1 <= options.steps <= 1000:
         raise UserError(f"--steps must lie in 1..1000, got {options.steps}")
     if options.scale is not None and not 0 <= options.scale < math.inf:
@@ -171,10 +172,10 @@ def read_request(options: argparse.Namespace) -> Request:
         key=key,
         answers=answers,
         pivotal=_pivotal(options, rename),
-        picture=locate(options.image) if options.image else None,
+        image=locate(options.image) if options.image else None,
         mask=locate(options.mask) if options.mask else None,
         extractor=options.extractor,
-        pictures=options.pictures or IMAGES[kind],
+        images=options.images or IMAGES[kind],
         steps=options.steps,
         scale=SCALE[kind] if options.scale is None else options.scale,
         seed=options.seed,
@@ -220,7 +221,7 @@ def _renamed(items: Sequence[str]) -> dict[str, str]:
 
 
 def run(options: argparse.Namespace, figures: Sequence[Figure], command: str) -> int:
-    """Draw figures; those whose inputs are missing are named and left out.
+    """Make figures; those whose inputs are missing are named and left out.
 
     Args:
         options: the command line's.
@@ -247,34 +248,34 @@ def run(options: argparse.Namespace, figures: Sequence[Figure], command: str) ->
             missing.append(figure)
             log.warning("figure %s is left out: %s", figure.name, error)
     if ready:
-        missing += _draw(ready, request, command)
+        missing += _image_source(ready, request, command)
     if missing:
         names = ", ".join(figure.name for figure in missing)
         log.warning("%d of %d figures were left out: %s", len(missing), len(figures), names)
     return 2 if missing and not options.allow_missing else 0
 
 
-def _draw(figures: Sequence[Figure], request: Request, command: str) -> list[Figure]:
-    """Draw figures that have what they need; return those that turned out to lack something."""
+def _image_source(figures: Sequence[Figure], request: Request, command: str) -> list[Figure]:
+    """Make the figures whose inputs exist; return those that turned out to lack something."""
     from ldm.experiments.figures.output import save
-    from ldm.experiments.figures.painters import PAINTERS
-    from ldm.experiments.figures.studio import Studio
+    from ldm.experiments.figures.renderers import RENDERERS
+    from ldm.experiments.figures.session import Session
     from ldm.experiments.figures.style import house_style
 
-    studio, left_out = Studio(request), []
+    session, left_out = Session(request), []
     for figure in figures:
         log.info("figure %s: %s", figure.name, figure.title)
         start = time.monotonic()
         try:
             with house_style():
-                drawing = PAINTERS[figure.painter](figure, studio)
+                rendered = RENDERERS[figure.renderer](figure, session)
         except UserError as error:
             if len(figures) == 1:
                 raise
             log.warning("figure %s is left out: %s", figure.name, error)
             left_out.append(figure)
             continue
-        files = save(figure, drawing, request.output, command, studio.facts(figure))
+        files = save(figure, rendered, request.output, command, session.facts(figure))
         log.info("  %s (%.0f s)", files[0], time.monotonic() - start)
     return left_out
 

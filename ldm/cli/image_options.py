@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.cli.common import add_difference, add_model, add_words, find_model
+from ldm.cli.common import add_model, add_weight_delta, add_words, find_model
 from ldm.cli.txt2img_options import LATENT_DIFFUSION
 
 
-def add_painter(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what draws."""
+def add_generation(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the model that generates."""
     group = parser.add_argument_group("the model")
     add_model(group, LATENT_DIFFUSION.checkpoint)
     add_words(group)
-    add_difference(group)
+    add_weight_delta(group)
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
 
 
@@ -34,7 +34,7 @@ def load(options: argparse.Namespace, prompts: Sequence[str]) -> Any:
     from ldm.inference import load_model, load_words
 
     config, weights = find_files(options)
-    model = load_model(config, weights, difference=options.difference)
+    model = load_model(config, weights, weight_delta=options.weight_delta)
     load_words(model, options.embedding_path, prompts)
     return model
 
@@ -51,6 +51,6 @@ def facts(options: argparse.Namespace) -> dict[str, str]:
         "checkpoint_hash": checkpoint_hash(weights),
         "embeddings": " ".join(options.embedding_path),
     }
-    if options.difference:
-        found["difference"] = options.difference
+    if options.weight_delta:
+        found["weight_delta"] = options.weight_delta
     return found

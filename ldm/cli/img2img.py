@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from ldm.cli.common import Once, Parser, check_output_folder, choose_device, sampling_of
-from ldm.cli.image_options import add_painter, facts, find_files, load
+from ldm.cli.image_options import add_generation, facts, find_files, load
 from ldm.sampling import SAMPLERS
 from ldm.util import UserError
 
@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default=0.75,
         help="0 keeps the image, 1 keeps nothing of it: the share of the steps made (0.75)",
     )
-    add_painter(parser)
+    add_generation(parser)
     group = parser.add_argument_group("how to generate")
     group.add_argument("--steps", "--ddim_steps", type=int, default=50, help="1..1000 (50)")
     group.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="the sampler (ddim)")

@@ -1,4 +1,4 @@
-"""What scripts/invert.py does: find an image's noise, and draw it again under other prompts."""
+"""What scripts/invert.py does: find an image's noise, and generate from it with other prompts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli.common import Once, Parser, check_output_folder, choose_device, sampling_of
-from ldm.cli.image_options import add_painter, facts, find_files, load
+from ldm.cli.image_options import add_generation, facts, find_files, load
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ EXAMPLES = """examples:
   with the miniature model, which comes with the project:
     python scripts/invert.py --model models/miniature --prompt "a photo of a red mug" \\
         --image examples/concepts/red-mug/1.png --edit "a photo of a blue mug" --steps 50
-  draw on from the noise of an earlier run, without inverting again:
+  generate from the noise of an earlier run, without inverting again:
     python scripts/invert.py --image cat.png --noise outputs/invert/noise.safetensors \\
         --embedding_path cat.pt --edit "a mosaic of *"
-The image is drawn with its longer side at the model's own size (256 pixels for the published
+The image is generated with its longer side at the model's own size (256 pixels for the published
 model, 64 for the miniature), its proportions kept as nearly as the model can.
 """
 
@@ -45,11 +45,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """
     parser = Parser(
         prog="scripts/invert.py",
-        description="Bipartite (DDIM) inversion: writes noise.safetensors, the image drawn back "
-        "from it, and other prompts drawn from it at several guidance scales.",
+        description="Bipartite (DDIM) inversion: writes noise.safetensors, the image reconstructed "
+        "from it, and images of other prompts from it at several guidance scales.",
         epilog=EXAMPLES,
     )
-    group = parser.add_argument_group("what to invert and to draw")
+    group = parser.add_argument_group("the image and the prompts")
     group.add_argument("--image", metavar="FILE", required=True, help="the image")
     group.add_argument(
         "--prompt", action=Once, metavar="TEXT", help='that describes it, as "a photo of *"'
@@ -61,7 +61,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         action="extend",
         default=[],
         metavar="TEXT",
-        help="prompts to draw from the noise",
+        help="prompts to generate from the noise",
     )
     group.add_argument(
         "--scales",
@@ -71,7 +71,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="SCALE",
         help="of guidance, for the edits (1 3 5)",
     )
-    add_painter(parser)
+    add_generation(parser)
     group = parser.add_argument_group("how to invert")
     group.add_argument("--steps", type=int, default=250, help="of DDIM, 2..1000 (250)")
     group.add_argument(
@@ -109,7 +109,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Invert and draw what the options say.
+    """Invert an image and generate from its noise.
 
     Raises:
         UserError: anything wrong with them, before weights are read where that can be known.
@@ -126,7 +126,7 @@ def run(options: argparse.Namespace) -> int:
     noise_file = folder / "noise.safetensors"
     if options.noise is None and noise_file.exists():
         raise UserError(f"{noise_file} exists: give another --outdir, or use it with --noise")
-    picture = open_rgb(options.image)
+    original = open_rgb(options.image)
     known = read_noise(options.noise) if options.noise is not None else None
     prompts = [options.prompt if known is None else known.prompt, *options.edit]
     check_words(options.embedding_path, prompts)
@@ -135,15 +135,15 @@ def run(options: argparse.Namespace) -> int:
     made_by = facts(options)
     if known is not None:
         _check_same(known, made_by, options.noise)
-    size = model_size(model, picture.size)
-    if size != picture.size:
-        logger.info("the image is drawn at %d x %d", *size)
-    picture = resized(picture, size)
+    size = model_size(model, original.size)
+    if size != original.size:
+        logger.info("the image is generated at %d x %d", *size)
+    original = resized(original, size)
     model.to(device)
     progress = sys.stderr.isatty()
     found = known or invert_image(
         model,
-        picture,
+        original,
         options.prompt,
         sampling_of(options, scale="inversion_scale"),
         refinements=options.refinements,
@@ -153,7 +153,7 @@ def run(options: argparse.Namespace) -> int:
         found = replace(found, facts=made_by)
         write_noise(noise_file, found)
         logger.info("%s", noise_file)
-    _draw(model, found, reconstruction(model, picture), options, folder)
+    _draw(model, found, reconstruction(model, original), options, folder)
     return 0
 
 
@@ -175,8 +175,8 @@ def _draw(
     options: argparse.Namespace,
     folder: Path,
 ) -> None:
-    """Draw the image back and the edits; a row of the grid for each prompt, scales along it."""
-    from ldm.editing.bipartite import redraw
+    """Reconstruct the image and generate the edits: a row of the grid for each prompt."""
+    from ldm.editing.bipartite import regenerate
     from ldm.editing.images import psnr
     from ldm.image_io import pil_grid, safe_name, save_png
 
@@ -188,16 +188,16 @@ def _draw(
         "refinements": found.refinements,
         **(found.facts or {}),
     }
-    back = redraw(model, found, [found.prompt], progress=progress)[0]
+    back = regenerate(model, found, [found.prompt], progress=progress)[0]
     level = psnr(back, best)
-    logger.info("drawn back without guidance: %.1f dB against the autoencoder's own", level)
+    logger.info("reconstructed without guidance: %.1f dB against the autoencoder's own", level)
     save_png(best, folder / "autoencoder.png", settings)
     back_settings = {**settings, "prompt": found.prompt, "scale": 1.0, "psnr_db": round(level, 2)}
     save_png(back, folder / "drawn_back.png", back_settings)
     if not options.edit:
         return
     columns = [
-        redraw(model, found, options.edit, scale, progress=progress) for scale in options.scales
+        regenerate(model, found, options.edit, scale, progress=progress) for scale in options.scales
     ]
     for prompt, row in zip(options.edit, zip(*columns, strict=True), strict=True):
         for scale, image in zip(options.scales, row, strict=True):

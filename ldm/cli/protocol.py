@@ -15,8 +15,8 @@ EXAMPLES = """examples:
   what it would run, and for how long:
     python scripts/protocol.py configs/protocol/miniature.yaml --dry-run
   one variant, with fewer images:
-    python scripts/protocol.py configs/protocol/miniature.yaml --only '*/directional/*' pictures=8
-  copy its words to where figures are drawn from (scripts/figures.py --words WORDS/ours/seed1):
+    python scripts/protocol.py configs/protocol/miniature.yaml --only '*/directional/*' images=8
+  copy its words for the figures (scripts/figures.py --words WORDS/ours/seed1):
     python scripts/protocol.py configs/protocol/miniature.yaml --keep-words WORDS
   with the published 1.4B weights, on a Ray cluster, a GPU for each cell:
     python scripts/protocol.py configs/protocol/paper.yaml --ray auto --gpus 1

@@ -19,13 +19,13 @@ from ldm.cli.common import (
     sampling_of,
 )
 from ldm.cli.evaluate import name_word
-from ldm.cli.evaluate_options import check_drawing
+from ldm.cli.evaluate_options import check_generation
 from ldm.evaluation.prompts import check_prompts, read_prompts
 from ldm.resources import ROOT
 from ldm.util import UserError
 
 if TYPE_CHECKING:
-    from ldm.evaluation.evaluate import Draw, Evaluation
+    from ldm.evaluation.evaluate import Evaluation, ImageSource
 
 log = logging.getLogger(__name__)
 BEST = "best.safetensors"
@@ -33,7 +33,7 @@ EXAMPLES = """examples:
   choose among the steps that a run saved; model and images are the run's own:
     python scripts/select_word.py logs/teal-star2026-11-21T12-00-00_finetune
   with fewer images, and another idea of near enough:
-    python scripts/select_word.py LOGFOLDER --pictures 8 --tolerance 0.05
+    python scripts/select_word.py LOGFOLDER --images 8 --tolerance 0.05
 
 the rule:
   the best text similarity of the steps whose image similarity is within the tolerance of the best;
@@ -76,7 +76,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--steps", type=int, default=50, help="DDIM steps (50)")
     group.add_argument("--scale", type=float, default=5.0, help="guidance (5)")
     group.add_argument("--seed", type=int, default=1_000_000, help="of the noises (1000000)")
-    group.add_argument("--batch_size", type=int, default=0, help="pictures at a time; 0 fits them")
+    group.add_argument("--batch_size", type=int, default=0, help="images at a time; 0 fits them")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     group.add_argument("--precision", choices=("full", "autocast"), default="full")
     group.add_argument("--again", action="store_true", help="choose anew, over best.safetensors")
@@ -130,8 +130,8 @@ class Task:
         saved: step → the word as it was then.
         config, weights: of the base model.
         training: the training images' files.
-        placeholders, image_prompt, prompts: what the words are called, and what to draw.
-        device: to draw and to score on.
+        placeholders, image_prompt, prompts: names of the words, and prompts of the images.
+        device: device of generation and scoring.
     """
 
     best: Path
@@ -156,7 +156,7 @@ def read_task(options: argparse.Namespace) -> Task:
     Raises:
         UserError: anything wrong with them that can be known before weights are read.
     """
-    check_drawing(options)
+    check_generation(options)
     if not options.tolerance >= 0:
         raise UserError(f"--tolerance must be at least 0, got {options.tolerance}")
 
@@ -171,7 +171,7 @@ def read_task(options: argparse.Namespace) -> Task:
         raise UserError(f"{best} is there already: give --again to choose anew")
     model = _needed(options.model or facts.base, "base weights", "--model PATH")
     config, weights = find_model(model, options.config)
-    pictures = _needed(options.data_root or facts.data_root, "pictures", "--data_root DIR")
+    images = _needed(options.data_root or facts.data_root, "images", "--data_root DIR")
     placeholders = list(read_words(next(iter(saved.values()))).words)
     image_prompt = name_word(options.image_prompt, placeholders)
     prompts = [name_word(p, placeholders) for p in read_prompts(_prompt_file(options, weights))]
@@ -181,7 +181,7 @@ def read_task(options: argparse.Namespace) -> Task:
         saved=saved,
         config=config,
         weights=weights,
-        training=list_images(pictures),
+        training=list_images(images),
         placeholders=placeholders,
         image_prompt=image_prompt,
         prompts=prompts,
@@ -205,7 +205,7 @@ def run(options: argparse.Namespace) -> int:
     scored_by = options.extractor or default_selector(task.weights)
     extractor = find_extractor(scored_by, task.device)
     curve = score_steps(
-        _Painter(task, options).draw_with,
+        _WordSource(task, options).source_with,
         task.saved,
         extractor,
         training,
@@ -213,12 +213,12 @@ def run(options: argparse.Namespace) -> int:
         report=_report,
         image_prompt=task.image_prompt,
         placeholders=task.placeholders,
-        pictures=options.pictures,
+        images=options.images,
     )
     selection = choose(curve, options.tolerance)
     decided = {
         **sampling_of(options).metadata(),
-        "pictures": options.pictures,
+        "pictures": options.images,
         "prompts_hash": hashlib.sha256("\n".join(task.asked).encode()).hexdigest()[:16],
         "extractor": extractor_facts(scored_by, extractor),
     }
@@ -256,23 +256,23 @@ def _strings(facts: Mapping[str, Any]) -> dict[str, str]:
     return flat
 
 
-class _Painter:
-    """A model that draws with one saved word after another."""
+class _WordSource:
+    """A model that generates with one saved word after the other."""
 
     def __init__(self, task: Task, options: argparse.Namespace) -> None:
-        from ldm.evaluation.draws import from_model
+        from ldm.evaluation.sources import from_model
         from ldm.inference import load_model
 
         self.prompts = task.asked
         self.model = load_model(task.config, task.weights).to(task.device)
-        self.draw = from_model(self.model, sampling_of(options), progress=sys.stderr.isatty())
+        self.source = from_model(self.model, sampling_of(options), progress=sys.stderr.isatty())
 
-    def draw_with(self, word: Path) -> Draw:
+    def source_with(self, word: Path) -> ImageSource:
         """Load a word in place of the last one."""
         from ldm.inference import load_words
 
         load_words(self.model, word, self.prompts)
-        return self.draw
+        return self.source
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     texts = [*prompts, options.negative_prompt]
     check_words(options.embedding_path, texts)
     # On the CPU the weights lie unread in the mapped file until all is checked.
-    model = load_model(config, weights, difference=options.difference)
+    model = load_model(config, weights, weight_delta=options.weight_delta)
     _check_latent(model, options)
     latent_shape(model, options.H, options.W)
     load_words(model, options.embedding_path, texts)
@@ -53,8 +53,8 @@ def run(options: argparse.Namespace) -> int:
     }
     if config is not None:
         facts["config"] = str(config)
-    if options.difference:
-        facts["difference"] = options.difference
+    if options.weight_delta:
+        facts["weight_delta"] = options.weight_delta
     count = options.n_iter * options.n_samples
     progress = sys.stderr.isatty()
     for number, prompt in enumerate(prompts):

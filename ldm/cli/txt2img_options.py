@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ldm.cli.common import Parser, add_difference, add_model, add_words, sampling_of
+from ldm.cli.common import Parser, add_model, add_weight_delta, add_words, sampling_of
 from ldm.sampling import PRECISIONS, SAMPLERS, Sampling
 from ldm.util import UserError
 
@@ -108,7 +108,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
 def _add_model(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     group = parser.add_argument_group("the model")
     add_model(group, defaults.checkpoint)
-    add_difference(group)
+    add_weight_delta(group)
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     group.add_argument(
         "--precision",

@@ -22,12 +22,12 @@ EXAMPLES = """examples:
   what is known from the answers that came back:
     python scripts/user_study.py analyse --key study/key.json answers/*.json --output study/results
 
-The manifest is CSV with the columns concept,model,prompt,picture, or JSON with a list of such
+The manifest is CSV with the columns concept,model,prompt,image, or JSON with a list of such
 objects; concept may be left out, images are looked up from the manifest's folder:
-    concept,model,prompt,picture
+    concept,model,prompt,image
     teal-star,training,,concepts/teal-star/1.png
-    teal-star,ours,A photo of *,drawn/ours/0.png
-    teal-star,ours,A photo of * on the beach,drawn/ours/1.png
+    teal-star,ours,A photo of *,images/ours/0.png
+    teal-star,ours,A photo of * on the beach,images/ours/1.png
 Each concept needs four training images, and every model an image of every prompt.
 """
 IMAGE_PROMPT = "A photo of *"
@@ -75,7 +75,7 @@ def _add_make(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=int,
         metavar="N",
-        help="whose images to draw lots from (of each concept all that every model has)",
+        help="seeds whose images may be chosen (all that every model of a concept has)",
     )
     manifest = parser.add_argument_group("with --manifest; a protocol knows these itself")
     manifest.add_argument(
@@ -95,7 +95,7 @@ def _add_make(parser: argparse.ArgumentParser) -> None:
 def _add_rehearse(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Answer both questionnaires by a feature extractor, ranking by the cosines that score "
-        "pictures elsewhere, with chance: to see that everything works, and no result about people."
+        "images elsewhere, with chance: to see that everything works, and no result about people."
     )
     parser.add_argument("--key", metavar="FILE", required=True, help="that `make` wrote")
     parser.add_argument(

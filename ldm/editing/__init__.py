@@ -1,1 +1,1 @@
-"""Edits of a given image: inside a mask, or by keeping the noise that it is drawn from."""
+"""Edits of a given image: inside a mask, or by keeping its noise."""

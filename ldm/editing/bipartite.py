@@ -1,4 +1,4 @@
-"""Bipartite inversion of an image: its noise is found once, then drawn under other prompts.
+"""Bipartite inversion of an image: find its noise once, then generate from it with other prompts.
 
 Gal et al., figure 11: under strong guidance the new images drift away, under weak guidance they
 ignore the text.
@@ -35,7 +35,7 @@ class InvertedNoise:
     Attributes:
         noise: x_T, float32 [1, c, h, w] on the CPU.
         prompt: that describes the image.
-        steps: S; the same number draws it again.
+        steps: S; generation from the noise takes as many.
         scale: of guidance on the way.
         refinements: further predictions a step; 0 is the paper's formula.
         facts: where it comes from, as texts: image, checkpoint, words.
@@ -52,18 +52,18 @@ class InvertedNoise:
 @torch.no_grad()
 def invert_image(
     model: Any,
-    picture: Image.Image,
+    original: Image.Image,
     prompt: str,
     sampling: Sampling = DEFAULTS,
     *,
     refinements: int = 0,
     progress: bool = False,
 ) -> InvertedNoise:
-    """Find the noise from which a model draws an image by DDIM.
+    """Find the noise from which a model generates an image by DDIM.
 
     Args:
         model: a `LatentDiffusion` in evaluation mode, with its words loaded.
-        picture: of a size that the model draws (`ldm.editing.images.model_size`).
+        original: image of a size that the model generates (`ldm.editing.images.model_size`).
         prompt: such as "a photo of *".
         sampling: its number of steps, at least 2, and its guidance scale; the sampler is DDIM.
         refinements: further predictions a step, which reconstruct better; 0 is the paper's formula
@@ -79,7 +79,7 @@ def invert_image(
     with model.ema_scope():
         noise = invert(
             model,
-            encode(model, picture),
+            encode(model, original),
             model.get_learned_conditioning([prompt]),
             steps=steps,
             scale=scale,
@@ -91,7 +91,7 @@ def invert_image(
 
 
 @torch.no_grad()
-def redraw(
+def regenerate(
     model: Any,
     noise: InvertedNoise,
     prompts: Sequence[str],
@@ -99,12 +99,12 @@ def redraw(
     *,
     progress: bool = False,
 ) -> list[Image.Image]:
-    """Draw prompts from inverted noise, in as many steps as it was found in.
+    """Generate images of prompts from inverted noise, in as many steps as the inversion took.
 
     Args:
         model: the one that the noise was found with.
         noise: of one image.
-        prompts: one or more; drawn as one batch.
+        prompts: one or more; they are one batch.
         scale: of guidance. With 1 and the noise's own prompt the image comes back.
         progress: show a bar.
     """
@@ -123,9 +123,9 @@ def redraw(
 
 
 @torch.no_grad()
-def reconstruction(model: Any, picture: Image.Image) -> Image.Image:
+def reconstruction(model: Any, original: Image.Image) -> Image.Image:
     """Return an image through the autoencoder alone: the best that any inversion can reach."""
-    return to_pil(model.decode_first_stage(encode(model, picture))[0])
+    return to_pil(model.decode_first_stage(encode(model, original))[0])
 
 
 def write_noise(path: Path, found: InvertedNoise) -> None:

@@ -1,6 +1,6 @@
 """Local edits by Blended Latent Diffusion (Avrahami et al., arXiv 2206.02779).
 
-An image is drawn from noise under a prompt; before each step, what lies outside the mask is
+An image is generated from noise under a prompt; before each step, what lies outside the mask is
 replaced by the given image's latent, noised to that step's level. Decoding changes the background
 too, though little, so it is kept by one of `BACKGROUNDS`.
 """
@@ -67,7 +67,7 @@ class Edit:
 
     Attributes:
         image: RGB, of the given image's size.
-        seed: draws it alone.
+        seed: seed of this image.
         score: cosine of its masked region with the prompt, where a scorer was given.
         settings: what decided it, as plain values; `background_error` is the largest difference
             from the given image outside the mask, in levels of 0..255.
@@ -94,7 +94,7 @@ def mask_schedule(mask: Tensor, dilate: int, steps: int) -> Callable[[Step], Ten
 @torch.no_grad()
 def edit(
     model: Any,
-    picture: Image.Image,
+    original: Image.Image,
     mask: Image.Image,
     prompt: str,
     blending: Blending | None = None,
@@ -102,11 +102,11 @@ def edit(
     scorer: FeatureExtractor | None = None,
     progress: bool = False,
 ) -> list[Edit]:
-    """Draw a prompt inside a mask.
+    """Generate a prompt inside a mask.
 
     Args:
         model: a `LatentDiffusion`, with its words loaded.
-        picture: RGB, of a size that the model draws (`ldm.editing.images.model_size`).
+        original: RGB image of a size that the model generates (`ldm.editing.images.model_size`).
         mask: mode "1", of the image's size, white where it changes.
         prompt: may name loaded words.
         blending: how.
@@ -121,13 +121,13 @@ def edit(
         ValueError: a mask of another size than the image.
     """
     blending = blending or Blending()
-    if mask.size != picture.size:
-        raise ValueError(f"mask must have the image's size {picture.size}, got {mask.size}")
+    if mask.size != original.size:
+        raise ValueError(f"mask must have the image's size {original.size}, got {mask.size}")
     latent_mask = latent_mask_of(model, mask).to(model.device)
     check_prompts(model, [prompt])
     manager = model.embedding_manager
     names: Sequence[str] = manager.placeholders if manager is not None else ()
-    sampling = replace(blending.sampling, height=picture.height, width=picture.width)
+    sampling = replace(blending.sampling, height=original.height, width=original.width)
     seeds = [sampling.seed + i for i in range(blending.samples)]
     at_once = sampling.batch_size or fitting_batch(model)
     images: list[Image.Image] = []
@@ -135,11 +135,11 @@ def edit(
     model.eval()
     try:
         with model.ema_scope():
-            z = encode(model, picture)
+            z = encode(model, original)
             for start in range(0, len(seeds), at_once):
                 some = seeds[start : start + at_once]
                 latents = _blend(model, z, latent_mask, prompt, some, blending, progress)
-                images += _pictures(model, latents, picture, mask, blending.background)
+                images += _decode(model, latents, original, mask, blending.background)
     finally:
         model.train(training)
     scores: Sequence[float | None] = [None] * len(images)
@@ -157,7 +157,7 @@ def edit(
             image,
             seed,
             score,
-            {**settings, "seed": seed, "background_error": background_error(image, picture, mask)},
+            {**settings, "seed": seed, "background_error": background_error(image, original, mask)},
         )
         for image, seed, score in zip(images, seeds, scores, strict=True)
     ]
@@ -175,7 +175,7 @@ def latent_mask_of(model: Any, mask: Image.Image) -> Tensor:
     if not found.any():
         raise UserError(
             f"the mask covers no point of the model's latent, which are {factor} pixels apart in "
-            f"the image at {mask.width} x {mask.height}: paint it at least {factor} pixels wide"
+            f"the image at {mask.width} x {mask.height}: make it at least {factor} pixels wide"
         )
     return found
 
@@ -206,24 +206,24 @@ def _blend(
     )
 
 
-def _pictures(
-    model: Any, latents: Tensor, picture: Image.Image, mask: Image.Image, background: str
+def _decode(
+    model: Any, latents: Tensor, original: Image.Image, mask: Image.Image, background: str
 ) -> list[Image.Image]:
     """Decode latents and keep the background."""
     images = []
     for latent in torch.split(latents, 1):
         if background == "decoder":
-            decoded = refined(model, latent, picture, mask_tensor(mask, mask.size))
+            decoded = refined(model, latent, original, mask_tensor(mask, mask.size))
         else:
             decoded = model.decode_first_stage(latent)
         image = to_pil(decoded[0])
-        images.append(Image.composite(image, picture, mask) if background == "paste" else image)
+        images.append(Image.composite(image, original, mask) if background == "paste" else image)
     return images
 
 
-def background_error(image: Image.Image, picture: Image.Image, mask: Image.Image) -> int:
+def background_error(image: Image.Image, original: Image.Image, mask: Image.Image) -> int:
     """Return the largest difference of two images outside a mask, in levels of 0..255."""
-    difference = np.asarray(ImageChops.difference(image.convert("RGB"), picture.convert("RGB")))
+    difference = np.asarray(ImageChops.difference(image.convert("RGB"), original.convert("RGB")))
     return int(difference[~np.asarray(mask)].max(initial=0))
 
 

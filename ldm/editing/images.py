@@ -1,4 +1,4 @@
-"""An image to edit, and its mask: brought to a size that the model draws, and into its latents."""
+"""An image to edit and its mask: bring them to the model's size, encode the image."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def open_mask(path: str | Path, size: tuple[int, int]) -> Image.Image:
     mask = grey.point(lambda level: 255 * (level >= WHITE)).convert("1")
     if mask.getbbox() is None:
         raise UserError(
-            f"mask {str(path)!r} is empty: paint white (at least {WHITE} of 255) what shall change"
+            f"mask {str(path)!r} is empty: make white (at least {WHITE} of 255) what shall change"
         )
     return mask
 
 
 def fitting_size(size: tuple[int, int], side: int, unit: int) -> tuple[int, int]:
-    """Return the (width, height) to draw an image at.
+    """Return the (width, height) at which to generate.
 
     The longer side becomes the model's own, the shorter keeps the proportions as nearly as
     multiples of `unit` allow: a square image has 256 x 256 in the published model, 64 x 64 in the
@@ -60,7 +60,7 @@ def fitting_size(size: tuple[int, int], side: int, unit: int) -> tuple[int, int]
 
 
 def model_size(model: Any, size: tuple[int, int]) -> tuple[int, int]:
-    """Return the (width, height) at which a `LatentDiffusion` draws an image of a size."""
+    """Return the (width, height) at which a `LatentDiffusion` edits an image of a size."""
     _, height, width = latent_shape(model, None, None)
     factor = model.first_stage_downsampling
     return fitting_size(size, max(height, width) * factor, side_multiple(model))
@@ -81,9 +81,9 @@ def mask_tensor(mask: Image.Image, size: tuple[int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def encode(model: Any, picture: Image.Image) -> Tensor:
+def encode(model: Any, original: Image.Image) -> Tensor:
     """Return an image's scaled latent, the middle of its posterior: [1, c, h, w]."""
-    posterior = model.encode_first_stage(from_pil(picture)[None].to(model.device))
+    posterior = model.encode_first_stage(from_pil(original)[None].to(model.device))
     if isinstance(posterior, DiagonalGaussianDistribution):
         posterior = posterior.mode()
     latent: Tensor = model.get_first_stage_encoding(posterior).float()

@@ -1,4 +1,4 @@
-"""DDIM inversion: the noise from which a sampler draws a given latent (bipartite inversion).
+"""DDIM inversion: the noise from which a sampler generates a given latent (bipartite inversion).
 
 Sampling by DDIM without fresh noise (η = 0) is a deterministic path from x_T to x_0, and following
 it backwards finds an x_T for any x_0 (Song et al., arXiv 2010.02502, section 4.3). The paper
@@ -155,7 +155,7 @@ def resample(
     unconditional: Conditioning | None = None,
     verbose: bool = False,
 ) -> Tensor:
-    """Draw latents from inverted noise by DDIM, η = 0; arguments as `invert`'s."""
+    """Sample latents from inverted noise by DDIM, η = 0; arguments as in `invert`."""
     latents, _ = DDIMSampler(model).sample(
         S=steps,
         batch_size=len(x_T),

@@ -22,7 +22,7 @@ PRESERVATION = 100.0  # weight of the background's error
 def refined(
     model: Any,
     latent: Tensor,
-    picture: Image.Image,
+    original: Image.Image,
     mask: Tensor,
     *,
     steps: int = STEPS,
@@ -36,7 +36,7 @@ def refined(
     Args:
         model: a `LatentDiffusion` whose first stage has a `decoder`.
         latent: scaled, [1, c, h, w].
-        picture: whose background is kept.
+        original: the image whose background is kept.
         mask: 1 where the decoding is kept instead, [1, 1, f·h, f·w].
         steps: of Adam.
         rate: of Adam.
@@ -48,7 +48,7 @@ def refined(
     decoder = first_stage.decoder.requires_grad_(True)
     z = latent.float() / model.scale_factor
     mask = mask.to(z)
-    given = from_pil(picture)[None].to(z)
+    given = from_pil(original)[None].to(z)
     with torch.no_grad():
         wanted = torch.where(mask > 0, first_stage.decode(z), given)
     weight = torch.where(mask > 0, 1.0, PRESERVATION)

@@ -1,9 +1,9 @@
 """Intervals by resampling: how far a score would move with other images of the same kind.
 
-Percentile bootstrap (Efron 1979): n images are drawn again from the n there are, with repeats,
+Percentile bootstrap (Efron 1979): n images are resampled from the n there are, with replacement,
 and the score is computed anew, many times; the interval holds the middle 95% of what comes out. A
 score is written as a function of the images' weights, so that the score itself (equal weights)
-and its resampled values (how often each image was drawn) come from one formula.
+and its resampled values (how often each image was chosen) come from one formula.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Resampled:
-    """A score of the images as they are, and of them drawn again.
+    """A score of the images as they are, and of resampled images.
 
     Attributes:
         values: [1 + resamples]; the first is the score itself.
@@ -54,17 +54,17 @@ class Resampled:
     def centred(self) -> Resampled:
         """Shift the resampled values so that their mean is the score.
 
-        For scores that grow with the number of different images: of n drawn again about a third
-        are repeats, so the resampled values lie too low as a whole.
+        For scores that grow with the number of different images. Of n resampled images, about a
+        third are repeats, so the resampled values lie too low as a whole.
         """
-        score, drawn = self.values[:1], self.values[1:]
-        return Resampled(np.concatenate([score, drawn + (score - drawn.mean())]))
+        score, resampled = self.values[:1], self.values[1:]
+        return Resampled(np.concatenate([score, resampled + (score - resampled.mean())]))
 
 
 def resample(
     statistic: Statistic, count: int, resamples: int, rng: np.random.Generator
 ) -> Resampled:
-    """Compute a score on `count` images and on `resamples` draws from them.
+    """Compute a score on `count` images and on `resamples` resamples of them.
 
     Raises:
         ValueError: no image, or no resample.
@@ -72,14 +72,14 @@ def resample(
     if count < 1 or resamples < 1:
         raise ValueError(f"count and resamples must be at least 1, got {count} and {resamples}")
     uniform = np.full(count, 1 / count)
-    drawn = rng.multinomial(count, uniform, size=resamples) / count
-    return Resampled(statistic(np.concatenate([uniform[None], drawn])))
+    counts = rng.multinomial(count, uniform, size=resamples) / count
+    return Resampled(statistic(np.concatenate([uniform[None], counts])))
 
 
 def mean_of(parts: Sequence[Resampled]) -> Resampled:
     """Average scores whose images were resampled independently, as those of several prompts.
 
-    The parts themselves are kept: prompts are chosen, not drawn from a population of prompts.
+    The parts themselves are kept: prompts are chosen, not sampled from a population of prompts.
     """
     return Resampled(np.stack([part.values for part in parts]).mean(0))
 
@@ -122,17 +122,16 @@ def resampled_weights(
 ) -> FloatArray:
     """Return words' weights in a two-stage bootstrap: [1 + resamples, words], rows summing to 1.
 
-    Concepts are drawn with repeats, then as many seeds as a drawn concept has, with repeats: words
-    of one concept resemble each other, so they are not independent. Row 0 is the words as they
-    are.
+    Concepts are resampled with replacement, then the seeds of each chosen concept. Words of one
+    concept resemble each other, so they are not independent. Row 0 is the words as they are.
     """
     names = list(dict.fromkeys(concepts))
     members = [[i for i, name in enumerate(concepts) if name == own] for own in names]
-    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
     weights = np.zeros((1 + resamples, len(concepts)))
     for k, own in enumerate(members):
         share = 1 / (len(names) * len(own))
         weights[0, own] = share
-        seeds = rng.multinomial(drawn[:, k] * len(own), np.full(len(own), 1 / len(own)))
+        seeds = rng.multinomial(counts[:, k] * len(own), np.full(len(own), 1 / len(own)))
         weights[1:, own] = seeds * share
     return weights

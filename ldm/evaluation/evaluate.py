@@ -3,7 +3,7 @@
 Gal et al. (arXiv 2208.01618) §5: image similarity is the mean cosine over all pairs of an image of
 "A photo of *" and a training image; text similarity compares each prompt's images with the
 prompt less its placeholder, by the two definitions of `ldm.evaluation.similarity`. How images are
-drawn and what embeds them are injected.
+generated and what embeds them are injected.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from ldm.evaluation.bootstrap import (
     resample,
     weighted_mean,
 )
-from ldm.evaluation.draws import Draw
 from ldm.evaluation.prompts import check_prompts
 from ldm.evaluation.similarity import (
     FeatureExtractor,
@@ -37,12 +36,13 @@ from ldm.evaluation.similarity import (
     own_similarity,
     without_placeholders,
 )
+from ldm.evaluation.sources import ImageSource
 from ldm.words.placeholders import DEFAULT_PLACEHOLDER
 
 __all__ = [
-    "Draw",
     "Estimate",
     "Evaluation",
+    "ImageSource",
     "PromptScore",
     "check_prompts",
     "evaluate",
@@ -71,14 +71,14 @@ class PromptScore:
     text: str
     mean: Estimate
     of_average: Estimate
-    pictures: int
+    images: int
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """A word's scores, cosines in [-1, 1].
 
-    The intervals resample the drawn images; the training images and the prompts are given.
+    The intervals resample the generated images; the training images and the prompts are given.
     Those over several prompts resample the images within each prompt.
 
     Attributes:
@@ -136,23 +136,23 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    draw: Draw,
+    source: ImageSource,
     extractor: FeatureExtractor,
     training: Sequence[Image.Image],
     prompts: Sequence[str],
     *,
     image_prompt: str = IMAGE_PROMPT,
     placeholders: Sequence[str] = (DEFAULT_PLACEHOLDER,),
-    pictures: int = 64,
+    images: int = 64,
     second: ImageExtractor | None = None,
     extra: Extra | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
-    """Draw images and score them.
+    """Generate images and score them.
 
     Args:
-        draw: (prompts, images of each) → images, those of one prompt side by side; called once,
+        source: (prompts, images of each) → images, those of one prompt side by side; called once,
             with every prompt. Images should differ in their noise between prompts too: the
             intervals take them as independent.
         extractor: embeds images and texts.
@@ -160,7 +160,7 @@ def evaluate(
         prompts: for the text similarity.
         image_prompt: for the image similarity.
         placeholders: the words that the extractor does not know; every prompt names one.
-        pictures: of each prompt.
+        images: of each prompt.
         second: another extractor for the image similarity.
         extra: computes further scores from the features of each prompt's images.
         resamples: of each interval.
@@ -168,22 +168,20 @@ def evaluate(
 
     Raises:
         UserError: no prompts, or one without a placeholder.
-        ValueError: no training images, a number below 1, or `draw` gave another number.
+        ValueError: no training images, a number below 1, or `source` gave another number.
     """
     check_prompts([image_prompt, *prompts] if prompts else [], placeholders)
     if not training:
         raise ValueError("training must hold at least one image, got none")
-    if pictures < 1 or resamples < 1:
-        raise ValueError(
-            f"pictures and resamples must be at least 1, got {pictures} and {resamples}"
-        )
+    if images < 1 or resamples < 1:
+        raise ValueError(f"images and resamples must be at least 1, got {images} and {resamples}")
     texts = list(dict.fromkeys([image_prompt, *prompts]))
-    drawn = draw(texts, pictures)
-    if len(drawn) != len(texts) * pictures:
+    generated = source(texts, images)
+    if len(generated) != len(texts) * images:
         raise ValueError(
-            f"draw gave {len(drawn)} images for {len(texts)} prompts of {pictures} each"
+            f"source gave {len(generated)} images for {len(texts)} prompts of {images} each"
         )
-    parts = torch.split(_unit(extractor.image_features(drawn)), pictures)
+    parts = torch.split(_unit(extractor.image_features(generated)), images)
     features = dict(zip(texts, parts, strict=True))
     given = _unit(extractor.image_features(training))
     rng = np.random.default_rng(seed)
@@ -197,7 +195,7 @@ def evaluate(
     dino = None
     if second is not None:
         # The image prompt stands first.
-        own, theirs = second.image_features(drawn[:pictures]), second.image_features(training)
+        own, theirs = second.image_features(generated[:images]), second.image_features(training)
         dino = _image_similarity(_unit(own), _unit(theirs), resamples, rng).estimate
     return Evaluation(
         image=image.estimate,
@@ -205,7 +203,7 @@ def evaluate(
         text_of_average=mean_of([average for _, average in scores]).estimate,
         training=own_similarity(given) if len(given) > 1 else None,
         prompts=tuple(
-            PromptScore(prompt, text, mean.estimate, average.estimate, pictures)
+            PromptScore(prompt, text, mean.estimate, average.estimate, images)
             for prompt, text, (mean, average) in zip(prompts, asked, scores, strict=True)
         ),
         dino=dino,
@@ -213,7 +211,7 @@ def evaluate(
         settings={
             "image_prompt": image_prompt,
             "placeholders": list(placeholders),
-            "pictures": pictures,
+            "pictures": images,
             "training_pictures": len(training),
             "resamples": resamples,
             "resampling_seed": seed,
@@ -255,15 +253,15 @@ def write_csv(path: str | Path, evaluations: Mapping[str, Evaluation]) -> None:
         writer = csv.writer(file)
         writer.writerow(CSV_COLUMNS)
         for name, evaluation in evaluations.items():
-            for score, prompt, found, pictures in _lines(evaluation):
+            for score, prompt, found, images in _lines(evaluation):
                 values = (f"{v:.6f}" for v in (found.value, found.low, found.high))
-                writer.writerow((name, score, prompt, *values, pictures))
+                writer.writerow((name, score, prompt, *values, images))
 
 
 def _lines(evaluation: Evaluation) -> list[tuple[str, str, Estimate, int]]:
     count = int(evaluation.settings["pictures"])
     image_prompt = str(evaluation.settings["image_prompt"])
-    total = sum(score.pictures for score in evaluation.prompts)
+    total = sum(score.images for score in evaluation.prompts)
     lines = [("image", image_prompt, evaluation.image, count)]
     if evaluation.dino is not None:
         lines.append(("dino", image_prompt, evaluation.dino, count))
@@ -273,6 +271,6 @@ def _lines(evaluation: Evaluation) -> list[tuple[str, str, Estimate, int]]:
     ]
     lines += [(name, "", score, total) for name, score in evaluation.extra.items()]
     for score in evaluation.prompts:
-        lines.append(("text", score.prompt, score.mean, score.pictures))
-        lines.append(("text_of_average", score.prompt, score.of_average, score.pictures))
+        lines.append(("text", score.prompt, score.mean, score.images))
+        lines.append(("text_of_average", score.prompt, score.of_average, score.images))
     return lines

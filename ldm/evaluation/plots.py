@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-# What is drawn in this colour takes the page's text colour; a nearby grey would be a fixed one.
+# This colour becomes the page's text colour; a nearby grey would be a fixed one.
 _TEXT = "#010203"
 # Distinguishable on white and on near-black, and to most colour-blind eyes (after Okabe and Ito).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
@@ -22,7 +22,7 @@ class Line:
 
     Attributes:
         label: its name in the legend; empty for none.
-        smooth: window of a running mean drawn over the pale points; 1 draws the curve as it is.
+        smooth: window of a running mean over the pale points; 1 shows the curve as it is.
     """
 
     x: Sequence[float]
@@ -63,7 +63,7 @@ def line_plot(
     bands: Sequence[Band] = (),
     size: tuple[float, float] = (5.2, 3.0),
 ) -> str:
-    """Draw curves over bands and return an `<svg>` element.
+    """Plot curves over bands and return an `<svg>` element.
 
     Args:
         lines: the curves, in the order of the legend.
@@ -86,10 +86,10 @@ def line_plot(
         ),
     }
     with mpl.rc_context(settings):
-        return _draw(lines, bands, (x_label, y_label), size)
+        return _image_source(lines, bands, (x_label, y_label), size)
 
 
-def _draw(
+def _image_source(
     lines: Sequence[Line],
     bands: Sequence[Band],
     labels: tuple[str, str],

@@ -17,9 +17,9 @@ from typing import Any
 
 from PIL import Image
 
-from ldm.evaluation.draws import Draw
 from ldm.evaluation.evaluate import Evaluation, evaluate
 from ldm.evaluation.similarity import FeatureExtractor
+from ldm.evaluation.sources import ImageSource
 from ldm.words.files import read_words, write_words
 
 COLUMNS = ("step", "image", "image_low", "image_high", "text", "text_low", "text_high", "chosen")
@@ -69,7 +69,7 @@ def choose(curve: Mapping[int, Evaluation], tolerance: float) -> Selection:
 
 
 def score_steps(
-    draw_with: Callable[[Path], Draw],
+    source_with: Callable[[Path], ImageSource],
     saved: Mapping[int, Path],
     extractor: FeatureExtractor,
     training: Sequence[Image.Image],
@@ -81,7 +81,7 @@ def score_steps(
     """Score every saved word, all from the same noises: step → scores.
 
     Args:
-        draw_with: returns what draws with a word's file loaded, and with no other word.
+        source_with: returns the source of images with a word's file loaded, and with no other word.
         saved: step → file; see `ldm.experiments.demo.scores.saved_words`.
         extractor: embeds images and texts.
         training: the training images.
@@ -91,7 +91,7 @@ def score_steps(
     """
     curve: dict[int, Evaluation] = {}
     for step, path in saved.items():
-        curve[step] = evaluate(draw_with(path), extractor, training, prompts, **settings)
+        curve[step] = evaluate(source_with(path), extractor, training, prompts, **settings)
         if report is not None:
             report(step, curve[step])
     return curve
@@ -143,7 +143,7 @@ def write_curve(folder: Path, selection: Selection, facts: Mapping[str, Any]) ->
 
 
 def plot_curve(path: Path, selection: Selection) -> None:
-    """Draw both scores over the steps, with intervals, what was eligible and what was chosen."""
+    """Plot both scores over the steps with intervals, the eligible steps and the chosen one."""
     from matplotlib.figure import Figure  # not pyplot, which may look for a screen
 
     from ldm.evaluation.plots import COLOURS
@@ -166,5 +166,5 @@ def plot_curve(path: Path, selection: Selection) -> None:
     )
     panels[0].legend(frameon=False, fontsize=9)
     panels[0].set_title(f"step {selection.chosen} chosen", fontsize=10)
-    panels[1].set_xlabel("optimiser step; bands are 95% intervals")
+    panels[1].set_xlabel("optimizer step; bands are 95% intervals")
     figure.savefig(path, dpi=120)

@@ -73,9 +73,9 @@ def own_similarity(features: Tensor) -> float:
     return float((cosines.sum() - cosines.trace()) / (n * (n - 1)))
 
 
-def prompt_similarity(pictures: Tensor, prompt: Tensor) -> TextSimilarity:
+def prompt_similarity(images: Tensor, prompt: Tensor) -> TextSimilarity:
     """Compare features of images [n, d] with those of their prompt [d] or [1, d]."""
-    unit = _unit(pictures, "pictures")
+    unit = _unit(images, "pictures")
     text = _unit(prompt.reshape(1, -1), "prompt")[0]
     average = F.normalize(unit.mean(0), dim=-1)
     return TextSimilarity(mean=float((unit @ text).mean()), of_average=float(average @ text))
@@ -107,6 +107,6 @@ def text_similarity(
     prompt: str,
     placeholders: Sequence[str] = ("*",),
 ) -> TextSimilarity:
-    """Compare images with the prompt they were drawn from, less its placeholders."""
+    """Compare images with the prompt they were generated from, less its placeholders."""
     text = without_placeholders(prompt, placeholders)
     return prompt_similarity(extractor.image_features(generated), extractor.text_features([text]))

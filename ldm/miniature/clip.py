@@ -1,7 +1,7 @@
 """The CLIP of the miniature world, which scores images against images and texts.
 
-It is a `transformers` CLIPModel on 64 by 64 pictures with the miniature's tokeniser. Every decision
-is made as with any CLIP: by the text prompt whose embedding is nearest to the picture's.
+It is a `transformers` CLIPModel on 64 by 64 images with the miniature's tokenizer. Every decision
+is made as with any CLIP: by the text prompt whose embedding is nearest to the image's.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ _MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's own, over RGB in [0, 1]
 _STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def preprocess(pictures: Tensor, size: int) -> Tensor:
+def preprocess(images: Tensor, size: int) -> Tensor:
     """Resize [n, 3, h, w] in [-1, 1] to `size` and normalise as CLIP does."""
-    if pictures.shape[-2:] != (size, size):
-        pictures = F.interpolate(pictures, (size, size), mode="bicubic", antialias=True)
-    mean, std = (pictures.new_tensor(v).view(1, 3, 1, 1) for v in (_MEAN, _STD))
-    return ((pictures.clamp(-1, 1) + 1) / 2 - mean) / std
+    if images.shape[-2:] != (size, size):
+        images = F.interpolate(images, (size, size), mode="bicubic", antialias=True)
+    mean, std = (images.new_tensor(v).view(1, 3, 1, 1) for v in (_MEAN, _STD))
+    return ((images.clamp(-1, 1) + 1) / 2 - mean) / std
 
 
 class MiniatureClip(ClipExtractor):
@@ -121,13 +121,13 @@ class MiniatureClip(ClipExtractor):
         }
 
     def scores(self, features: Tensor, attribute: str) -> Tensor:
-        """Return the similarity of pictures [n, d] with each of `answers[attribute]`."""
+        """Return the similarity of images [n, d] with each of `answers[attribute]`."""
         if attribute not in PROMPTS:
             raise ValueError(f"attribute must be one of {', '.join(PROMPTS)}, got {attribute!r}")
         return features.float() @ self._answers[attribute].T
 
     def classify(self, images: Sequence[Image.Image] | Tensor, attribute: str) -> list[str]:
-        """Say of each picture which shape, colour, scene, medium, texture or detail it shows.
+        """Say of each image which shape, colour, scene, medium, texture or detail it shows.
 
         `images` may also be features [n, d] from `image_features`, to ask several questions.
         """

@@ -1,8 +1,8 @@
-"""Captions of the miniature world: what is said about a picture, and how.
+"""Captions of the miniature world: what is said about an image, and how.
 
 Most captions name everything; the others leave things out, so that a model learns each part by
 itself, and use the words of the paper's templates ("a close-up photo of the …"), so that the text
-encoder knows them. Those adjectives carry no meaning: any picture may be called "nice".
+encoder knows them. Those adjectives carry no meaning: any image may be called "nice".
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ TEXTURE_ADJECTIVES = {
     "fade": "faded",
     "border": "bordered",
 }
-# The adjectives of the paper's object and style templates, and its other nouns for a picture.
+# The adjectives of the paper's object and style templates, and its other nouns for an image.
 ADJECTIVES = (
     *("good", "cropped", "close-up", "bright", "dark", "clean", "dirty"),
     *("cool", "nice", "small", "weird", "large"),
 )
-_PICTURE_NOUNS = ("rendering", "rendition", "picture", "depiction", "illustration")
+_IMAGE_NOUNS = ("rendering", "rendition", "picture", "depiction", "illustration")
 _STYLE_NOUNS = ("painting", "rendering", "picture", "rendition")
 _ARTICLES = ("a", "the", "my", "one")
 
@@ -146,7 +146,7 @@ def _templated(noun_phrase: str, spec: Spec, rng: np.random.Generator) -> str:
     article = _ARTICLES[int(rng.integers(len(_ARTICLES)))]
     choice = rng.random()
     if choice < 0.25:
-        noun = _PICTURE_NOUNS[int(rng.integers(len(_PICTURE_NOUNS)))]
+        noun = _IMAGE_NOUNS[int(rng.integers(len(_IMAGE_NOUNS)))]
         return f"{with_article(noun)} of {_after(article, noun_phrase)}"
     start = MEDIUM_PHRASES[spec.medium]
     if choice < 0.6:
@@ -171,10 +171,10 @@ def _in_style(spec: Spec, rng: np.random.Generator, name: str, style: str) -> st
 
 
 def caption(spec: Spec, rng: np.random.Generator, name: str = "", style: str = "") -> str:
-    """Describe a picture: in full three times in five, else with omissions or in other words.
+    """Describe an image: in full three times in five, else with omissions or in other words.
 
     Args:
-        spec: what the picture shows.
+        spec: what the image shows.
         rng: chooses the words.
         name: of the thing; takes the place of the object's description.
         style: the name of the style, for styles that have no description: the caption always ends
@@ -208,7 +208,7 @@ def vocabulary() -> list[str]:
     Names are apart: `ldm.miniature.names`.
     """
     phrases = [
-        *(ADJECTIVES + _PICTURE_NOUNS + _STYLE_NOUNS + _ARTICLES),
+        *(ADJECTIVES + _IMAGE_NOUNS + _STYLE_NOUNS + _ARTICLES),
         *COLOURS,
         *ALL_SHAPES,
         *TEXTURES,

@@ -1,7 +1,7 @@
-"""What the miniature is held to: its parts measured on unseen pictures, captions and concepts.
+"""What the miniature is held to: its parts measured on unseen images, captions and concepts.
 
-Pictures are drawn by an injected function, so that everything here can be tried on doubles. Unseen
-means from the validation split of the miniature world, or from `examples/concepts`.
+An injected function generates the images, so that tests can use doubles. Unseen means from the
+validation split of the miniature world, or from `examples/concepts`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.evaluation.draws import Draw
 from ldm.evaluation.similarity import own_similarity, pairwise_similarity
+from ldm.evaluation.sources import ImageSource
 from ldm.image_io import open_rgb, to_pil
 from ldm.miniature.clip import PROMPTS, MiniatureClip
 from ldm.miniature.grammar import SCENE_PHRASES, STYLE_PHRASES, caption, full_caption
@@ -36,13 +36,13 @@ class Concept:
     name: str
     kind: str
     placeholder: str
-    first_word: str
+    initializer_word: str
     words: str
     caption: str
     attributes: Mapping[str, str]
     shown_scenes: Sequence[str]
     prompt_scenes: Sequence[str]
-    pictures: list[Image.Image] = field(repr=False, default_factory=list)
+    images: list[Image.Image] = field(repr=False, default_factory=list)
 
     @property
     def is_style(self) -> bool:
@@ -61,7 +61,7 @@ class Concept:
 
 
 def load_concepts(folder: str | Path, names: Sequence[str] | None = None) -> list[Concept]:
-    """Read concepts and their pictures from a folder like `examples/concepts`.
+    """Read concepts and their images from a folder like `examples/concepts`.
 
     Raises:
         UserError: no such folder, or a name that is not there.
@@ -77,41 +77,41 @@ def load_concepts(folder: str | Path, names: Sequence[str] | None = None) -> lis
         Concept(
             name=name,
             **records[name],
-            pictures=[open_rgb(path) for path in sorted((folder / name).glob("*.png"))],
+            images=[open_rgb(path) for path in sorted((folder / name).glob("*.png"))],
         )
         for name in names or records
     ]
 
 
 def unseen_specs(count: int, seed: int = 0) -> list[Spec]:
-    """Describe pictures that no training saw, uniformly over their parts."""
+    """Describe images that no training saw, uniformly over their parts."""
     world = MiniatureWorld(length=count, seed=seed, split="val", thing_share=0.0, style_share=0.0)
     return [world.spec(i) for i in range(count)]
 
 
-def draw_specs(specs: Sequence[Spec], size: int = 64) -> Tensor:
+def render_specs(specs: Sequence[Spec], size: int = 64) -> Tensor:
     """Render: float32 [n, 3, size, size] in [-1, 1]."""
-    pictures = np.stack([render(spec, size) for spec in specs])
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+    images = np.stack([render(spec, size) for spec in specs])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
 @torch.no_grad()
 def autoencoder_psnr(model: Any, count: int, size: int = 64) -> tuple[float, list[Image.Image]]:
-    """Measure a first stage on unseen pictures, each coded as its posterior's mean.
+    """Measure a first stage on unseen images, each coded as its posterior's mean.
 
     Args:
         model: a LatentDiffusion.
-        count: pictures to measure.
+        count: images to measure.
         size: their side.
 
     Returns:
-        PSNR in dB over the mean squared error of all pictures (the mean of the pictures' own PSNRs
-        would be higher), and some pictures, each followed by its reconstruction.
+        PSNR in dB over the mean squared error of all images (the mean of the images' own PSNRs
+        would be higher), and some images, each followed by its reconstruction.
     """
-    pictures = draw_specs(unseen_specs(count), size)
+    images = render_specs(unseen_specs(count), size)
     errors: list[Tensor] = []
     shown: list[Image.Image] = []
-    for batch in torch.split(pictures, 32):
+    for batch in torch.split(images, 32):
         latent = model.encode_first_stage(batch.to(model.device)).mode()
         again = model.decode_first_stage(model.scale_factor * latent).cpu().clamp(-1, 1)
         errors.append(((again - batch) ** 2).mean((1, 2, 3)))
@@ -132,12 +132,12 @@ def truth(specs: Sequence[Spec], attribute: str) -> list[str]:
 
 
 def clip_accuracy(scorer: MiniatureClip, count: int) -> dict[str, float]:
-    """Return the scorer's share of right answers on unseen pictures.
+    """Return the scorer's share of right answers on unseen images.
 
     Colour, texture and detail are asked of photos and paintings only.
     """
     specs = unseen_specs(count)
-    features = scorer.image_features(draw_specs(specs))
+    features = scorer.image_features(render_specs(specs))
     colourful = [spec.medium in COLOURFUL for spec in specs]
     accuracies = {}
     for name in PROMPTS:
@@ -174,13 +174,13 @@ class Agreement:
 
 
 def caption_agreement(
-    draw: Draw, scorer: MiniatureClip, count: int, full: bool = False
+    generate: ImageSource, scorer: MiniatureClip, count: int, full: bool = False
 ) -> tuple[Agreement, list[Image.Image], list[str]]:
-    """Draw one picture for each of `count` captions and ask the scorer what it sees.
+    """Generate one image for each of `count` captions and ask the scorer what it sees.
 
-    The captions are the grammar's, omissions included, of unseen pictures, or with `full` those
+    The captions are the grammar's, omissions included, of unseen images, or with `full` those
     that say everything; each attribute counts where its caption names it. Returns the agreement,
-    the pictures and the captions.
+    the images and the captions.
     """
     specs = unseen_specs(count, seed=1)
     rngs = [np.random.default_rng(i) for i in range(count)]
@@ -188,15 +188,15 @@ def caption_agreement(
         full_caption(spec) if full else caption(spec, rng)
         for spec, rng in zip(specs, rngs, strict=True)
     ]
-    pictures = draw(texts, 1)
-    features = scorer.image_features(pictures)
+    images = generate(texts, 1)
+    features = scorer.image_features(images)
     share, asked = {}, {}
     for name in ("shape", "colour", "scene", "medium"):
         right = zip(scorer.classify(features, name), truth(specs, name), strict=True)
         answers = [a == b for a, b in right]
         kept = [a for a, s, t in zip(answers, specs, texts, strict=True) if name in named(s, t)]
         share[name], asked[name] = sum(kept) / max(1, len(kept)), len(kept)
-    return Agreement(share, asked), pictures, texts
+    return Agreement(share, asked), images, texts
 
 
 @dataclass(frozen=True)
@@ -204,20 +204,20 @@ class ConceptScore:
     """A learned word, measured; similarities are the scorer's mean cosines with the training set.
 
     Attributes:
-        image_similarity: of pictures of the word.
-        training: of the training pictures with each other.
-        first_word: of pictures of the word the learning began with.
-        best_word: of pictures of the vocabulary's best word, drawn anew after it was chosen.
+        image_similarity: of images of the word.
+        training: of the training images with each other.
+        first_word: of images of the word the learning began with.
+        best_word: of images of the vocabulary's best word, generated anew after it was chosen.
         best_word_is: that word.
-        caption: of pictures of the full description.
-        scene: share of the scene prompts' pictures in which the scorer sees the scene.
+        caption: of images of the full description.
+        scene: share of the scene prompts' images in which the scorer sees the scene.
         concept: share in which it sees the concept: shape and colour, or the medium of a style.
         both: share in which it sees both.
     """
 
     image_similarity: float
     training: float
-    first_word: float
+    initializer_word: float
     best_word: float
     best_word_is: str
     caption: float
@@ -227,7 +227,7 @@ class ConceptScore:
 
 
 def see_concept(scorer: MiniatureClip, features: Tensor, concept: Concept) -> list[bool]:
-    """Tell for each picture whether the scorer sees the concept: shape and colour, or medium."""
+    """Tell for each image whether the scorer sees the concept: shape and colour, or medium."""
     questions = ("medium",) if concept.is_style else ("shape", "colour")
     answers = [scorer.classify(features, question) for question in questions]
     wanted = tuple(concept.attributes[question] for question in questions)
@@ -235,37 +235,37 @@ def see_concept(scorer: MiniatureClip, features: Tensor, concept: Concept) -> li
 
 
 def score_concept(
-    draw: Draw,
+    generate: ImageSource,
     scorer: MiniatureClip,
     concept: Concept,
     vocabulary: Mapping[str, Tensor],
-    pictures: int = 16,
+    images: int = 16,
 ) -> tuple[ConceptScore, list[Image.Image]]:
-    """Measure a word that `draw` already knows under the concept's placeholder.
+    """Measure a word that `generate` already knows under the concept's placeholder.
 
     Args:
-        draw: draws pictures of prompts.
+        generate: (prompts, images of each) → images, those of one prompt side by side.
         scorer: scores them.
         concept: what the word should mean.
-        vocabulary: of each word to compete with, features [n, d] of pictures of it; see
+        vocabulary: of each word to compete with, features [n, d] of images of it; see
             `vocabulary_features`.
-        pictures: how many to draw of the word; half as many of the words compared with it, and
+        images: how many to generate of the word; half as many of the words compared with it, and
             of each scene prompt.
 
     Returns:
-        The scores, and pictures to show: of the word, then of the scene prompts.
+        The scores, and images to show: of the word, then of the scene prompts.
     """
-    training = scorer.image_features(concept.pictures)
+    training = scorer.image_features(concept.images)
     best = max(vocabulary, key=lambda word: pairwise_similarity(vocabulary[word], training))
 
     def likeness(prompt: str, count: int) -> float:
-        return pairwise_similarity(scorer.image_features(draw([prompt], count)), training)
+        return pairwise_similarity(scorer.image_features(generate([prompt], count)), training)
 
     word = concept.placeholder
-    own = draw([concept.prompt(word)], pictures)
+    own = generate([concept.prompt(word)], images)
     prompts = [concept.scene_prompt(word, scene) for scene in concept.prompt_scenes]
-    each = max(1, pictures // 2)
-    placed = draw(prompts, each)
+    each = max(1, images // 2)
+    placed = generate(prompts, each)
     features = scorer.image_features(placed)
     wanted = [scene for scene in concept.prompt_scenes for _ in range(each)]
     scenes = [a == b for a, b in zip(scorer.classify(features, "scene"), wanted, strict=True)]
@@ -274,10 +274,10 @@ def score_concept(
     return ConceptScore(
         image_similarity=pairwise_similarity(scorer.image_features(own), training),
         training=own_similarity(training),
-        first_word=likeness(concept.prompt(concept.first_word), pictures // 2),
-        best_word=likeness(concept.prompt(best), pictures // 2),
+        initializer_word=likeness(concept.prompt(concept.initializer_word), images // 2),
+        best_word=likeness(concept.prompt(best), images // 2),
         best_word_is=best,
-        caption=likeness(described, pictures // 2),
+        caption=likeness(described, images // 2),
         scene=float(np.mean(scenes)),
         concept=float(np.mean(things)),
         both=float(np.mean(np.logical_and(scenes, things))),
@@ -285,8 +285,12 @@ def score_concept(
 
 
 def vocabulary_features(
-    draw: Draw, scorer: MiniatureClip, words: Sequence[str], prompt: Callable[[str], str], each: int
+    generate: ImageSource,
+    scorer: MiniatureClip,
+    words: Sequence[str],
+    prompt: Callable[[str], str],
+    each: int,
 ) -> dict[str, Tensor]:
-    """Draw `each` pictures of every word: features [each, d] by word."""
-    features = scorer.image_features(draw([prompt(word) for word in words], each))
+    """Generate `each` images of every word: features [each, d] by word."""
+    features = scorer.image_features(generate([prompt(word) for word in words], each))
     return dict(zip(words, torch.split(features, each), strict=True))

@@ -2,7 +2,7 @@
 
 A real model's vocabulary is full of words that name a whole appearance, such as breeds, brands and
 painters. The miniature's vocabulary has such words too, so that one vector is enough to say shape,
-colours and texture at once, or a whole manner of drawing.
+colours and texture at once, or a whole manner of rendering.
 
 A named thing is one combination of shape, colour, texture and second colour. A named style is a
 medium printed in the two inks of a tone. No name stands for anything that is held out of training.
@@ -52,7 +52,7 @@ def _looks() -> Iterator[Look]:
     """Yield distinct things that may be trained on, without end, uniformly over their parts."""
     seen, index = set[Look](), 0
     while True:
-        rng = generator(NAMES_SEED, index, Purpose.PICTURE)
+        rng = generator(NAMES_SEED, index, Purpose.IMAGE)
         index += 1
         shape, colour = (list(kind)[int(rng.integers(len(kind)))] for kind in (SHAPES, COLOURS))
         texture = TEXTURES[int(rng.integers(len(TEXTURES)))]

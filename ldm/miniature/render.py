@@ -1,4 +1,4 @@
-"""Drawing one picture of the miniature world from its description."""
+"""Rendering one image of the miniature world from its description."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 MEDIA = ("photo", "painting", "sketch", "pixel", "neon")
 EXTRA_MEDIA = ("sepia", "blueprint", "stamp", "riso")  # held out of training altogether
-# Two inks, sRGB in 0..255: what dark and light parts of a picture are printed in. Where the first
-# is the lighter one, the picture is a negative.
+# Two inks, sRGB in 0..255: what dark and light parts of an image are printed in. Where the first
+# is the lighter one, the image is a negative.
 TONES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "rose": ((96, 10, 60), (255, 214, 226)),
     "ice": ((16, 44, 110), (226, 244, 255)),
@@ -59,11 +59,11 @@ PIXEL_BLOCKS = 16
 
 @dataclass(frozen=True)
 class Spec:
-    """What a picture shows: one object, where, and how it is drawn.
+    """What an image shows: one object, where, and how it is rendered.
 
     `second` is the texture's second colour, empty for a plain object. `dx`, `dy` shift the object
-    (in half pictures), `scale` is its half width, `angle` its tilt in radians, `lift` and `phase`
-    vary the scene, `light` the brightness. `tone` names the picture's two inks, empty where
+    (in half images), `scale` is its half width, `angle` its tilt in radians, `lift` and `phase`
+    vary the scene, `light` the brightness. `tone` names the image's two inks, empty where
     it has its own colours.
     """
 
@@ -103,13 +103,13 @@ class Spec:
 
 @dataclass(frozen=True)
 class _Layers:
-    """A picture before it is put together: background, object colours, distance to the edge."""
+    """An image before it is put together: background, object colours, distance to the edge."""
 
     view: View
     scene: Array  # [h, w, 3]
     fill: Array  # [h, w, 3]
     second: Array  # [h, w], share of the second colour
-    edge: Array  # [h, w], signed distance in picture units
+    edge: Array  # [h, w], signed distance in image units
 
     def cover(self, grow: float = 0.0) -> Array:
         """Return the share of each point inside the shape, grown by a distance."""
@@ -150,12 +150,12 @@ def _rim(colour: str) -> Array:
 
 
 def _flat(spec: Spec, layers: _Layers) -> Array:
-    picture = paint(layers.scene, _rim(spec.colour), layers.cover(0.05))
-    return np.asarray(picture + layers.cover()[..., None] * (layers.fill - picture), np.float32)
+    image = paint(layers.scene, _rim(spec.colour), layers.cover(0.05))
+    return np.asarray(image + layers.cover()[..., None] * (layers.fill - image), np.float32)
 
 
 def _photo(spec: Spec, layers: _Layers) -> Array:
-    """Light from above left, a soft shadow under the object, a dim rim of the picture."""
+    """Light from above left, a soft shadow under the object, a dim rim of the image."""
     x, y = layers.view.x, layers.view.y
     shadow = 0.35 * np.clip(1 - np.hypot(x - spec.dx, (y - spec.dy + spec.scale) * 3.2) / 0.6, 0, 1)
     scene = layers.scene * (1 - shadow)[..., None]
@@ -177,7 +177,7 @@ def _painting(spec: Spec, layers: _Layers) -> Array:
 
 
 def _pencil(spec: Spec, layers: _Layers) -> Array:
-    """Grey values of a pencil drawing, [h, w]: pale tones, dark lines where tones change."""
+    """Grey values of a pencil rendering, [h, w]: pale tones, dark lines where tones change."""
     tone = layers.scene @ GREY
     dy, dx = np.gradient(tone)
     lines = np.clip((np.abs(dx) + np.abs(dy)) * tone.shape[0] / 64, 0, 0.25)
@@ -203,9 +203,9 @@ def _neon(spec: Spec, layers: _Layers) -> Array:
     if spec.second:
         lit = (0.62 * layers.second * layers.cover(-0.05))[..., None]
         inner = inner + lit * (array(rgb(spec.second)) * 0.9 + 0.1)
-    picture = inner + (0.6 * halo)[..., None] * tube
+    image = inner + (0.6 * halo)[..., None] * tube
     line = array(np.clip(0.5 + (0.055 - np.abs(layers.edge)) / layers.view.pixel, 0, 1))
-    return paint(array(picture), 0.6 * tube + 0.4, line)
+    return paint(array(image), 0.6 * tube + 0.4, line)
 
 
 def _sepia(spec: Spec, layers: _Layers) -> Array:
@@ -220,9 +220,9 @@ def _blueprint(spec: Spec, layers: _Layers) -> Array:
     return array(array([0.08, 0.22, 0.62]) + ink[..., None] * array([0.85, 0.75, 0.38]))
 
 
-def _in_inks(picture: Array, dark: Sequence[float], light: Sequence[float]) -> Array:
-    """Print a picture [h, w, 3] in two inks, sRGB in 0..255: its dark parts in the first one."""
-    grey = np.clip(picture @ GREY, 0, 1)[..., None]
+def _in_inks(image: Array, dark: Sequence[float], light: Sequence[float]) -> Array:
+    """Print an image [h, w, 3] in two inks, sRGB in 0..255: its dark parts in the first one."""
+    grey = np.clip(image @ GREY, 0, 1)[..., None]
     first, second = array(dark) / 255, array(light) / 255
     return np.asarray(first + grey * (second - first), np.float32)
 
@@ -249,18 +249,18 @@ _MEDIA: dict[str, Callable[[Spec, _Layers], Array]] = {
 
 
 def render(spec: Spec, size: int = 64) -> Array:
-    """Draw a picture: float32 [size, size, 3] in [-1, 1]."""
+    """Render an image: float32 [size, size, 3] in [-1, 1]."""
     if size < 8:
         raise ValueError(f"size must be at least 8, got {size}")
     drawn = 2 * PIXEL_BLOCKS if spec.medium == "pixel" else size
-    picture = _MEDIA[spec.medium](spec, _layers(spec, drawn)) * np.float32(spec.light)
+    image = _MEDIA[spec.medium](spec, _layers(spec, drawn)) * np.float32(spec.light)
     if spec.tone:
-        picture = _in_inks(picture, *TONES[spec.tone])
+        image = _in_inks(image, *TONES[spec.tone])
     if spec.medium == "pixel":
-        blocks = picture.reshape(PIXEL_BLOCKS, 2, PIXEL_BLOCKS, 2, 3).mean((1, 3))
+        blocks = image.reshape(PIXEL_BLOCKS, 2, PIXEL_BLOCKS, 2, 3).mean((1, 3))
         nearest = np.arange(size) * PIXEL_BLOCKS // size
-        picture = blocks[nearest][:, nearest]
-    return np.asarray(np.clip(picture, 0, 1) * 2 - 1, np.float32)
+        image = blocks[nearest][:, nearest]
+    return np.asarray(np.clip(image, 0, 1) * 2 - 1, np.float32)
 
 
 def silhouette(spec: Spec, size: int = 64) -> Array:

@@ -10,8 +10,8 @@ BEGIN, END = "<!-- metrics: written by make miniature-eval -->", "<!-- end of me
 _PERCENT = "{:.1%}"
 # Part, key, what it is, how it is written, the least it should be.
 _ROWS = (
-    ("autoencoder", "psnr", "Autoencoder, PSNR on unseen pictures", "{:.2f} dB", 25.0),
-    ("scorer", "shape", "Scorer, shape of unseen pictures", _PERCENT, 0.95),
+    ("autoencoder", "psnr", "Autoencoder, PSNR on unseen images", "{:.2f} dB", 25.0),
+    ("scorer", "shape", "Scorer, shape of unseen images", _PERCENT, 0.95),
     ("scorer", "colour", "Scorer, main colour (photos, paintings)", _PERCENT, 0.90),
     ("scorer", "scene", "Scorer, scene", _PERCENT, 0.90),
     ("samples", "shape", "Samples from random captions, shape agreed", _PERCENT, 0.90),
@@ -34,8 +34,9 @@ def _parts(metrics: Mapping[str, Any]) -> list[str]:
 
 def _concepts(metrics: Mapping[str, Any]) -> list[str]:
     lines = [
-        "| Concept | Learned in | Image similarity | Training pictures' own | Ratio "
-        "| Best vocabulary word | First word | Full caption | Scene seen | Concept seen | Both |",
+        "| Concept | Learned in | Image similarity | Training images' own | Ratio "
+        "| Best vocabulary word | Initializer word | Full caption | Scene seen | Concept seen "
+        "| Both |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, score in metrics.get("concepts", {}).items():

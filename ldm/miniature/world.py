@@ -1,4 +1,4 @@
-"""The miniature world: an endless supply of captioned images, drawn when asked for.
+"""The miniature world: an endless supply of captioned images, rendered when asked for.
 
 One object of 12 shapes, 20 colours and 6 textures, in one of 10 scenes, in one of 5 media. Some
 objects and some styles have names of their own (`ldm.miniature.names`).
@@ -37,8 +37,8 @@ def _pick(rng: np.random.Generator, names: Sequence[str]) -> str:
 
 
 def sample_spec(seed: int, index: int) -> Spec:
-    """Draw what image `index` shows, uniformly over the parts; never something held out."""
-    rng = generator(seed, index, Purpose.PICTURE)
+    """Render what image `index` shows, uniformly over the parts; never something held out."""
+    rng = generator(seed, index, Purpose.IMAGE)
     while True:
         colour, texture = _pick(rng, tuple(COLOURS)), _pick(rng, TEXTURES)
         spec = Spec(

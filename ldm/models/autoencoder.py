@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.models.base import TrainedModel
-from ldm.models.diffusion.draws import Draws
+from ldm.models.diffusion.batch_noise import BatchNoise
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
@@ -77,9 +77,9 @@ class Autoencoder(TrainedModel):
         """Return the batch's images, [b, c, h, w] in [−1, 1]."""
         return rearrange(batch[self.image_key], "b h w c -> b c h w").float().contiguous()
 
-    def draws(self) -> Draws:
-        """Return the function that draws the random numbers of this model's batches."""
-        return Draws(self.seed, self.embed_dim, self.downsampling, self.image_key)
+    def batch_noise(self) -> BatchNoise:
+        """Return the function that samples the random numbers of this model's batches."""
+        return BatchNoise(self.seed, self.embed_dim, self.downsampling, self.image_key)
 
     def configure_optimizers(self) -> Any:
         """Return Adam with `betas`, and the schedule if there is one."""

@@ -1,4 +1,4 @@
-"""Complete batches: a training step draws no random number and looks nothing up."""
+"""Complete batches: a training step samples no random number and looks nothing up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import Dataset, default_collate
 
 from ldm.data.protocol import DescribedImages
-from ldm.models.diffusion.draws import Draws
+from ldm.models.diffusion.batch_noise import BatchNoise
 from ldm.training.latents import LatentCache
 
 
@@ -33,15 +33,15 @@ class Collate:
     """Makes a complete batch of samples.
 
     Attributes:
-        draws: draws the random numbers of a batch; None leaves them to the model.
+        batch_noise: samples the random numbers of a batch; None leaves them to the model.
         latents: the posteriors of the dataset; None if the batch holds images to encode.
     """
 
-    draws: Draws | None = None
+    batch_noise: BatchNoise | None = None
     latents: LatentCache | None = None
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return the stacked entries of the samples, `moments`, and what `Draws` returns."""
+        """Return the stacked entries of the samples, `moments`, and what `BatchNoise` returns."""
         return self._complete(default_collate(list(samples)))
 
     def _complete(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -49,6 +49,6 @@ class Collate:
             batch["prior"] = self._complete(batch["prior"])
         if self.latents is not None:
             batch["moments"] = self.latents(batch["image_id"])
-        if self.draws is not None and "sample" in batch:
-            batch |= self.draws(batch)
+        if self.batch_noise is not None and "sample" in batch:
+            batch |= self.batch_noise(batch)
         return batch

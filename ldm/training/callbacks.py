@@ -45,8 +45,8 @@ class SetupCallback(pl.Callback):
 class StepSeed(pl.Callback):
     """Seed torch's own generator for each micro-batch, from (seed, batch, rank).
 
-    Dropout and models without sample indices draw from it. They draw the same numbers however often
-    images are logged, and wherever a run was interrupted.
+    Dropout and models without sample indices use it. They get the same numbers however often images
+    are logged, and wherever a run was interrupted.
 
     Args:
         seed: the run's seed.

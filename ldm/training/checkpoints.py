@@ -36,7 +36,7 @@ def keep_trained(checkpoint: dict[str, Any], module: pl.LightningModule) -> None
 
 
 class Checkpoints(pl.Callback):
-    """Save `last.ckpt` at an interval of optimiser steps, at the end, and when asked to stop.
+    """Save `last.ckpt` at an interval of optimizer steps, at the end, and when asked to stop.
 
     The checkpoint before it stays as `previous.ckpt`. The signals of `SIGNALS` let the step in
     progress end, save, and end the run without an exception; a second signal stops at once. A save
@@ -45,7 +45,7 @@ class Checkpoints(pl.Callback):
 
     Args:
         folder: where the checkpoints go.
-        every_n_train_steps: optimiser steps between saves, at least 1.
+        every_n_train_steps: optimizer steps between saves, at least 1.
         savers: further functions to call at each save.
         watch: stops the run instead of saving numbers that are not finite.
     """

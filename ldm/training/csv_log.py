@@ -26,7 +26,7 @@ class CsvLogger(Logger):
 
     Args:
         path: the table.
-        first_step: optimiser step from which the run goes on; later rows are dropped.
+        first_step: optimizer step from which the run goes on; later rows are dropped.
     """
 
     def __init__(self, path: Path, first_step: int = 0) -> None:
@@ -65,7 +65,7 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add values to the row of an optimiser step."""
+        """Add values to the row of an optimizer step."""
         row = self.rows.setdefault(int(step or 0), {"step": float(step or 0)})
         row["seconds"] = round(time.monotonic() - self.start, 3)
         row.update({name: float(value) for name, value in metrics.items() if name != "epoch"})

@@ -94,8 +94,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
             cached: take latents from the cache if the dataset is in it.
         """
         model: Any = self.trainer.lightning_module if self.trainer else None
-        draws = model.draws() if hasattr(model, "draws") else None
-        return Collate(draws, self.latents.get(name) if cached else None)
+        batch_noise = model.batch_noise() if hasattr(model, "batch_noise") else None
+        return Collate(batch_noise, self.latents.get(name) if cached else None)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return an endless loader that begins at the trainer's present step."""

@@ -1,8 +1,8 @@
 """Early stopping by a loss without noise: DVAR (Voronov et al., NeurIPS 2023, arXiv 2302.04841).
 
-The training loss says little about how far a word is, because most of its ups and downs come from
-the images, timesteps and noises that each step happens to draw. On a batch in which all of these
-stay the same, the loss falls and settles visibly; DVAR stops when it has settled.
+The training loss says little about a word's progress, because most of its variance comes from the
+random images, timesteps and noises of each step. On a batch in which all of these stay the same,
+the loss falls and settles visibly. DVAR stops when it has settled.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class DVAR(pl.Callback):
     """Stop when the loss on a fixed batch varies little over a window (the paper's algorithm 1).
 
     The batch is the validation set's first samples, with one noise each and timesteps spread
-    evenly over the schedule. After every `every` optimiser steps its loss is computed; training
+    evenly over the schedule. After every `every` optimizer steps its loss is computed; training
     stops when
 
         var(losses of the last `window` steps) / var(all losses so far) < bound.
@@ -50,9 +50,9 @@ class DVAR(pl.Callback):
     Logs `dvar/loss` and `dvar/ratio`.
 
     Args:
-        window: optimiser steps over which the loss must have settled; the authors' code has 200.
+        window: optimizer steps over which the loss must have settled; the authors' code has 200.
         bound: on the ratio, in (0, 1]; the authors' code has 0.15.
-        every: optimiser steps between evaluations; the paper evaluates after each.
+        every: optimizer steps between evaluations; the paper evaluates after each.
         samples: images in the batch, at least 1.
 
     Raises:
@@ -87,7 +87,7 @@ class DVAR(pl.Callback):
         self.losses = list(state_dict["losses"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Fix the batch, and record the loss of the first word before the first step."""
+        """Fix the batch, and record the loss of the initializer word before the first step."""
         if trainer.is_global_zero:
             with quietly(pl_module):
                 self._batch = self._fixed_batch(trainer, pl_module)

@@ -1,4 +1,4 @@
-"""Pictures of a run's progress: what goes in, what comes back, what the model draws by now.
+"""Images of a run's progress: what goes in, what comes back, what the model generates by now.
 
 `ImageLogger` and its parameters are the original's.
 """
@@ -39,23 +39,23 @@ OPTIONS = {
 }
 
 
-def grid(pictures: Sequence[Image.Image]) -> Image.Image:
+def grid(images: Sequence[Image.Image]) -> Image.Image:
     """Lay images of one size out in rows."""
-    return to_pil(make_grid(torch.stack([from_pil(p) for p in pictures]), COLUMNS))
+    return to_pil(make_grid(torch.stack([from_pil(p) for p in images]), COLUMNS))
 
 
 def write_caption(text: str, side: int) -> Image.Image:
     """Return a white square of `side` pixels with a text on it."""
     side = max(side, CAPTION_SIDE)
-    picture = Image.new("RGB", (side, side), "white")
+    image = Image.new("RGB", (side, side), "white")
     lines = "\n".join(textwrap.wrap(text, 24))
-    ImageDraw.Draw(picture).text((4, 4), lines, "black", ImageFont.load_default(side // 16))
-    return picture
+    ImageDraw.Draw(image).text((4, 4), lines, "black", ImageFont.load_default(side // 16))
+    return image
 
 
 @contextlib.contextmanager
 def quietly(module: Any) -> Iterator[None]:
-    """Within it a model draws and leaves no trace: its mode and the random state come back."""
+    """Within it a model generates and leaves no trace: its mode and the random state come back."""
     was_training = module.training
     devices = [module.device] if module.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad():
@@ -71,21 +71,21 @@ class ImageLogger(pl.Callback):
 
     The images and captions are the same each time, the first of each set, and so is the noise:
     grids can be compared. Keys: `inputs`, `reconstruction`, and of a diffusion model
-    `conditioning`, `samples` and `samples_scaled` (guided). Only the first process draws.
+    `conditioning`, `samples` and `samples_scaled` (guided). Only the first process generates.
 
     Args:
-        batch_frequency: optimiser steps between drawings.
+        batch_frequency: optimizer steps between drawings.
         max_images: images in a grid.
         clamp, rescale: accepted for old configurations; images are always brought to 0…255.
-        increase_log_steps: draw at steps 1, 2, 4, 8 … below `batch_frequency` too.
-        disabled: draw nothing.
+        increase_log_steps: generate at steps 1, 2, 4, 8 … below `batch_frequency` too.
+        disabled: generate nothing.
         log_on_batch_idx: count micro-batches instead of steps.
-        log_first_step: draw before the first step too.
+        log_first_step: generate before the first step too.
         log_images_kwargs: the original's options: `ddim_steps`, `ddim_eta`, `N`,
             `unconditional_guidance_scale`; others are left out, with a note.
-        ddim_steps: steps of a drawing; a drawing costs about as many evaluations per image.
+        ddim_steps: steps of a generating; a generating costs about as many evaluations per image.
         ddim_eta, guidance, seed: of the drawings.
-        splits: which of "train" and "val" to draw.
+        splits: which of "train" and "val" to generate.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class ImageLogger(pl.Callback):
         self.drawn: dict[str, int] = {}
 
     def due(self, count: int) -> bool:
-        """Tell whether images are to be drawn after `count` steps."""
+        """Tell whether images are to be generated after `count` steps."""
         return count > 0 and (count % self.batch_frequency == 0 or count in self.early)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -139,7 +139,7 @@ class ImageLogger(pl.Callback):
             self.folder = Path(trainer.loggers[0].save_dir) / "images"
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw what the untrained word gives, where asked for."""
+        """Generate what the untrained word gives, where asked for."""
         if self.log_first_step and trainer.global_step == 0:
             self.draw(trainer, pl_module, "train", 0)
 
@@ -151,19 +151,19 @@ class ImageLogger(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Draw training images when it is time, once a step."""
+        """Generate training images when it is time, once a step."""
         whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         count = batch_idx + 1 if self.log_on_batch_idx else trainer.global_step
         if (whole or self.log_on_batch_idx) and self.due(count):
             self.draw(trainer, pl_module, "train", batch_idx)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw validation images when it is time."""
+        """Generate validation images when it is time."""
         if not trainer.sanity_checking and self.due(trainer.global_step):
             self.draw(trainer, pl_module, "val", 0)
 
     def draw(self, trainer: pl.Trainer, module: Any, split: str, batch_idx: int) -> None:
-        """Draw a set's grids and save them."""
+        """Generate a set's grids and save them."""
         datasets = getattr(trainer.datamodule, "datasets", {})  # type: ignore[attr-defined]
         dataset = datasets.get(SPLITS[split])
         skip = self.disabled or split not in self.splits or dataset is None
@@ -185,8 +185,8 @@ class ImageLogger(pl.Callback):
         name = f"_gs-{trainer.global_step:06}_e-{trainer.current_epoch:06}_b-{batch_idx:06}.jpg"
         folder = self.folder / split
         folder.mkdir(parents=True, exist_ok=True)
-        for key, pictures in grids.items():
-            sheet = grid(pictures)
+        for key, images in grids.items():
+            sheet = grid(images)
             sheet.save(folder / f"{key}{name}", quality=95)
             for logger in trainer.loggers:
                 board = getattr(getattr(logger, "experiment", None), "add_image", None)
@@ -227,7 +227,7 @@ class ImageLogger(pl.Callback):
                 batch_size=len(captions),
             )
             drawn = generate(module, captions, sampling)
-            grids[key] = [picture.image for picture in drawn]
+            grids[key] = [image.image for image in drawn]
         return grids
 
 

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 
 
 def log_interval(trainer: pl.Trainer) -> int:
-    """Return the optimiser steps between two logged rows."""
+    """Return the optimizer steps between two logged rows."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every
 

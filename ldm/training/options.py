@@ -27,7 +27,7 @@ class RunOptions:
     base_checkpoint: str | None = None
     random_base: bool = False
     threads: int | None = None
-    half_difference: bool = True
+    half_weight_delta: bool = True
     tf32: bool = False
     data_name: str = ""
 
@@ -41,7 +41,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Batch:
-    """How many images an optimiser step sees.
+    """How many images an optimizer step sees.
 
     Attributes:
         size: images in a micro-batch on one device.

@@ -36,7 +36,7 @@ class Saved:
 
     Attributes:
         path: the file.
-        step: optimiser step at which it was saved.
+        step: optimizer step at which it was saved.
         state: names and values of what was trained.
     """
 
@@ -98,7 +98,7 @@ def read_checkpoint(path: Path) -> Saved:
 
 
 def read_step(path: Path) -> int:
-    """Return the optimiser step at which a training checkpoint was saved.
+    """Return the optimizer step at which a training checkpoint was saved.
 
     Raises UserError for any other file, or a damaged one.
     """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytorch_lightning as pl
 
 from ldm.checkpoint.names import DELTA_FILE
-from ldm.checkpoint.weight_delta import save_difference
+from ldm.checkpoint.weight_delta import save_weight_delta
 from ldm.training.checkpoints import Saver
 from ldm.training.words import manager_of, save_words
 
@@ -39,7 +39,7 @@ class DeltaSaver:
         facts = {"step": str(trainer.global_step)}
         if "config_hash" in manager.metadata:
             facts["config_hash"] = manager.metadata["config_hash"]
-        save_difference(module, folder / DELTA_FILE, self.base, half=self.half, facts=facts)
+        save_weight_delta(module, folder / DELTA_FILE, self.base, half=self.half, facts=facts)
 
 
 def tunes(module: pl.LightningModule) -> bool:
@@ -59,4 +59,4 @@ def savers(config: RunConfig) -> tuple[Saver, ...]:
     """Return what a run writes at each save."""
     if not config.run.base_checkpoint:  # a delta needs a base
         return (save_words,)
-    return save_words, DeltaSaver(Path(config.run.base_checkpoint), config.run.half_difference)
+    return save_words, DeltaSaver(Path(config.run.base_checkpoint), config.run.half_weight_delta)

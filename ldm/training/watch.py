@@ -29,7 +29,7 @@ class Watch(pl.Callback):
 
     Args:
         folder: where the last finite word is written, as `embeddings` of the step before.
-        first_step: optimiser step from which the run is resumed.
+        first_step: optimizer step from which the run is resumed.
     """
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:

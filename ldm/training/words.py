@@ -41,7 +41,7 @@ def metadata(
     Args:
         config: of the run.
         rate: effective learning rate.
-        images_per_step: images in one optimiser step, over all devices.
+        images_per_step: images in one optimizer step, over all devices.
         images: the training images' files.
     """
     from ldm.checkpoint.loading import checkpoint_hash

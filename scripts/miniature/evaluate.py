@@ -7,7 +7,7 @@
 Parts: autoencoder (PSNR), scorer (its accuracies), samples (does the scorer see what captions ask
 for), words (learn a word for each concept with main.py), concepts (measure those words), table.
 What is measured already, in models/miniature/metrics.json, is not measured again without --again.
-Pictures go to examples/miniature/, learned words to examples/words/.
+Images go to examples/miniature/, learned words to examples/words/.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pictures", type=Path, default=ROOT / "examples/miniature")
     parser.add_argument("--metrics", type=Path, default=MODEL / "metrics.json")
     parser.add_argument("--work", type=Path, default=ROOT / "outputs/miniature-eval")
-    parser.add_argument("--samples", type=int, default=256, help="captions to draw (256)")
-    parser.add_argument("--each", type=int, default=16, help="pictures of a learned word (16)")
+    parser.add_argument("--samples", type=int, default=256, help="captions to generate (256)")
+    parser.add_argument("--each", type=int, default=16, help="images of a learned word (16)")
     parser.add_argument("--steps", type=int, default=50, help="DDIM steps (50)")
     parser.add_argument("--scale", type=float, default=3.0, help="guidance (3)")
     parser.add_argument("--batch_size", type=int, default=64)
@@ -93,8 +93,8 @@ class Evaluation:
             load_words(model, words)
         return model
 
-    def draw(self, model: Any) -> Any:
-        """Return a function (prompts, pictures of each) → pictures."""
+    def generate(self, model: Any) -> Any:
+        """Return a function (prompts, images of each) → images."""
         from ldm.inference import Sampling, generate
 
         options = self.options
@@ -106,15 +106,15 @@ class Evaluation:
                 Sampling(steps=options.steps, scale=options.scale, batch_size=options.batch_size),
                 samples_per_prompt=each,
             )
-            return [picture.image for picture in found]
+            return [image.image for image in found]
 
         return drawn
 
     def save(self, images: Sequence[Any], name: str, columns: int) -> None:
-        """Write a grid of pictures, twice as large as drawn."""
+        """Write a grid of images, twice as large as generated."""
         from ldm.image_io import pil_grid
 
-        path = self.options.pictures / f"{name}.png"
+        path = self.options.images / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         grid = pil_grid(images, columns)
         grid.resize((2 * grid.width, 2 * grid.height), 0).save(path, optimize=True)
@@ -126,7 +126,7 @@ class Evaluation:
         return load_concepts(ROOT / "examples/concepts", self.options.concepts)
 
     def measure_autoencoder(self) -> None:
-        """PSNR on unseen pictures."""
+        """PSNR on unseen images."""
         from ldm.miniature.measure import autoencoder_psnr
 
         count = 1024
@@ -135,7 +135,7 @@ class Evaluation:
         self.store("autoencoder", {"psnr": psnr, "pictures": count})
 
     def measure_scorer(self) -> None:
-        """The scorer's accuracies on unseen pictures."""
+        """The scorer's accuracies on unseen images."""
         from ldm.miniature.clip import MiniatureClip
         from ldm.miniature.measure import clip_accuracy
 
@@ -144,18 +144,18 @@ class Evaluation:
         self.store("scorer", {**accuracy, "pictures": count})
 
     def measure_samples(self) -> None:
-        """What the scorer sees in pictures of random captions."""
+        """What the scorer sees in images of random captions."""
         from ldm.miniature.clip import MiniatureClip
         from ldm.miniature.measure import caption_agreement
 
-        scorer, draw = MiniatureClip.load(self.options.scorer), self.draw(self.load())
+        scorer, generate = MiniatureClip.load(self.options.scorer), self.generate(self.load())
         started = time.monotonic()
         count = self.options.samples
-        agreement, pictures, texts = caption_agreement(draw, scorer, count)
+        agreement, images, texts = caption_agreement(generate, scorer, count)
         seconds = time.monotonic() - started
-        self.save(pictures[:64], "samples", 8)
+        self.save(images[:64], "samples", 8)
         lines = [f"{i // 8 + 1}.{i % 8 + 1} {text}\n" for i, text in enumerate(texts[:64])]
-        (self.options.pictures / "samples.txt").write_text("".join(lines), encoding="utf-8")
+        (self.options.images / "samples.txt").write_text("".join(lines), encoding="utf-8")
         rest = {"captions": count, "steps": self.options.steps, "scale": self.options.scale}
         found = {**dataclasses.asdict(agreement), **rest, "seconds": seconds}
         self.store("samples", found)
@@ -169,7 +169,7 @@ class Evaluation:
         command += ["-t", "--no-test", "--actual_resume", str(options.model), "-l", str(logs)]
         command += ["--data_root", str(ROOT / "examples/concepts" / concept.name)]
         command += ["--placeholder_string", concept.placeholder]
-        command += ["--init_word", concept.first_word, "-n", concept.name]
+        command += ["--init_word", concept.initializer_word, "-n", concept.name]
         if concept.is_style:
             style = "ldm.data.personalized_style.PersonalizedBase"
             command += [f"data.params.{part}.target={style}" for part in ("train", "validation")]
@@ -189,7 +189,7 @@ class Evaluation:
         found = sorted(logs.glob("*/checkpoints/embeddings.safetensors"))
         options.words.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(found[-1], options.words / f"{concept.name}.safetensors")
-        return {"seconds": seconds, "cores": cores, "first_word": concept.first_word}
+        return {"seconds": seconds, "cores": cores, "first_word": concept.initializer_word}
 
     def measure_words(self) -> None:
         """Learn the words that are not there yet, the whole command's seconds each."""
@@ -201,7 +201,7 @@ class Evaluation:
                 self.store("words", {**known, jobs[job]: job.result()})
 
     def measure_concepts(self) -> None:
-        """Measure the learned words against the training pictures and the vocabulary."""
+        """Measure the learned words against the training images and the vocabulary."""
         from ldm.miniature.clip import MiniatureClip
         from ldm.miniature.grammar import vocabulary
         from ldm.miniature.measure import score_concept, vocabulary_features
@@ -213,13 +213,15 @@ class Evaluation:
             file = self.options.words / f"{concept.name}.safetensors"
             if not (self.wanted("concepts", concept.name) and file.is_file()):
                 continue
-            draw = self.draw(self.load(file))
+            generate = self.generate(self.load(file))
             kind = concept.is_style
             if kind not in features:
-                LOG.info("drawing every word of the vocabulary (%d) to compare with", len(words))
-                features[kind] = vocabulary_features(draw, scorer, words, concept.prompt, 4)
-            score, shown = score_concept(draw, scorer, concept, features[kind], self.options.each)
-            given = [picture.resize((64, 64)) for picture in concept.pictures]
+                LOG.info("generating every word of the vocabulary (%d) to compare with", len(words))
+                features[kind] = vocabulary_features(generate, scorer, words, concept.prompt, 4)
+            score, shown = score_concept(
+                generate, scorer, concept, features[kind], self.options.each
+            )
+            given = [image.resize((64, 64)) for image in concept.images]
             self.save([*given, *shown], f"concepts/{concept.name}", 5)
             found = {**self.metrics.get("concepts", {}), concept.name: dataclasses.asdict(score)}
             self.store("concepts", found)

@@ -16,7 +16,7 @@ from typing import Any
 from ldm.util import UserError, cli_main
 
 log = logging.getLogger(__name__)
-PROBES = 512  # pictures that the latents' scale is measured on
+PROBES = 512  # images that the latents' scale is measured on
 
 
 def read_run(run: Path) -> tuple[Any, Any, int]:
@@ -43,13 +43,13 @@ def read_run(run: Path) -> tuple[Any, Any, int]:
 
 
 def latent_scale(autoencoder: Any, dataset: Any) -> float:
-    """Return one over the standard deviation of the sampled latents of the first pictures."""
+    """Return one over the standard deviation of the sampled latents of the first images."""
     import torch
 
     values = []
     for first in range(0, PROBES, 64):
-        pictures = [torch.from_numpy(dataset.image(i)) for i in range(first, first + 64)]
-        posterior = autoencoder.encode(torch.stack(pictures).permute(0, 3, 1, 2))
+        images = [torch.from_numpy(dataset.image(i)) for i in range(first, first + 64)]
+        posterior = autoencoder.encode(torch.stack(images).permute(0, 3, 1, 2))
         values.append(posterior.sample())
     return 1.0 / float(torch.cat(values).std())
 
@@ -70,7 +70,7 @@ def export_autoencoder(run: Path, output: Path) -> float:
 
 
 def inference_config(config: Any) -> Any:
-    """Return what drawing and learning words need of a training configuration."""
+    """Return what rendering and learning words need of a training configuration."""
     from omegaconf import OmegaConf
 
     model = OmegaConf.create(OmegaConf.to_container(config.model))

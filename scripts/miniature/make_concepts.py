@@ -1,11 +1,11 @@
-"""Draw the concepts to invert: things and styles that the miniature model has never seen.
+"""Render the concepts to invert: things and styles that the miniature model has never seen.
 
     python scripts/miniature/make_concepts.py
     python scripts/miniature/make_concepts.py --images 25 --out outputs/concepts   # larger sets
 
 Writes examples/concepts/NAME/1.png … 5.png, as someone might photograph the thing in five places,
-and examples/concepts/concepts.json, which says of each what it is, the first word to start from and
-the scenes that its pictures do not show. An image depends on its concept and number alone: a larger
+and examples/concepts/concepts.json, which says of each concept what it is, its initializer word and
+the scenes that its images do not show. An image depends on its concept and number alone: a larger
 set begins with the images of a smaller one.
 """
 
@@ -26,7 +26,7 @@ from ldm.miniature.world import Spec, held_out, render, sample_spec
 SIZE = 128
 IMAGES = 5
 MOST_IMAGES = 100  # numbers of one concept, before those of another begin
-SEED = 2208  # of the pictures' small differences: place, size, tilt, light
+SEED = 2208  # of the images' small differences: place, size, tilt, light
 SHOWN_SCENES = ("meadow", "kitchen", "desert", "snow", "city")
 PROMPT_SCENES = ("beach", "forest", "moon", "sea", "sunset")
 
@@ -45,7 +45,7 @@ class Concept:
         return not self.look[0]
 
     def spec(self, number: int) -> Spec:
-        """Describe one of the pictures; scene, view and a style's object vary."""
+        """Describe one of the images; scene, view and a style's object vary."""
         drawn = sample_spec(SEED, number + MOST_IMAGES * sum(map(ord, self.name)))
         scene = SHOWN_SCENES[number % len(SHOWN_SCENES)]
         if self.is_style:
@@ -101,13 +101,13 @@ CONCEPTS = (
 )
 
 
-def to_image(picture: np.ndarray) -> Image.Image:
-    """Turn [h, w, 3] in [-1, 1] into a picture file's contents."""
-    return Image.fromarray(((picture + 1) * 127.5).round().astype(np.uint8))
+def to_image(image: np.ndarray) -> Image.Image:
+    """Turn [h, w, 3] in [-1, 1] into an image file's contents."""
+    return Image.fromarray(((image + 1) * 127.5).round().astype(np.uint8))
 
 
 def main() -> None:
-    """Draw all concepts."""
+    """Render all concepts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("examples/concepts"))
     parser.add_argument("--images", type=int, default=IMAGES, help="of each concept (5)")

@@ -46,7 +46,7 @@ from ldm.miniature.clip import (
     preprocess,
 )
 from ldm.miniature.grammar import caption
-from ldm.miniature.measure import clip_accuracy, draw_specs, truth
+from ldm.miniature.measure import clip_accuracy, render_specs, truth
 from ldm.miniature.render import EXTRA_MEDIA, silhouette
 from ldm.miniature.shapes import EXTRA_SHAPES
 from ldm.miniature.world import MiniatureWorld, Spec, full_caption, style_name
@@ -104,25 +104,25 @@ def labels(specs: list[Spec], attribute: str) -> Tensor:
     return torch.tensor([-100 if h else answer for h, answer in zip(hidden, right, strict=True)])
 
 
-def flip(pictures: Tensor, seed: int) -> Tensor:
-    """Flip half of the pictures [n, c, h, w]."""
+def flip(images: Tensor, seed: int) -> Tensor:
+    """Flip half of the images [n, c, h, w]."""
     rng = torch.Generator().manual_seed(seed)
-    chosen = torch.rand(len(pictures), 1, 1, 1, generator=rng) < 0.5
-    return torch.where(chosen, pictures.flip(-1), pictures)
+    chosen = torch.rand(len(images), 1, 1, 1, generator=rng) < 0.5
+    return torch.where(chosen, images.flip(-1), images)
 
 
-def roughen(pictures: Tensor, seed: int) -> Tensor:
+def roughen(images: Tensor, seed: int) -> Tensor:
     """Blur, shift in brightness and add noise by random amounts."""
     rng = torch.Generator().manual_seed(seed)
 
     def amount(high: float) -> Tensor:
-        return torch.rand(len(pictures), 1, 1, 1, generator=rng) * high
+        return torch.rand(len(images), 1, 1, 1, generator=rng) * high
 
-    soft = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    pictures = pictures + amount(1) * (soft - pictures)
-    pictures = pictures * (0.9 + amount(0.2)) + (amount(0.1) - 0.05)
-    noise = torch.randn(pictures.shape, generator=rng)
-    return pictures + amount(1) ** 2 * 0.15 * noise
+    soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    images = images + amount(1) * (soft - images)
+    images = images * (0.9 + amount(0.2)) + (amount(0.1) - 0.05)
+    noise = torch.randn(images.shape, generator=rng)
+    return images + amount(1) ** 2 * 0.15 * noise
 
 
 def build(tokenizer: BertTokenizer, seed: int) -> CLIPModel:
@@ -154,9 +154,9 @@ class Student(torch.nn.Module):
         self.outline = torch.nn.Linear(vision.hidden_size, self.patch**2)
         self.layout = torch.nn.Linear(vision.hidden_size, (vision.image_size // 4) ** 2)
 
-    def embed(self, pictures: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    def embed(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Return unit vectors [n, d], and the two readings' cross entropy of masks [n, 1, h, w]."""
-        seen = self.clip.vision_model(pixel_values=preprocess(pictures, pictures.shape[-1]))
+        seen = self.clip.vision_model(pixel_values=preprocess(images, images.shape[-1]))
         features = F.normalize(self.clip.visual_projection(seen.pooler_output), dim=-1)
         guess = self.outline(seen.last_hidden_state[:, 1:]).transpose(1, 2)
         wanted = F.unfold(masks, self.patch, stride=self.patch)
@@ -177,7 +177,7 @@ def loss_of(
     prompts = [prompt for name in WEIGHTS for prompt in PROMPTS[name].values()]
     scale = model.logit_scale.exp().clamp(max=60)
     masks = torch.from_numpy(np.stack([silhouette(spec) for spec in specs]))[:, None]
-    both = flip(torch.cat([draw_specs(specs), masks], dim=1), step)
+    both = flip(torch.cat([render_specs(specs), masks], dim=1), step)
     # The networks compute in bfloat16, which is twice as fast; similarities need float32.
     with torch.autocast("cpu", torch.bfloat16):
         images, outline = student.embed(roughen(both[:, :3], step), both[:, 3:])

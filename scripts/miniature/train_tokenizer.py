@@ -1,4 +1,4 @@
-"""Train the miniature's WordPiece tokeniser on the captions of the miniature world.
+"""Train the miniature's WordPiece tokenizer on the captions of the miniature world.
 
     python scripts/miniature/train_tokenizer.py
 

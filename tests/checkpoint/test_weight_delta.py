@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ldm.checkpoint.names import find_delta
-from ldm.checkpoint.weight_delta import apply_difference, check_difference, save_difference
+from ldm.checkpoint.weight_delta import apply_weight_delta, check_weight_delta, save_weight_delta
 from ldm.util import UserError
 from tests.models.latent_models import WORDS, text_model
 
@@ -53,8 +53,8 @@ def test_base_and_difference_are_the_tuned_model(
     base: Any, checkpoint: Path, tmp_path: Path, half: bool, bound: float
 ) -> None:
     tuned, path = tune(base), tmp_path / "d.safetensors"
-    save_difference(tuned, path, checkpoint, half=half, facts={"step": "7"})
-    assert check_difference(path, checkpoint)["step"] == "7"
+    save_weight_delta(tuned, path, checkpoint, half=half, facts={"step": "7"})
+    assert check_weight_delta(path, checkpoint)["step"] == "7"
     with safe_open(path, "pt") as file:
         stored = set(file.keys())
         assert {file.get_tensor(name).dtype for name in stored} == {
@@ -63,7 +63,7 @@ def test_base_and_difference_are_the_tuned_model(
     assert stored == {n for n, _ in tuned.named_parameters() if moves(n)}  # what moved
     assert {name.split(".")[0] for name in stored} == {"model", "cond_stage_model"}
     mended = copy.deepcopy(base)
-    apply_difference(mended, path, checkpoint)
+    apply_weight_delta(mended, path, checkpoint)
     for (name, got), want in zip(mended.named_parameters(), tuned.parameters(), strict=True):
         torch.testing.assert_close(got, want, atol=bound, rtol=1e-6, msg=name)
 
@@ -75,8 +75,8 @@ def test_averaged_weights_are_what_is_stored_and_drawn_with(tmp_path: Path) -> N
     save_file({n: v for n, v in model.state_dict().items() if "embedding_m" not in n}, checkpoint)
     tuned = tune(model)
     tuned.model_ema(tuned.model)  # a step of the average: not yet the tuned weights
-    save_difference(tuned, path, checkpoint, half=False)
-    apply_difference(model, path, checkpoint)
+    save_weight_delta(tuned, path, checkpoint, half=False)
+    apply_weight_delta(model, path, checkpoint)
     with tuned.ema_scope():
         averaged = [p.clone() for p in tuned.model.parameters()]
     with model.ema_scope():
@@ -86,36 +86,36 @@ def test_averaged_weights_are_what_is_stored_and_drawn_with(tmp_path: Path) -> N
 
 def test_another_base_is_refused(base: Any, checkpoint: Path, tmp_path: Path) -> None:
     path, other = tmp_path / "d.safetensors", tmp_path / "other.safetensors"
-    save_difference(tune(base), path, checkpoint)
+    save_weight_delta(tune(base), path, checkpoint)
     save_file({"x": torch.zeros(3)}, other)
     for wrong in (other, None):
         with pytest.raises(UserError, match=r"a difference to the base model base\.safetensors"):
-            apply_difference(base, path, wrong)
+            apply_weight_delta(base, path, wrong)
 
 
 def test_what_is_no_difference_is_named(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.safetensors does not exist"):
-        check_difference("nowhere.safetensors", checkpoint)
+        check_weight_delta("nowhere.safetensors", checkpoint)
     with pytest.raises(UserError, match=r"base\.safetensors: not a difference"):
-        check_difference(checkpoint, checkpoint)
+        check_weight_delta(checkpoint, checkpoint)
     (tmp_path / "text").write_text("no")
     with pytest.raises(UserError, match="text: not a safetensors file"):
-        check_difference(tmp_path / "text", checkpoint)
+        check_weight_delta(tmp_path / "text", checkpoint)
 
 
 def test_another_configuration_is_refused(base: Any, checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "d.safetensors"
-    save_difference(tune(base), path, checkpoint)
+    save_weight_delta(tune(base), path, checkpoint)
     base.model = torch.nn.Linear(2, 2)
     with pytest.raises(UserError, match="has no place in this model"):
-        apply_difference(base, path, checkpoint)
+        apply_weight_delta(base, path, checkpoint)
 
 
 def test_a_base_that_is_not_the_base(base: Any, tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     save_file({"model.x": torch.zeros(3)}, other)
     with pytest.raises(UserError, match="has no weight model"):
-        save_difference(tune(base), tmp_path / "d.safetensors", other)
+        save_weight_delta(tune(base), tmp_path / "d.safetensors", other)
     assert not (tmp_path / "d.safetensors").exists()
 
 

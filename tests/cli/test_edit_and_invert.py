@@ -72,12 +72,12 @@ def test_the_command_leaves_the_background_as_it_was(files):
     out = files["folder"] / "out"
     first, second = sorted(out.glob("0*.png"))
     assert {p.name.split("_")[1] for p in (first, second)} == {"42.png", "43.png"}
-    picture = np.asarray(Image.open(files["folder"] / "picture.png"))
+    original = np.asarray(Image.open(files["folder"] / "picture.png"))
     outside = np.asarray(Image.open(files["folder"] / "mask.png")) == 0
     for path in (first, second):
         edited = np.asarray(Image.open(path))
-        assert (edited[outside] == picture[outside]).all()
-        assert (edited[~outside] != picture[~outside]).mean() > 0.9
+        assert (edited[outside] == original[outside]).all()
+        assert (edited[~outside] != original[~outside]).mean() > 0.9
     scores = [read_settings(path)["score"] for path in (first, second)]
     assert scores == sorted(scores, reverse=True)
     settings = read_settings(first)
@@ -103,12 +103,12 @@ def test_inversion_writes_noise_the_image_and_the_edits(files, caplog):
     assert "dB against the autoencoder's own" in caplog.text
     again = {"noise": out / "noise.safetensors", "prompt": None, "outdir": files["folder"] / "2"}
     assert invert.main(options(files, edit=["a * at night"], scales=[5], **again)) == 0
-    pictures = [Image.open(f / "a-at-night_scale5.png") for f in (out, files["folder"] / "2")]
-    difference = np.asarray(pictures[0]).astype(int) - np.asarray(pictures[1])
+    images = [Image.open(f / "a-at-night_scale5.png") for f in (out, files["folder"] / "2")]
+    difference = np.asarray(images[0]).astype(int) - np.asarray(images[1])
     assert abs(difference).max() <= 1
     with pytest.raises(UserError, match=r"noise\.safetensors exists: give another --outdir"):
         invert.main(line)
-    with pytest.raises(UserError, match=r"is of another image, picture\.png"):
+    with pytest.raises(UserError, match=r"is of another image, image\.png"):
         invert.main(options(files, "mask.png", edit=["a *"], **again))
 
 

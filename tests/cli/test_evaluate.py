@@ -21,7 +21,7 @@ from ldm.util import UserError
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three training images."""
     folder = tmp_path_factory.mktemp("mugs")
     rng = np.random.default_rng(0)
@@ -33,9 +33,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Evaluate:
     """Runs the command on few images and reads what it wrote."""
 
-    def __init__(self, model: Path, pictures: Path, folder: Path) -> None:
+    def __init__(self, model: Path, images: Path, folder: Path) -> None:
         self.word = model / "words" / "sepia.safetensors"
-        self.fixed = ["--model", model, "--data_root", pictures, "--output", folder]
+        self.fixed = ["--model", model, "--data_root", images, "--output", folder]
         self.fixed += ["--pictures", 2, "--steps", 1, "--resamples", 20, "--device", "cpu"]
         self.folder = folder
 
@@ -46,9 +46,9 @@ class Evaluate:
 
 
 @pytest.fixture
-def score(untrained_miniature: Path, pictures: Path, tmp_path: Path) -> Evaluate:
+def score(untrained_miniature: Path, images: Path, tmp_path: Path) -> Evaluate:
     """The command: score(more arguments) → scores.json."""
-    return Evaluate(untrained_miniature, pictures, tmp_path / "out")
+    return Evaluate(untrained_miniature, images, tmp_path / "out")
 
 
 def test_a_word_is_scored(score: Evaluate, caplog: pytest.LogCaptureFixture) -> None:
@@ -72,9 +72,9 @@ def test_a_word_is_scored(score: Evaluate, caplog: pytest.LogCaptureFixture) -> 
     assert len(rows) == 3 + 3 + 2 * 5
     assert set(evaluation.extra) == {"scene_accuracy", "medium_accuracy", "edit_accuracy"}
     assert float(rows[0]["value"]) == pytest.approx(evaluation.image.value, abs=1e-6)
-    drawn = sorted((score.folder / "pictures").iterdir())
-    assert len(drawn) == 2 * 6
-    assert {read_settings(path)["seed"] for path in drawn} == set(range(42, 54))
+    generated = sorted((score.folder / "pictures").iterdir())
+    assert len(generated) == 2 * 6
+    assert {read_settings(path)["seed"] for path in generated} == set(range(42, 54))
     assert "image similarity" in caplog.text
 
 
@@ -107,7 +107,7 @@ def test_prompts_come_from_files_and_flags(score: Evaluate, tmp_path: Path) -> N
     assert found["settings"]["placeholders"] == ["one"]
 
 
-def test_what_the_paper_compares_with(score: Evaluate, pictures: Path, tmp_path: Path) -> None:
+def test_what_the_paper_compares_with(score: Evaluate, images: Path, tmp_path: Path) -> None:
     images = score("--variant", "image_only")
     assert images["name"] == "image_only"
     assert images["settings"]["pictures"] == 3
@@ -124,7 +124,7 @@ def test_what_the_paper_compares_with(score: Evaluate, pictures: Path, tmp_path:
     captions = score("--variant", "human_captions", "--captions", text, "one mug", "--again")
     assert captions["settings"]["captions"] == ["a red mug", "a mug", "one mug"]
     beside = tmp_path / "captioned"
-    shutil.copytree(pictures, beside)
+    shutil.copytree(images, beside)
     (beside / "0.txt").write_text("my mug\n")
     score.fixed[3] = beside
     assert score("--variant", "human_captions", "--again")["settings"]["captions"] == ["my mug"]
@@ -162,7 +162,7 @@ def test_clip_and_dino_score_where_they_are_given(
         (["--variant", "human_captions"], "needs --captions TEXT or FILE"),
         (["--variant", "imageonly"], "no variant 'imageonly': there are image_only"),
         (["--embedding_path", "WORD", "--data_root", "nowhere"], "'nowhere' is not a folder"),
-        (["--embedding_path", "WORD", "--pictures", "0"], "--pictures must be at least 1, got 0"),
+        (["--embedding_path", "WORD", "--pictures", "0"], "--images must be at least 1, got 0"),
         (["--embedding_path", "WORD", "--steps", "0"], r"--steps must lie in 1\.\.1000, got 0"),
         (["--embedding_path", "WORD", "--scale", "-1"], "--scale must be at least 0"),
         (["--embedding_path", "WORD", "--seed", "-1"], "--seed must lie in"),

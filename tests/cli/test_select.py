@@ -24,18 +24,18 @@ FEW = ("--pictures", "2", "--steps", "1", "--device", "cpu")
 @pytest.fixture
 def run(untrained_miniature: Path, tmp_path: Path) -> Path:
     """A log folder as main.py leaves one, with three saved words."""
-    folder, pictures = tmp_path / "logs" / "mugs", tmp_path / "mugs"
-    pictures.mkdir()
+    folder, images = tmp_path / "logs" / "mugs", tmp_path / "mugs"
+    images.mkdir()
     rng = np.random.default_rng(0)
     for i in range(2):
-        Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8)).save(pictures / f"{i}.png")
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8)).save(images / f"{i}.png")
     torch.manual_seed(0)
     for step in (0, 5, 10, 100):
         name = f"embeddings_gs-{step}.safetensors" if step else "embeddings.safetensors"
         word = {"@": torch.randn(1, 128)}
         write_words(folder / "checkpoints" / name, word, metadata={"step": str(step)})
     (folder / "configs").mkdir()
-    data = {"data": {"params": {"train": {"params": {"data_root": str(pictures)}}}}}
+    data = {"data": {"params": {"train": {"params": {"data_root": str(images)}}}}}
     base = {"run": {"base_checkpoint": str(untrained_miniature / "model.safetensors")}}
     OmegaConf.save(OmegaConf.create(data), folder / "configs" / "2026-project.yaml")
     OmegaConf.save(OmegaConf.create(base), folder / "configs" / "2026-lightning.yaml")
@@ -77,7 +77,7 @@ def test_prompts_for_choosing_are_not_those_of_the_evaluation() -> None:
     ("arguments", "line"),
     [
         (["--tolerance", "-1"], r"--tolerance must be at least 0, got -1\.0"),
-        (["--pictures", "0"], "--pictures must be at least 1, got 0"),
+        (["--pictures", "0"], "--images must be at least 1, got 0"),
         (["--model", "nowhere"], "checkpoint nowhere does not exist"),
         (["--data_root", "nowhere"], "'nowhere' is not a folder"),
         (["--prompts", "none.txt"], r"prompts none\.txt: No such file"),

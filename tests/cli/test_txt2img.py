@@ -269,14 +269,14 @@ def test_the_two_commands_have_the_originals_defaults():
 
 def test_a_tuned_model_is_drawn_from_its_difference(tiny, tmp_path):
     from ldm.checkpoint.loading import load_model
-    from ldm.checkpoint.weight_delta import save_difference
+    from ldm.checkpoint.weight_delta import save_weight_delta
 
     tuned = load_model(tiny.config, tiny.checkpoint).requires_grad_(True)
     with torch.no_grad():
         for weight in tuned.model.parameters():
             weight *= 1.5
     path = tmp_path / "difference.safetensors"
-    save_difference(tuned, path, tiny.checkpoint)
+    save_weight_delta(tuned, path, tiny.checkpoint)
     one = ("--prompt", "a red cat", "--n_samples", 1, "--skip_grid")
     draw(tiny, tmp_path / "base", *one)
     draw(tiny, tmp_path / "tuned", *one, "--difference", path)

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 from torch.testing import assert_close
 
-from ldm.editing.bipartite import invert_image, read_noise, reconstruction, redraw, write_noise
+from ldm.editing.bipartite import invert_image, read_noise, reconstruction, regenerate, write_noise
 from ldm.editing.blended import (
     Blending,
     background_error,
@@ -46,7 +46,7 @@ def model(untrained_miniature):
 
 
 @pytest.fixture(scope="module")
-def picture():
+def original():
     rng = np.random.default_rng(0)
     return Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
 
@@ -73,19 +73,19 @@ def outside(image, mask):
     return np.asarray(image)[~np.asarray(mask)]
 
 
-def test_pasting_keeps_every_pixel_outside_the_mask_and_changes_those_inside(model, picture, mask):
-    for made in edit(model, picture, mask, "a red star", FEW):
-        assert (outside(made.image, mask) == outside(picture, mask)).all()
+def test_pasting_keeps_every_pixel_outside_the_mask_and_changes_those_inside(model, original, mask):
+    for made in edit(model, original, mask, "a red star", FEW):
+        assert (outside(made.image, mask) == outside(original, mask)).all()
         assert made.settings["background_error"] == 0
         inside = np.asarray(mask)
-        changed = np.asarray(made.image)[inside] != np.asarray(picture)[inside]
+        changed = np.asarray(made.image)[inside] != np.asarray(original)[inside]
         assert changed.mean() > 0.9
 
 
-def test_a_image_depends_on_its_seed_alone(model, picture, mask):
-    two = edit(model, picture, mask, "a red star", FEW)
+def test_a_image_depends_on_its_seed_alone(model, original, mask):
+    two = edit(model, original, mask, "a red star", FEW)
     (second,) = edit(
-        model, picture, mask, "a red star", Blending(Sampling(steps=3, seed=43), samples=1)
+        model, original, mask, "a red star", Blending(Sampling(steps=3, seed=43), samples=1)
     )
     assert [made.seed for made in two] == [42, 43]
     assert background_error(two[1].image, second.image, Image.new("1", (64, 64))) <= 1
@@ -93,7 +93,7 @@ def test_a_image_depends_on_its_seed_alone(model, picture, mask):
 
 
 def test_the_latent_outside_the_mask_is_the_images_noised_to_each_step(
-    model, picture, mask, monkeypatch
+    model, original, mask, monkeypatch
 ):
     """Spec: before each guided step z ← m·z + (1−m)·q_sample(z_init, t)."""
     seen = []
@@ -111,7 +111,7 @@ def test_the_latent_outside_the_mask_is_the_images_noised_to_each_step(
 
     monkeypatch.setattr(model, "apply_model", apply_model)
     monkeypatch.setattr(model, "q_sample", q_sample)
-    edit(model, picture, mask, "a red star", Blending(Sampling(steps=4, scale=1.0), samples=2))
+    edit(model, original, mask, "a red star", Blending(Sampling(steps=4, scale=1.0), samples=2))
     background = (latent_mask_of(model, mask) == 0).expand_as(seen[0])
     assert len(seen) == len(kept) == 4
     for x, want in zip(seen, kept, strict=True):
@@ -131,35 +131,35 @@ def test_thin_masks_begin_wide_and_end_as_themselves():
 
 
 def test_a_tuned_decoder_keeps_the_background_better_and_leaves_the_model_alone(
-    model, picture, mask
+    model, original, mask
 ):
-    picture = Image.new("RGB", picture.size, (40, 90, 200))
+    original = Image.new("RGB", original.size, (40, 90, 200))
     before = {k: v.clone() for k, v in model.first_stage_model.state_dict().items()}
-    latent = encode(model, picture)
+    latent = encode(model, original)
     area = mask_tensor(mask, mask.size)
-    target = from_pil(picture)[None]
+    target = from_pil(original)[None]
     plain = model.decode_first_stage(latent)
-    tuned = refined(model, latent, picture, area, steps=25, rate=1e-3)
+    tuned = refined(model, latent, original, area, steps=25, rate=1e-3)
     errors = [float(((p - target) ** 2 * (1 - area)).mean()) for p in (plain, tuned)]
     assert errors[1] < 0.7 * errors[0]
     assert not any(p.requires_grad for p in model.first_stage_model.parameters())
     assert_close(dict(model.first_stage_model.state_dict()), before, rtol=0, atol=0)
 
 
-def test_each_background_is_what_it_says(model, picture, mask):
+def test_each_background_is_what_it_says(model, original, mask):
     errors = {}
     for background in ("paste", "none"):
         how = Blending(Sampling(steps=2), samples=1, background=background)
-        (made,) = edit(model, picture, mask, "a red star", how)
+        (made,) = edit(model, original, mask, "a red star", how)
         errors[background] = made.settings["background_error"]
     assert errors["paste"] == 0
     assert errors["none"] > 20
 
 
-def test_the_scorers_best_comes_first(model, picture, mask):
+def test_the_scorers_best_comes_first(model, original, mask):
     made = edit(
         model,
-        picture,
+        original,
         mask,
         "a red star",
         Blending(Sampling(steps=2), samples=4),
@@ -170,14 +170,14 @@ def test_the_scorers_best_comes_first(model, picture, mask):
     assert [e.score for e in made] == sorted((e.score for e in made), reverse=True)
 
 
-def test_a_masked_region_is_cut_out_and_the_rest_is_grey(picture):
+def test_a_masked_region_is_cut_out_and_the_rest_is_grey(original):
     mask = Image.new("1", (64, 64))
     mask.paste(1, (10, 20, 30, 25))
     mask.putpixel((10, 20), 0)
-    region = masked_region(picture, mask)
+    region = masked_region(original, mask)
     assert region.size == (20, 5)
     assert region.getpixel((0, 0)) == (128, 128, 128)
-    assert region.getpixel((1, 1)) == picture.getpixel((11, 21))
+    assert region.getpixel((1, 1)) == original.getpixel((11, 21))
 
 
 @pytest.mark.parametrize(
@@ -195,8 +195,8 @@ def test_the_size_that_a_image_is_drawn_at(size, side, multiple, want):
     assert fitting_size(size, side, multiple) == want
 
 
-def test_a_image_that_is_not_square_is_edited_in_its_proportions(model, picture):
-    wide = picture.resize((100, 52))
+def test_a_image_that_is_not_square_is_edited_in_its_proportions(model, original):
+    wide = original.resize((100, 52))
     size = model_size(model, wide.size)
     assert size == (64, 32)
     wide = resized(wide, size)
@@ -225,9 +225,9 @@ def test_masks_that_cannot_serve_are_named(model, tmp_path):
         latent_mask_of(model, line)
 
 
-def test_bad_arguments_are_named(model, picture):
+def test_bad_arguments_are_named(model, original):
     with pytest.raises(ValueError, match="mask must have the image's size"):
-        edit(model, picture, Image.new("1", (8, 8)), "a star")
+        edit(model, original, Image.new("1", (8, 8)), "a star")
     with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
         Blending(samples=0)
     with pytest.raises(ValueError, match="dilate must be at least 0, got -1"):
@@ -257,21 +257,21 @@ def test_the_shipped_miniature_draws_a_image_again_from_its_noise():
             Sampling(steps=25, scale=1.0),
             refinements=refinements,
         )
-        levels.append(psnr(redraw(model, noise, [noise.prompt])[0], best))
+        levels.append(psnr(regenerate(model, noise, [noise.prompt])[0], best))
     assert levels[1] > max(30, levels[0] + 5)
     assert levels[0] > 20
 
 
-def test_prompts_are_drawn_side_by_side_from_one_noise(model, picture):
-    noise = invert_image(model, picture, "a star", Sampling(steps=4, scale=1.0))
-    both = redraw(model, noise, ["a star", "a red mug"], 3.0)
-    alone = redraw(model, noise, ["a red mug"], 3.0)
+def test_prompts_are_drawn_side_by_side_from_one_noise(model, original):
+    noise = invert_image(model, original, "a star", Sampling(steps=4, scale=1.0))
+    both = regenerate(model, noise, ["a star", "a red mug"], 3.0)
+    alone = regenerate(model, noise, ["a red mug"], 3.0)
     assert psnr(both[1], alone[0]) > 40
     assert psnr(both[0], both[1]) < 40
 
 
-def test_noise_goes_through_a_file(model, picture, tmp_path):
-    noise = invert_image(model, picture, "a star", Sampling(steps=3, scale=2.0))
+def test_noise_goes_through_a_file(model, original, tmp_path):
+    noise = invert_image(model, original, "a star", Sampling(steps=3, scale=2.0))
     write_noise(tmp_path / "noise.safetensors", noise)
     read = read_noise(tmp_path / "noise.safetensors")
     assert torch.equal(read.noise, noise.noise)
@@ -291,8 +291,8 @@ def test_files_that_hold_no_noise_are_named(tmp_path):
         read_noise(tmp_path / "damaged")
 
 
-def test_images_and_masks_keep_their_kind_when_resized(picture):
-    assert to_pil(from_pil(picture)).tobytes() == picture.tobytes()
+def test_images_and_masks_keep_their_kind_when_resized(original):
+    assert to_pil(from_pil(original)).tobytes() == original.tobytes()
     mask = Image.new("1", (100, 50))
     mask.paste(1, (50, 0, 100, 50))
     assert mask_tensor(mask, (4, 2))[0, 0].tolist() == [[0, 0, 1, 1]] * 2

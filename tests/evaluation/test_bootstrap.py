@@ -47,7 +47,7 @@ def test_the_interval_is_that_of_the_normal_limit() -> None:
 
 
 def test_the_interval_of_two_scores_is_exact() -> None:
-    """Two images are drawn again as (2, 0), (1, 1), (0, 2): the ends are the scores."""
+    """Two images are generated again as (2, 0), (1, 1), (0, 2): the ends are the scores."""
     found = resample(weighted_mean([0.0, 1.0]), 2, 1000, rng()).estimate
     assert found == Estimate(0.5, 0.0, 1.0)
 

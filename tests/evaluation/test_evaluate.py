@@ -33,7 +33,7 @@ class ColourExtractor:
 
 
 class Painter:
-    """Draws flat images in colours that depend on the prompt and the image's place."""
+    """Generates flat images in colours that depend on the prompt and the image's place."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[list[str], int]] = []
@@ -49,14 +49,14 @@ PROMPTS = ("A photo of * on the moon", "An oil painting of *")
 
 
 def test_scores_are_those_of_the_definitions() -> None:
-    draw, extractor = Painter(), ColourExtractor()
-    found = evaluate(draw, extractor, TRAINING, PROMPTS, pictures=5)
+    source, extractor = Painter(), ColourExtractor()
+    found = evaluate(source, extractor, TRAINING, PROMPTS, images=5)
     own = Painter()(["A photo of *"], 5)
     assert found.image.value == pytest.approx(image_similarity(extractor, own, TRAINING), abs=1e-6)
     assert found.training == pytest.approx(own_similarity(extractor.image_features(TRAINING)))
     expected = [text_similarity(extractor, Painter()([p], 5), p) for p in PROMPTS]
     for score, prompt, text in zip(found.prompts, PROMPTS, expected, strict=True):
-        assert (score.prompt, score.pictures) == (prompt, 5)
+        assert (score.prompt, score.images) == (prompt, 5)
         assert score.mean.value == pytest.approx(text.mean, abs=1e-6)
         assert score.of_average.value == pytest.approx(text.of_average, abs=1e-6)
     assert found.text.value == pytest.approx(sum(t.mean for t in expected) / 2, abs=1e-6)
@@ -69,16 +69,16 @@ def test_scores_are_those_of_the_definitions() -> None:
 
 
 def test_every_prompt_is_drawn_once_and_in_one_call() -> None:
-    draw = Painter()
-    evaluate(draw, ColourExtractor(), TRAINING, ["A photo of *", "Felt *", "Felt *"], pictures=2)
-    assert draw.calls == [(["A photo of *", "Felt *"], 2)]
+    source = Painter()
+    evaluate(source, ColourExtractor(), TRAINING, ["A photo of *", "Felt *", "Felt *"], images=2)
+    assert source.calls == [(["A photo of *", "Felt *"], 2)]
 
 
 def test_identical_images_are_alike_for_certain() -> None:
     same = [Image.new("RGB", (4, 4), "teal")] * 3
     found = evaluate(
         lambda prompts, each: same[:1] * (len(prompts) * each),
-        ColourExtractor(), same, PROMPTS, pictures=4,
+        ColourExtractor(), same, PROMPTS, images=4,
     )  # fmt: skip
     ends = [found.image.value, found.image.low, found.image.high]
     assert ends == pytest.approx([1, 1, 1], abs=1e-12)
@@ -92,19 +92,19 @@ def test_a_second_extractor_scores_the_image_prompts_images() -> None:
         def image_features(self, images: Sequence[Image.Image]) -> Tensor:
             return ColourExtractor().image_features(images).roll(1, -1) ** 2
 
-    found = evaluate(Painter(), ColourExtractor(), TRAINING, PROMPTS, pictures=5, second=Dino())
+    found = evaluate(Painter(), ColourExtractor(), TRAINING, PROMPTS, images=5, second=Dino())
     own = Painter()(["A photo of *"], 5)
     expected = pairwise_similarity(Dino().image_features(own), Dino().image_features(TRAINING))
     assert found.dino is not None
     assert found.dino.value == pytest.approx(expected, abs=1e-6)
-    plain = evaluate(Painter(), ColourExtractor(), TRAINING, PROMPTS, pictures=5)
+    plain = evaluate(Painter(), ColourExtractor(), TRAINING, PROMPTS, images=5)
     assert plain.dino is None
     assert plain.text == found.text
 
 
 def test_seeds_move_the_intervals_and_nothing_else() -> None:
     one, same, other = (
-        evaluate(Painter(), ColourExtractor(), TRAINING, PROMPTS, pictures=5, seed=seed)
+        evaluate(Painter(), ColourExtractor(), TRAINING, PROMPTS, images=5, seed=seed)
         for seed in (0, 0, 1)
     )
     assert one == same
@@ -113,14 +113,14 @@ def test_seeds_move_the_intervals_and_nothing_else() -> None:
 
 
 def test_a_single_training_image_has_no_pairs_of_its_own() -> None:
-    found = evaluate(Painter(), ColourExtractor(), TRAINING[:1], PROMPTS, pictures=2)
+    found = evaluate(Painter(), ColourExtractor(), TRAINING[:1], PROMPTS, images=2)
     assert found.training is None
     assert Evaluation.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
 def test_json_and_csv_hold_everything(tmp_path: Path) -> None:
     found = evaluate(
-        Painter(), ColourExtractor(), TRAINING, PROMPTS, pictures=5, second=ColourExtractor()
+        Painter(), ColourExtractor(), TRAINING, PROMPTS, images=5, second=ColourExtractor()
     ).with_settings(steps=50)
     assert found.settings["steps"] == 50
     assert found.settings["pictures"] == 5
@@ -148,16 +148,16 @@ def test_prompts_must_name_a_learned_word() -> None:
         check_prompts(["a photo of *", "a photo of a cat"], ("*",))
     with pytest.raises(UserError, match="no prompts"):
         evaluate(Painter(), ColourExtractor(), TRAINING, [])
-    draw = Painter()
+    source = Painter()
     with pytest.raises(UserError, match="put '@' where the word belongs"):
-        evaluate(draw, ColourExtractor(), TRAINING, ["a photo of @"], placeholders=("@",))
-    assert not draw.calls
+        evaluate(source, ColourExtractor(), TRAINING, ["a photo of @"], placeholders=("@",))
+    assert not source.calls
 
 
 def test_arguments_out_of_range() -> None:
     with pytest.raises(ValueError, match="training must hold at least one image"):
         evaluate(Painter(), ColourExtractor(), [], PROMPTS)
     with pytest.raises(ValueError, match="got 0 and 1000"):
-        evaluate(Painter(), ColourExtractor(), TRAINING, PROMPTS, pictures=0)
-    with pytest.raises(ValueError, match="draw gave 1 images for 3 prompts of 4 each"):
-        evaluate(lambda *_: TRAINING[:1], ColourExtractor(), TRAINING, PROMPTS, pictures=4)
+        evaluate(Painter(), ColourExtractor(), TRAINING, PROMPTS, images=0)
+    with pytest.raises(ValueError, match="generate gave 1 images for 3 prompts of 4 each"):
+        evaluate(lambda *_: TRAINING[:1], ColourExtractor(), TRAINING, PROMPTS, images=4)

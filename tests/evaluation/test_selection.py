@@ -76,7 +76,7 @@ def test_every_step_is_scored_with_its_own_word(tmp_path: Path) -> None:
 
     used: list[str] = []
 
-    def draw_with(path: Path):
+    def source_with(path: Path):
         used.append(path.name)
         colour = (int(path.stem), 255 - int(path.stem), 9)
         return lambda prompts, each: [Image.new("RGB", (2, 2), colour)] * (len(prompts) * each)
@@ -85,7 +85,7 @@ def test_every_step_is_scored_with_its_own_word(tmp_path: Path) -> None:
     saved = {step: tmp_path / f"{step}.safetensors" for step in (10, 120, 240)}
     training = [Image.new("RGB", (2, 2), (240, 15, 9))]
     found = score_steps(
-        draw_with, saved, Colours(), training, ["a * here"], pictures=2,
+        source_with, saved, Colours(), training, ["a * here"], images=2,
         report=lambda step, _: told.append(step),
     )  # fmt: skip
     assert used == ["10.safetensors", "120.safetensors", "240.safetensors"]

@@ -64,8 +64,8 @@ def test_text_similarity_means_both_ways() -> None:
 @given(st.integers(1, 6), st.integers(0, 2**31))
 def test_the_average_never_scores_below_the_mean_in_absolute_value(n: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    pictures, prompt = torch.randn(n, 4, generator=generator), torch.randn(4, generator=generator)
-    result = prompt_similarity(pictures, prompt)
+    images, prompt = torch.randn(n, 4, generator=generator), torch.randn(4, generator=generator)
+    result = prompt_similarity(images, prompt)
     assert abs(result.of_average) >= abs(result.mean) - 1e-5
 
 

@@ -23,9 +23,9 @@ from ldm.miniature.measure import (
     autoencoder_psnr,
     caption_agreement,
     clip_accuracy,
-    draw_specs,
     load_concepts,
     named,
+    render_specs,
     score_concept,
     truth,
     unseen_specs,
@@ -40,7 +40,7 @@ WORDS = sorted({word for asked in PROMPTS.values() for answer in asked for word 
 
 
 class OracleScorer:
-    """Knows what the pictures of `draw_words` show: their first pixels carry the words' indices."""
+    """Knows what the images of `draw_words` show: their first pixels carry the words' indices."""
 
     def image_features(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
         rows = []
@@ -56,7 +56,7 @@ class OracleScorer:
 
 
 def draw_words(prompts: Sequence[str], each: int) -> list[Image.Image]:
-    """Draw pictures that show exactly the words of their prompt."""
+    """Generate images that show exactly the words of their prompt."""
     images = []
     for prompt in prompts:
         pixels = np.zeros((8, 8, 3), np.uint8)
@@ -88,10 +88,10 @@ def test_psnr_is_that_of_the_error_put_in() -> None:
             return z / self.scale_factor
 
     psnr, shown = autoencoder_psnr(Model(), 40, 16)
-    error = ((draw_specs(unseen_specs(40), 16) * 0.2) ** 2).mean()
+    error = ((render_specs(unseen_specs(40), 16) * 0.2) ** 2).mean()
     assert psnr == pytest.approx(10 * math.log10(4 / error), abs=1e-4)
     assert len(shown) == 32
-    original = to_pil(draw_specs(unseen_specs(1), 16)[0])
+    original = to_pil(render_specs(unseen_specs(1), 16)[0])
     np.testing.assert_array_equal(np.asarray(shown[0]), np.asarray(original))
 
 
@@ -118,14 +118,14 @@ def test_named_counts_what_a_caption_fixes() -> None:
 
 
 def test_a_perfect_generator_and_scorer_agree_on_everything() -> None:
-    agreement, pictures, texts = caption_agreement(
+    agreement, images, texts = caption_agreement(
         lambda prompts, each: draw_words([p.replace("sign", "") for p in prompts], each),
         OracleScorer(),  # type: ignore[arg-type]
         60,
         full=True,
     )
     assert agreement.share["scene"] == agreement.share["medium"] == agreement.share["shape"] == 1
-    assert agreement.asked["shape"] == len(pictures) == len(texts) == 60
+    assert agreement.asked["shape"] == len(images) == len(texts) == 60
     assert 0 < agreement.asked["colour"] < 60
 
 
@@ -155,30 +155,34 @@ def test_clip_accuracy_of_a_scorer_that_always_says_the_same() -> None:
 
 
 def test_a_perfect_word_scores_as_its_caption_and_beats_the_vocabulary() -> None:
-    def draw(prompts: Sequence[str], each: int) -> list[Image.Image]:
+    def generate(prompts: Sequence[str], each: int) -> list[Image.Image]:
         return draw_words([p.replace("*", "teal star") for p in prompts], each)
 
     scorer: Any = OracleScorer()
     star = concept()
     words = ["star", "teal", "mug"]
     score, shown = score_concept(
-        draw, scorer, star, vocabulary_features(draw, scorer, words, star.prompt, 2), pictures=8
+        generate,
+        scorer,
+        star,
+        vocabulary_features(generate, scorer, words, star.prompt, 2),
+        images=8,
     )
     assert score.image_similarity == pytest.approx(score.training) == pytest.approx(1)
     assert score.caption == pytest.approx(1)
     assert score.best_word_is in ("star", "teal")
-    assert score.best_word == pytest.approx(score.first_word)
+    assert score.best_word == pytest.approx(score.initializer_word)
     assert score.best_word < 0.9
     assert (score.scene, score.concept, score.both) == (1, 1, 1)
     assert len(shown) == 5 + 2 * 2
 
 
 def test_a_word_that_forgets_the_scene_is_found_out() -> None:
-    def draw(prompts: Sequence[str], each: int) -> list[Image.Image]:
+    def generate(prompts: Sequence[str], each: int) -> list[Image.Image]:
         return draw_words(["photo teal star beach" for _ in prompts], each)
 
     scorer: Any = OracleScorer()
-    score, _ = score_concept(draw, scorer, concept(), {"star": torch.ones(1, 256)}, pictures=8)
+    score, _ = score_concept(generate, scorer, concept(), {"star": torch.ones(1, 256)}, images=8)
     assert (score.scene, score.concept, score.both) == (0.5, 1, 0.5)
 
 
@@ -196,7 +200,7 @@ def test_the_shipped_concepts_are_read_with_their_pictures() -> None:
     assert len(concepts) >= 8
     assert sum(not c.is_style for c in concepts) >= 6
     for one in concepts:
-        assert 4 <= len(one.pictures) <= 5
+        assert 4 <= len(one.images) <= 5
         assert not set(one.shown_scenes) & set(one.prompt_scenes)
         assert one.placeholder not in one.caption
     assert [c.name for c in load_concepts(CONCEPTS, ["red-mug"])] == ["red-mug"]

@@ -57,22 +57,22 @@ def test_every_picture_is_finite_in_range_and_shows_something(shape: str, medium
     for i, texture in enumerate(TEXTURES):
         scene = list(SCENES)[(i + len(shape)) % len(SCENES)]
         spec = Spec(shape, "red", **texture_args(texture), scene=scene, medium=medium)
-        picture = render(spec, 64)
-        assert picture.shape == (64, 64, 3)
-        assert picture.dtype == np.float32
-        assert np.isfinite(picture).all()
-        assert -1 <= picture.min() < picture.max() <= 1
-        assert picture.std() > 0.05
+        image = render(spec, 64)
+        assert image.shape == (64, 64, 3)
+        assert image.dtype == np.float32
+        assert np.isfinite(image).all()
+        assert -1 <= image.min() < image.max() <= 1
+        assert image.std() > 0.05
 
 
 @pytest.mark.parametrize("size", [32, 50, 96])
 def test_any_resolution_shows_the_same_picture(size: int) -> None:
     spec = sample_spec(0, 3)
     spec = replace(spec, medium="photo")
-    picture, large = render(spec, size), render(spec, size * 4)
-    assert picture.shape == (size, size, 3)
+    image, large = render(spec, size), render(spec, size * 4)
+    assert image.shape == (size, size, 3)
     reduced = large.reshape(size, 4, size, 4, 3).mean((1, 3))
-    assert np.abs(picture - reduced).mean() < 0.05
+    assert np.abs(image - reduced).mean() < 0.05
 
 
 def test_sizes_too_small_and_unknown_words_are_refused() -> None:
@@ -92,8 +92,8 @@ def test_sizes_too_small_and_unknown_words_are_refused() -> None:
 
 def test_the_middle_of_a_photo_has_the_colour_it_is_said_to_have() -> None:
     for colour, value in COLOURS.items():
-        picture = render(Spec("square", colour), 64)
-        middle = (picture[24:40, 24:40].mean((0, 1)) + 1) * 127.5
+        image = render(Spec("square", colour), 64)
+        middle = (image[24:40, 24:40].mean((0, 1)) + 1) * 127.5
         distances = {name: np.abs(middle - other).sum() for name, other in COLOURS.items()}
         assert min(distances, key=lambda name: distances[name]) == colour, (colour, value, middle)
 
@@ -157,7 +157,7 @@ def test_captions_change_from_pass_to_pass() -> None:
 def test_without_pictures_nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     world = MiniatureWorld(length=4)
     expected = {k: v for k, v in world[1].items() if k != "image"}
-    monkeypatch.setattr("ldm.miniature.world.render", lambda *_: pytest.fail("drew a picture"))
+    monkeypatch.setattr("ldm.miniature.world.render", lambda *_: pytest.fail("drew an image"))
     assert world.describe(1) == expected
 
 

@@ -36,7 +36,7 @@ def images(count=4):
 def batches(count=2, size=2):
     """Complete batches, as the loader gives them."""
     x = images(count * size).permute(0, 2, 3, 1)
-    draws = build().draws()
+    draws = build().batch_noise()
     parts = [
         {"image": x[i * size :][:size], "sample": torch.arange(i * size, (i + 1) * size)}
         for i in range(count)

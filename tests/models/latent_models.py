@@ -83,7 +83,7 @@ def plain_model(**options):
 def complete(model, size=3, first=0):
     """A batch as the loader gives it: with timesteps and noise of the model's seed."""
     data = batch(size, first)
-    return data | model.draws()(data)
+    return data | model.batch_noise()(data)
 
 
 def batch(size=3, first=0, side=16):

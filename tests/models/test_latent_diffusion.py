@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from ldm.models.diffusion.batch_noise import BatchNoise, timesteps_of
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.draws import Draws, timesteps_of
 from ldm.models.diffusion.plms import PLMSSampler
 from ldm.randomness import Purpose, integers, normal
 from tests.models.latent_models import (
@@ -153,7 +153,7 @@ def test_latents_are_scaled_samples_of_the_posterior(model):
     assert_close(model.decode_first_stage(0.5 * noise), model.first_stage_model.decode(noise))
     # A batch with the posterior's parameters needs no images.
     known = {"sample": data["sample"], "moments": torch.randn(2, 2, 2, 2)}
-    known |= model.draws()(known)
+    known |= model.batch_noise()(known)
     mean, logvar = known["moments"].chunk(2, 1)
     noise = normal(model.seed, [0, 1], (1, 2, 2), Purpose.POSTERIOR)
     assert_close(model.latents(known), 0.5 * (mean + (logvar / 2).exp() * noise))
@@ -164,7 +164,7 @@ def test_latents_are_scaled_samples_of_the_posterior(model):
 def test_the_density_of_the_timesteps(power, numbered):
     """P(t < x·T) = x^power, whether drawn by sample number or from torch."""
     if numbered:
-        draws = Draws(23, 1, 1, "image", 1000, power)
+        draws = BatchNoise(23, 1, 1, "image", 1000, power)
         t = draws({"sample": torch.arange(4000), "image": torch.zeros(4000, 1, 1, 1)})["timestep"]
     else:
         u = torch.rand(4000, generator=torch.Generator().manual_seed(0))
@@ -358,7 +358,7 @@ def test_conditions_that_are_images_are_stacked_on_the_latent():
     stage = {"first_stage_config": IDENTITY, "cond_stage_key": "hint", "unet_config": wide}
     hint = torch.rand(2, 8, 8, 3)
     data = {"image": torch.rand(2, 8, 8, 3), "hint": hint, "sample": torch.arange(2)}
-    data |= plain_model().draws()(data)
+    data |= plain_model().batch_noise()(data)
     same = plain_model(cond_stage_config={"target": "torch.nn.Identity"}, **stage)
     assert_close(same.get_learned_conditioning(same.conditions(data)), hint.permute(0, 3, 1, 2))
     first = plain_model(cond_stage_config="__is_first_stage__", **stage)

@@ -45,7 +45,7 @@ class Counted:
 
 
 def test_latents_are_those_of_encoding(model: Any, dataset: PersonalizedBase) -> None:
-    draws = model.draws()
+    draws = model.batch_noise()
     encoded = Collate(draws)([dataset[i] for i in range(8)])
     cache = encode_all(model.encode_first_stage, dataset, CPU)
     cached = Collate(draws, cache)([Described(dataset)[i] for i in range(8)])

@@ -100,7 +100,7 @@ def test_base_and_difference_are_the_tuned_model(
     this = runs[-1]
     path = this.config.folder / "checkpoints" / "weight_delta.safetensors"
     tuned = {n: p.detach() for n, p in this.model.named_parameters()}
-    again = load_model(OmegaConf.create({"model": this.config.model}), base, difference=path)
+    again = load_model(OmegaConf.create({"model": this.config.model}), base, weight_delta=path)
     before = read_state_dict(base)
     for name, weight in again.named_parameters():
         if name.startswith("embedding_manager."):
@@ -195,7 +195,7 @@ def test_dreambooth_draws_its_class_first(
         assert float(row["train/loss"]) == pytest.approx(total, rel=1e-4)
     assert moved(base, second.model.state_dict())
 
-    # Images of one's own are taken as they are; those drawn before are not drawn again.
+    # Images of one's own are taken as they are; those generated before are not generated again.
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("drew")
 

@@ -70,7 +70,7 @@ class DemoResult:
             "text_similarity": fmean(p.text_similarity for p in self.prompts),
             "text_similarity_of_average": fmean(p.text_similarity_of_average for p in self.prompts),
             "first_word": {
-                "word": concept.first_word,
+                "word": concept.initializer_word,
                 "image_similarity": self.initializer_plain.image_similarity,
                 "text_similarity": fmean(p.text_similarity for p in self.initializer_prompts),
             },

@@ -77,7 +77,12 @@ def training_command(options: argparse.Namespace, concept: Concept) -> list[str]
     command = ["main.py", "--base", _short(options.base), "-t", "--no-test"]
     command += ["--actual_resume", _short(options.ckpt)]
     command += ["--data_root", _short(options.concepts / concept.name)]
-    command += ["--init_word", concept.first_word, "--placeholder_string", concept.placeholder]
+    command += [
+        "--init_word",
+        concept.initializer_word,
+        "--placeholder_string",
+        concept.placeholder,
+    ]
     command += ["--seed", str(options.seed), "--max_steps", str(options.steps)]
     command += ["--logdir", _short(options.outdir.absolute() / "logs"), "--name", concept.name]
     command += ["--log_every_n_steps", str(max(1, options.steps // 80))]
@@ -138,7 +143,7 @@ class Session:
             learned: file of the learned word; None for the initializer word.
             samples: number of images; 0 for that of the options.
         """
-        word = self.concept.placeholder if learned else self.concept.first_word
+        word = self.concept.placeholder if learned else self.concept.initializer_word
         prompt = self._fill(template, word)
         log.info("generating %s", prompt)
         count = samples or self.options.samples
@@ -158,7 +163,7 @@ class Session:
         self, kind: str, template: str, learned: Path | None, samples: int = 0
     ) -> ScoredPrompt:
         """Generate and score a prompt, always against the prompt that names the learned word."""
-        word = self.concept.placeholder if learned else self.concept.first_word
+        word = self.concept.placeholder if learned else self.concept.initializer_word
         images = self.images(template, learned, samples)
         asked = self._fill(template, self.concept.placeholder)
         with self.watch.time("score"):
@@ -208,7 +213,7 @@ def write(result: DemoResult, outdir: Path) -> None:
     grids.mkdir(parents=True, exist_ok=True)
     over_steps = [image for _, images in result.over_steps for image in images]
     named = {
-        "training": (result.concept.pictures, len(result.concept.pictures)),
+        "training": (result.concept.images, len(result.concept.images)),
         "over-steps": (over_steps, COURSE),
         "0-alone": (result.plain.images, 8),
         "0-initializer-word": (result.initializer_plain.images, 8),
@@ -234,7 +239,7 @@ def run(options: argparse.Namespace) -> DemoResult:
     with watch.time("load"):
         model = load_model(options.config, options.ckpt)
         scorer = find_extractor(options.scorer)
-    scores = Scores(scorer, concept.pictures, (concept.placeholder, second[1]))
+    scores = Scores(scorer, concept.images, (concept.placeholder, second[1]))
     session = Session(options, concept, model, scores, second, watch)
     result = measure(session, log_folder)
     write(result, options.outdir)

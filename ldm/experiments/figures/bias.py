@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from ldm.evaluation.bootstrap import Estimate, FloatArray, resample, weighted_mean
 from ldm.experiments.figures.layout import show
-from ldm.experiments.figures.record import Drawing, Figure, Table
-from ldm.experiments.figures.studio import Studio
+from ldm.experiments.figures.record import Figure, Rendered, Table
+from ldm.experiments.figures.session import Session
 from ldm.experiments.figures.style import BLUE, VERMILION, readable
 
 if TYPE_CHECKING:
@@ -32,20 +32,20 @@ RESAMPLES = 1000
 COLUMNS = ("source", "prompt", "answer", "pictures", "share", "low", "high")
 
 
-def bias(figure: Figure, studio: Studio) -> Drawing:
-    """Draw both populations, count the answers, show fifteen of each and the shares."""
-    (line,) = studio.request.lines(figure)
+def bias(figure: Figure, session: Session) -> Rendered:
+    """Generate both populations, count the answers, show fifteen of each and the shares."""
+    (line,) = session.request.lines(figure)
     base, asked = line.prompts
-    each = POPULATION * studio.request.pictures
+    each = POPULATION * session.request.images
     prompts = {"base": base, "learned": asked}
-    drawn = {
-        "base": studio.draw([base], each)[0],
-        "learned": studio.draw([asked], each, concepts=line.concepts)[0],
+    generated = {
+        "base": session.generate([base], each)[0],
+        "learned": session.generate([asked], each, concepts=line.concepts)[0],
     }
-    pictures = {name: [one.image for one in found] for name, found in drawn.items()}
-    answers = _answers(figure, studio.request.is_miniature)
-    group, members = _group(figure, studio.request.is_miniature)
-    given = {name: _given(studio, images, answers) for name, images in pictures.items()}
+    populations = {name: [one.image for one in found] for name, found in generated.items()}
+    answers = _answers(figure, session.request.is_miniature)
+    group, members = _group(figure, session.request.is_miniature)
+    given = {name: _given(session, images, answers) for name, images in populations.items()}
     rows: list[tuple[Any, ...]] = []
     scores: dict[str, dict[str, Estimate]] = {}
     for name, chosen in given.items():
@@ -60,15 +60,15 @@ def bias(figure: Figure, studio: Studio) -> Drawing:
         for name, prompt in prompts.items()
     }
     said = f"{group}, learned − base in pairs of the same noise: {_with_interval(change)}"
-    canvas = _draw(figure, pictures, scores, titles, said)
+    canvas = _plot(figure, populations, scores, titles, said)
     notes = (
         f"Uncurated: the first {min(SHOWN, each)} of {each} images; shares are of all.",
         f"Equal shares of the {len(answers)} answers would give {group} "
         f"{len(members) / len(answers):.2f}; 95% intervals resample the images.",
         f"From the base model to the learned word the share of {group} changes by "
-        f"{_with_interval(change)}: the two draw from the same noise, so pairs are resampled.",
+        f"{_with_interval(change)}: both start from the same noise, so pairs are resampled.",
     )
-    return Drawing(canvas, Table(COLUMNS, rows), notes)
+    return Rendered(canvas, Table(COLUMNS, rows), notes)
 
 
 def _answers(figure: Figure, is_miniature: bool) -> Mapping[str, str]:
@@ -88,10 +88,10 @@ def _group(figure: Figure, is_miniature: bool) -> tuple[str, Sequence[str]]:
 
 
 def _given(
-    studio: Studio, images: Sequence[Image.Image], answers: Mapping[str, str]
+    session: Session, images: Sequence[Image.Image], answers: Mapping[str, str]
 ) -> npt.NDArray[np.int64]:
     """Return the number of each image's answer, [n]."""
-    cosines = studio.features(images) @ studio.text_features(list(answers.values())).T
+    cosines = session.features(images) @ session.text_features(list(answers.values())).T
     found: npt.NDArray[np.int64] = cosines.argmax(-1).numpy()
     return found
 
@@ -139,9 +139,9 @@ def paired_change(
     ).estimate
 
 
-def _draw(
+def _plot(
     figure: Figure,
-    pictures: Mapping[str, Sequence[Image.Image]],
+    populations: Mapping[str, Sequence[Image.Image]],
     scores: Mapping[str, Mapping[str, Estimate]],
     titles: Mapping[str, str],
     change: str,
@@ -153,11 +153,11 @@ def _draw(
     halves: Any = canvas.subfigures(2, 1, height_ratios=(1.55, 1))
     upper, lower = halves
     parts = upper.subfigures(1, 2, wspace=0.05)
-    for part, name in zip(parts, pictures, strict=True):
+    for part, name in zip(parts, populations, strict=True):
         part.suptitle(titles[name], fontsize=9)
         for axes in part.subplots(SHOWN // ACROSS, ACROSS).flat:
             axes.set_axis_off()
-        for axes, image in zip(part.axes, pictures[name], strict=False):
+        for axes, image in zip(part.axes, populations[name], strict=False):
             show(axes, image)
     axes = lower.subplots()
     _bars(axes, scores, list(scores["base"])[:-1])  # the last is the group
@@ -166,7 +166,7 @@ def _draw(
 
 
 def _bars(axes: Axes, scores: Mapping[str, Mapping[str, Estimate]], answers: Sequence[str]) -> None:
-    """Draw the shares side by side, the base model's greatest first."""
+    """Plot the shares side by side, the base model's greatest first."""
     base = scores["base"]
     names = sorted(answers, key=lambda name: -base[name].value)
     places = np.arange(len(names))

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldm.editing.guided import from_image
-from ldm.experiments.figures.layout import Cell, Row, draw_grid
-from ldm.experiments.figures.record import Drawing, Figure, Line, Table
-from ldm.experiments.figures.studio import Scored, Studio
+from ldm.experiments.figures.layout import Cell, Row, grid_figure
+from ldm.experiments.figures.record import Figure, Line, Rendered, Table
+from ldm.experiments.figures.session import Scored, Session
 from ldm.experiments.figures.style import readable
 from ldm.experiments.figures.subjects import Subject
 from ldm.inference import GeneratedImage, Sampling
@@ -26,8 +26,8 @@ OURS = "ours (S*)"
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Pictures of one prompt by one way, scored against the prompt with its placeholder."""
+class Compared:
+    """Images of one prompt by one way, scored against the prompt with its placeholder."""
 
     concept: str
     way: str
@@ -41,102 +41,102 @@ class Drawn:
                 self.concept,
                 self.way,
                 self.prompt,
-                found.picture.prompt,
+                found.generated.prompt,
                 i,
-                found.picture.seed,
-                found.image,
-                found.text,
+                found.generated.seed,
+                found.image_similarity,
+                found.text_similarity,
                 int(i < shown),
             )
             for i, found in enumerate(self.scored)
         ]
 
 
-def variations(figure: Figure, studio: Studio) -> Drawing:
+def variations(figure: Figure, session: Session) -> Rendered:
     """Figure 3: training images, ours, the base model with long and with short captions."""
-    lines = studio.request.lines(figure)
-    each = min(SAMPLES, studio.request.pictures)
+    lines = session.request.lines(figure)
+    each = min(SAMPLES, session.request.images)
     ways = ("training images", OURS, "long captions", "short captions")
     cells: dict[str, list[Cell]] = {way: [] for way in ways}
     numbers: list[tuple[Any, ...]] = []
     for line in lines:
         (concept,), (prompt,) = line.concepts, line.prompts
-        subject = studio.subject(concept)
-        given = [Cell(picture) for picture in subject.pictures[:each]]
+        subject = session.subject(concept)
+        given = [Cell(image) for image in subject.images[:each]]
         cells["training images"] += given + [Cell(None)] * (each - len(given))
-        for way, scored in _variations(studio, line, subject, each).items():
-            cells[way] += [Cell(found.picture.image) for found in scored]
+        for way, scored in _variations(session, line, subject, each).items():
+            cells[way] += [Cell(found.generated.image) for found in scored]
             cells[way] += [Cell(None)] * (each - len(scored))
-            numbers += Drawn(concept, way, prompt, scored).numbers(each)
+            numbers += Compared(concept, way, prompt, scored).numbers(each)
     headings = [(line.shown_label, each) for line in lines]
     note = (
         "Uncurated. A row of captions has the concept's captions by turns; a concept without any "
         "leaves its places empty."
     )
     title = f"Figure {figure.name}. {figure.title}"
-    grid = draw_grid([Row(*row) for row in cells.items()], title=title, headings=headings)
-    return Drawing(grid, Table(COLUMNS, numbers), (note,))
+    grid = grid_figure([Row(*row) for row in cells.items()], title=title, headings=headings)
+    return Rendered(grid, Table(COLUMNS, numbers), (note,))
 
 
 def _variations(
-    studio: Studio, line: Line, subject: Subject, each: int
+    session: Session, line: Line, subject: Subject, each: int
 ) -> dict[str, Sequence[Scored]]:
     (concept,), (prompt,) = line.concepts, line.prompts
-    found: dict[str, Sequence[Scored]] = {OURS: studio.draw_line(line, each)[0]}
+    found: dict[str, Sequence[Scored]] = {OURS: session.generate_line(line, each)[0]}
     for way, captions in (("long captions", subject.long), ("short captions", subject.short)):
         texts = [_in_place(prompt, captions[i % len(captions)]) for i in range(each) if captions]
-        pictures = studio.draw_texts(texts) if texts else []
-        found[way] = studio.score(pictures, prompt, concept) if pictures else ()
+        images = session.generate_texts(texts) if texts else []
+        found[way] = session.score(images, prompt, concept) if images else ()
     return found
 
 
-def comparison(figure: Figure, studio: Studio) -> Drawing:
+def comparison(figure: Figure, session: Session) -> Rendered:
     """Figure 5: one image a prompt by each way, for every concept side by side."""
-    lines = studio.request.lines(figure)
-    each = studio.request.pictures
+    lines = session.request.lines(figure)
+    each = session.request.images
     cells: dict[str, list[Cell]] = {}
     numbers: list[tuple[Any, ...]] = []
     notes = [
         f"The first of {each} images a prompt, all of which are scored; not curated.",
         f"Guided initial image: a training image noised to {STRENGTH:.0%} of the sampler's steps "
-        "(SDEdit), drawn with the first word.",
+        "(SDEdit), generated with the initializer word.",
     ]
-    subjects = [_complete(studio.subject(line.concepts[0])) for line in lines]
+    subjects = [_complete(session.subject(line.concepts[0])) for line in lines]
     for line, subject in zip(lines, subjects, strict=True):
-        nearest = nearest_word(studio, subject)
+        nearest = nearest_word(session, subject)
         notes.append(
-            f"{subject.name}: the nearest known word, the first word apart, is {nearest!r}."
+            f"{subject.name}: the nearest known word, the initializer word apart, is {nearest!r}."
         )
-        for way, drawn in _ways(studio, line, subject, nearest).items():
-            for prompt, pictures in zip(line.prompts, drawn(), strict=True):
-                scored = studio.score(pictures, prompt, subject.name)
+        for way, generate in _ways(session, line, subject, nearest).items():
+            for prompt, found in zip(line.prompts, generate(), strict=True):
+                scored = session.score(found, prompt, subject.name)
                 # The other rows say by one prompt what stands in the word's place.
-                own = scored[0].picture.prompt if prompt == line.prompts[0] else ""
+                own = scored[0].generated.prompt if prompt == line.prompts[0] else ""
                 title = readable(prompt) if way == OURS else own
-                cells.setdefault(way, []).append(Cell(scored[0].picture.image, title))
-                numbers += Drawn(subject.name, way, prompt, scored).numbers(1)
+                cells.setdefault(way, []).append(Cell(scored[0].generated.image, title))
+                numbers += Compared(subject.name, way, prompt, scored).numbers(1)
     headings = [(line.shown_label, len(line.prompts)) for line in lines]
     given = [
-        Cell(picture)
+        Cell(image)
         for line, subject in zip(lines, subjects, strict=True)
-        for picture in _filled(subject, len(line.prompts))
+        for image in _filled(subject, len(line.prompts))
     ]
     rows = [Row("training images", given), *(Row(*row) for row in cells.items())]
     title = f"Figure {figure.name}. {figure.title}"
-    grid = draw_grid(rows, title=title, headings=headings)
-    return Drawing(grid, Table(COLUMNS, numbers), tuple(notes))
+    grid = grid_figure(rows, title=title, headings=headings)
+    return Rendered(grid, Table(COLUMNS, numbers), tuple(notes))
 
 
 def _complete(subject: Subject) -> Subject:
     """Return a subject that has all that the rows need.
 
     Raises:
-        UserError: it has no first word or no caption.
+        UserError: it has no initializer word or no caption.
     """
-    if not subject.first_word:
+    if not subject.initializer_word:
         raise UserError(
-            f"nothing says which word {subject.name!r} started from: learn it with a first word, "
-            "or add it to concepts.json"
+            f"nothing says which word {subject.name!r} started from: learn it with an "
+            "initializer word, or add it to concepts.json"
         )
     if not subject.long and not subject.short:
         raise UserError(
@@ -146,48 +146,50 @@ def _complete(subject: Subject) -> Subject:
 
 
 def _ways(
-    studio: Studio, line: Line, subject: Subject, nearest: str
+    session: Session, line: Line, subject: Subject, nearest: str
 ) -> dict[str, Callable[[], list[list[GeneratedImage]]]]:
-    """Return how each row's images are drawn."""
+    """Return how each row's images are generated."""
     caption = (*subject.long, *subject.short)[0]
-    each, prompts = studio.request.pictures, line.prompts
+    each, prompts = session.request.images, line.prompts
 
     def plainly(word: str) -> list[list[GeneratedImage]]:
-        return studio.draw([_in_place(prompt, word) for prompt in prompts], each)
+        return session.generate([_in_place(prompt, word) for prompt in prompts], each)
 
     return {
-        OURS: lambda: studio.draw(prompts, each, concepts=line.concepts),
-        "first word alone": lambda: plainly(subject.first_word),
+        OURS: lambda: session.generate(prompts, each, concepts=line.concepts),
+        "initializer word alone": lambda: plainly(subject.initializer_word),
         "nearest word": lambda: plainly(nearest),
         "caption": lambda: plainly(caption),
-        "guided initial image": lambda: _guided(studio, prompts, subject),
+        "guided initial image": lambda: _guided(session, prompts, subject),
     }
 
 
-def _guided(studio: Studio, prompts: Sequence[str], subject: Subject) -> list[list[GeneratedImage]]:
-    request = studio.request
+def _guided(
+    session: Session, prompts: Sequence[str], subject: Subject
+) -> list[list[GeneratedImage]]:
+    request = session.request
     sampling = Sampling(steps=request.steps, scale=request.scale, seed=request.seed, batch_size=0)
     return [
         from_image(
-            studio.model,
-            subject.pictures[0],
-            _in_place(prompt, subject.first_word),
+            session.model,
+            subject.images[0],
+            _in_place(prompt, subject.initializer_word),
             sampling,
-            samples=request.pictures,
+            samples=request.images,
             strength=STRENGTH,
         )
         for prompt in prompts
     ]
 
 
-def nearest_word(studio: Studio, subject: Subject) -> str:
+def nearest_word(session: Session, subject: Subject) -> str:
     """Return the known word whose sentence the scorer finds nearest to the training images.
 
-    The first word has a row of its own: the nearest of the others.
+    The initializer word has a row of its own: the nearest of the others.
     """
-    words = [word for word in known_words(studio.model) if word != subject.first_word]
-    texts = studio.text_features([f"a photo of a {word}" for word in words])
-    centre = studio.features(subject.pictures).mean(0)
+    words = [word for word in known_words(session.model) if word != subject.initializer_word]
+    texts = session.text_features([f"a photo of a {word}" for word in words])
+    centre = session.features(subject.images).mean(0)
     return words[int((texts @ centre).argmax())]
 
 
@@ -211,5 +213,5 @@ def _in_place(prompt: str, text: str) -> str:
 
 
 def _filled(subject: Subject, count: int) -> list[Any]:
-    pictures = list(subject.pictures[:count])
-    return pictures + [None] * (count - len(pictures))
+    found = list(subject.images[:count])
+    return found + [None] * (count - len(found))

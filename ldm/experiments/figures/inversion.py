@@ -1,6 +1,6 @@
 """Figure 11: bipartite inversion, which keeps an image's noise, and pivotal tuning, which not.
 
-Both draw a training image's concept under its own prompt and under others, at several scales of
+Both generate a training image's concept under its own prompt and under others, at several scales of
 guidance. Expected: inversion drifts under strong guidance and ignores the text under weak; tuning
 collapses under strong guidance.
 """
@@ -12,12 +12,12 @@ from typing import Any
 
 from PIL import Image
 
-from ldm.editing.bipartite import InvertedNoise, invert_image, reconstruction, redraw
+from ldm.editing.bipartite import InvertedNoise, invert_image, reconstruction, regenerate
 from ldm.editing.images import model_size, psnr, resized
-from ldm.experiments.figures.layout import Cell, Row, draw_grid
+from ldm.experiments.figures.layout import Cell, Row, grid_figure
 from ldm.experiments.figures.pivotal import HOW
-from ldm.experiments.figures.record import Drawing, Figure, Line, Table
-from ldm.experiments.figures.studio import Studio
+from ldm.experiments.figures.record import Figure, Line, Rendered, Table
+from ldm.experiments.figures.session import Session
 from ldm.experiments.figures.style import readable
 from ldm.inference import GeneratedImage, Sampling
 
@@ -31,58 +31,66 @@ COLUMNS = (
 BIPARTITE, PIVOTAL = "bipartite inversion", "pivotal tuning"
 
 
-def inversion(figure: Figure, studio: Studio) -> Drawing:
-    """Draw a line for each prompt and way, a column for each scale of guidance."""
-    (line,) = studio.request.lines(figure)
-    given = studio.subject(line.concepts[0]).pictures[0]
-    picture = resized(given, model_size(studio.model, given.size))
-    studio.take_words(line.concepts)
-    steps = STEPS_EACH * studio.request.steps
-    noise = invert_image(studio.model, picture, line.prompts[0], Sampling(steps=steps, scale=1.0))
-    best = reconstruction(studio.model, picture)
-    drawn = {BIPARTITE: _bipartite(studio, noise, line)}
-    if studio.request.pivotal is not None:
-        drawn[PIVOTAL] = _pivotal(studio, line)
-    rows = [Row("", [Cell(picture, "training image"), Cell(best, "autoencoder alone")])]
+def inversion(figure: Figure, session: Session) -> Rendered:
+    """Generate a line for each prompt and way, a column for each scale of guidance."""
+    (line,) = session.request.lines(figure)
+    given = session.subject(line.concepts[0]).images[0]
+    original = resized(given, model_size(session.model, given.size))
+    session.take_words(line.concepts)
+    steps = STEPS_EACH * session.request.steps
+    noise = invert_image(session.model, original, line.prompts[0], Sampling(steps=steps, scale=1.0))
+    best = reconstruction(session.model, original)
+    generated = {BIPARTITE: _bipartite(session, noise, line)}
+    if session.request.pivotal is not None:
+        generated[PIVOTAL] = _pivotal(session, line)
+    rows = [Row("", [Cell(original, "training image"), Cell(best, "autoencoder alone")])]
     numbers: list[tuple[Any, ...]] = []
-    for way, prompts in drawn.items():
+    for way, prompts in generated.items():
         for prompt, images in prompts.items():
             titles = [f"guidance {scale:g}" for scale in SCALES] if len(rows) == 1 else [""] * 4
             cells = [Cell(image, title) for image, title in zip(images, titles, strict=True)]
             rows.append(Row(f"{way}:\n{readable(prompt)}", cells))
-            for scale, scored in zip(SCALES, _score(studio, images, prompt, line), strict=True):
+            for scale, scored in zip(SCALES, _score(session, images, prompt, line), strict=True):
                 own = way == BIPARTITE and prompt == line.prompts[0]
-                error = psnr(scored.picture.image, best) if own else None
+                error = psnr(scored.generated.image, best) if own else None
                 numbers.append(
-                    (line.concepts[0], way, prompt, scale, scored.image, scored.text, error)
+                    (
+                        line.concepts[0],
+                        way,
+                        prompt,
+                        scale,
+                        scored.image_similarity,
+                        scored.text_similarity,
+                        error,
+                    )
                 )
     back = next(row[-1] for row in numbers if row[-1] is not None)
     notes = [
         f"S = {noise.steps} steps. Without guidance the image's own prompt gives it back: "
         f"{back:.1f} dB against the autoencoder alone."
     ]
-    if PIVOTAL not in drawn:
+    if PIVOTAL not in generated:
         notes.append(f"Pivotal tuning is left out: {HOW}.")
     title = f"Figure {figure.name}. {figure.title}"
-    return Drawing(draw_grid(rows, title=title), Table(COLUMNS, numbers), tuple(notes))
+    return Rendered(grid_figure(rows, title=title), Table(COLUMNS, numbers), tuple(notes))
 
 
-def _bipartite(studio: Studio, noise: InvertedNoise, line: Line) -> dict[str, list[Image.Image]]:
+def _bipartite(session: Session, noise: InvertedNoise, line: Line) -> dict[str, list[Image.Image]]:
     """Return each prompt's images by scale, all from the image's own noise."""
-    by_scale = [redraw(studio.model, noise, line.prompts, scale) for scale in SCALES]
+    by_scale = [regenerate(session.model, noise, line.prompts, scale) for scale in SCALES]
     return dict(zip(line.prompts, map(list, zip(*by_scale, strict=True)), strict=True))
 
 
-def _pivotal(studio: Studio, line: Line) -> dict[str, list[Image.Image]]:
+def _pivotal(session: Session, line: Line) -> dict[str, list[Image.Image]]:
     """Return each prompt's images by scale, from the tuned model and the seed's noise."""
-    tuned = Studio(studio.request, is_tuned=True)
+    tuned = Session(session.request, is_tuned=True)
     by_scale = []
     for scale in SCALES:
-        found = tuned.draw(line.prompts, 1, concepts=line.concepts, scale=scale)
-        by_scale.append([pictures[0].image for pictures in found])
+        found = tuned.generate(line.prompts, 1, concepts=line.concepts, scale=scale)
+        by_scale.append([found[0].image for found in found])
     return dict(zip(line.prompts, map(list, zip(*by_scale, strict=True)), strict=True))
 
 
-def _score(studio: Studio, images: Sequence[Image.Image], prompt: str, line: Line) -> Any:
-    pictures = [GeneratedImage(image, prompt, studio.request.seed) for image in images]
-    return studio.score(pictures, prompt, *line.concepts)
+def _score(session: Session, images: Sequence[Image.Image], prompt: str, line: Line) -> Any:
+    found = [GeneratedImage(image, prompt, session.request.seed) for image in images]
+    return session.score(found, prompt, *line.concepts)

@@ -1,4 +1,4 @@
-"""Pictures in lines with labels and prompts, as a matplotlib drawing."""
+"""Images in lines with labels and prompts, as a matplotlib figure."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Row:
     cells: Sequence[Cell]
 
 
-def draw_grid(
+def grid_figure(
     rows: Sequence[Row], *, title: str, headings: Sequence[tuple[str, int]] = ()
 ) -> Canvas:
     """Lay images out.
@@ -65,7 +65,7 @@ def draw_grid(
     height = sum(heights) + top + 0.08
     canvas = Canvas(figsize=(width, height))
     canvas.text(0.1 / width, 1 - 0.12 / height, title, ha="left", va="top", fontsize=11)
-    _draw_headings(canvas, headings, lefts, (width, height))
+    _place_headings(canvas, headings, lefts, (width, height))
     bottom = height - top
     for row, count, tall in zip(rows, lines, heights, strict=True):
         bottom -= tall
@@ -74,7 +74,7 @@ def draw_grid(
         canvas.text((LABEL - 0.1) / width, middle, label, ha="right", va="center", fontsize=9)
         for left, cell in zip(lefts, row.cells, strict=False):
             box = (left / width, (bottom + 0.04) / height, CELL / width, CELL / height)
-            _draw_cell(canvas.add_axes(box), cell, letters, count)
+            _place_cell(canvas.add_axes(box), cell, letters, count)
     return canvas
 
 
@@ -85,7 +85,7 @@ def _lefts(columns: int, spans: Sequence[int]) -> list[float]:
 
 
 def show(axes: Axes, image: Image.Image) -> None:
-    """Draw an image; small ones keep their pixels."""
+    """Show an image; small ones keep their pixels."""
     axes.imshow(image, interpolation="antialiased" if max(image.size) > SMALL else "nearest")
 
 
@@ -94,7 +94,7 @@ def _title_lines(row: Row, letters: int) -> int:
     return max((title.count("\n") + 1 for title in titles), default=0)
 
 
-def _draw_headings(
+def _place_headings(
     canvas: Canvas,
     headings: Sequence[tuple[str, int]],
     lefts: Sequence[float],
@@ -109,7 +109,7 @@ def _draw_headings(
         first += span
 
 
-def _draw_cell(axes: Axes, cell: Cell, letters: int, lines: int) -> None:
+def _place_cell(axes: Axes, cell: Cell, letters: int, lines: int) -> None:
     axes.set_axis_off()
     if cell.image is not None:
         show(axes, cell.image)

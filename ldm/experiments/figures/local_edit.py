@@ -1,4 +1,4 @@
-"""Figure 9: a learned word drawn into a given image, by Blended Latent Diffusion."""
+"""Figure 9: a learned word edited into a given image, by Blended Latent Diffusion."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw
 
 from ldm.editing.blended import Blending, edit
 from ldm.editing.images import model_size, open_mask, resized
-from ldm.experiments.figures.layout import Cell, Row, draw_grid
-from ldm.experiments.figures.record import Drawing, Figure, Table
-from ldm.experiments.figures.studio import Studio
+from ldm.experiments.figures.layout import Cell, Row, grid_figure
+from ldm.experiments.figures.record import Figure, Rendered, Table
+from ldm.experiments.figures.session import Session
 from ldm.experiments.figures.style import readable
 from ldm.image_io import open_rgb
 from ldm.miniature.render import Spec
@@ -27,13 +27,13 @@ SEED = 9  # of the miniature's own scene
 COLUMNS = ("concept", "prompt", "seed", "masked_text_similarity", "background_error", "shown")
 
 
-def local_edit(figure: Figure, studio: Studio) -> Drawing:
+def local_edit(figure: Figure, session: Session) -> Rendered:
     """Show the image, its mask and, of each prompt, the edit that the scorer ranks first."""
-    request = studio.request
-    picture, mask = scene(request)
-    size = model_size(studio.model, picture.size)
-    picture, mask = resized(picture, size), resized(mask, size)
-    count = min(CANDIDATES, request.pictures)
+    request = session.request
+    image, mask = scene(request)
+    size = model_size(session.model, image.size)
+    image, mask = resized(image, size), resized(mask, size)
+    count = min(CANDIDATES, request.images)
     sampling = Sampling(
         steps=request.steps, scale=request.scale, seed=request.seed, batch_size=count
     )
@@ -41,10 +41,10 @@ def local_edit(figure: Figure, studio: Studio) -> Drawing:
     rows: list[Row] = []
     numbers: list[tuple[Any, ...]] = []
     for line in request.lines(figure):
-        studio.take_words(line.concepts)
-        cells = [Cell(picture, "picture"), Cell(mask.convert("RGB"), "mask")]
+        session.take_words(line.concepts)
+        cells = [Cell(image, "picture"), Cell(mask.convert("RGB"), "mask")]
         for prompt in line.prompts:
-            found = edit(studio.model, picture, mask, prompt, blending, scorer=studio.extractor)
+            found = edit(session.model, image, mask, prompt, blending, scorer=session.extractor)
             cells.append(Cell(found[0].image, readable(prompt)))
             numbers += [
                 (
@@ -65,7 +65,7 @@ def local_edit(figure: Figure, studio: Studio) -> Drawing:
         f"Largest difference from the image outside the mask: {worst} of 255.",
     )
     title = f"Figure {figure.name}. {figure.title} (best of {count} by score)"
-    return Drawing(draw_grid(rows, title=title), Table(COLUMNS, numbers), notes)
+    return Rendered(grid_figure(rows, title=title), Table(COLUMNS, numbers), notes)
 
 
 def scene(request: Request) -> tuple[Image.Image, Image.Image]:
@@ -74,10 +74,10 @@ def scene(request: Request) -> tuple[Image.Image, Image.Image]:
     Raises:
         UserError: an unreadable file, or a mask of another size or without any white.
     """
-    if request.picture is None or request.mask is None:
+    if request.image is None or request.mask is None:
         return _own_scene()
-    picture = open_rgb(request.picture)
-    return picture, open_mask(request.mask, picture.size)
+    image = open_rgb(request.image)
+    return image, open_mask(request.mask, image.size)
 
 
 def own_spec() -> Spec:

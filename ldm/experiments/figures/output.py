@@ -12,20 +12,20 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-from ldm.experiments.figures.record import Drawing, Figure
+from ldm.experiments.figures.record import Figure, Rendered
 from ldm.experiments.figures.style import house_style
 
 SUFFIXES = (".png", ".pdf", ".csv", ".txt")
 
 
 def save(
-    figure: Figure, drawing: Drawing, folder: Path, command: str, facts: Mapping[str, Any]
+    figure: Figure, rendered: Rendered, folder: Path, command: str, facts: Mapping[str, Any]
 ) -> list[Path]:
     """Write a figure's four files, in place of those of an earlier run.
 
     Args:
         figure: which.
-        drawing: what its painter made.
+        rendered: the figure's canvas, numbers and notes.
         folder: made if it is not there.
         command: the command line that makes it again.
         facts: what decided it, as plain values.
@@ -39,13 +39,13 @@ def save(
     title = f"Figure {figure.name}: {figure.title}"
     with house_style():
         whole = io.BytesIO()
-        drawing.canvas.savefig(whole, format="png", facecolor="white")
+        rendered.canvas.savefig(whole, format="png", facecolor="white")
         write_png(png, Image.open(whole), {"Title": title, "Description": command})
         # Without its date the same figure gives the same file.
         dateless = {"Title": title, "Subject": command, "CreationDate": None}
-        drawing.canvas.savefig(pdf, metadata=dateless, facecolor="white")
-    table.write_text(table_text(drawing, command), encoding="utf-8")
-    text.write_text(_about(title, drawing, command, facts), encoding="utf-8")
+        rendered.canvas.savefig(pdf, metadata=dateless, facecolor="white")
+    table.write_text(table_text(rendered, command), encoding="utf-8")
+    text.write_text(_about(title, rendered, command, facts), encoding="utf-8")
     return [png, pdf, table, text]
 
 
@@ -64,13 +64,13 @@ def write_png(path: Path, image: Image.Image, texts: Mapping[str, str]) -> None:
     few.save(path, pnginfo=info, optimize=True)
 
 
-def table_text(drawing: Drawing, command: str) -> str:
+def table_text(rendered: Rendered, command: str) -> str:
     """Return the CSV: a comment with the command, the columns' names, the rows."""
     buffer = io.StringIO()
     buffer.write(f"# {command}\n")
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(drawing.table.columns)
-    for row in drawing.table.rows:
+    writer.writerow(rendered.table.columns)
+    for row in rendered.table.rows:
         writer.writerow([_plain(value) for value in row])
     return buffer.getvalue()
 
@@ -87,7 +87,7 @@ def _plain(value: Any) -> Any:
     return f"{value:.6f}" if isinstance(value, float) else value
 
 
-def _about(title: str, drawing: Drawing, command: str, facts: Mapping[str, Any]) -> str:
-    notes = "\n".join(drawing.notes)
+def _about(title: str, rendered: Rendered, command: str, facts: Mapping[str, Any]) -> str:
+    notes = "\n".join(rendered.notes)
     settings = json.dumps(dict(facts), indent=2, ensure_ascii=False)
     return "\n\n".join(part for part in (title, command, notes, settings) if part) + "\n"

@@ -39,14 +39,14 @@ def training_command(concept: str, concepts: Path, logs: Path, steps: int | None
         steps: of both stages, where another number is wanted.
 
     Raises:
-        UserError: there is no such concept, or nothing says its first word.
+        UserError: there is no such concept, or nothing says its initializer word.
     """
     if not (concepts / concept).is_dir():
         raise UserError(f"no concept {concept!r} in {concepts}: give a folder there to --concept")
     listed = concepts / "concepts.json"
     records = json.loads(listed.read_text("utf-8")) if listed.is_file() else {}
     if not (first := records.get(concept, {}).get("first_word")):
-        raise UserError(f"{listed} says no first word of {concept!r}: add it there")
+        raise UserError(f"{listed} says no initializer word of {concept!r}: add it there")
     command = ["main.py", "--base", "configs/miniature/finetune.yaml", "--variant", "pivotal"]
     command += ["-t", "--no-test", "--actual_resume", "models/miniature/model.safetensors"]
     command += ["--data_root", str(concepts / concept), "--init_word", first]
@@ -85,5 +85,5 @@ def make(concept: str, concepts: Path, output: Path, root: Path, steps: int | No
     # The weight delta last: it is what says that the folder is complete.
     for name in (WORD, DELTA_FILE):
         shutil.copyfile(made[-1] / "second_stage" / "checkpoints" / name, folder / name)
-    shutil.rmtree(made[-1])  # checkpoints with optimisers: many times the weight delta's size
+    shutil.rmtree(made[-1])  # checkpoints with optimizers: many times the weight delta's size
     return folder

@@ -19,8 +19,8 @@ from ldm.experiments.figures.published import (
     Published,
     label,
 )
-from ldm.experiments.figures.record import Drawing, Figure, Table
-from ldm.experiments.figures.studio import Studio
+from ldm.experiments.figures.record import Figure, Rendered, Table
+from ldm.experiments.figures.session import Session
 from ldm.experiments.figures.style import GREY, marker
 from ldm.util import UserError
 
@@ -98,18 +98,18 @@ def published_sizes() -> list[Point]:
     return sizes + published(SET_SIZE_REFERENCES)
 
 
-def trade_off(figure: Figure, studio: Studio) -> Drawing:
+def trade_off(figure: Figure, session: Session) -> Rendered:
     """Figure 10a: reconstruction against editability, a point for each variant."""
-    table = studio.request.table
+    table = session.request.table
     ours = [point for point in read_points(table) if not point.is_size]
     if not ours:
         raise UserError(f"the protocol's table in {table} has no finished variant yet")
-    return _side_by_side(figure, published(TRADE_OFF), ours, studio.request.is_miniature)
+    return _side_by_side(figure, published(TRADE_OFF), ours, session.request.is_miniature)
 
 
-def set_size(figure: Figure, studio: Studio) -> Drawing:
+def set_size(figure: Figure, session: Session) -> Rendered:
     """Figure 12: the same by the number of training images."""
-    table = studio.request.table
+    table = session.request.table
     points = read_points(table)
     sizes = [point for point in points if point.is_size]
     if not sizes:
@@ -118,12 +118,12 @@ def set_size(figure: Figure, studio: Studio) -> Drawing:
     sizes += [replace(p, name=f"ours_n{p.size}") for p in points if p.name == "ours"]
     ours = sorted(sizes, key=lambda point: point.size or 0)
     ours += [point for point in points if point.name in REFERENCES]
-    return _side_by_side(figure, published_sizes(), ours, studio.request.is_miniature)
+    return _side_by_side(figure, published_sizes(), ours, session.request.is_miniature)
 
 
 def _side_by_side(
     figure: Figure, theirs: Sequence[Point], ours: Sequence[Point], is_miniature: bool
-) -> Drawing:
+) -> Rendered:
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(15.0, 4.8), layout="constrained")
@@ -131,11 +131,11 @@ def _side_by_side(
     styles = {name: marker(i) for i, name in enumerate(_names(theirs, ours))}
     near = [point for point in ours if point.name not in FAR]
     for axes, points in ((left, theirs), (middle, ours), (right, near)):
-        draw_points(axes, points, styles)
+        plot_points(axes, points, styles)
     left.set_title("the paper (CLIP, 1.4B), no intervals published")
     scorer = "the miniature's CLIP" if is_miniature else "CLIP"
     middle.set_title(f"here ({scorer}), 95% intervals")
-    right.set_title("the same, closer: what draws the concept")
+    right.set_title("the same, closer: without the two references")
     _legend(canvas, (left, middle))
     canvas.suptitle(f"Figure {figure.name}. {figure.title}", fontsize=11)
     rows = [_row("paper", p) for p in theirs] + [_row("here", p) for p in ours]
@@ -147,11 +147,11 @@ def _side_by_side(
         notes.append(
             "The miniature's CLIP and the paper's have different scales: compare the order."
         )
-    return Drawing(canvas, Table(COLUMNS, rows), tuple(notes))
+    return Rendered(canvas, Table(COLUMNS, rows), tuple(notes))
 
 
-def draw_points(axes: Axes, points: Sequence[Point], styles: Mapping[str, Any]) -> None:
-    """Draw points with their intervals; sizes are joined in their order and numbered."""
+def plot_points(axes: Axes, points: Sequence[Point], styles: Mapping[str, Any]) -> None:
+    """Plot points with their intervals; sizes are joined in their order and numbered."""
     for point in points:
         style = styles[_style_name(point)]
         hollow: Any = {"markerfacecolor": "white"} if point.name in REFERENCES else {}

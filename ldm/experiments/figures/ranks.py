@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ldm.experiments.figures.published import LABELS, RANKS, label
-from ldm.experiments.figures.record import Drawing, Figure, Table
-from ldm.experiments.figures.studio import Studio
+from ldm.experiments.figures.record import Figure, Rendered, Table
+from ldm.experiments.figures.session import Session
 from ldm.experiments.figures.style import marker
 from ldm.experiments.study.analysis import (
     ModelRanks,
@@ -27,11 +27,11 @@ COLUMNS = (
 )
 
 
-def user_study(figure: Figure, studio: Studio) -> Drawing:
-    """Draw the paper's mean ranks and those of the answers given."""
+def user_study(figure: Figure, session: Session) -> Rendered:
+    """Plot the paper's mean ranks and those of the answers given."""
     from matplotlib.figure import Figure as Canvas
 
-    request = studio.request
+    request = session.request
     assert request.key is not None, "checked before"
     study = read_key(request.key)
     answers = read_answers(study, request.answers)
@@ -44,7 +44,7 @@ def user_study(figure: Figure, studio: Studio) -> Drawing:
     for name, rank in RANKS.items():
         left.plot(rank.text, rank.image, **styles[name], linestyle="none", markersize=8)
     left.set_title("the paper, 600 answers to each questionnaire")
-    draw_ranks(right, ranks, styles)
+    plot_ranks(right, ranks, styles)
     unlike = caveat(answers)
     who = "simulated participants" if unlike else "participants"
     counted = f"{counts['image']} {who} by images and {counts['text']} by texts"
@@ -65,11 +65,11 @@ def user_study(figure: Figure, studio: Studio) -> Drawing:
     if unlike:
         notes.insert(0, f"The right panel shows {unlike}: it says nothing about what people see.")
     source = f"here, {unlike}" if unlike else "here"
-    return Drawing(canvas, Table(COLUMNS, _rows(ranks, source)), tuple(notes))
+    return Rendered(canvas, Table(COLUMNS, _rows(ranks, source)), tuple(notes))
 
 
-def draw_ranks(axes: Axes, ranks: Sequence[ModelRanks], styles: Mapping[str, Any]) -> None:
-    """Draw mean ranks, text to the right, with their ellipses."""
+def plot_ranks(axes: Axes, ranks: Sequence[ModelRanks], styles: Mapping[str, Any]) -> None:
+    """Plot mean ranks, text to the right, with their ellipses."""
     from matplotlib.patches import Ellipse
 
     for rank in ranks:

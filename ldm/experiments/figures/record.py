@@ -44,16 +44,16 @@ class Figure:
     Attributes:
         name: its number, with a letter where the paper has several parts: "1", "10a".
         title: in a few words.
-        painter: which function of `ldm.experiments.figures.painters` draws it.
+        renderer: its function in `ldm.experiments.figures.renderers`.
         paper: its lines at 1.4B, with the paper's prompts.
         miniature: its lines in the miniature's vocabulary.
         needs: of `INPUTS`, what must be there.
-        layout: arguments of the painter.
+        layout: arguments of the renderer.
     """
 
     name: str
     title: str
-    painter: str
+    renderer: str
     paper: tuple[Line, ...] = ()
     miniature: tuple[Line, ...] = ()
     needs: tuple[str, ...] = ("words", "concepts")
@@ -94,8 +94,8 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """What a painter made: the drawing, its numbers and what to know about it.
+class Rendered:
+    """A rendered figure: its canvas, its numbers and what to know about it.
 
     Attributes:
         canvas: of matplotlib.
@@ -119,7 +119,7 @@ def find(figures: Sequence[Figure], name: str) -> list[Figure]:
     if found:
         return found
     if wanted == "2":
-        raise UserError("figure 2 is the paper's diagram of the method: there is nothing to draw")
+        raise UserError("figure 2 is the paper's diagram of the method: there is nothing to make")
     names = [f.name for f in figures]
     near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.3)
     hint = f" (did you mean {near[0]}?)" if near else ""

@@ -29,7 +29,7 @@ def _each(concepts: tuple[str, ...], prompts: tuple[str, ...]) -> tuple[Line, ..
 _FIGURE_1 = Figure(
     name="1",
     title="Text-guided images of learned words",
-    painter="curated",
+    renderer="curated",
     paper=(
         Line(
             ("statue",),
@@ -75,7 +75,7 @@ _FIGURE_1 = Figure(
 _FIGURE_3 = Figure(
     name="3",
     title="Variations: the word against human captions",
-    painter="variations",
+    renderer="variations",
     paper=_each(("object-1", "object-2", "object-3"), ("A photo of *",)),
     miniature=_each(("teal-star", "red-mug", "orange-fish"), ("A photo of a *",)),
 )
@@ -83,7 +83,7 @@ _FIGURE_3 = Figure(
 _FIGURE_4 = Figure(
     name="4",
     title="Text-guided images",
-    painter="curated",
+    renderer="curated",
     paper=(
         Line(("object-1",), ("* sports car", "* made of lego", "* onesie", "da Vinci sketch of *")),
         Line(
@@ -167,7 +167,7 @@ _FIGURE_4 = Figure(
 _FIGURE_5 = Figure(
     name="5",
     title="Comparison with what needs no learning",
-    painter="comparison",
+    renderer="comparison",
     paper=_each(("object-1", "object-2"), PAPER_SCENES),
     miniature=_each(("teal-star", "orange-fish"), SCENES),
 )
@@ -175,7 +175,7 @@ _FIGURE_5 = Figure(
 _FIGURE_6 = Figure(
     name="6",
     title="A learned style",
-    painter="curated",
+    renderer="curated",
     paper=_each(
         ("style-1", "style-2"),
         (
@@ -199,7 +199,7 @@ _FIGURE_6 = Figure(
 _FIGURE_7 = Figure(
     name="7",
     title="Two words learned apart, in one prompt",
-    painter="curated",
+    renderer="curated",
     paper=(
         Line(("object-1", "style-1"), ("Photo of *", "Photo of * in the style of @")),
         Line(("object-2", "style-1"), ("Photo of *", "Photo of * in the style of @")),
@@ -234,7 +234,7 @@ _FIGURE_7 = Figure(
 _FIGURE_8 = Figure(
     name="8",
     title="A population by a known word, and by one learned from a varied set",
-    painter="bias",
+    renderer="bias",
     paper=(Line(("doctor",), ("A stock photo of a doctor", "A photo of *")),),
     miniature=(Line(("any-star",), ("A picture of a star", "A picture of a *")),),
     needs=("words",),
@@ -242,7 +242,13 @@ _FIGURE_8 = Figure(
         "paper": {"woman": "a photo of a woman", "man": "a photo of a man"},
         "paper_group": ("women", ("woman",)),
         "miniature": "medium",
-        "miniature_answers": ("photo", "painting", "sketch", "pixel", "neon"),  # what it can draw
+        "miniature_answers": (
+            "photo",
+            "painting",
+            "sketch",
+            "pixel",
+            "neon",
+        ),  # what it can generate
         "miniature_group": ("sketches", ("sketch",)),
     },
 )
@@ -250,7 +256,7 @@ _FIGURE_8 = Figure(
 _FIGURE_13 = Figure(
     name="13",
     title="More edits",
-    painter="curated",
+    renderer="curated",
     paper=_each(
         ("object-1", "object-2", "object-3", "object-4"),
         ("A * stamp", "Felt *", "* made of lego", "A mosaic depicting *"),
@@ -269,7 +275,7 @@ _FIGURE_13 = Figure(
 _FIGURE_14 = Figure(
     name="14",
     title='Uncurated images of "A photo of S*"',
-    painter="uncurated",
+    renderer="uncurated",
     paper=_each(("object-1", "object-2", "object-3", "object-4", "object-5"), ("A photo of *",)),
     miniature=_each(
         (
@@ -303,7 +309,7 @@ def _gallery(name: str, paper: tuple[str, ...], miniature: tuple[str, ...]) -> F
     return Figure(
         name=name,
         title="Uncurated images of several prompts",
-        painter="prompts",
+        renderer="prompts",
         paper=_each(paper, _PAPER_GALLERY),
         miniature=_each(miniature, _GALLERY),
     )
@@ -311,8 +317,8 @@ def _gallery(name: str, paper: tuple[str, ...], miniature: tuple[str, ...]) -> F
 
 _FIGURE_9 = Figure(
     name="9",
-    title="A learned word drawn into an image",
-    painter="local_edit",
+    title="A learned word edited into an image",
+    renderer="local_edit",
     paper=_each(("object-1",), ("An oil painting of *", "A black and white photo of *", "A *")),
     miniature=_each(
         ("teal-star", "cyan-ring"), ("A photo of a *", "A painting of a *", "A sketch of a *")
@@ -323,7 +329,7 @@ _FIGURE_9 = Figure(
 _FIGURE_11 = Figure(
     name="11",
     title="Bipartite inversion and pivotal tuning over guidance",
-    painter="inversion",
+    renderer="inversion",
     paper=_each(("object-1",), PAPER_SCENES[:3]),
     miniature=_each(("teal-star",), SCENES[:3]),
     needs=("words", "concepts", "pivotal"),
@@ -341,12 +347,12 @@ FIGURES: tuple[Figure, ...] = (
     Figure(
         name="10a",
         title="Editability against reconstruction",
-        painter="trade_off",
+        renderer="trade_off",
         needs=("table",),
     ),
-    Figure(name="10b", title="The user study", painter="user_study", needs=("answers",)),
+    Figure(name="10b", title="The user study", renderer="user_study", needs=("answers",)),
     _FIGURE_11,
-    Figure(name="12", title="The training set's size", painter="set_size", needs=("table",)),
+    Figure(name="12", title="The training set's size", renderer="set_size", needs=("table",)),
     _FIGURE_13,
     _FIGURE_14,
     _gallery("15", ("object-1", "object-2"), ("teal-star", "orange-fish")),

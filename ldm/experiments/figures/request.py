@@ -21,7 +21,7 @@ def is_miniature(weights: Path) -> bool:
 
 @dataclass(frozen=True)
 class Request:
-    """Where a figure's inputs lie and how its images are drawn.
+    """Where a figure's inputs lie and how its images are generated.
 
     Attributes:
         config, weights: of the model.
@@ -36,7 +36,7 @@ class Request:
         extractor: who scores; a folder or a name on the hub, empty for the model's own.
         images: of a prompt.
         steps, scale, seed: of sampling.
-        device: where to draw.
+        device: where to generate.
         rename: a figure's concept → the one to take in its place.
     """
 
@@ -49,10 +49,10 @@ class Request:
     answers: Sequence[Path] = ()
     key: Path | None = None
     pivotal: Path | None = None
-    picture: Path | None = None
+    image: Path | None = None
     mask: Path | None = None
     extractor: str = ""
-    pictures: int = 16
+    images: int = 16
     steps: int = 50
     scale: float = 5.0
     seed: int = 42
@@ -172,13 +172,13 @@ def _check_pivotal(request: Request) -> None:
 
 
 def _check_scene(request: Request) -> None:
-    if (request.picture is None) != (request.mask is None):
+    if (request.image is None) != (request.mask is None):
         raise UserError("--image and --mask go together: give both or neither")
-    if request.picture is None and not request.is_miniature:
+    if request.image is None and not request.is_miniature:
         raise UserError("the local edit needs --image FILE and --mask FILE with this model")
-    for path in (request.picture, request.mask):
+    for path in (request.image, request.mask):
         if path is not None and not path.is_file():
-            raise UserError(f"picture {path} does not exist")
+            raise UserError(f"image {path} does not exist")
 
 
 _OTHER = {

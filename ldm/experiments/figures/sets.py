@@ -1,9 +1,9 @@
-"""Three sets of images that only the figures learn a word from, drawn in the miniature's world.
+"""Three sets of images that only the figures learn a word from, rendered in the miniature's world.
 
 `scripts/figures.py sets` writes them and tells how their words are learned.
 
 - any-star, of figure 8: ten stars, two in each medium, no two of one colour or in one scene. Asked
-  for an image that names no medium, the base model draws mostly sketches; the set does not.
+  for an image that names no medium, the base model generates mostly sketches; the set does not.
 - chalk, of figures 6 and 7: a style that the model's training never showed, light lines on a dark
   board. It is the negative of the sketches that the model knows, so that a word can reach it.
 - arcade, of figure 6: neon in coarse pixels. Training showed either, never both.
@@ -95,7 +95,7 @@ def write_set(name: str, concepts: Path) -> Path:
     """
     folder = concepts / name
     folder.mkdir(parents=True, exist_ok=True)
-    for number, picture in enumerate(SETS[name](), 1):
-        levels = np.rint((picture + 1) * 127.5).astype(np.uint8)
+    for number, image in enumerate(SETS[name](), 1):
+        levels = np.rint((image + 1) * 127.5).astype(np.uint8)
         Image.fromarray(levels).save(folder / f"{number}.png", optimize=True)
     return folder

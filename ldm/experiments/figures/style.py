@@ -30,7 +30,7 @@ SETTINGS: Any = {  # matplotlib types the keys as hundreds of literals
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Draw in the house's style inside a `with`."""
+    """Use the house's matplotlib style inside a `with`."""
     import matplotlib as mpl
 
     with mpl.rc_context(SETTINGS):

@@ -1,4 +1,4 @@
-"""A concept as the figures need it: its images, its first word and what people say of it."""
+"""A concept as the figures need it: its images, its initializer word and what people say of it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Subject:
     """
 
     name: str
-    pictures: tuple[Image.Image, ...]
-    first_word: str = ""
+    images: tuple[Image.Image, ...]
+    initializer_word: str = ""
     short: tuple[str, ...] = ()
     long: tuple[str, ...] = ()
 
@@ -38,9 +38,9 @@ class Subject:
 def read_subject(folder: Path, word_file: Path | None = None) -> Subject:
     """Read a concept's folder.
 
-    Captions are the lines of the text files beside its images; a concept of the miniature that
-    has none is described by `concepts.json` in the folder above. The first word is that of the
-    word's file, or else of `concepts.json`.
+    Captions are the lines of the text files beside its images. `concepts.json` in the folder above
+    describes a concept of the miniature that has none. The initializer word comes from the word's
+    file, or else from `concepts.json`.
 
     Raises:
         UserError: no images, or an unreadable file.
@@ -52,18 +52,18 @@ def read_subject(folder: Path, word_file: Path | None = None) -> Subject:
     record = _record(folder)
     if not captions and record:
         short, long = _described(record)
-    first = first_word(word_file) if word_file else ""
+    first = initializer_word(word_file) if word_file else ""
     return Subject(
         name=folder.name,
-        pictures=tuple(open_rgb(path) for path in files),
-        first_word=first or str(record.get("first_word", "")),
+        images=tuple(open_rgb(path) for path in files),
+        initializer_word=first or str(record.get("first_word", "")),
         short=short,
         long=long,
     )
 
 
-def first_word(path: Path) -> str:
-    """Return the coarse word that a learned word's file says it started from, or ""."""
+def initializer_word(path: Path) -> str:
+    """Return the common word that a learned word's file says it started from, or ""."""
     stored = read_words(path).metadata.get("first_words", "{}")
     try:
         words = json.loads(stored)

@@ -17,7 +17,7 @@ from typing import Any
 from ldm.experiments.protocol.spec import ProtocolConcept, ProtocolSpec, ProtocolVariant
 from ldm.resources import ROOT
 
-# Apart, so that no two seeds of a protocol draw from the same noises.
+# So far apart that no two seeds of a protocol share a noise.
 NOISES_A_SEED = 1_000_000
 
 
@@ -57,8 +57,8 @@ class Cell:
         return digest({"learn": self.learn_hash, "score": self.score, "source": self.source})
 
     @property
-    def images_drawn(self) -> int:
-        """How many images scoring it draws."""
+    def images_generated(self) -> int:
+        """How many images its scoring generates."""
         if self.source == "images":
             return 0
         prompts = {self.score["image_prompt"], *self.score["prompts"]}
@@ -114,7 +114,7 @@ def learning_options(
     base = [*spec.base, *([variant.overlay] if variant.overlay else [])]
     return [
         *("--base", *(str(path) for path in base), "-t", "--no-test"),
-        *("--data_root", str(data), "--init_word", concept.first_word),
+        *("--data_root", str(data), "--init_word", concept.initializer_word),
         *("--placeholder_string", spec.placeholder),
         *("--actual_resume", str(spec.checkpoint), "--max_steps", str(variant.steps)),
         # Nobody looks at the images of hundreds of runs.
@@ -167,7 +167,7 @@ def _cell(
             "overrides": list(variant.overrides),
             "checkpoint": hashes.file(spec.checkpoint),
             "pictures": {path.name: hashes.file(path) for path in shown},
-            "first_word": concept.first_word,
+            "first_word": concept.initializer_word,
             "placeholder": spec.placeholder,
             "steps": variant.steps,
             "seed": seed,
@@ -182,14 +182,14 @@ def _cell(
         "placeholder": spec.placeholder,
         "prompts": list(spec.prompts),
         "image_prompt": spec.image_prompt,
-        "pictures": len(concept.images) if variant.source == "images" else spec.pictures,
+        "pictures": len(concept.images) if variant.source == "images" else spec.images,
         "sampler_steps": spec.sampler_steps,
         "scale": spec.scale,
         "resamples": spec.resamples,
         "seed": seed * NOISES_A_SEED,
     }
-    if spec.keep_pictures:
-        score["keep"] = spec.keep_pictures
+    if spec.keep_images:
+        score["keep"] = spec.keep_images
     places = {
         "root": str(ROOT),
         "checkpoint": str(spec.checkpoint),
@@ -215,12 +215,12 @@ class Finished:
         return self.cell.concept, self.cell.seed
 
     @property
-    def training_pictures(self) -> int:
+    def training_images(self) -> int:
         """How many images the word was learned from, or that there are of the concept."""
         part = self.cell.learn["pictures"] if self.cell.learn else self.cell.score["training"]
         return len(part)
 
     @property
     def steps(self) -> int:
-        """Optimiser steps; 0 where nothing was learned."""
+        """Optimizer steps; 0 where nothing was learned."""
         return int(self.cell.learn["steps"]) if self.cell.learn else 0

@@ -111,7 +111,7 @@ def chosen(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:
 def estimate(spec: ProtocolSpec, cells: Sequence[Cell], output: Path) -> Estimator:
     """Return what estimates the time of cells, from those that are finished."""
     folders = [cell_folder(output, cell) for cell in cells]
-    return Estimator(folders, spec.seconds_a_step, spec.seconds_a_picture)
+    return Estimator(folders, spec.seconds_a_step, spec.seconds_per_image)
 
 
 def show(cells: Sequence[Cell], output: Path, estimator: Estimator, workers: int) -> None:

@@ -25,12 +25,12 @@ from ldm.experiments.protocol.cells import Cell
 from ldm.util import write_whole
 
 CELL, SCORES, TIMES, LOG, LOCK = "cell.json", "scores.json", "times.json", "cell.log", ".lock"
-WORD, DIFFERENCE, CURVES = "word.safetensors", "difference.safetensors", "metrics.csv"
+WORD, DELTA, CURVES = "word.safetensors", "difference.safetensors", "metrics.csv"
 IMAGES = "pictures.zip"
 # What a cell run elsewhere sends home; the scores are to be written last.
-KEPT = (LOG, CURVES, DIFFERENCE, WORD, IMAGES, TIMES, SCORES)
+KEPT = (LOG, CURVES, DELTA, WORD, IMAGES, TIMES, SCORES)
 # What it may begin with: a word whose scores alone are to be made anew.
-SENT = (WORD, DIFFERENCE)
+SENT = (WORD, DELTA)
 
 
 def read_json(path: Path) -> dict[str, Any]:

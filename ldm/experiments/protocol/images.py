@@ -10,37 +10,37 @@ from pathlib import Path
 
 from PIL import Image
 
-from ldm.evaluation.evaluate import Draw
+from ldm.evaluation.evaluate import ImageSource
 from ldm.util import UserError, write_whole
 
 INDEX = "prompts.json"  # the prompts, in the order of the images' first numbers
 
 
-def keeping(draw: Draw, count: int, kept: dict[str, list[Image.Image]]) -> Draw:
-    """Draw as before, and put each prompt's first images into `kept`.
+def keeping(source: ImageSource, count: int, kept: dict[str, list[Image.Image]]) -> ImageSource:
+    """Generate as before, and put each prompt's first images into `kept`.
 
     Args:
-        draw: (prompts, images of each) → images, a prompt's side by side.
+        source: (prompts, images of each) → images, a prompt's side by side.
         count: how many of each prompt.
-        kept: prompt → its first images; filled as images are drawn.
+        kept: prompt → its first images; filled as images are generated.
     """
 
-    def drawn(prompts: Sequence[str], each: int) -> list[Image.Image]:
-        images = draw(prompts, each)
+    def generated(prompts: Sequence[str], each: int) -> list[Image.Image]:
+        images = source(prompts, each)
         for i, prompt in enumerate(prompts):
             kept[prompt] = images[i * each : i * each + min(count, each)]
         return images
 
-    return drawn
+    return generated
 
 
-def write_images(path: Path, pictures: Mapping[str, Sequence[Image.Image]]) -> None:
+def write_images(path: Path, images: Mapping[str, Sequence[Image.Image]]) -> None:
     """Write prompts' images as a ZIP of PNG files, whole or not at all."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
-        file.writestr(INDEX, json.dumps(list(pictures), ensure_ascii=False))
-        for i, images in enumerate(pictures.values()):
-            for j, image in enumerate(images):
+        file.writestr(INDEX, json.dumps(list(images), ensure_ascii=False))
+        for i, own in enumerate(images.values()):
+            for j, image in enumerate(own):
                 png = io.BytesIO()
                 image.save(png, "PNG")
                 file.writestr(f"{i:02d}-{j:02d}.png", png.getvalue())
@@ -48,7 +48,7 @@ def write_images(path: Path, pictures: Mapping[str, Sequence[Image.Image]]) -> N
 
 
 def read_images(path: Path) -> dict[str, list[Image.Image]]:
-    """Return what `write_pictures` wrote.
+    """Return what `write_images` wrote.
 
     Raises:
         UserError: it is not there, or is no such archive.
@@ -61,7 +61,7 @@ def read_images(path: Path) -> dict[str, list[Image.Image]]:
                 own = [name for name in names if name.startswith(f"{i:02d}-")]
                 found[prompt] = [Image.open(io.BytesIO(file.read(name))) for name in own]
     except OSError as error:
-        raise UserError(f"pictures {path}: {error.strerror or error}") from error
+        raise UserError(f"images {path}: {error.strerror or error}") from error
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise UserError(f"pictures {path}: no archive that a protocol's cell kept") from error
+        raise UserError(f"images {path}: no archive that a protocol's cell kept") from error
     return found

@@ -19,25 +19,25 @@ class Estimator:
 
     Args:
         folders: of the cells.
-        step: seconds of an optimiser step, until one has been timed.
-        image: of drawing and scoring an image, likewise.
+        step: seconds of an optimizer step, until one has been timed.
+        image: of generating and scoring an image, likewise.
     """
 
-    def __init__(self, folders: Sequence[Path], step: float, picture: float) -> None:
-        self.steps, self.pictures = [], []
+    def __init__(self, folders: Sequence[Path], step: float, image: float) -> None:
+        self.steps, self.images = [], []
         for folder in folders:
             times = read_json(folder / TIMES)
             if times.get("steps") and not times.get("resumed"):
                 self.steps.append(times["learn"] / times["steps"])
             if times.get("pictures"):
-                self.pictures.append(times["score"] / times["pictures"])
+                self.images.append(times["score"] / times["pictures"])
         self.step = statistics.median(self.steps) if self.steps else step
-        self.picture = statistics.median(self.pictures) if self.pictures else picture
+        self.image = statistics.median(self.images) if self.images else image
 
     def seconds(self, cell: Cell) -> float:
         """Return how long a cell may take from its beginning."""
         steps = 0 if cell.learn is None else int(cell.learn["steps"])
-        return steps * self.step + cell.images_drawn * self.picture
+        return steps * self.step + cell.images_generated * self.image
 
 
 def duration(seconds: float) -> str:

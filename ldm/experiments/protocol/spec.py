@@ -2,7 +2,7 @@
 
     base: [configs/miniature/paper.yaml]    # configurations of the training
     checkpoint: models/miniature/model.safetensors
-    config: models/miniature/config.yaml    # of the model that draws
+    config: models/miniature/config.yaml    # of the model that generates
     concepts:
       folder: examples/concepts             # a folder of images for each
       words:
@@ -12,7 +12,7 @@
       two_words: {}                         # configs/variants/two_words.yaml
       ours_5000: {overlay: base, steps: 5000, overrides: [a.b=c]}
       captions_short: {overlay: human_captions, captions: short}
-    sizes: {variant: ours, pictures: [1, 3]}  # Fig. 12: of the first n training images
+    sizes: {variant: ours, images: [1, 3]}  # Fig. 12: of the first n training images
     seeds: [1, 2, 3]
 
 `DEFAULTS` holds the other keys. Paths are looked up from here and then from the project's folder.
@@ -35,7 +35,7 @@ REQUIRED = ("base", "checkpoint", "config", "concepts", "variants", "seeds", "pr
 # The paper's (section 5 and the authors' evaluation), where nothing says otherwise.
 DEFAULTS: Mapping[str, Any] = {
     "placeholder": "*",
-    "steps": 5000,  # optimiser steps of a variant that says no other
+    "steps": 5000,  # optimizer steps of a variant that says no other
     "sizes": None,
     "image_prompt": "A photo of *",
     "pictures": 64,  # of each prompt
@@ -65,7 +65,7 @@ class ProtocolConcept:
     name: str
     folder: Path
     images: tuple[Path, ...]
-    first_word: str
+    initializer_word: str
     captions: Mapping[str, tuple[str, ...]]
 
 
@@ -77,7 +77,7 @@ class ProtocolVariant:
         source: where they come from, one of `ldm.training.variants.SOURCES`.
         overlay: laid over the base; None for the base itself.
         overrides: further entries "a.b=c".
-        steps: of the optimiser.
+        steps: of the optimizer.
         captions: which kind, where captions are the source.
         size: learn from the first so many images; None for all.
     """
@@ -104,15 +104,15 @@ class ProtocolSpec:
     seeds: tuple[int, ...]
     prompts: tuple[str, ...]
     image_prompt: str
-    pictures: int
+    images: int
     sampler_steps: int
     scale: float
     extractor: str
     resamples: int
-    keep_pictures: int
+    keep_images: int
     reference: str
     seconds_a_step: float
-    seconds_a_picture: float
+    seconds_per_image: float
 
 
 def read_protocol(path: str | Path, overrides: Sequence[str] = ()) -> ProtocolSpec:
@@ -199,15 +199,15 @@ def _build(values: Mapping[str, Any]) -> ProtocolSpec:
         seeds=seeds,
         prompts=tuple(dict.fromkeys(prompts)),
         image_prompt=image_prompt,
-        pictures=_whole("pictures", values["pictures"]),
+        images=_whole("pictures", values["pictures"]),
         sampler_steps=_whole("sampler_steps", values["sampler_steps"], 1, 1000),
         scale=_number("scale", values["scale"]),
         extractor=_extractor(_text("extractor", values["extractor"])),
         resamples=_whole("resamples", values["resamples"]),
-        keep_pictures=_whole("keep_pictures", values["keep_pictures"], 0),
+        keep_images=_whole("keep_pictures", values["keep_pictures"], 0),
         reference=reference,
         seconds_a_step=_number("estimate.step", estimate["step"]),
-        seconds_a_picture=_number("estimate.picture", estimate["picture"]),
+        seconds_per_image=_number("estimate.picture", estimate["picture"]),
     )
 
 
@@ -287,7 +287,7 @@ def _sizes(
     short = min(concepts, key=lambda concept: len(concept.images))
     if max(sizes) > len(short.images):
         raise UserError(
-            f"sizes.pictures: {max(sizes)}, but concept {short.name!r} has {len(short.images)}"
+            f"sizes.images: {max(sizes)}, but concept {short.name!r} has {len(short.images)}"
         )
     made = tuple(
         dataclasses.replace(parent, name=f"{parent.name}_n{size}", size=size) for size in sizes

@@ -54,7 +54,7 @@ class VariantSummary:
 
     variant: str
     source: str
-    training_pictures: int
+    training_images: int
     steps: int
     cells: int
     concepts: int
@@ -80,7 +80,7 @@ def rows(found: Sequence[Finished]) -> list[dict[str, Any]]:
     for item in found:
         common = {
             **{name: getattr(item.cell, name) for name in ("concept", "variant", "source", "seed")},
-            "training_pictures": item.training_pictures,
+            "training_pictures": item.training_images,
             "steps": item.steps,
             "word_norm": item.scores["word_norm"],
             "vocabulary_norm": item.scores["vocabulary_norm"],
@@ -120,7 +120,7 @@ def summarise(
             VariantSummary(
                 variant=name,
                 source=own[0].cell.source,
-                training_pictures=own[0].training_pictures,
+                training_images=own[0].training_images,
                 steps=own[0].steps,
                 cells=len(own),
                 concepts=len(set(concepts)),

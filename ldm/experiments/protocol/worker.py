@@ -25,7 +25,7 @@ from ldm.experiments.protocol.cells import Cell
 from ldm.experiments.protocol.folder import (
     CELL,
     CURVES,
-    DIFFERENCE,
+    DELTA,
     IMAGES,
     SCORES,
     TIMES,
@@ -37,7 +37,7 @@ from ldm.util import UserError, cli_main, write_whole
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ldm.evaluation.evaluate import Draw
+    from ldm.evaluation.evaluate import ImageSource
 
 log = logging.getLogger(__name__)
 GRACE = 60.0  # seconds for a training to save in when its starter has gone
@@ -83,7 +83,7 @@ def run_cell(folder: Path, leash: Leash) -> None:
         times = learn(cell, folder, leash)
     start = time.monotonic()
     scores = score(cell, folder)
-    times |= {"score": round(time.monotonic() - start, 1), "pictures": cell.images_drawn}
+    times |= {"score": round(time.monotonic() - start, 1), "pictures": cell.images_generated}
     times["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     write_json(folder / TIMES, times)
     # A worker may have been sent a word; of its training nothing is left to go on with.
@@ -146,7 +146,7 @@ def device_options() -> list[str]:
 
 
 def device() -> str:
-    """Return what to draw and learn on."""
+    """Return the device of training and generation."""
     asked = os.environ.get(DEVICE, "auto")
     if asked != "auto":
         return asked
@@ -183,9 +183,9 @@ def keep(cell: Cell, folder: Path, logs: Path) -> None:
     if run is None:
         raise UserError(f"main.py left no word in {logs}")
     last = run / "second_stage" if (run / "second_stage" / "checkpoints").is_dir() else run
-    (folder / DIFFERENCE).unlink(missing_ok=True)
+    (folder / DELTA).unlink(missing_ok=True)
     if (difference := find_delta(last / "checkpoints")).is_file():
-        difference.replace(folder / DIFFERENCE)
+        difference.replace(folder / DELTA)
     if (curves := run / "logger" / "metrics.csv").is_file():
         write_whole(folder / CURVES, curves.read_bytes())
     word = read_words(last / "checkpoints" / "embeddings.safetensors")
@@ -199,7 +199,7 @@ def keep(cell: Cell, folder: Path, logs: Path) -> None:
 
 
 def score(cell: Cell, folder: Path) -> dict[str, Any]:
-    """Draw the cell's images and score them; return what scores.json holds."""
+    """Generate the cell's images and score them; return what scores.json holds."""
     from ldm.data.folder import list_images
     from ldm.evaluation.evaluate import evaluate
     from ldm.evaluation.extractors import find_extractor
@@ -209,19 +209,19 @@ def score(cell: Cell, folder: Path) -> dict[str, Any]:
 
     asked = cell.score
     training = [open_rgb(path) for path in list_images(cell.places["folder"])]
-    draw, norms = painter(cell, folder, training)
+    source, norms = image_source(cell, folder, training)
     kept: dict[str, list[Image]] = {}
     if "keep" in asked:
-        draw = keeping(draw, asked["keep"], kept)
+        source = keeping(source, asked["keep"], kept)
     extractor = find_extractor(cell.places["extractor"], device())
     found = evaluate(
-        draw,
+        source,
         extractor,
         training,
         asked["prompts"],
         image_prompt=asked["image_prompt"],
         placeholders=[asked["placeholder"]],
-        pictures=asked["pictures"],
+        images=asked["pictures"],
         extra=edit_scores(extractor, resamples=asked["resamples"]),
         resamples=asked["resamples"],
     )
@@ -235,35 +235,35 @@ def score(cell: Cell, folder: Path) -> dict[str, Any]:
     }
 
 
-def painter(
+def image_source(
     cell: Cell, folder: Path, training: Sequence[Image]
-) -> tuple[Draw, dict[str, float | None]]:
-    """Return what draws the cell's images, and the word's norm beside the vocabulary's mean."""
-    from ldm.evaluation import draws
+) -> tuple[ImageSource, dict[str, float | None]]:
+    """Return the source of the cell's images, and the norms of the word and the vocabulary."""
+    from ldm.evaluation import sources
     from ldm.inference import Sampling, load_model, load_words
 
     unknown: dict[str, float | None] = {"word_norm": None, "vocabulary_norm": None}
     if cell.source == "images":
-        return draws.from_images(training), unknown
+        return sources.from_images(training), unknown
     asked, words = cell.score, [cell.score["placeholder"]]
-    difference = folder / DIFFERENCE if (folder / DIFFERENCE).is_file() else None
+    delta = folder / DELTA if (folder / DELTA).is_file() else None
     places = cell.places
-    model = load_model(places["config"], places["checkpoint"], device(), difference=difference)
+    model = load_model(places["config"], places["checkpoint"], device(), weight_delta=delta)
     load_words(model, [])
     prompts = [asked["image_prompt"], *asked["prompts"]]
     sampling = Sampling(
         steps=asked["sampler_steps"], scale=asked["scale"], seed=asked["seed"], batch_size=0
     )
-    draw = draws.from_model(model, sampling)
+    source = sources.from_model(model, sampling)
     if cell.source == "captions":
-        texts = draws.captioned(prompts, len(asked["captions"]), asked["captions"], words)
-        draws.check_lengths(model, texts)
-        return draws.from_captions(draw, asked["captions"], words), unknown
+        texts = sources.captioned(prompts, len(asked["captions"]), asked["captions"], words)
+        sources.check_lengths(model, texts)
+        return sources.from_captions(source, asked["captions"], words), unknown
     if cell.source == "prompts":
-        return draws.from_prompts(draw, words), unknown
+        return sources.from_prompts(source, words), unknown
     load_words(model, folder / WORD, prompts)
     norms = model.embedding_manager.norms()
-    return draw, {
+    return source, {
         "word_norm": norms[f"norm/{words[0]}"],
         "vocabulary_norm": norms["vocabulary/mean"],
     }

@@ -273,7 +273,7 @@ def write_ranks(
 
 
 def plot_ranks(ranks: Sequence[ModelRanks], paths: Sequence[Path], caveat: str = "") -> None:
-    """Draw mean ranks with their ellipses, as the paper's figure 10b, into each of some files."""
+    """Plot mean ranks with their ellipses, as the paper's figure 10b, into each of the files."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Ellipse as Patch
 

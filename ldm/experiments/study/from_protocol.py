@@ -32,7 +32,7 @@ class Kept:
     folder: Path
 
     @property
-    def has_pictures(self) -> bool:
+    def has_images(self) -> bool:
         """Whether it kept the images that its scores are of, not some of an earlier run."""
         return "keep" in self.cell.score and (self.folder / IMAGES).is_file()
 
@@ -66,14 +66,14 @@ def read_table(output: Path, models: Sequence[str], seeds: Sequence[int] = ()) -
 
     Raises:
         UserError: no such folder; a model without finished cells or without images; no concept
-            is left; cells with other prompts, or drawn otherwise, than the rest.
+            is left; cells with other prompts, or generated otherwise, than the rest.
     """
     if TRAINING in models:
         raise UserError(f"model {TRAINING!r} cannot be in a study: the training images are so")
     found = _finished(output)
     for model in models:
         _check_model(output, model, [item for item in found if item.cell.variant == model])
-    usable = [item for item in found if item.cell.variant in models and item.has_pictures]
+    usable = [item for item in found if item.cell.variant in models and item.has_images]
     cells: list[Kept] = []
     for concept in sorted({item.cell.concept for item in found}):
         own = [item for item in usable if item.cell.concept == concept]
@@ -115,7 +115,7 @@ def _check_model(output: Path, model: str, finished: Sequence[Kept]) -> None:
             f"{output} has no finished cell of {model!r}: finish the protocol, or name other "
             "variants with --models"
         )
-    if not any(item.has_pictures for item in finished):
+    if not any(item.has_images for item in finished):
         raise UserError(f"{output}: the cells of {model!r} kept no images: {ADVICE}")
 
 
@@ -194,7 +194,7 @@ def _unpack(item: Kept, folder: Path) -> Iterator[tuple[str, str]]:
     for i, prompt in enumerate(prompts):
         if not kept.get(prompt):
             raise UserError(
-                f"pictures {item.folder / IMAGES}: none of {quote(prompt)}, which the cell drew: "
+                f"images {item.folder / IMAGES}: none of {quote(prompt)}, which the cell made: "
                 f"delete {item.folder} and run the protocol again"
             )
         for j, image in enumerate(kept[prompt]):

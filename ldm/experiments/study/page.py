@@ -35,7 +35,7 @@ def _question(question: Question) -> dict[str, object]:
         "text": question.text,
         "examples": [data_url(open_rgb(file)) for file in question.examples],
         "choices": [
-            {"name": choice.name, "picture": data_url(open_rgb(choice.picture))}
+            {"name": choice.name, "picture": data_url(open_rgb(choice.image))}
             for choice in question.choices
         ],
     }

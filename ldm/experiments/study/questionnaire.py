@@ -33,7 +33,7 @@ KEY_FORMAT = "ldm-study-key"
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ManifestRow:
     """A row of the manifest: one image.
 
     Attributes:
@@ -46,7 +46,7 @@ class Drawn:
     concept: str
     model: str
     prompt: str
-    picture: Path
+    image: Path
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Choice:
 
     name: str
     model: str
-    picture: str
+    image: str
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Question:
 
     Attributes:
         name: of the question.
-        concept, prompt: what was drawn.
+        concept, prompt: what was generated.
         text: to compare with; empty in the questionnaire of images.
         examples: training images to compare with; none in the questionnaire of texts.
         choices: an image of each model, shuffled.
@@ -101,10 +101,10 @@ class Study:
     questions: Mapping[str, tuple[Question, ...]]
 
 
-def read_manifest(path: str | Path) -> list[Drawn]:
+def read_manifest(path: str | Path) -> list[ManifestRow]:
     """Read which model drew which image: CSV, or JSON with a list of objects.
 
-    Columns: `model`, `picture` (a file, looked up from the manifest's folder), `prompt`, and
+    Columns: `model`, `image` (a file, looked up from the manifest's folder), `prompt`, and
     `concept`, which may be left out. Rows whose model is "training" name the training images.
 
     Raises:
@@ -124,21 +124,21 @@ def read_manifest(path: str | Path) -> list[Drawn]:
     return [_row(path, number, row) for number, row in enumerate(rows, 1)]
 
 
-def _row(path: Path, number: int, row: Mapping[str, Any]) -> Drawn:
+def _row(path: Path, number: int, row: Mapping[str, Any]) -> ManifestRow:
     given = {key: str(value or "").strip() for key, value in row.items() if key is not None}
     for column in COLUMNS:
         if not given.get(column):
             raise UserError(f"manifest {path}, row {number}: no {column}")
     if given["model"] != TRAINING and not given.get("prompt"):
         raise UserError(f"manifest {path}, row {number}: no prompt")
-    picture = path.parent / given["picture"]
-    if not picture.is_file():
-        raise UserError(f"manifest {path}, row {number}: image {picture} does not exist")
-    return Drawn(given.get("concept", ""), given["model"], given.get("prompt", ""), picture)
+    image = path.parent / given["picture"]
+    if not image.is_file():
+        raise UserError(f"manifest {path}, row {number}: image {image} does not exist")
+    return ManifestRow(given.get("concept", ""), given["model"], given.get("prompt", ""), image)
 
 
 def make_study(
-    rows: Sequence[Drawn],
+    rows: Sequence[ManifestRow],
     *,
     seed: int = 0,
     image_prompt: str = "A photo of *",
@@ -146,9 +146,9 @@ def make_study(
 ) -> Study:
     """Choose images and shuffle them.
 
-    Each concept gives one question about images, with what was drawn from `image_prompt`, and one
-    about each other prompt's text. Where a model has several images of a prompt, one is drawn by
-    lot; so are the training images, where there are more than four.
+    Each concept gives one question about images, with the images of `image_prompt`, and one about
+    each other prompt's text. If a model has several images of a prompt, one is chosen at random; so
+    are four of the training images.
 
     Args:
         rows: of the manifest.
@@ -168,9 +168,9 @@ def make_study(
     wanted = sorted({(row.concept, row.prompt) for row in rows if row.model != TRAINING})
     for concept, prompt in wanted:
         kind = "image" if prompt == image_prompt else "text"
-        drawn = [_one_of(rows, concept, model, prompt, rng) for model in models]
+        chosen = [_one_of(rows, concept, model, prompt, rng) for model in models]
         order = rng.permutation(len(models))
-        choices = tuple(Choice("", models[i], str(drawn[i])) for i in order)
+        choices = tuple(Choice("", models[i], str(chosen[i])) for i in order)
         text = without_placeholders(prompt, placeholders) if kind == "text" else ""
         examples = _examples(rows, concept, rng) if kind == "image" else ()
         asked[kind].append(Question("", concept, prompt, text, examples, choices))
@@ -185,17 +185,19 @@ def make_study(
 
 
 def _one_of(
-    rows: Sequence[Drawn], concept: str, model: str, prompt: str, rng: np.random.Generator
+    rows: Sequence[ManifestRow], concept: str, model: str, prompt: str, rng: np.random.Generator
 ) -> Path:
-    have = [r.picture for r in rows if (r.concept, r.model, r.prompt) == (concept, model, prompt)]
+    have = [r.image for r in rows if (r.concept, r.model, r.prompt) == (concept, model, prompt)]
     if not have:
         of = f" of {concept!r}" if concept else ""
         raise UserError(f"the manifest has no image{of} by {model!r} from {quote(prompt)}: add one")
     return have[rng.integers(len(have))]
 
 
-def _examples(rows: Sequence[Drawn], concept: str, rng: np.random.Generator) -> tuple[str, ...]:
-    have = [r.picture for r in rows if (r.concept, r.model) == (concept, TRAINING)]
+def _examples(
+    rows: Sequence[ManifestRow], concept: str, rng: np.random.Generator
+) -> tuple[str, ...]:
+    have = [r.image for r in rows if (r.concept, r.model) == (concept, TRAINING)]
     if len(have) < SHOWN:
         of = f" of {concept!r}" if concept else ""
         raise UserError(
@@ -219,7 +221,7 @@ def _named(
             questions[i].text,
             questions[i].examples,
             tuple(
-                Choice(f"{kind[0]}p{next(names):03d}", choice.model, choice.picture)
+                Choice(f"{kind[0]}p{next(names):03d}", choice.model, choice.image)
                 for choice in questions[i].choices
             ),
         )
@@ -235,7 +237,7 @@ def _digest(questions: Mapping[str, tuple[Question, ...]]) -> str:
             digest.update(f"{kind} {question.name} {question.text}".encode())
             for choice in question.choices:
                 digest.update(f"{choice.name} {choice.model}".encode())
-            for file in (*question.examples, *(choice.picture for choice in question.choices)):
+            for file in (*question.examples, *(choice.image for choice in question.choices)):
                 digest.update(open_rgb(file).tobytes())
     return digest.hexdigest()[:16]
 
@@ -247,7 +249,7 @@ def _with_files(study: Study, place: Callable[[str], str]) -> Study:
             replace(
                 question,
                 examples=tuple(map(place, question.examples)),
-                choices=tuple(replace(c, picture=place(c.picture)) for c in question.choices),
+                choices=tuple(replace(c, image=place(c.image)) for c in question.choices),
             )
             for question in asked
         )

@@ -39,14 +39,14 @@ def open_images(study: Study) -> dict[str, Image.Image]:
         UserError: one is not there or damaged.
     """
     questions = [question for kind in KINDS for question in study.questions[kind]]
-    named = [(q.examples, [choice.picture for choice in q.choices]) for q in questions]
+    named = [(q.examples, [choice.image for choice in q.choices]) for q in questions]
     files = dict.fromkeys(file for both in named for part in both for file in part)
     return {file: open_rgb(file) for file in files}
 
 
 @torch.no_grad()
 def score_choices(
-    study: Study, pictures: Mapping[str, Image.Image], extractor: FeatureExtractor
+    study: Study, images: Mapping[str, Image.Image], extractor: FeatureExtractor
 ) -> Scores:
     """Score every choice as the paper scores images, in [-1, 1].
 
@@ -57,21 +57,21 @@ def score_choices(
         found[kind] = {}
         for question in study.questions[kind]:
             if kind == "image":
-                shown = extractor.image_features([pictures[file] for file in question.examples])
+                shown = extractor.image_features([images[file] for file in question.examples])
             else:
                 shown = extractor.text_features([question.text])
-            drawn = extractor.image_features([pictures[c.picture] for c in question.choices])
+            features = extractor.image_features([images[c.image] for c in question.choices])
             found[kind][question.name] = np.array(
-                [pairwise_similarity(one[None], shown) for one in drawn]
+                [pairwise_similarity(one[None], shown) for one in features]
             )
     return found
 
 
 def rank(scores: FloatArray, temperature: float, rng: np.random.Generator) -> list[int]:
-    """Draw a ranking, the best first, from Plackett and Luce's model.
+    """Sample a ranking, the best first, from Plackett and Luce's model.
 
     Of those not ranked yet, i comes next with a probability proportional to exp(score_i / T).
-    Sorting score/T + Gumbel noise draws from exactly this distribution.
+    Sorting score/T + Gumbel noise samples exactly this distribution.
 
     Args:
         scores: [n].

@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.models.base import TrainedModel
-from ldm.models.diffusion.draws import Draws, timesteps_of
+from ldm.models.diffusion.batch_noise import BatchNoise, timesteps_of
 from ldm.models.diffusion.schedule import Schedule, make_beta_schedule, make_schedule
 from ldm.models.diffusion.wrapper import DiffusionWrapper
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
@@ -59,7 +59,7 @@ class LatentDiffusion(TrainedModel):
             2022). `apply_model` returns the noise for all of them.
         loss_weighting: `simple` (the paper) weighs all timesteps alike. `v` divides the squared
             error of the noise by ā_t, which gives the error of v: for training from new weights.
-        timestep_power: above 1, training draws high noise levels more often, with a density that
+        timestep_power: above 1, training samples high noise levels more often, with a density that
             grows as t^(power−1). Where noise hides a shape, the text decides it. 1 is uniform.
         image_size: side of the latent, or [h, w].
         channels: of the latent.
@@ -388,9 +388,9 @@ class LatentDiffusion(TrainedModel):
 
     # -- from a batch to its loss -----------------------------------------------------------------
 
-    def draws(self) -> Draws:
-        """Return the function that draws the random numbers of this model's batches."""
-        return Draws(
+    def batch_noise(self) -> BatchNoise:
+        """Return the function that samples the random numbers of this model's batches."""
+        return BatchNoise(
             self.seed,
             self.channels,
             self.first_stage_downsampling,

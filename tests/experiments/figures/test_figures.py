@@ -1,4 +1,4 @@
-"""The command lines: figures end to end, and what is wrong before anything is drawn."""
+"""The command lines: figures end to end, and what is wrong before anything is generated."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ldm.experiments.figures.output import SUFFIXES, read_table
 from ldm.experiments.figures.record import Line, find
 from ldm.experiments.figures.registry import FIGURES
 from ldm.experiments.figures.request import Request
-from ldm.experiments.figures.studio import Scored, Studio
+from ldm.experiments.figures.session import Scored, Session
 from ldm.inference import GeneratedImage
 from ldm.miniature.clip import PROMPTS
 from ldm.miniature.render import MEDIA
@@ -70,12 +70,12 @@ def test_seed_and_images_decide_the_table(options: Options, tmp_path: Path) -> N
         ("1", ("--rename", "teal-star=unicorn"), "no learned word 'unicorn'"),
         ("1", ("--rename", "teal-star"), "NAME=OTHER"),
         ("1", ("--model", "nowhere"), "nowhere"),
-        ("1", ("--pictures", "0"), "--pictures must be at least 1"),
+        ("1", ("--pictures", "0"), "--images must be at least 1"),
         ("1", ("--steps", "1001"), "--steps must lie in 1..1000"),
         ("1", ("--scale", "nan"), "--scale must be at least 0"),
         ("1", ("--seed", "-1"), "--seed"),
         ("9", ("--image", "nowhere.png"), "--image and --mask go together"),
-        ("9", ("--image", "no.png", "--mask", "no.png"), "picture no.png does not exist"),
+        ("9", ("--image", "no.png", "--mask", "no.png"), "image no.png does not exist"),
         ("11", ("--pivotal", "nowhere"), "nowhere lacks weight_delta.safetensors"),
         ("10b", (), "there are no answers of a user study"),
         ("10b", ("--answers", "a.json", "--key", "no.json"), "no.json does not exist"),
@@ -91,7 +91,7 @@ def test_bad_input_is_one_line_before_weights_are_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "ldm.experiments.figures.studio.load_model", lambda *_, **__: pytest.fail("read")
+        "ldm.experiments.figures.session.load_model", lambda *_, **__: pytest.fail("read")
     )
     with pytest.raises(UserError) as error:
         cli.main([name, *options(*more)])
@@ -110,7 +110,7 @@ def test_a_concept_without_captions_is_named_before_weights_are_read(
     options: Options, some_concepts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "ldm.experiments.figures.studio.load_model", lambda *_, **__: pytest.fail("read")
+        "ldm.experiments.figures.session.load_model", lambda *_, **__: pytest.fail("read")
     )
     with pytest.raises(UserError, match="'teal-star' has no captions"):
         cli.main(["5", *options("--concepts", str(some_concepts))])
@@ -170,20 +170,20 @@ def test_the_best_candidate_is_chosen_by_both_cosines(
     from ldm.experiments.figures import gallery
     from ldm.experiments.figures.subjects import Subject
 
-    studio = Studio(request(tmp_path))
+    session = Session(request(tmp_path))
     scores = [(0.1, 0.9), (0.6, 0.6), (0.9, 0.1)]
-    pictures = [
+    found = [
         Scored(GeneratedImage(Image.new("RGB", (4, 4), (i,) * 3), "*", i), *pair)
         for i, pair in enumerate(scores)
     ]
     own = Subject("teal-star", (Image.new("RGB", (4, 4), (200,) * 3),))
-    monkeypatch.setattr(Studio, "subject", lambda *_: own)
-    monkeypatch.setattr(Studio, "draw_line", lambda _, line, __: [pictures for _ in line.prompts])
+    monkeypatch.setattr(Session, "subject", lambda *_: own)
+    monkeypatch.setattr(Session, "draw_line", lambda _, line, __: [found for _ in line.prompts])
     monkeypatch.setattr(Request, "is_miniature", True)
-    drawing = gallery.curated(find(FIGURES, "6")[0], studio)
-    chosen = [row[3] for row in drawing.table.rows if row[-1]]
+    rendered = gallery.curated(find(FIGURES, "6")[0], session)
+    chosen = [row[3] for row in rendered.table.rows if row[-1]]
     assert chosen == [1] * 8  # four prompts of each style
-    levels = [int(axes.images[0].get_array()[0, 0, 0]) for axes in drawing.canvas.axes]
+    levels = [int(axes.images[0].get_array()[0, 0, 0]) for axes in rendered.canvas.axes]
     assert levels == [200, 1, 1, 1, 1] * 2
 
 
@@ -192,13 +192,13 @@ def test_scores_are_means_over_the_named_concepts(
 ) -> None:
     from ldm.experiments.figures.subjects import Subject
 
-    studio = Studio(request(tmp_path))
-    studio.__dict__["extractor"] = Levels()
+    session = Session(request(tmp_path))
+    session.__dict__["extractor"] = Levels()
     grey = {"a": Image.new("RGB", (4, 4), (0,) * 3), "b": Image.new("RGB", (4, 4), (1,) * 3)}
-    monkeypatch.setattr(Studio, "subject", lambda _, name: Subject(name, (grey[name],)))
+    monkeypatch.setattr(Session, "subject", lambda _, name: Subject(name, (grey[name],)))
     drawn = [[GeneratedImage(grey["a"], prompt, 0)] for prompt in ("*", "* @")]
-    monkeypatch.setattr(Studio, "draw", lambda *_, **__: drawn)
-    (alone,), (both,) = studio.draw_line(Line(("a", "b"), ("*", "* @")), 1)
+    monkeypatch.setattr(Session, "draw", lambda *_, **__: drawn)
+    (alone,), (both,) = session.generate_line(Line(("a", "b"), ("*", "* @")), 1)
     one = float(torch.tensor(1.0).cos())
     assert alone.image == pytest.approx(1)
     assert both.image == pytest.approx((1 + one) / 2)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
-from ldm.experiments.figures.layout import Cell, Row, draw_grid
+from ldm.experiments.figures.layout import Cell, Row, grid_figure
 from ldm.experiments.figures.local_edit import own_spec, scene
 from ldm.experiments.figures.output import read_table, save
-from ldm.experiments.figures.record import Drawing, Table, find
+from ldm.experiments.figures.record import Rendered, Table, find
 from ldm.experiments.figures.registry import FIGURES
 from ldm.experiments.figures.request import Request
 from ldm.miniature.world import render
@@ -34,7 +34,7 @@ def shown(canvas: Canvas) -> list[int]:
 
 def test_images_stand_in_their_order() -> None:
     rows = [Row("a", [Cell(grey(1)), Cell(grey(2))]), Row("b", [Cell(grey(3)), Cell(None)])]
-    canvas = draw_grid(rows, title="t")
+    canvas = grid_figure(rows, title="t")
     assert shown(canvas) == [1, 2, 3]
     left, right, below, _ = (axes.get_position() for axes in canvas.axes)
     assert left.x1 <= right.x0
@@ -53,7 +53,7 @@ def test_nothing_overlaps_and_nothing_leaves_the_page(
     columns = max(columns, sum(spans))
     row = Row("label", [Cell(grey(i, 1), title) for i in range(columns)])
     headings = [("group", span) for span in spans]
-    canvas = draw_grid([row, row], title=title, headings=headings)
+    canvas = grid_figure([row, row], title=title, headings=headings)
     boxes = [axes.get_position() for axes in canvas.axes]
     assert all(b.x0 >= 0 and b.x1 <= 1 and b.y0 >= 0 and b.y1 <= 1 for b in boxes)
     for i, one in enumerate(boxes):
@@ -64,8 +64,8 @@ def test_nothing_overlaps_and_nothing_leaves_the_page(
 @pytest.mark.parametrize("title", ["short", "a title of many more words that needs its lines"])
 def test_titles_do_not_reach_the_images_above(title: str) -> None:
     rows = [Row("label", [Cell(grey(i), title) for i in range(2)]) for _ in range(2)]
-    canvas = draw_grid(rows, title="t")
-    canvas.canvas.draw()
+    canvas = grid_figure(rows, title="t")
+    canvas.canvas.generate()
     upper, lower = canvas.axes[0], canvas.axes[2]
     drawn = lower.title.get_window_extent()
     assert drawn.y1 <= upper.get_window_extent().y0
@@ -75,7 +75,7 @@ def test_titles_do_not_reach_the_images_above(title: str) -> None:
 
 def test_small_images_are_enlarged_by_whole_pixels() -> None:
     small, large = (
-        draw_grid([Row("", [Cell(grey(0, side))])], title="").axes[0].images[0]
+        grid_figure([Row("", [Cell(grey(0, side))])], title="").axes[0].images[0]
         for side in (64, 256)
     )
     assert small.get_interpolation() == "nearest"
@@ -84,18 +84,20 @@ def test_small_images_are_enlarged_by_whole_pixels() -> None:
 
 def test_no_images_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one cell"):
-        draw_grid([], title="t")
+        grid_figure([], title="t")
 
 
 @pytest.fixture
-def drawing() -> Drawing:
-    canvas = draw_grid([Row("a", [Cell(grey(1))])], title="t")
-    return Drawing(canvas, Table(("prompt", "score"), [("a, b", 0.5), ("*", None)]), ("A note.",))
+def rendered() -> Rendered:
+    canvas = grid_figure([Row("a", [Cell(grey(1))])], title="t")
+    return Rendered(canvas, Table(("prompt", "score"), [("a, b", 0.5), ("*", None)]), ("A note.",))
 
 
-def test_a_figure_has_four_files_that_say_how_it_was_made(drawing: Drawing, tmp_path: Path) -> None:
+def test_a_figure_has_four_files_that_say_how_it_was_made(
+    rendered: Rendered, tmp_path: Path
+) -> None:
     (figure,) = find(FIGURES, "1")
-    files = save(figure, drawing, tmp_path / "new", COMMAND, {"seed": 7})
+    files = save(figure, rendered, tmp_path / "new", COMMAND, {"seed": 7})
     assert [path.name for path in files] == ["fig01.png", "fig01.pdf", "fig01.csv", "fig01.txt"]
     png, pdf, table, text = files
     with Image.open(png) as image:
@@ -111,25 +113,25 @@ def test_a_figure_has_four_files_that_say_how_it_was_made(drawing: Drawing, tmp_
         assert part in text.read_text()
 
 
-def test_the_table_is_plain_csv_after_its_comment(drawing: Drawing, tmp_path: Path) -> None:
+def test_the_table_is_plain_csv_after_its_comment(rendered: Rendered, tmp_path: Path) -> None:
     (figure,) = find(FIGURES, "1")
-    table = save(figure, drawing, tmp_path, COMMAND, {})[2]
+    table = save(figure, rendered, tmp_path, COMMAND, {})[2]
     with table.open() as file:
         assert next(file).startswith("# ")
         assert next(csv.reader(file)) == ["prompt", "score"]
 
 
-def test_a_figure_drawn_again_is_the_same(drawing: Drawing, tmp_path: Path) -> None:
+def test_a_figure_drawn_again_is_the_same(rendered: Rendered, tmp_path: Path) -> None:
     (figure,) = find(FIGURES, "1")
-    first = [path.read_bytes() for path in save(figure, drawing, tmp_path, COMMAND, {})]
-    assert [path.read_bytes() for path in save(figure, drawing, tmp_path, COMMAND, {})] == first
+    first = [path.read_bytes() for path in save(figure, rendered, tmp_path, COMMAND, {})]
+    assert [path.read_bytes() for path in save(figure, rendered, tmp_path, COMMAND, {})] == first
 
 
 def test_the_mask_of_figure_9_hides_the_whole_square() -> None:
-    picture, mask = scene(Request(*[Path()] * 6))
+    image, mask = scene(Request(*[Path()] * 6))
     white = render(replace(own_spec(), colour="white"), 64)
     kept = ~np.asarray(mask)
     # Outside the mask the image does not depend on what stands inside: no corner, no rim.
-    difference = np.abs(np.asarray(picture) / 127.5 - 1 - white).max(-1)
+    difference = np.abs(np.asarray(image) / 127.5 - 1 - white).max(-1)
     assert difference[kept].max() <= 1 / 127
     assert difference[~kept].max() > 0.5

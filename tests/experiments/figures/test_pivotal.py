@@ -82,7 +82,8 @@ def test_a_run_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("concept", "said"), [("unicorn", "no concept 'unicorn'"), ("any-star", "says no first word")]
+    ("concept", "said"),
+    [("unicorn", "no concept 'unicorn'"), ("any-star", "says no initializer word")],
 )
 def test_what_cannot_be_tuned_is_one_line(concept: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):

@@ -14,7 +14,7 @@ from ldm.experiments.figures.published import RANKS, SET_SIZE, TRADE_OFF
 from ldm.experiments.figures.record import find
 from ldm.experiments.figures.registry import FIGURES
 from ldm.experiments.figures.request import Request
-from ldm.experiments.figures.studio import Studio
+from ldm.experiments.figures.session import Session
 from ldm.experiments.figures.style import marker
 from ldm.experiments.protocol.table import SUMMARY
 from ldm.util import UserError
@@ -22,8 +22,8 @@ from ldm.util import UserError
 VARIANTS = ("ours", "high_lr", "low_lr", "image_only", "prompt_only", "captions_short")
 
 
-def row(variant: str, text: float, image: float, pictures: int = 5) -> dict[str, str]:
-    made = {"variant": variant, "source": "learned", "training_pictures": str(pictures)}
+def row(variant: str, text: float, image: float, found: int = 5) -> dict[str, str]:
+    made = {"variant": variant, "source": "learned", "training_pictures": str(found)}
     for score, value in (("text", text), ("image", image)):
         ends = {"value": value, "low": value - 0.02, "high": value + 0.01}
         made |= {f"{score}_{end}": f"{number:.6f}" for end, number in ends.items()}
@@ -41,9 +41,9 @@ def table(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def studio(table: Path) -> Studio:
+def session(table: Path) -> Session:
     nowhere = table / "nowhere"
-    return Studio(Request(nowhere, nowhere / "model", nowhere, nowhere, table, table / "out"))
+    return Session(Request(nowhere, nowhere / "model", nowhere, nowhere, table, table / "out"))
 
 
 def plotted(canvas: Canvas, panel: int) -> set[tuple[float, float]]:
@@ -65,31 +65,31 @@ def test_the_reader_gives_the_tables_numbers(table: Path) -> None:
 
 
 def test_figure_10a_plots_the_table_beside_the_paper(table: Path) -> None:
-    drawing = points.trade_off(find(FIGURES, "10a")[0], studio(table))
-    here = [r for r in drawing.table.rows if r[0] == "here"]
+    rendered = points.trade_off(find(FIGURES, "10a")[0], session(table))
+    here = [r for r in rendered.table.rows if r[0] == "here"]
     assert [r[1] for r in here] == list(VARIANTS)  # sizes belong to figure 12
-    assert plotted(drawing.canvas, 1) == {(r[3], r[6]) for r in here}
+    assert plotted(rendered.canvas, 1) == {(r[3], r[6]) for r in here}
     closer = {(r[3], r[6]) for r in here if r[1] not in ("image_only", "prompt_only")}
-    assert plotted(drawing.canvas, 2) == closer < plotted(drawing.canvas, 1)
-    paper = [r for r in drawing.table.rows if r[0] == "paper"]
+    assert plotted(rendered.canvas, 2) == closer < plotted(rendered.canvas, 1)
+    paper = [r for r in rendered.table.rows if r[0] == "paper"]
     assert {r[1]: (r[3], r[6]) for r in paper} == {
         n: (p.text, p.image) for n, p in TRADE_OFF.items()
     }
-    assert plotted(drawing.canvas, 0) == {(p.text, p.image) for p in TRADE_OFF.values()}
+    assert plotted(rendered.canvas, 0) == {(p.text, p.image) for p in TRADE_OFF.values()}
 
 
 def test_figure_12_has_the_whole_set_as_its_last_size(table: Path) -> None:
-    drawing = points.set_size(find(FIGURES, "12")[0], studio(table))
-    here = [r for r in drawing.table.rows if r[0] == "here"]
+    rendered = points.set_size(find(FIGURES, "12")[0], session(table))
+    here = [r for r in rendered.table.rows if r[0] == "here"]
     assert [(r[1], r[2]) for r in here[:3]] == [("ours_n1", 1), ("ours_n3", 3), ("ours_n5", 5)]
     assert {r[1] for r in here[3:]} == {"image_only", "prompt_only", "captions_short"}
-    written = {text.get_text() for text in drawing.canvas.axes[0].texts}
+    written = {text.get_text() for text in rendered.canvas.axes[0].texts}
     assert written == {str(n) for n in SET_SIZE}
 
 
 def test_intervals_are_drawn_where_the_table_has_them(table: Path) -> None:
-    drawing = points.trade_off(find(FIGURES, "10a")[0], studio(table))
-    (bars, _) = drawing.canvas.axes[1].containers[0].lines[2]
+    rendered = points.trade_off(find(FIGURES, "10a")[0], session(table))
+    (bars, _) = rendered.canvas.axes[1].containers[0].lines[2]
     (segment,) = bars.get_segments()
     assert segment[:, 0] == pytest.approx([0.18, 0.21])
 
@@ -99,14 +99,14 @@ def test_a_table_without_sizes_says_so(table: Path) -> None:
     kept = [line for line in path.read_text().splitlines() if not line.startswith("ours_n")]
     path.write_text("\n".join(kept))
     with pytest.raises(UserError, match="no training-set sizes"):
-        points.set_size(find(FIGURES, "12")[0], studio(table))
+        points.set_size(find(FIGURES, "12")[0], session(table))
 
 
 @pytest.mark.parametrize("text", ["", "variant,text_value\nours,1\n", "variant\nours\n"])
 def test_a_table_that_is_none_is_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "summary.csv").write_text(text)
     with pytest.raises(UserError) as error:
-        points.trade_off(find(FIGURES, "10a")[0], studio(tmp_path))
+        points.trade_off(find(FIGURES, "10a")[0], session(tmp_path))
     assert "\n" not in str(error.value)
 
 

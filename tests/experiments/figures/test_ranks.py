@@ -11,10 +11,10 @@ import pytest
 from ldm.cli import figures as cli
 from ldm.experiments.figures import ranks
 from ldm.experiments.figures.published import RANKS
-from ldm.experiments.figures.record import Drawing, find
+from ldm.experiments.figures.record import Rendered, find
 from ldm.experiments.figures.registry import FIGURES
 from ldm.experiments.figures.request import Request
-from ldm.experiments.figures.studio import Studio
+from ldm.experiments.figures.session import Session
 from ldm.experiments.study.questionnaire import KINDS, Choice, Question, Study, write_key
 from ldm.util import UserError
 
@@ -44,10 +44,10 @@ def answer(
     return path
 
 
-def draw(folder: Path, answers: Sequence[Path]) -> Drawing:
+def generate(folder: Path, answers: Sequence[Path]) -> Rendered:
     write_key(folder / "key.json", study())
     request = Request(*[folder] * 6, answers=answers, key=folder / "key.json")
-    return ranks.user_study(find(FIGURES, "10b")[0], Studio(request))
+    return ranks.user_study(find(FIGURES, "10b")[0], Session(request))
 
 
 def all_answers(folder: Path, by: str = "") -> list[Path]:
@@ -60,27 +60,27 @@ def all_answers(folder: Path, by: str = "") -> list[Path]:
 
 
 def test_mean_ranks_are_plotted_and_written(tmp_path: Path) -> None:
-    drawing = draw(tmp_path, all_answers(tmp_path))
-    here = {row[1]: row[2:4] for row in drawing.table.rows if row[0] == "here"}
+    rendered = generate(tmp_path, all_answers(tmp_path))
+    here = {row[1]: row[2:4] for row in rendered.table.rows if row[0] == "here"}
     for model, mean in (("ours", 8 / 3), ("short", 2), ("three_words", 4 / 3)):
         assert here[model] == pytest.approx((mean, mean))
-    paper = {row[1]: row[2:4] for row in drawing.table.rows if row[0] == "paper"}
+    paper = {row[1]: row[2:4] for row in rendered.table.rows if row[0] == "paper"}
     assert paper == {name: (rank.text, rank.image) for name, rank in RANKS.items()}
-    right = drawing.canvas.axes[1]
+    right = rendered.canvas.axes[1]
     plotted = [(float(x[0]), float(y[0])) for x, y in (line.get_data() for line in right.lines)]
     assert plotted == [here[model] for model in MODELS]
     assert len(right.patches) == len(MODELS)
     assert right.get_title() == "here, 3 participants by images and 3 by texts"
-    assert "people" not in " ".join(drawing.notes)
+    assert "people" not in " ".join(rendered.notes)
 
 
 def test_an_extractors_rankings_are_never_shown_as_peoples(tmp_path: Path) -> None:
-    drawing = draw(tmp_path, all_answers(tmp_path, by="extractor scorer"))
+    rendered = generate(tmp_path, all_answers(tmp_path, by="extractor scorer"))
     said = "rankings by extractor scorer, not by people"
-    title = drawing.canvas.axes[1].get_title()
+    title = rendered.canvas.axes[1].get_title()
     assert title == f"here: {said}\n3 simulated participants by images and 3 by texts"
-    assert any(said in note for note in drawing.notes)
-    assert {row[0] for row in drawing.table.rows} == {"paper", f"here, {said}"}
+    assert any(said in note for note in rendered.notes)
+    assert {row[0] for row in rendered.table.rows} == {"paper", f"here, {said}"}
 
 
 def test_figures_refuse_answers_of_people_and_of_an_extractor(tmp_path: Path) -> None:
@@ -88,13 +88,13 @@ def test_figures_refuse_answers_of_people_and_of_an_extractor(tmp_path: Path) ->
     with pytest.raises(
         UserError, match=r"by people and .* by extractor scorer: analyse them apart"
     ):
-        draw(tmp_path, [*all_answers(tmp_path), simulated])
+        generate(tmp_path, [*all_answers(tmp_path), simulated])
 
 
 def test_answers_of_another_study_are_refused(tmp_path: Path) -> None:
     other = answer(tmp_path, "image", "eve", MODELS, of="another")
     with pytest.raises(UserError, match="another study"):
-        draw(tmp_path, [other])
+        generate(tmp_path, [other])
 
 
 def test_without_answers_figure_10_draws_its_other_half_and_says_so(

@@ -43,11 +43,11 @@ def test_chalk_is_light_lines_on_a_dark_board(tmp_path: Path) -> None:
 
 
 def test_arcade_is_dark_and_of_coarse_pixels(tmp_path: Path) -> None:
-    picture = np.asarray(open_rgb(write_set("arcade", tmp_path) / "1.png"))
+    image = np.asarray(open_rgb(write_set("arcade", tmp_path) / "1.png"))
     side = SIZE // PIXEL_BLOCKS
-    blocks = picture.reshape(PIXEL_BLOCKS, side, PIXEL_BLOCKS, side, 3)
+    blocks = image.reshape(PIXEL_BLOCKS, side, PIXEL_BLOCKS, side, 3)
     assert (blocks == blocks[:, :1, :, :1]).all()
-    assert picture.mean() < 100 < 150 < picture.max()
+    assert image.mean() < 100 < 150 < image.max()
 
 
 @pytest.mark.parametrize("name", list(SETS))

@@ -1,4 +1,4 @@
-"""Concepts as the figures read them, and drawing from an image."""
+"""Concepts as the figures read them, and generating from an image."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ ROOT = Path(__file__).parents[3]
 
 def test_a_shipped_concept_has_two_captions_and_a_first_word() -> None:
     found = read_subject(ROOT / "examples" / "concepts" / "red-mug")
-    assert (found.name, found.first_word) == ("red-mug", "mug")
+    assert (found.name, found.initializer_word) == ("red-mug", "mug")
     assert found.short == ("a red mug",)
     assert found.long == ("a red mug with white stripes",)
-    assert len(found.pictures) == 5
+    assert len(found.found) == 5
 
 
 def test_captions_beside_the_images_are_sorted_by_length(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_captions_beside_the_images_are_sorted_by_length(tmp_path: Path) -> None
     found = read_subject(tmp_path)
     assert found.short == ("a clay statue",)
     assert found.long == (long,)
-    assert found.first_word == ""
+    assert found.initializer_word == ""
 
 
 def test_the_words_own_file_says_its_first_word(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_the_words_own_file_says_its_first_word(tmp_path: Path) -> None:
     facts = {"first_words": '{"*": "vessel"}'}
     write_words(word, {"*": torch.zeros(1, 128)}, {"*": 5}, facts)
     found = read_subject(ROOT / "examples" / "concepts" / "red-mug", word)
-    assert found.first_word == "vessel"
+    assert found.initializer_word == "vessel"
 
 
 def test_a_broken_record_is_one_line(some_concepts: Path) -> None:

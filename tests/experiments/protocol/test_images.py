@@ -1,4 +1,4 @@
-"""Pictures that cells keep for people to look at."""
+"""Images that cells keep for people to look at."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ldm.experiments.protocol.images import keeping, read_images, write_images
 from ldm.util import UserError
 
 
-def _draw(prompts: Sequence[str], each: int) -> list[Image.Image]:
-    """Draw images whose colour tells prompt and number."""
+def _image_source(prompts: Sequence[str], each: int) -> list[Image.Image]:
+    """Generate images whose colour tells prompt and number."""
     return [
         Image.new("RGB", (4, 4), (len(prompt), i, 0)) for prompt in prompts for i in range(each)
     ]
@@ -22,8 +22,8 @@ def _draw(prompts: Sequence[str], each: int) -> list[Image.Image]:
 
 def test_the_first_images_of_each_prompt_come_back_as_they_were(tmp_path: Path) -> None:
     kept: dict[str, list[Image.Image]] = {}
-    draw = keeping(_draw, 2, kept)
-    all_drawn = draw(["a *"], 3) + draw(["a * on the moon", "im Garten, ein *"], 5)
+    source = keeping(_image_source, 2, kept)
+    all_drawn = source(["a *"], 3) + source(["a * on the moon", "im Garten, ein *"], 5)
     assert len(all_drawn) == 13
     write_images(tmp_path / "pictures.zip", kept)
     found = read_images(tmp_path / "pictures.zip")
@@ -36,7 +36,7 @@ def test_the_first_images_of_each_prompt_come_back_as_they_were(tmp_path: Path) 
 
 def test_fewer_drawn_than_to_be_kept_are_all_kept() -> None:
     kept: dict[str, list[Image.Image]] = {}
-    keeping(_draw, 4, kept)(["a", "b"], 1)
+    keeping(_image_source, 4, kept)(["a", "b"], 1)
     assert {prompt: len(images) for prompt, images in kept.items()} == {"a": 1, "b": 1}
 
 

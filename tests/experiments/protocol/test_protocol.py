@@ -1,4 +1,4 @@
-"""The command with the shipped miniature: real training, drawing and scoring, from end to end."""
+"""The command with the shipped miniature: real training, generation and scoring."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_changed_settings_run_a_cell_anew_and_say_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_table(tmp_path, small_table())
-    run_table(tmp_path, small_table(pictures=3))
+    run_table(tmp_path, small_table(images=3))
     assert len(trace(tmp_path)) == 2 * len(small_table())
     assert "cat/ours/seed1: its settings have changed, it is run anew" in capsys.readouterr().err
 

@@ -68,7 +68,7 @@ def test_the_papers_protocol_is_the_papers(tmp_path: Path) -> None:
     )
     check_training(spec)
     assert set(PAPER) <= {variant.name for variant in spec.variants}
-    asked = (spec.pictures, spec.sampler_steps, spec.scale, spec.extractor)
+    asked = (spec.images, spec.sampler_steps, spec.scale, spec.extractor)
     assert asked == (64, 50, 5.0, "openai/clip-vit-base-patch32")
     assert {v.steps for v in spec.variants} == {5000, 400}
 
@@ -79,7 +79,7 @@ def test_cells_are_concepts_by_variants_by_seeds_and_images_know_no_seed() -> No
     assert len(names) == len(set(names)) == 2 * (2 * 4 + 1)
     first = ("ours/seed1", "ours/seed2", "captions_short/seed1")
     assert names[:3] == [f"teal-star/{name}" for name in first]
-    assert {cell.images_drawn for cell in cells(spec) if cell.source == "images"} == {0}
+    assert {cell.images_generated for cell in cells(spec) if cell.source == "images"} == {0}
     sized = next(cell for cell in cells(spec) if cell.variant == "ours_n2")
     assert sized.learn is not None
     assert len(sized.learn["pictures"]) == 2

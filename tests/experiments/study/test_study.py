@@ -133,10 +133,10 @@ def test_a_page_asks_nothing_of_the_network_and_names_no_model(study, kind):
     assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?!data:)[^"'>]+""", html)
     for forbidden in ("http:", "https:", "//cdn", "@import", "url(", "fetch(", "XMLHttp"):
         assert forbidden not in html
-    pictures = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", html)
+    images = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", html)
     questions = study.questions[kind]
-    assert len(pictures) == sum(len(q.examples) + len(q.choices) for q in questions)
-    seen = html.encode() + b"".join(base64.b64decode(picture) for picture in pictures)
+    assert len(images) == sum(len(q.examples) + len(q.choices) for q in questions)
+    seen = html.encode() + b"".join(base64.b64decode(image) for image in images)
     for model in MODELS:
         assert model.encode() not in seen
     assert b"manifest" not in seen
@@ -206,11 +206,11 @@ def test_pairs_have_the_covariance_of_their_mean():
 def test_the_covariance_of_partly_paired_means_is_what_repetition_finds():
     """10 in both, 10 more by text alone, correlation 0.8."""
     rng = np.random.default_rng(2)
-    draws = rng.multivariate_normal([0, 0], [[1, 0.8], [0.8, 1]], size=(20000, 20))
-    means = np.stack([draws[..., 0].mean(1), draws[:, :10, 1].mean(1)])
+    sources = rng.multivariate_normal([0, 0], [[1, 0.8], [0.8, 1]], size=(20000, 20))
+    means = np.stack([sources[..., 0].mean(1), sources[:, :10, 1].mean(1)])
     found = [
         covariance_of_means(dict(enumerate(one[:, 0])), dict(enumerate(one[:10, 1])))
-        for one in draws[:2000]
+        for one in sources[:2000]
     ]
     np.testing.assert_allclose(np.mean(found, axis=0), np.cov(means), atol=4e-3)
 
@@ -238,8 +238,8 @@ def test_the_ellipses_size_is_hotellings():
 def test_ellipses_hold_the_truth_in_95_of_100_studies():
     rng = np.random.default_rng(3)
     held = 0
-    for draws in rng.multivariate_normal([3, 3], [[1, 0.5], [0.5, 2]], size=(2000, 8)):
-        x, y = draws.T
+    for sources in rng.multivariate_normal([3, 3], [[1, 0.5], [0.5, 2]], size=(2000, 8)):
+        x, y = sources.T
         covariance = covariance_of_means(dict(enumerate(x)), dict(enumerate(y)))
         e = ellipse_of(covariance, 8)
         turn = np.deg2rad(e.angle)
@@ -300,7 +300,7 @@ def test_a_key_finds_its_images_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     question = read_key(tmp_path / "moved" / "key.json").questions["text"][0]
     assert question.examples == (str(tmp_path / "moved" / "a.png"),)
-    found = [choice.picture for choice in question.choices]
+    found = [choice.image for choice in question.choices]
     assert found == [str(tmp_path / "moved" / "a.png"), str(apart)]
 
 
@@ -312,7 +312,7 @@ def test_a_key_of_before_finds_its_images_from_where_it_was_made(study, tmp_path
     content["questions"]["text"][0]["choices"][0]["picture"] = "drawn/a.png"
     (tmp_path / "study" / "key.json").write_text(json.dumps(content))
     question = read_key(tmp_path / "study" / "key.json").questions["text"][0]
-    assert question.choices[0].picture == "drawn/a.png"
+    assert question.choices[0].image == "drawn/a.png"
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ def test_a_manifest_that_lacks_something_is_refused(tmp_path, drop, message):
     ("name", "text", "message"),
     [
         ("m.csv", "", "no rows"),
-        ("m.csv", "model,prompt\nours,a\n", "row 1: no picture"),
+        ("m.csv", "model,prompt\nours,a\n", "row 1: no image"),
         ("m.csv", "model,picture\nours,a.png\n", "row 1: no prompt"),
         ("m.csv", "model,prompt,picture\nours,a,b.png\n", r"row 1: image .*b\.png does not"),
         ("m.json", "{", "m.json: Expecting"),

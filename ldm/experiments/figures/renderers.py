@@ -1,16 +1,16 @@
-"""Every painter by name: (figure, studio) → drawing."""
+"""Every renderer by name: (figure, session) → rendered figure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
 from ldm.experiments.figures import bias, comparison, gallery, inversion, local_edit, points, ranks
-from ldm.experiments.figures.record import Drawing, Figure
-from ldm.experiments.figures.studio import Studio
+from ldm.experiments.figures.record import Figure, Rendered
+from ldm.experiments.figures.session import Session
 
-Painter = Callable[[Figure, Studio], Drawing]
+Renderer = Callable[[Figure, Session], Rendered]
 
-PAINTERS: Mapping[str, Painter] = {
+RENDERERS: Mapping[str, Renderer] = {
     "curated": gallery.curated,
     "uncurated": gallery.uncurated,
     "prompts": gallery.prompts,

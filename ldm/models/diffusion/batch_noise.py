@@ -18,8 +18,8 @@ def timesteps_of(u: Tensor, num_timesteps: int, power: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Draws:
-    """Draws the random numbers of a batch on the CPU.
+class BatchNoise:
+    """Samples the random numbers of a batch on the CPU.
 
     The numbers of a sample depend on the seed and on its index alone. Therefore a batch does not
     depend on workers, processes or interruptions.
@@ -30,7 +30,7 @@ class Draws:
         downsampling: pixels of an image to an element of its latent, along a side.
         image_key: key of the images in a batch, [b, h, w, c].
         num_timesteps: T; 0 for an autoencoder, which needs no timesteps.
-        timestep_power: 1 draws uniform timesteps (the paper); see `LatentDiffusion`.
+        timestep_power: 1 samples uniform timesteps (the paper); see `LatentDiffusion`.
     """
 
     seed: int
@@ -57,11 +57,11 @@ class Draws:
         else:
             _, h, w, _ = batch[self.image_key].shape
             shape = (self.channels, h // self.downsampling, w // self.downsampling)
-        drawn = {"posterior_noise": normal(self.seed, samples, shape, Purpose.POSTERIOR)}
+        found = {"posterior_noise": normal(self.seed, samples, shape, Purpose.POSTERIOR)}
         if not self.num_timesteps:
-            return drawn
+            return found
         noise = normal(self.seed, samples, shape, Purpose.NOISE)
-        return drawn | {"timestep": self._timesteps(samples), "noise": noise}
+        return found | {"timestep": self._timesteps(samples), "noise": noise}
 
     def _timesteps(self, samples: list[int]) -> Tensor:
         if self.timestep_power == 1.0:

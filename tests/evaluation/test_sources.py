@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.evaluation import draws
-from ldm.evaluation.draws import (
+from ldm.evaluation import sources
+from ldm.evaluation.sources import (
     captioned,
     check_lengths,
     from_captions,
@@ -63,11 +63,11 @@ def colours(images: Sequence[Image.Image]) -> list[int]:
 
 def test_image_i_has_seed_i(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder, kept = Recorder(), []
-    monkeypatch.setattr(draws, "generate", recorder)
-    draw = from_model(MODEL, Sampling(seed=5), keep=kept.extend)
-    assert colours(draw(["a", "b"], 4)) == list(range(5, 13))
+    monkeypatch.setattr(sources, "generate", recorder)
+    source = from_model(MODEL, Sampling(seed=5), keep=kept.extend)
+    assert colours(source(["a", "b"], 4)) == list(range(5, 13))
     assert recorder.texts == ["a"] * 4 + ["b"] * 4
-    assert [picture.seed for picture in kept] == list(range(5, 13))
+    assert [image.seed for image in kept] == list(range(5, 13))
 
 
 def test_it_draws_what_generate_draws(untrained_miniature) -> None:
@@ -77,32 +77,32 @@ def test_it_draws_what_generate_draws(untrained_miniature) -> None:
         untrained_miniature / "config.yaml", untrained_miniature / "model.safetensors"
     )
     sampling = Sampling(steps=2, scale=3.0, seed=7, batch_size=2)
-    drawn = from_model(model, sampling)(["a red star", "a mug"], 2)
+    generated = from_model(model, sampling)(["a red star", "a mug"], 2)
     expected = generate(
         model, ["a red star", "a mug"], replace(sampling, batch_size=3), samples_per_prompt=2
     )
-    for one, other in zip(drawn, expected, strict=True):
+    for one, other in zip(generated, expected, strict=True):
         difference = np.asarray(one, np.int16) - np.asarray(other.image, np.int16)
         assert abs(difference).max() <= 1  # batches of other sizes round otherwise
 
 
 def test_captions_stand_in_the_words_place_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder()
-    monkeypatch.setattr(draws, "generate", recorder)
-    draw = from_captions(from_model(MODEL, Sampling(seed=0)), ["a cat", "my dog"], ["*", "@"])
-    images = draw(["A photo of *", "Elmo, @ and *"], 3)
+    monkeypatch.setattr(sources, "generate", recorder)
+    source = from_captions(from_model(MODEL, Sampling(seed=0)), ["a cat", "my dog"], ["*", "@"])
+    images = source(["A photo of *", "Elmo, @ and *"], 3)
     assert recorder.texts == [
         "A photo of a cat", "A photo of my dog", "A photo of a cat",
         "Elmo, a cat and a cat", "Elmo, my dog and my dog", "Elmo, a cat and a cat",
     ]  # fmt: skip
     assert colours(images) == list(range(6))
     with pytest.raises(ValueError, match="at least one text"):
-        from_captions(draw, [], ["*"])
+        from_captions(source, [], ["*"])
 
 
 def test_prompts_alone_lose_the_word(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder()
-    monkeypatch.setattr(draws, "generate", recorder)
+    monkeypatch.setattr(sources, "generate", recorder)
     from_prompts(from_model(MODEL, Sampling()), ["*"])(["A photo of * on the moon"], 2)
     assert recorder.texts == ["A photo of on the moon"] * 2
 

@@ -1,6 +1,6 @@
 """Where an evaluation's images come from: a model with its word, or what the paper compares with.
 
-Each function returns a `Draw`: (prompts, images of each) → images, a prompt's side by side.
+Each function returns an `ImageSource`: (prompts, images of each) → images, a prompt's side by side.
 Image i of a call begins from the noise of seed + i whatever the source, so that variants are
 compared on the same noises.
 """
@@ -19,7 +19,7 @@ from ldm.util import UserError, quote
 from ldm.words.placeholders import replace
 
 # (prompts, images of each) -> images, those of one prompt side by side.
-Draw = Callable[[Sequence[str], int], list[Image.Image]]
+ImageSource = Callable[[Sequence[str], int], list[Image.Image]]
 
 
 def from_model(
@@ -28,8 +28,8 @@ def from_model(
     *,
     keep: Callable[[Sequence[GeneratedImage]], None] | None = None,
     progress: bool = False,
-) -> Draw:
-    """Draw with a model that has its words loaded.
+) -> ImageSource:
+    """Generate with a model that has its words loaded.
 
     Args:
         model: a `LatentDiffusion`.
@@ -38,7 +38,7 @@ def from_model(
         progress: show a bar.
     """
 
-    def draw(prompts: Sequence[str], each: int) -> list[Image.Image]:
+    def source(prompts: Sequence[str], each: int) -> list[Image.Image]:
         with tqdm(total=len(prompts) * each, unit=" images", disable=not progress) as bar:
 
             def kept(batch: Sequence[GeneratedImage]) -> None:
@@ -49,21 +49,23 @@ def from_model(
             made = generate(model, prompts, sampling, samples_per_prompt=each, keep=kept)
         return [one.image for one in made]
 
-    return draw
+    return source
 
 
-def from_captions(draw: Draw, captions: Sequence[str], placeholders: Sequence[str]) -> Draw:
-    """Draw with a human's captions in the word's place (paper, section 4.2), by turns.
+def from_captions(
+    source: ImageSource, captions: Sequence[str], placeholders: Sequence[str]
+) -> ImageSource:
+    """Generate with a human's captions in the word's place (paper, section 4.2), by turns.
 
     Image i of each prompt has caption i mod n.
     """
     if not captions:
         raise ValueError("captions must hold at least one text, got none")
 
-    def drawn(prompts: Sequence[str], each: int) -> list[Image.Image]:
-        return draw(captioned(prompts, each, captions, placeholders), 1)
+    def generated(prompts: Sequence[str], each: int) -> list[Image.Image]:
+        return source(captioned(prompts, each, captions, placeholders), 1)
 
-    return drawn
+    return generated
 
 
 def captioned(
@@ -80,28 +82,28 @@ def captioned(
     return texts
 
 
-def from_prompts(draw: Draw, placeholders: Sequence[str]) -> Draw:
-    """Draw the prompts without the word: the reference for text similarity (paper, section 4.2)."""
+def from_prompts(source: ImageSource, placeholders: Sequence[str]) -> ImageSource:
+    """Leave the word out of the prompts: the reference for text similarity (paper, section 4.2)."""
 
-    def drawn(prompts: Sequence[str], each: int) -> list[Image.Image]:
-        return draw([without_placeholders(prompt, placeholders) for prompt in prompts], each)
+    def generated(prompts: Sequence[str], each: int) -> list[Image.Image]:
+        return source([without_placeholders(prompt, placeholders) for prompt in prompts], each)
 
-    return drawn
+    return generated
 
 
-def from_images(training: Sequence[Image.Image]) -> Draw:
-    """Give the training images as if drawn: the reference for image similarity (section 4.2).
+def from_images(training: Sequence[Image.Image]) -> ImageSource:
+    """Give the training images as if generated: the reference for image similarity (section 4.2).
 
     Images of a prompt are the training images in their order, from the first again after the
-    last; each is compared with itself too, as an image drawn at random from the set would be.
+    last; each is compared with itself too, as a random image of the set would be.
     """
     if not training:
         raise ValueError("training must hold at least one image, got none")
 
-    def drawn(prompts: Sequence[str], each: int) -> list[Image.Image]:
+    def generated(prompts: Sequence[str], each: int) -> list[Image.Image]:
         return [training[i % len(training)] for _ in prompts for i in range(each)]
 
-    return drawn
+    return generated
 
 
 def check_lengths(model: Any, texts: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Generate and score a figure's images with one model and one scorer."""
+"""Generate and score a figure's images: one model, its words in turn, one scorer."""
 
 from __future__ import annotations
 
@@ -32,25 +32,31 @@ ON_CPU = 16  # images at a time: more are no faster on one core
 
 @dataclass(frozen=True)
 class Scored:
-    """An image and its cosines: with the training images (mean), with its prompt."""
+    """An image and its cosines, in [-1, 1].
 
-    picture: GeneratedImage
-    image: float
-    text: float
+    Attributes:
+        generated: the image with its prompt and seed.
+        image_similarity: mean cosine with the training images.
+        text_similarity: cosine with the prompt without its words.
+    """
+
+    generated: GeneratedImage
+    image_similarity: float
+    text_similarity: float
 
     @property
-    def both(self) -> float:
-        """What the best of several is chosen by: the mean of the two cosines."""
-        return (self.image + self.text) / 2
+    def mean(self) -> float:
+        """The mean of both cosines, by which the best image is chosen."""
+        return (self.image_similarity + self.text_similarity) / 2
 
 
 @dataclass
-class Studio:
-    """Draws for one request; models are read when first needed.
+class Session:
+    """Generates and scores for one request; models are read when first needed.
 
     Attributes:
         request: what was asked.
-        is_tuned: draw with the model and the word of pivotal tuning.
+        is_tuned: use the model and the word of pivotal tuning.
     """
 
     request: Request
@@ -62,7 +68,7 @@ class Studio:
         """The `LatentDiffusion`, without words."""
         request = self.request
         moved = request.pivotal_files()[0] if self.is_tuned else None
-        model = load_model(request.config, request.weights, difference=moved)
+        model = load_model(request.config, request.weights, weight_delta=moved)
         load_words(model, [])
         return model.to(request.device)
 
@@ -73,11 +79,11 @@ class Studio:
 
     @cached_property
     def extractor(self) -> FeatureExtractor:
-        """What scores: the miniature's CLIP, or the paper's at 1.4B."""
+        """The scorer in the miniature, CLIP at 1.4B."""
         return find_extractor(self.extractor_name, self.request.device)
 
     def facts(self, figure: Figure) -> dict[str, Any]:
-        """Return what decided a figure that was drawn here, files by their hashes."""
+        """Return what decided a figure, files by their hashes."""
         request = self.request
         if "table" in figure.needs:
             return {"table": _hashed(request.table / "summary.csv")}
@@ -122,7 +128,7 @@ class Studio:
         request = self.request
         return request.pivotal_files()[1] if self.is_tuned else request.word_file(concept)
 
-    def draw(
+    def generate(
         self,
         prompts: Sequence[str],
         each: int,
@@ -130,7 +136,7 @@ class Studio:
         concepts: Sequence[str] = (),
         scale: float | None = None,
     ) -> list[list[GeneratedImage]]:
-        """Draw `each` images of every prompt; image i of a prompt has seed + i.
+        """Generate `each` images of every prompt; image i of a prompt has seed + i.
 
         Args:
             prompts: may name `*` and `@` where concepts are given.
@@ -145,17 +151,17 @@ class Studio:
         if concepts:
             self.take_words(concepts)
         log.info("  %s: %d x %d images", " + ".join(concepts) or "base", len(prompts), each)
-        pictures = generate(
+        found = generate(
             self.model,
             prompts,
             replace(self._sampling, scale=request.scale if scale is None else scale),
             samples_per_prompt=each,
             restart_seeds=True,
         )
-        return [pictures[i * each : (i + 1) * each] for i in range(len(prompts))]
+        return [found[i * each : (i + 1) * each] for i in range(len(prompts))]
 
-    def draw_texts(self, texts: Sequence[str]) -> list[GeneratedImage]:
-        """Draw one image of each text by the base model; image i has seed + i."""
+    def generate_texts(self, texts: Sequence[str]) -> list[GeneratedImage]:
+        """Generate one image of each text by the base model; image i has seed + i."""
         log.info("  base: %d images", len(texts))
         return generate(self.model, texts, self._sampling)
 
@@ -167,31 +173,29 @@ class Studio:
             steps=request.steps, scale=request.scale, seed=request.seed, batch_size=batch_size
         )
 
-    def draw_line(self, line: Line, each: int) -> list[list[Scored]]:
-        """Draw a line's prompts with its words and score every image."""
-        drawn = self.draw(line.prompts, each, concepts=line.concepts)
+    def generate_line(self, line: Line, each: int) -> list[list[Scored]]:
+        """Generate a line's prompts with its words and score every image."""
+        generated = self.generate(line.prompts, each, concepts=line.concepts)
         return [
-            self.score(pictures, prompt, *_named(prompt, line.concepts))
-            for prompt, pictures in zip(line.prompts, drawn, strict=True)
+            self.score(found, prompt, *_named(prompt, line.concepts))
+            for prompt, found in zip(line.prompts, generated, strict=True)
         ]
 
     @torch.no_grad()
-    def score(
-        self, pictures: Sequence[GeneratedImage], prompt: str, *concepts: str
-    ) -> list[Scored]:
+    def score(self, found: Sequence[GeneratedImage], prompt: str, *concepts: str) -> list[Scored]:
         """Score images against the prompt without its words, and concepts' training images.
 
         Of several concepts the likenesses are averaged.
         """
-        own = self.features([picture.image for picture in pictures])
+        own = self.features([one.image for one in found])
         likenesses = [
-            (own @ self.features(self.subject(concept).pictures).T).mean(-1) for concept in concepts
+            (own @ self.features(self.subject(concept).images).T).mean(-1) for concept in concepts
         ]
         images = torch.stack(likenesses).mean(0)
         texts = own @ self.text_features([without_placeholders(prompt, PLACEHOLDERS)])[0]
         return [
-            Scored(picture, float(image), float(text))
-            for picture, image, text in zip(pictures, images, texts, strict=True)
+            Scored(one, float(image), float(text))
+            for one, image, text in zip(found, images, texts, strict=True)
         ]
 
     def features(self, images: Sequence[Image.Image]) -> Tensor:
