@@ -44,6 +44,10 @@ TRAINER_FLAGS = {
     "limit_val_batches": int,
     "gradient_clip_val": float,
 }
+PRECISION = (
+    "32 (default); bf16 or fp16 cast frozen networks once and keep words in float32; auto; "
+    "or Lightning's own, such as bf16-mixed"
+)
 
 
 def flag(text: str) -> bool:
@@ -152,7 +156,8 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("the trainer (Lightning)")
     group.add_argument("--gpus", metavar="LIST", help="GPU numbers, as 0 or 0,1")
     for name, kind in TRAINER_FLAGS.items():
-        group.add_argument(f"--{name}", type=kind, metavar=kind.__name__.upper())
+        text = PRECISION if name == "precision" else None
+        group.add_argument(f"--{name}", type=kind, metavar=kind.__name__.upper(), help=text)
     parser.add_argument_group("overrides", "any a.b=c sets that entry of the configuration")
     return parser
 
