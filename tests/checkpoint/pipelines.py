@@ -129,7 +129,7 @@ def sd1(folder):
     )
 
 
-PIPELINES = {"ldm": ldm}
+PIPELINES = {"ldm": ldm, "sd1": sd1}
 
 
 def write_as_published(pipeline, folder):
