@@ -108,7 +108,7 @@ def test_inversion_writes_noise_the_image_and_the_edits(files, caplog):
     assert abs(difference).max() <= 1
     with pytest.raises(UserError, match=r"noise\.safetensors exists: give another --outdir"):
         invert.main(line)
-    with pytest.raises(UserError, match=r"is of another image, image\.png"):
+    with pytest.raises(UserError, match=r"is of another image, picture\.png"):
         invert.main(options(files, "mask.png", edit=["a *"], **again))
 
 
