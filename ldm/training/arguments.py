@@ -113,7 +113,13 @@ def _add_folder(parser: argparse.ArgumentParser) -> None:
 
 def _add_word(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("learning a word")
-    group.add_argument("--data_root", metavar="DIR", default="", help="folder of training images")
+    group.add_argument(
+        "--data_root",
+        nargs="+",
+        metavar="DIR",
+        default=[],
+        help="folder of training images; several folders teach independent words in one run",
+    )
     group.add_argument(
         "--second_root", metavar="DIR", default="", help="of the second word's (variant joint)"
     )
@@ -187,4 +193,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if text.startswith("-") or "=" not in text:
             raise UserError(f"unknown argument {text!r}: see --help; overrides are written a.b=c")
     options.overrides = [*overrides, *strangers]
+    options.data_roots = options.data_root
+    options.data_root = options.data_roots[0] if options.data_roots else ""
     return options

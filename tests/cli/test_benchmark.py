@@ -1,4 +1,4 @@
-"""The benchmark's command line: one line for wrong arguments, JSON and tables of what it measured."""
+"""The benchmark command: one line for wrong arguments, JSON and tables of what it measured."""
 
 from __future__ import annotations
 

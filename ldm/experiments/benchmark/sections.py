@@ -77,7 +77,7 @@ def _environment() -> dict[str, str]:
 
 
 def compare(plan: Plan, size: str) -> Results:
-    """Measure all sides of a size in turns: A B C, A B C, …"""
+    """Measure all sides of a size in turns: A B C, A B C."""
     facts = machine(plan.turn.device, plan.turn.threads)
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
     for number in range(plan.rounds):

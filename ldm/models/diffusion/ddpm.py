@@ -64,6 +64,8 @@ class LatentDiffusion(TrainedModel):
         timestep_strata: timesteps of so many consecutive samples are spread evenly over the
             schedule, which lowers the gradient's variance. The density of each one stays the same.
             Set it to the images of a step; 1 (the paper) draws each alone.
+        independent_words: n words that are learned side by side, each from its own n-th part of
+            the batch. The loss is the sum of the words' losses, not their mean.
         image_size: side of the latent, or [h, w].
         channels: of the latent.
         first_stage_key, cond_stage_key: keys of the batch.
@@ -114,6 +116,7 @@ class LatentDiffusion(TrainedModel):
         loss_weighting: str = "simple",
         timestep_power: float = 1.0,
         timestep_strata: int = 1,
+        independent_words: int = 1,
         image_size: int | Sequence[int] = 256,
         channels: int = 3,
         first_stage_key: str = "image",
@@ -146,6 +149,7 @@ class LatentDiffusion(TrainedModel):
             raise ValueError(f"num_timesteps_cond must be 1, got {num_timesteps_cond}")
         self.loss_type, self.parameterization = loss_type, parameterization
         self.timestep_power, self.timestep_strata = timestep_power, timestep_strata
+        self.independent_words = independent_words
         self.image_size, self.channels = image_size, channels
         self.first_stage_key, self.cond_stage_key = first_stage_key, cond_stage_key
         self.cond_stage_forward = cond_stage_forward
@@ -390,6 +394,8 @@ class LatentDiffusion(TrainedModel):
         error = error.abs() if self.loss_type == "l1" else error**2
         simple = error.flatten(1).mean(1)
         loss = (simple * self.timestep_weights[t]).mean()
+        if self.independent_words > 1:
+            loss = self.independent_words * loss
         return LossResult(loss, {"loss_simple": simple.mean().detach(), "loss": loss.detach()})
 
     # -- from a batch to its loss -----------------------------------------------------------------
