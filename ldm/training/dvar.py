@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
+from torch import Tensor
 
-from ldm.training.fixed_loss import FixedLoss
+from ldm.training.image_logger import quietly
 from ldm.training.progress import logged
 
 log = logging.getLogger(__name__)
@@ -69,7 +71,7 @@ class DVAR(pl.Callback):
         self.window, self.bound = window // every, bound
         self.every, self.samples = every, samples
         self.losses: list[float] = []
-        self._loss: FixedLoss | None = None
+        self._batch: tuple[Tensor, list[str], Tensor, Tensor] | None = None
 
     @property
     def ratio(self) -> float:
@@ -87,7 +89,8 @@ class DVAR(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fix the batch, and record the loss of the first word before the first step."""
         if trainer.is_global_zero:
-            self._loss = FixedLoss(trainer, pl_module, self.samples)
+            with quietly(pl_module):
+                self._batch = self._fixed_batch(trainer, pl_module)
         if not self.losses:
             self._record(trainer, pl_module)
         self._decide(trainer)
@@ -109,9 +112,30 @@ class DVAR(pl.Callback):
             pl_module.log_dict({"dvar/loss": self.losses[-1], "dvar/ratio": self.ratio})
         self._decide(trainer)
 
+    def _fixed_batch(
+        self, trainer: pl.Trainer, module: Any
+    ) -> tuple[Tensor, list[str], Tensor, Tensor]:
+        """Return latents [b, c, h, w], captions, timesteps [b] and noises like the latents."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        name = "validation" if "validation" in data.datasets else "train"
+        items = [data.datasets[name][sample] for sample in range(self.samples)]
+        batch = data.collate(name, cached=False)(items)
+        # The middle of each of `samples` equal parts of the schedule.
+        places = (torch.arange(self.samples, device=module.device) + 0.5) / self.samples
+        timesteps = (places * module.num_timesteps).long()
+        latents = module.latents(batch)
+        captions = [item[module.cond_stage_key] for item in items]
+        return latents, captions, timesteps, batch["noise"].to(latents)
+
     def _record(self, trainer: pl.Trainer, module: Any) -> None:
         """Compute the loss on the first process and tell the others, so that all decide alike."""
-        loss = 0.0 if self._loss is None else self._loss(module)
+        loss = 0.0
+        if self._batch is not None:
+            latents, captions, timesteps, noises = self._batch
+            with quietly(module):
+                condition = module.get_learned_conditioning(captions)
+                terms = module.p_losses(latents, condition, timesteps, noises).terms
+            loss = float(terms["loss_simple"])
         self.losses.append(float(trainer.strategy.broadcast(loss)))
 
     def _decide(self, trainer: pl.Trainer) -> None:

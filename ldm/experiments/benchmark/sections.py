@@ -25,14 +25,17 @@ log = logging.getLogger(__name__)
 # Numbers of images in a step and of vectors whose growth is measured.
 BATCHES, VECTORS, IMAGES = (1, 2, 4, 8, 16), (1, 4, 16), (5, 50, 500)
 VECTORS_ENTRY = "model.params.personalization_config.params.num_vectors_per_token"
-MAIN = (sys.executable, str(ROOT / "main.py"), "-t", "--no-test", "--init_word", "star")
-CONCEPT = ROOT / "examples/concepts/teal-star"
+MAIN = (sys.executable, str(ROOT / "main.py"), "-t", "--no-test")
+# Folders of images and their initializer words.
+CONCEPTS = {"teal-star": "star", "red-mug": "mug", "pink-heart": "heart", "cyan-ring": "ring"}
 WEIGHTS = ROOT / "models/miniature/model.safetensors"
-# Whole runs of the miniature: the paper's 5000 steps, the demo's recipe, and the fast preset.
-RUNS: Mapping[str, tuple[str, ...]] = {
-    "paper, 5000 steps of 8": ("--base", "configs/miniature/paper.yaml"),
-    "demo, 400 steps of 24": ("--base", "configs/miniature/finetune.yaml"),
-    "fast": ("--base", "configs/miniature/paper.yaml", "--variant", "fast"),
+# Whole runs of the miniature: the number of words, and the arguments.
+PAPER = ("--base", "configs/miniature/paper.yaml")
+RUNS: Mapping[str, tuple[int, tuple[str, ...]]] = {
+    "paper, 5000 steps of 8": (1, PAPER),
+    "demo": (1, ("--base", "configs/miniature/finetune.yaml")),
+    "fast": (1, (*PAPER, "--variant", "fast")),
+    "fast, four words at once": (4, (*PAPER, "--variant", "fast")),
 }
 NO_IMAGES = "lightning.callbacks.image_logger.params.batch_frequency=1000000"
 
@@ -152,19 +155,19 @@ def _start_up(plan: Plan) -> Callable[[int], float]:
     def seconds(count: int) -> float:
         folder = plan.folder / f"images-{count}"
         folder.mkdir(parents=True, exist_ok=True)
-        files = sorted(CONCEPT.glob("*.png"))
+        files = sorted((ROOT / "examples/concepts/teal-star").glob("*.png"))
         for i in range(count):
             link = folder / f"{i:05}.png"
             link.unlink(missing_ok=True)
             link.symlink_to(files[i % len(files)].resolve())
-        arguments = ("--base", "configs/miniature/paper.yaml", "--max_steps", "1")
-        return command(plan, folder, arguments)["seconds"]
+        arguments = (*PAPER, "--max_steps", "1", "--data_root", str(folder), "--init_word", "star")
+        return command(plan, arguments)["seconds"]
 
     return seconds
 
 
-def command(plan: Plan, images: Path, arguments: Sequence[str]) -> dict[str, float]:
-    """Run the command that learns a word of the miniature.
+def command(plan: Plan, arguments: Sequence[str]) -> dict[str, float]:
+    """Run the command that learns words of the miniature.
 
     Returns:
         `seconds`, of the whole command, and `training`, of its steps.
@@ -177,8 +180,8 @@ def command(plan: Plan, images: Path, arguments: Sequence[str]) -> dict[str, flo
     done = subprocess.run(
         [
             *MAIN,
-            *("--data_root", str(images), "--actual_resume", str(WEIGHTS)),
-            *("-l", str(plan.folder / "logs"), *threads, *arguments, NO_IMAGES),
+            *("--actual_resume", str(WEIGHTS), "-l", str(plan.folder / "logs")),
+            *(*threads, *arguments, NO_IMAGES),
         ],
         cwd=ROOT,
         env=_environment(),
@@ -198,8 +201,11 @@ def runs(plan: Plan) -> Results:
     short = ("--max_steps", "2") if plan.quick else ()
     found: dict[str, list[dict[str, float]]] = {name: [] for name in RUNS}
     for _ in range(1 if plan.quick else min(plan.rounds, 3)):
-        for name, arguments in RUNS.items():
-            found[name].append(command(plan, CONCEPT, (*arguments, *short)))
+        for name, (count, arguments) in RUNS.items():
+            folders = [str(ROOT / "examples/concepts" / folder) for folder in CONCEPTS][:count]
+            inits = list(CONCEPTS.values())[:count]
+            concepts = ("--data_root", *folders, "--init_word", *inits)
+            found[name].append(command(plan, (*arguments, *concepts, *short)))
             log.info(f"{name}: {found[name][-1]}")
     facts["load_after"] = round(os.getloadavg()[0], 1)
     rows = []
@@ -211,6 +217,7 @@ def runs(plan: Plan) -> Results:
                 "command to word": f"{whole['median']:.1f} s",
                 "least to largest": f"{whole['min']:.1f} to {whole['max']:.1f} s",
                 "of that, steps": f"{training['median']:.1f} s",
+                "words an hour": f"{3600 * RUNS[name][0] / whole['median']:.0f}",
             }
         )
     return {"title": "Whole runs of the miniature", "machine": facts, "rows": rows}
