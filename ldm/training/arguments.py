@@ -20,6 +20,9 @@ EXAMPLES = """examples:
   one of the paper's variants (configs/variants): pivotal tuning, two vectors, a style, ...
     python main.py --base configs/finetune.yaml --variant pivotal -t --data_root DIR \\
         --init_word cat --model models/ldm/text2img-large/model.ckpt
+  independent words of several folders in one run, each as if it were alone:
+    python main.py --model models/miniature -t --variant fast --data_root A B C \\
+        --init_word cat dog cup
   go on with an interrupted run:
     python main.py -t --resume logs/DIR2026-01-31T12-00-00_finetune
   change any entry of the configuration:
@@ -172,7 +175,7 @@ def _part(argv: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[st
     """Return (the rest, the overrides); what an option needs as its value is no override."""
     needing = {
         name for action in parser._actions if action.nargs is None for name in action.option_strings
-    }
+    } | {"--data_root"}
     rest: list[str] = []
     overrides: list[str] = []
     for before, text in zip(["", *argv], argv, strict=False):
