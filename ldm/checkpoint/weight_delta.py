@@ -99,7 +99,7 @@ def check_weight_delta(path: str | Path, checkpoint: str | Path | None) -> dict[
     found = None if checkpoint is None else checkpoint_hash(checkpoint)
     if found != wanted:
         raise UserError(
-            f"{path}: a difference to the base model {base} ({wanted}), but the model is "
+            f"{path}: a weight delta of the base model {base} ({wanted}), but the model is "
             f"{checkpoint} ({found}): choose the one that tuning began from"
         )
     return metadata

@@ -72,7 +72,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="CLIP that chooses; by default the selector beside the weights, or else "
         "evaluate_model.py's",
     )
-    group.add_argument("--pictures", type=int, default=16, help="of each prompt and step (16)")
+    group.add_argument(
+        "--images", "--pictures", type=int, default=16, help="of each prompt and step (16)"
+    )
     group.add_argument("--steps", type=int, default=50, help="DDIM steps (50)")
     group.add_argument("--scale", type=float, default=5.0, help="guidance (5)")
     group.add_argument("--seed", type=int, default=1_000_000, help="of the noises (1000000)")

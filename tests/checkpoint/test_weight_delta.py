@@ -89,7 +89,7 @@ def test_another_base_is_refused(base: Any, checkpoint: Path, tmp_path: Path) ->
     save_weight_delta(tune(base), path, checkpoint)
     save_file({"x": torch.zeros(3)}, other)
     for wrong in (other, None):
-        with pytest.raises(UserError, match=r"a difference to the base model base\.safetensors"):
+        with pytest.raises(UserError, match=r"a weight delta of the base model base\.safetensors"):
             apply_weight_delta(base, path, wrong)
 
 

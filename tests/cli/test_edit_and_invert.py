@@ -127,7 +127,7 @@ def without_model(monkeypatch):
     ("given", "message"),
     [
         ({"mask": "small.png"}, r"small.png' is 32 x 32, but the image is 64 x 64: give"),
-        ({"mask": "empty.png"}, r"empty.png' is empty: paint white"),
+        ({"mask": "empty.png"}, r"empty.png' is empty: make white"),
         ({"mask": "broken.png"}, r"broken.png' cannot be read"),
         ({"mask": "absent.png"}, r"absent.png' does not exist"),
         ({"image": "broken.png"}, r"broken.png' cannot be read"),

@@ -91,7 +91,7 @@ def test_mistakes_show_before_the_model_is_read(
     def fail(*_: object) -> None:
         raise AssertionError("the model was read")
 
-    monkeypatch.setattr(command, "_Painter", fail)
+    monkeypatch.setattr(command, "_WordSource", fail)
     with pytest.raises(UserError, match=line):
         main([str(run), *FEW, *arguments])
     assert not (run / "checkpoints" / "best.safetensors").exists()

@@ -283,8 +283,8 @@ def test_a_tuned_model_is_drawn_from_its_difference(tiny, tmp_path):
     files = [tmp_path / name / "samples" / "a-red-cat_42.png" for name in ("base", "tuned")]
     before, after = (np.asarray(Image.open(file), dtype=int) for file in files)
     assert np.abs(before - after).max() > 10
-    assert read_settings(files[1])["difference"] == str(path)
+    assert read_settings(files[1])["weight_delta"] == str(path)
     # The same weights in another file are another base: the hash decides.
-    with pytest.raises(UserError, match=r"a difference to the base model model\.safetensors"):
+    with pytest.raises(UserError, match=r"a weight delta of the base model model\.safetensors"):
         draw(tiny, tmp_path / "no", *one, "--ckpt", tiny.ckpt, "--difference", path)
     assert not (tmp_path / "no").exists()

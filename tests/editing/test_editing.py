@@ -214,7 +214,7 @@ def test_masks_that_cannot_serve_are_named(model, tmp_path):
 
     with pytest.raises(UserError, match="is 32 x 64, but the image is 64 x 64: give a mask of"):
         open_mask(mask_file(255, (32, 64)), (64, 64))
-    with pytest.raises(UserError, match=r"is empty: paint white \(at least 128 of 255\)"):
+    with pytest.raises(UserError, match=r"is empty: make white \(at least 128 of 255\)"):
         open_mask(mask_file(127), (64, 64))
     with pytest.raises(UserError, match="does not exist"):
         open_mask(tmp_path / "absent.png", (64, 64))

@@ -175,7 +175,7 @@ def test_scores_equal_transformers_alone(clip_folder: Path) -> None:
     training = pictures(3)
     found = evaluate(
         lambda prompts, each: drawn[: len(prompts) * each], ClipExtractor.load(clip_folder),
-        training, PROMPTS[:2], image_prompt=PROMPTS[2], pictures=4,
+        training, PROMPTS[:2], image_prompt=PROMPTS[2], images=4,
     )  # fmt: skip
     texts = [without_placeholders(prompt, ["*"]) for prompt in PROMPTS[:2]]
     images, words = by_transformers(clip_folder, drawn + training, texts)

@@ -159,5 +159,5 @@ def test_arguments_out_of_range() -> None:
         evaluate(Painter(), ColourExtractor(), [], PROMPTS)
     with pytest.raises(ValueError, match="got 0 and 1000"):
         evaluate(Painter(), ColourExtractor(), TRAINING, PROMPTS, images=0)
-    with pytest.raises(ValueError, match="generate gave 1 images for 3 prompts of 4 each"):
+    with pytest.raises(ValueError, match="source gave 1 images for 3 prompts of 4 each"):
         evaluate(lambda *_: TRAINING[:1], ColourExtractor(), TRAINING, PROMPTS, images=4)

@@ -1,4 +1,4 @@
-"""Frozen networks in half precision: gradients, float32 words, and errors of one line."""
+"""Half precision of frozen networks: nearly the same gradient, float32 words, one-line errors."""
 
 from __future__ import annotations
 

@@ -275,6 +275,11 @@ def write_key(path: Path, study: Study) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _choice(stored: Mapping[str, str]) -> Choice:
+    """Read a choice; older keys say `picture` for `image`."""
+    return Choice(stored["name"], stored["model"], stored.get("image") or stored["picture"])
+
+
 def read_key(path: str | Path) -> Study:
     """Read what `write_key` wrote; its images need not be there.
 
@@ -298,7 +303,7 @@ def read_key(path: str | Path) -> Study:
                     **{
                         **question,
                         "examples": tuple(question["examples"]),
-                        "choices": tuple(Choice(**choice) for choice in question["choices"]),
+                        "choices": tuple(_choice(choice) for choice in question["choices"]),
                     }
                 )
                 for question in content["questions"][kind]

@@ -178,7 +178,7 @@ def test_the_best_candidate_is_chosen_by_both_cosines(
     ]
     own = Subject("teal-star", (Image.new("RGB", (4, 4), (200,) * 3),))
     monkeypatch.setattr(Session, "subject", lambda *_: own)
-    monkeypatch.setattr(Session, "draw_line", lambda _, line, __: [found for _ in line.prompts])
+    monkeypatch.setattr(Session, "generate_line", lambda _, line, __: [found for _ in line.prompts])
     monkeypatch.setattr(Request, "is_miniature", True)
     rendered = gallery.curated(find(FIGURES, "6")[0], session)
     chosen = [row[3] for row in rendered.table.rows if row[-1]]
@@ -197,7 +197,7 @@ def test_scores_are_means_over_the_named_concepts(
     grey = {"a": Image.new("RGB", (4, 4), (0,) * 3), "b": Image.new("RGB", (4, 4), (1,) * 3)}
     monkeypatch.setattr(Session, "subject", lambda _, name: Subject(name, (grey[name],)))
     drawn = [[GeneratedImage(grey["a"], prompt, 0)] for prompt in ("*", "* @")]
-    monkeypatch.setattr(Session, "draw", lambda *_, **__: drawn)
+    monkeypatch.setattr(Session, "generate", lambda *_, **__: drawn)
     (alone,), (both,) = session.generate_line(Line(("a", "b"), ("*", "* @")), 1)
     one = float(torch.tensor(1.0).cos())
     assert alone.image == pytest.approx(1)

@@ -65,7 +65,7 @@ def test_nothing_overlaps_and_nothing_leaves_the_page(
 def test_titles_do_not_reach_the_images_above(title: str) -> None:
     rows = [Row("label", [Cell(grey(i), title) for i in range(2)]) for _ in range(2)]
     canvas = grid_figure(rows, title="t")
-    canvas.canvas.generate()
+    canvas.canvas.draw()
     upper, lower = canvas.axes[0], canvas.axes[2]
     drawn = lower.title.get_window_extent()
     assert drawn.y1 <= upper.get_window_extent().y0

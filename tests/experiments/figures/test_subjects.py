@@ -21,7 +21,7 @@ def test_a_shipped_concept_has_two_captions_and_a_first_word() -> None:
     assert (found.name, found.initializer_word) == ("red-mug", "mug")
     assert found.short == ("a red mug",)
     assert found.long == ("a red mug with white stripes",)
-    assert len(found.found) == 5
+    assert len(found.images) == 5
 
 
 def test_captions_beside_the_images_are_sorted_by_length(tmp_path: Path) -> None:

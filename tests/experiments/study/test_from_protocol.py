@@ -216,7 +216,7 @@ def test_training_images_that_are_gone_and_damaged_archives_are_named(tmp_path: 
     output = build(tmp_path)
     table = read_table(output, MODELS)
     write_images(output / "cells/mug/ours/seed1/pictures.zip", {IMAGE_PROMPT: []})
-    with pytest.raises(UserError, match=r"mug/ours/seed1/images\.zip: none of 'A photo of a %'"):
+    with pytest.raises(UserError, match=r"mug/ours/seed1/pictures\.zip: none of 'A photo of a %'"):
         write_manifest(table, tmp_path / "pictures")
     (tmp_path / "concepts" / "cat" / "3.png").unlink()
     with pytest.raises(UserError, match=r"3\.png of cell cat/ours/seed1 does not exist"):

@@ -309,7 +309,9 @@ def test_a_key_of_before_finds_its_images_from_where_it_was_made(study, tmp_path
     save_png(Image.new("RGB", (8, 8)), tmp_path / "drawn" / "a.png")
     write_key(tmp_path / "study" / "key.json", study)
     content = json.loads((tmp_path / "study" / "key.json").read_text())
-    content["questions"]["text"][0]["choices"][0]["picture"] = "drawn/a.png"
+    choice = content["questions"]["text"][0]["choices"][0]
+    del choice["image"]
+    choice["picture"] = "drawn/a.png"
     (tmp_path / "study" / "key.json").write_text(json.dumps(content))
     question = read_key(tmp_path / "study" / "key.json").questions["text"][0]
     assert question.choices[0].image == "drawn/a.png"
@@ -367,7 +369,7 @@ def test_a_manifest_that_lacks_something_is_refused(tmp_path, drop, message):
     ("name", "text", "message"),
     [
         ("m.csv", "", "no rows"),
-        ("m.csv", "model,prompt\nours,a\n", "row 1: no image"),
+        ("m.csv", "model,prompt\nours,a\n", "row 1: no picture"),
         ("m.csv", "model,picture\nours,a.png\n", "row 1: no prompt"),
         ("m.csv", "model,prompt,picture\nours,a,b.png\n", r"row 1: image .*b\.png does not"),
         ("m.json", "{", "m.json: Expecting"),
