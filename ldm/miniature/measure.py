@@ -76,6 +76,7 @@ def load_concepts(folder: str | Path, names: Sequence[str] | None = None) -> lis
     return [
         Concept(
             name=name,
+            initializer_word=records[name].pop("first_word"),
             **records[name],
             images=[open_rgb(path) for path in sorted((folder / name).glob("*.png"))],
         )

@@ -171,7 +171,7 @@ def _pixel_data(pixels: np.ndarray[Any, np.dtype[np.uint8]] | None) -> bytes | N
     """
     if pixels is None:
         return None
-    lit = (pixels > 0).all(2)
+    lit: np.ndarray[Any, np.dtype[np.bool_]] = pixels.min(axis=2) > 0
     rows, columns = np.flatnonzero(lit.any(1)), np.flatnonzero(lit.any(0))
     if not rows.size:
         return None

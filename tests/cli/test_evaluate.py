@@ -108,13 +108,13 @@ def test_prompts_come_from_files_and_flags(score: Evaluate, tmp_path: Path) -> N
 
 
 def test_what_the_paper_compares_with(score: Evaluate, images: Path, tmp_path: Path) -> None:
-    images = score("--variant", "image_only")
-    assert images["name"] == "image_only"
-    assert images["settings"]["pictures"] == 3
-    assert "steps" not in images["settings"]
+    given = score("--variant", "image_only")
+    assert given["name"] == "image_only"
+    assert given["settings"]["pictures"] == 3
+    assert "steps" not in given["settings"]
     # Each image with itself too: 1 for three of the nine pairs.
-    assert images["image"]["value"] == pytest.approx((1 + 2 * images["training"]) / 3, abs=1e-5)
-    assert images["settings"]["source"] == "images"
+    assert given["image"]["value"] == pytest.approx((1 + 2 * given["training"]) / 3, abs=1e-5)
+    assert given["settings"]["source"] == "images"
 
     plain = score("--variant", "prompt_only", "--again")
     assert plain["settings"]["words"] == []

@@ -69,7 +69,7 @@ def draw_words(prompts: Sequence[str], each: int) -> list[Image.Image]:
 def concept(**changes: Any) -> Concept:
     star = {"shape": "star", "colour": "teal", "texture": "plain", "second": ""}
     given = {
-        **{"name": "teal-star", "kind": "object", "placeholder": "*", "first_word": "star"},
+        **{"name": "teal-star", "kind": "object", "placeholder": "*", "initializer_word": "star"},
         **{"words": "a teal star", "caption": "a photo of a teal star", "attributes": star},
         **{"shown_scenes": ["city"], "prompt_scenes": ["beach", "snow"]},
         "pictures": draw_words(["photo teal star"], 3),

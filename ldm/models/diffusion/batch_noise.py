@@ -32,7 +32,7 @@ class BatchNoise:
         image_key: key of the images in a batch, [b, h, w, c].
         num_timesteps: T; 0 for an autoencoder, which needs no timesteps.
         timestep_power: 1 samples uniform timesteps (the paper); see `LatentDiffusion`.
-        timestep_strata: consecutive samples whose timesteps are spread evenly; 1 samples each alone.
+        timestep_strata: consecutive samples whose timesteps are spread evenly; 1 for none.
     """
 
     seed: int

@@ -200,9 +200,9 @@ def test_scores_are_means_over_the_named_concepts(
     monkeypatch.setattr(Session, "generate", lambda *_, **__: drawn)
     (alone,), (both,) = session.generate_line(Line(("a", "b"), ("*", "* @")), 1)
     one = float(torch.tensor(1.0).cos())
-    assert alone.image == pytest.approx(1)
-    assert both.image == pytest.approx((1 + one) / 2)
-    assert alone.text == pytest.approx(1)
+    assert alone.image_similarity == pytest.approx(1)
+    assert both.image_similarity == pytest.approx((1 + one) / 2)
+    assert alone.text_similarity == pytest.approx(1)
 
 
 def test_shares_are_counted_alone_and_by_group() -> None:
