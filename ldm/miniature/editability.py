@@ -83,7 +83,8 @@ def edit_accuracy(
 def edit_scores(extractor: FeatureExtractor, *, resamples: int = 1000) -> Extra | None:
     """Return the `extra` scores of `ldm.evaluation.evaluate.evaluate`: those of `edit_accuracy`.
 
-    Only the miniature's CLIP, whose vocabulary holds the world's scenes, can answer the questions. For another extractor the result is None.
+    Only the miniature's CLIP, whose vocabulary holds the world's scenes, can answer the questions.
+    For another extractor the result is None.
     """
     if not isinstance(extractor, ClipExtractor):
         return None
