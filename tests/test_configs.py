@@ -69,6 +69,7 @@ def read(name: str, bert: Path, clip: Path) -> DictConfig:
         folder = bert if encoder.target.endswith("BERTEmbedder") else clip
         encoder.params = {**(encoder.get("params") or {}), "tokenizer": str(folder)}
     # Weights of a part are made by another run.
+    config.model.params.pop("ckpt_path", None)
     stage = OmegaConf.select(config, "model.params.first_stage_config.params")
     if stage is not None:
         stage.pop("ckpt_path", None)
