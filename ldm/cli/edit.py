@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.cli.common import Parser, check_output_folder, choose_device, sampling_of
+from ldm.cli.common import Once, Parser, check_output_folder, choose_device, sampling_of
 from ldm.cli.image_options import add_painter, facts, find_files, load
 from ldm.util import UserError
 
@@ -27,7 +27,7 @@ EXAMPLES = """examples:
     python scripts/edit.py --image room.png --mask mask.png --prompt "an oil painting of *" \\
         --embedding_path embeddings.pt
   with the miniature model, which comes with the project:
-    python scripts/edit.py --ckpt_path models/miniature --image examples/concepts/teal-star/1.png \\
+    python scripts/edit.py --model models/miniature --image examples/concepts/teal-star/1.png \\
         --mask mask.png --prompt "a red mug on the beach"
   a line or another thin mask: begin four latent points wider, and shrink to the mask itself:
     python scripts/edit.py --image room.png --mask line.png --prompt "a rope" --dilate 4
@@ -53,7 +53,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--mask", metavar="FILE", required=True, help="of its size; white is what changes"
     )
-    group.add_argument("--prompt", metavar="TEXT", required=True, help="the text to generate there")
+    group.add_argument(
+        "--prompt", action=Once, metavar="TEXT", required=True, help="the text to generate there"
+    )
     add_painter(parser)
     group = parser.add_argument_group("how to generate")
     group.add_argument("--steps", type=int, default=50, help="DDIM steps, 1..1000 (50)")

@@ -25,6 +25,7 @@ from ldm.inference import fitting_batch, negative_conditioning, sample_latents
 from ldm.models.diffusion.sampler import Step
 from ldm.sampling import Sampling
 from ldm.util import UserError
+from ldm.words.loading import check_prompts
 
 BACKGROUNDS = ("paste", "decoder", "none")
 GREY = (128, 128, 128)
@@ -123,10 +124,9 @@ def edit(
     if mask.size != picture.size:
         raise ValueError(f"mask must have the image's size {picture.size}, got {mask.size}")
     latent_mask = latent_mask_of(model, mask).to(model.device)
-    names: Sequence[str] = ()
-    if model.embedding_manager is not None:
-        model.embedding_manager.check_prompts([prompt])
-        names = model.embedding_manager.placeholders
+    check_prompts(model, [prompt])
+    manager = model.embedding_manager
+    names: Sequence[str] = manager.placeholders if manager is not None else ()
     sampling = replace(blending.sampling, height=picture.height, width=picture.width)
     seeds = [sampling.seed + i for i in range(blending.samples)]
     at_once = sampling.batch_size or fitting_batch(model)

@@ -40,6 +40,7 @@ class TextEmbedder(Protocol):
     def vocab_table(self) -> Tensor: ...
     def count_tokens(self, text: str) -> int: ...
     def word_ids(self, word: str) -> list[int]: ...
+    def text_from(self, text: str, token: int) -> str: ...
 
 
 def placeholder_id(embedder: TextEmbedder, placeholder: str, others: Mapping[str, int]) -> int:
@@ -157,44 +158,68 @@ def vocabulary_norms(table: Tensor) -> dict[str, float]:
     }
 
 
-def check_prompt(embedder: TextEmbedder, prompt: str, words: dict[str, tuple[int, int]]) -> None:
-    """Check that each learned word which `prompt` names reaches the text encoder whole.
+def check_prompts(
+    embedder: TextEmbedder,
+    prompts: Sequence[str],
+    words: Mapping[str, tuple[int, int]],
+    files: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Check that each learned word which a prompt names reaches the text encoder whole.
+
+    Words are counted by tokens, as the encoder meets them: "*" in "S*" is a word too.
 
     Args:
-        embedder: the encoder whose tokeniser and length count.
-        prompt: one text.
+        embedder: the encoder whose tokenizer and length count.
+        prompts: the texts.
         words: placeholder → (token id, number of vectors).
+        files: prompt → the file that it comes from, for messages.
+
+    Returns:
+        The ends that the encoder does not read: a message for each prompt that has one.
 
     Raises:
-        UserError: a placeholder in the text is no longer there after tokenising, or (part of) its
+        UserError: a placeholder in the text is no longer there after tokenizing, or (part of) its
             vectors would fall behind the encoder's last position.
     """
-    named = {p: count for p in words if (count := occurrences(prompt, p))}
-    if not named:
-        return
-    ids = embedder.word_ids(prompt)
-    for placeholder, count in named.items():
-        found = ids.count(words[placeholder][0])
-        if found < count:
-            raise UserError(
-                f"prompt {quote(prompt)}: placeholder {placeholder!r} stands there {count} times "
-                f"but {found} times after tokenising: part it from other characters with spaces"
+    lost: dict[str, str] = {}
+    for prompt in dict.fromkeys(prompts):
+        file = (files or {}).get(prompt)
+        where = f"prompt {quote(prompt)}" if file is None else f"caption {file!r}"
+        ids = embedder.word_ids(prompt)
+        kept = _kept_tokens(embedder, prompt, ids, dict(words.values()))
+        for placeholder, (token, k) in words.items():
+            found, named = ids.count(token), occurrences(prompt, placeholder)
+            if found < named:
+                raise UserError(
+                    f"{where}: placeholder {placeholder!r} stands there {named} times but {found} "
+                    "times after tokenizing: part it from other characters with spaces"
+                )
+            if token in ids[kept:]:
+                raise UserError(
+                    f"{where} has {len(ids)} tokens: placeholder {placeholder!r} ({k} vectors) is "
+                    f"cut off at the encoder's {embedder.max_length} positions: shorten the prompt "
+                    "or move the word forwards"
+                )
+        if kept < len(ids):
+            end = " ".join(embedder.text_from(prompt, kept).split())
+            lost[prompt] = (
+                f"{where} has {len(ids)} tokens, and the text encoder reads the first {kept} of "
+                f"them. Its end is cut off: {quote(end, 300)}"
             )
+    return lost
+
+
+def _kept_tokens(
+    embedder: TextEmbedder, prompt: str, ids: Sequence[int], vectors: Mapping[int, int]
+) -> int:
+    """Return how many of a text's tokens reach the encoder with all their vectors."""
     length = embedder.max_length
-    # Both tokenisers put one special token before the text and one behind it, and cut the text for
+    # A tokenizer puts one special token before the text and one behind it, and cuts the text for
     # both to fit; splicing then pushes what follows a word further back.
     special = embedder.count_tokens(prompt) - len(ids)
-    vectors = dict(words.values())
-    end, reached = special // 2, dict.fromkeys(vectors, 0)
-    for token in ids[: length - special]:
+    end = special // 2
+    for place, token in enumerate(ids):
         end += vectors.get(token, 1)
-        if token in vectors and end <= length:
-            reached[token] += 1
-    for placeholder in named:
-        token, k = words[placeholder]
-        if reached[token] < ids.count(token):
-            raise UserError(
-                f"prompt {quote(prompt)} has {len(ids)} tokens: placeholder {placeholder!r} ({k} "
-                f"vectors) is cut off at the encoder's {length} positions: shorten the prompt or "
-                "move the word forwards"
-            )
+        if place >= length - special or end > length:
+            return place
+    return len(ids)

@@ -307,3 +307,16 @@ def test_a_hub_out_of_reach_is_asked_once(answers: bool, monkeypatch: pytest.Mon
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     assert extractors._hub_answers() is answers
     assert asked == [(huggingface_hub.constants.ENDPOINT, 5)]
+
+
+def test_the_end_that_clip_does_not_read_is_a_warning(
+    clip_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clip = ClipExtractor.load(clip_folder)
+    clip.text_features(["a cat"])
+    assert not caplog.text
+    clip.text_features(["a " * 75 + "photo of the moon"] * 2)
+    clip.text_features(["a " * 75 + "photo of the moon"])
+    (record,) = caplog.records
+    assert "CLIP reads 77: its end does not count in the score: " in record.message
+    assert "moon" in record.message

@@ -48,6 +48,9 @@ class FakeEmbedder:
                     break
         return ids
 
+    def text_from(self, text, token):
+        return " ".join(self.pieces[i] for i in self.word_ids(text)[token:])
+
     def count_tokens(self, text):
         return 2 + len(self.word_ids(text))
 
