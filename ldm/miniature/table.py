@@ -10,10 +10,16 @@ BEGIN, END = "<!-- metrics: written by make miniature-eval -->", "<!-- end of me
 _PERCENT = "{:.1%}"
 # Part, key, what it is, how it is written, the least it should be.
 _ROWS = (
-    ("autoencoder", "psnr", "Autoencoder, PSNR on unseen pictures", "{:.2f} dB", 25.0),
-    ("scorer", "shape", "Scorer, shape of unseen pictures", _PERCENT, 0.95),
-    ("scorer", "colour", "Scorer, main colour (photos, paintings)", _PERCENT, 0.90),
-    ("scorer", "scene", "Scorer, scene", _PERCENT, 0.90),
+    ("autoencoder", "psnr", "Autoencoder, PSNR on unseen images", "{:.2f} dB", 25.0),
+    *(
+        (part, key, f"{part.capitalize()}, {what}", _PERCENT, least)
+        for part in ("scorer", "selector")
+        for key, what, least in (
+            ("shape", "shape of unseen images", 0.95),
+            ("colour", "main colour (photos, paintings)", 0.90),
+            ("scene", "scene", 0.90),
+        )
+    ),
     ("samples", "shape", "Samples from random captions, shape agreed", _PERCENT, 0.90),
     ("samples", "colour", "Samples, main colour agreed", _PERCENT, 0.85),
     ("samples", "scene", "Samples, scene agreed", _PERCENT, 0.90),
@@ -34,8 +40,8 @@ def _parts(metrics: Mapping[str, Any]) -> list[str]:
 
 def _concepts(metrics: Mapping[str, Any]) -> list[str]:
     lines = [
-        "| Concept | Learned in | Image similarity | Training pictures' own | Ratio "
-        "| Best vocabulary word | First word | Full caption | Scene seen | Concept seen | Both |",
+        "| Concept | Learned in | Image similarity | Training images' own | Ratio "
+        "| Best vocabulary word | Initializer word | Full caption | Scene seen | Concept seen | Both |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, score in metrics.get("concepts", {}).items():
