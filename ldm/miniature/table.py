@@ -41,7 +41,8 @@ def _parts(metrics: Mapping[str, Any]) -> list[str]:
 def _concepts(metrics: Mapping[str, Any]) -> list[str]:
     lines = [
         "| Concept | Learned in | Image similarity | Training images' own | Ratio "
-        "| Best vocabulary word | Initializer word | Full caption | Scene seen | Concept seen | Both |",
+        "| Best vocabulary word | Initializer word | Full caption | Scene seen | Concept seen "
+        "| Both |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, score in metrics.get("concepts", {}).items():

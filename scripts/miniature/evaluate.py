@@ -4,8 +4,9 @@
     python scripts/miniature/evaluate.py --parts autoencoder scorer     # some of it
     python scripts/miniature/evaluate.py --parts concepts --concepts teal-star red-mug --again
 
-Parts: autoencoder (PSNR), scorer and selector (accuracies of the two CLIPs), samples (does the scorer
-see what captions ask for), words (learn a word for each concept with main.py), concepts (measure those words), table.
+Parts: autoencoder (PSNR), scorer and selector (accuracies of the two CLIPs), samples (does the
+scorer see what captions ask for), words (learn a word for each concept with main.py), concepts
+(measure those words), table.
 What is measured already, in models/miniature/metrics.json, is not measured again without --again.
 Pictures go to examples/miniature/, learned words to examples/words/.
 """

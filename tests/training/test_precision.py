@@ -1,4 +1,4 @@
-"""Half precision of frozen networks: nearly the same gradient, float32 words, one line of errors."""
+"""Frozen networks in half precision: gradients, float32 words, and errors of one line."""
 
 from __future__ import annotations
 
