@@ -69,6 +69,7 @@ def read(name: str, bert: Path, clip: Path) -> DictConfig:
         folder = bert if encoder.target.endswith("BERTEmbedder") else clip
         encoder.params = {**(encoder.get("params") or {}), "tokenizer": str(folder)}
     # Weights of a part are made by another run.
+    config.model.params.pop("ckpt_path", None)
     stage = OmegaConf.select(config, "model.params.first_stage_config.params")
     if stage is not None:
         stage.pop("ckpt_path", None)
@@ -161,13 +162,8 @@ def test_the_miniatures_two_configurations_differ_in_the_recipe_alone() -> None:
     assert isinstance(own, dict)
     assert isinstance(paper, dict)
     for params in (own["model"]["params"], paper["model"]["params"]):
-        for recipe in ("loss_weighting", "scheduler_config", "personalization_config"):
-            params.pop(recipe, None)
+        params.pop("scheduler_config", None)
     assert paper["model"]["params"] == own["model"]["params"]
-    assert (own["data"]["params"].pop("batch_size"), paper["data"]["params"].pop("batch_size")) == (
-        24,
-        8,
-    )
     assert paper["data"] == own["data"]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-WEIGHTS = ("models/miniature/", "models/miniature-next/")
+WEIGHTS = ("models/miniature/",)
 LIMIT = 1_000_000  # bytes
 
 

@@ -11,9 +11,15 @@ _PERCENT = "{:.1%}"
 # Part, key, what it is, how it is written, the least it should be.
 _ROWS = (
     ("autoencoder", "psnr", "Autoencoder, PSNR on unseen images", "{:.2f} dB", 25.0),
-    ("scorer", "shape", "Scorer, shape of unseen images", _PERCENT, 0.95),
-    ("scorer", "colour", "Scorer, main colour (photos, paintings)", _PERCENT, 0.90),
-    ("scorer", "scene", "Scorer, scene", _PERCENT, 0.90),
+    *(
+        (part, key, f"{part.capitalize()}, {what}", _PERCENT, least)
+        for part in ("scorer", "selector")
+        for key, what, least in (
+            ("shape", "shape of unseen images", 0.95),
+            ("colour", "main colour (photos, paintings)", 0.90),
+            ("scene", "scene", 0.90),
+        )
+    ),
     ("samples", "shape", "Samples from random captions, shape agreed", _PERCENT, 0.90),
     ("samples", "colour", "Samples, main colour agreed", _PERCENT, 0.85),
     ("samples", "scene", "Samples, scene agreed", _PERCENT, 0.90),

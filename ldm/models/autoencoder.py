@@ -36,9 +36,11 @@ class Autoencoder(TrainedModel):
         betas: of Adam; the default is that of the published autoencoders, for adversarial training.
         ckpt_path: a file with this autoencoder's weights.
         ignore_keys: prefixes of the file's names to leave out.
+        freeze_encoder: train the decoder alone, so that the latents stay as they are.
     """
 
     learning_rate = 4.5e-6
+    quant_conv: nn.Module
 
     def __init__(
         self,
@@ -52,8 +54,10 @@ class Autoencoder(TrainedModel):
         betas: Sequence[float] = (0.5, 0.9),
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
+        freeze_encoder: bool = False,
     ) -> None:
         super().__init__()
+        self.freeze_encoder = freeze_encoder
         self.embed_dim, self.image_key, self.monitor = embed_dim, image_key, monitor
         self.betas, self.ckpt_path, self.ignore_keys = betas, ckpt_path, tuple(ignore_keys)
         self.ema_decay, self.scheduler_config = ema_decay, scheduler_config
@@ -66,6 +70,9 @@ class Autoencoder(TrainedModel):
         """Read the file of weights and start the averaged weights, once all weights exist."""
         if self.ckpt_path is not None:
             self.read_weights(self.ckpt_path, self.ignore_keys)
+        if self.freeze_encoder:
+            self.encoder.requires_grad_(False)
+            self.quant_conv.requires_grad_(False)
         self.model_ema = LitEma(self, self.ema_decay) if self.ema_decay is not None else None
 
     @property

@@ -4,8 +4,9 @@
     python scripts/miniature/evaluate.py --parts autoencoder scorer     # some of it
     python scripts/miniature/evaluate.py --parts concepts --concepts teal-star red-mug --again
 
-Parts: autoencoder (PSNR), scorer (its accuracies), samples (does the scorer see what captions ask
-for), words (learn a word for each concept with main.py), concepts (measure those words), table.
+Parts: autoencoder (PSNR), scorer and selector (accuracies of the two CLIPs), samples (does the
+scorer see what captions ask for), words (learn a word for each concept with main.py), concepts
+(measure those words), table.
 What is measured already, in models/miniature/metrics.json, is not measured again without --again.
 Images go to examples/miniature/, learned words to examples/words/.
 """
@@ -26,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-PARTS = ("autoencoder", "scorer", "samples", "words", "concepts", "table")
+PARTS = ("autoencoder", "scorer", "selector", "samples", "words", "concepts", "table")
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "miniature"
 LOG = logging.getLogger("miniature-eval")
@@ -43,6 +44,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=MODEL / "model.safetensors")
     parser.add_argument("--config", type=Path, default=MODEL / "config.yaml")
     parser.add_argument("--scorer", "--judge", type=Path, default=MODEL / "scorer")
+    parser.add_argument("--selector", type=Path, default=MODEL / "selector")
     parser.add_argument("--finetune", type=Path, default=ROOT / "configs/miniature/finetune.yaml")
     parser.add_argument("--words", type=Path, default=ROOT / "examples/words")
     parser.add_argument("--pictures", type=Path, default=ROOT / "examples/miniature")
@@ -134,14 +136,18 @@ class Evaluation:
         self.save(shown, "reconstructions", 8)
         self.store("autoencoder", {"psnr": psnr, "pictures": count})
 
-    def measure_scorer(self) -> None:
-        """The scorer's accuracies on unseen images."""
+    def measure_scorer(self, part: str = "scorer") -> None:
+        """A CLIP's accuracies on unseen images."""
         from ldm.miniature.clip import MiniatureClip
         from ldm.miniature.measure import clip_accuracy
 
         count = 2048
-        accuracy = clip_accuracy(MiniatureClip.load(self.options.scorer), count)
-        self.store("scorer", {**accuracy, "pictures": count})
+        accuracy = clip_accuracy(MiniatureClip.load(getattr(self.options, part)), count)
+        self.store(part, {**accuracy, "pictures": count})
+
+    def measure_selector(self) -> None:
+        """The same of the CLIP that chooses."""
+        self.measure_scorer("selector")
 
     def measure_samples(self) -> None:
         """What the scorer sees in images of random captions."""

@@ -70,7 +70,10 @@ def main() -> int:
         call("scripts/miniature/train_tokenizer.py")
     autoencoder = WORK / "autoencoder.safetensors"
     if not autoencoder.is_file():
+        first = WORK / "autoencoder-first.safetensors"
         run = train("autoencoder", machine)
+        call("scripts/miniature/export.py", "autoencoder", "--run", run, "--output", first)
+        run = train("decoder", machine, f"model.params.ckpt_path={first}")
         call("scripts/miniature/export.py", "autoencoder", "--run", run, "--output", autoencoder)
     if options.again or not (RESULT / "model.safetensors").is_file():
         run = train("diffusion", machine, f"model.params.scale_factor={scale_of(autoencoder)}")

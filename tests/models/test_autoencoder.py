@@ -104,6 +104,15 @@ def test_training_moves_every_weight_and_the_averaged_copy_follows():
     assert_close(weight.data, own)
 
 
+def test_a_frozen_encoder_keeps_the_latents():
+    model = build(PLAIN, ema_decay=0.5, freeze_encoder=True)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    fit(model, batches(2))
+    for name, weight in model.named_parameters():
+        kept = name.startswith(("encoder.", "quant_conv."))
+        assert torch.equal(weight.detach(), before[name]) == kept, name
+
+
 def test_the_averaged_copy_follows_optimizer_steps_not_micro_batches():
     model = build(PLAIN, ema_decay=0.5)
     trainer = fit(model, batches(6), accumulate_grad_batches=3)

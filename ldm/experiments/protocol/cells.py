@@ -214,6 +214,15 @@ class Finished:
         """What cells of several variants have in common: concept and seed."""
         return self.cell.concept, self.cell.seed
 
+    def has(self, score: str) -> bool:
+        """Tell whether the cell has a score."""
+        return score in self.scores or score in self.scores.get("extra", {})
+
+    def value(self, score: str) -> float:
+        """Return a score's mean."""
+        found = self.scores[score] if score in self.scores else self.scores["extra"][score]
+        return float(found["value"])
+
     @property
     def training_images(self) -> int:
         """How many images the word was learned from, or that there are of the concept."""

@@ -25,6 +25,8 @@ from ldm.experiments.protocol.run import cell_folder
 from ldm.util import write_whole
 
 SCORES = ("image", "text", "text_of_average")
+# The miniature's CLIP gives these too (`ldm.miniature.editability`); another scorer does not.
+EXTRA = ("scene_accuracy", "medium_accuracy", "edit_accuracy")
 ENDS = ("value", "low", "high")
 ROW = (
     *("concept", "variant", "source", "seed", "training_pictures", "steps", "prompt", "pictures"),
@@ -33,8 +35,8 @@ ROW = (
 )
 SUMMARY = (
     *("variant", "source", "training_pictures", "steps", "cells", "concepts"),
-    *(f"{score}_{end}" for score in SCORES for end in ENDS),
-    *(f"{score}_minus_reference_{end}" for score in SCORES for end in ENDS),
+    *(f"{score}_{end}" for score in SCORES + EXTRA for end in ENDS),
+    *(f"{score}_minus_reference_{end}" for score in SCORES + EXTRA for end in ENDS),
     *("training", "word_norm", "vocabulary_norm"),
 )
 TIME = ("concept", "variant", "seed", "learn", "resumed", "steps", "score", "pictures", "finished")
@@ -46,7 +48,7 @@ class VariantSummary:
 
     Attributes:
         cells, concepts: how many finished ones they come from.
-        scores: image, text and text_of_average → mean.
+        scores: image, text, text_of_average and, where all cells have them, `EXTRA` → mean.
         differences: the same less the reference variant's, over the cells that both have.
         training: mean similarity of the training images with each other; None of single ones.
         word_norm, vocabulary_norm: means; None where nothing was learned.
@@ -112,8 +114,8 @@ def summarise(
         own = [item for item in found if item.cell.variant == name]
         paired = [item for item in own if item.unit in base]
         differences = {}
-        for score in SCORES if paired else ():
-            values = [_value(item, score) - _value(base[item.unit], score) for item in paired]
+        for score in _shared([*paired, *(base[item.unit] for item in paired)]):
+            values = [item.value(score) - base[item.unit].value(score) for item in paired]
             differences[score] = mean_over(values, [i.cell.concept for i in paired], resamples)
         concepts = [item.cell.concept for item in own]
         made.append(
@@ -125,8 +127,8 @@ def summarise(
                 cells=len(own),
                 concepts=len(set(concepts)),
                 scores={
-                    score: mean_over([_value(i, score) for i in own], concepts, resamples)
-                    for score in SCORES
+                    score: mean_over([i.value(score) for i in own], concepts, resamples)
+                    for score in _shared(own)
                 },
                 differences=differences,
                 training=_mean(item.scores["training"] for item in own),
@@ -194,12 +196,17 @@ def keep_words(output: Path, cells: Sequence[Cell], target: Path) -> int:
 
 def markdown(summaries: Sequence[VariantSummary]) -> str:
     """Return the summary as a Markdown table."""
-    head = ("variant", "steps", "image similarity", "text similarity", "of the average", "cells")
+    head = ["variant", "steps", "image similarity", "text similarity", "of the average"]
+    names = [*SCORES, "edit_accuracy"]
+    if any("edit_accuracy" in item.scores for item in summaries):
+        head.append("edit accuracy")
+    else:
+        names.pop()
+    head.append("cells")
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for item in summaries:
-        means = [
-            f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" for e in (item.scores[s] for s in SCORES)
-        ]
+        found = [item.scores.get(name) for name in names]
+        means = [f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" if e else "" for e in found]
         own = (item.variant, str(item.steps or ""), *means, str(item.cells))
         lines.append(f"| {' | '.join(own)} |")
     return "\n".join(lines) + "\n"
@@ -207,10 +214,10 @@ def markdown(summaries: Sequence[VariantSummary]) -> str:
 
 def _summary_row(item: VariantSummary) -> dict[str, Any]:
     row = {name: getattr(item, name) for name in SUMMARY if hasattr(item, name)}
-    for score in SCORES:
-        row |= _ends(score, asdict(item.scores[score]))
-        if score in item.differences:
-            row |= _ends(f"{score}_minus_reference", asdict(item.differences[score]))
+    for score, estimate in item.scores.items():
+        row |= _ends(score, asdict(estimate))
+    for score, estimate in item.differences.items():
+        row |= _ends(f"{score}_minus_reference", asdict(estimate))
     return row
 
 
@@ -218,8 +225,10 @@ def _ends(score: str, estimate: Mapping[str, float]) -> dict[str, float]:
     return {f"{score}_{end}": estimate[end] for end in ENDS}
 
 
-def _value(item: Finished, score: str) -> float:
-    return float(item.scores[score]["value"])
+def _shared(found: Sequence[Finished]) -> list[str]:
+    """Return the scores that all cells have; none of no cells."""
+    names = SCORES + EXTRA if found else ()
+    return [name for name in names if all(item.has(name) for item in found)]
 
 
 def _mean(values: Any) -> float | None:

@@ -47,12 +47,23 @@ def cells(spec: ProtocolSpec) -> list[Cell]:
 
 def test_the_miniature_covers_the_papers_variants_and_the_directional_one() -> None:
     spec = read_protocol(FOLDER / "miniature.yaml")
-    assert len(spec.concepts) >= 6
+    assert len(spec.concepts) >= 8
     assert len(spec.seeds) == 3
     steps = {variant.name: variant.steps for variant in spec.variants}
     assert set(PAPER) <= set(steps)
-    assert (steps["ours_5000"], steps["directional"]) == (5000, 400)
-    assert [v.size for v in spec.variants if v.size] == [1, 3]
+    assert (steps["ours"], steps["ours_5000"]) == (100, 5000)
+    check_training(spec)
+
+
+def test_the_set_sizes_of_figure_12(tmp_path: Path) -> None:
+    """Larger sets are made, not shipped: stand-ins take their place."""
+    for name in OmegaConf.load(FOLDER / "sizes.yaml").concepts.words:
+        (tmp_path / name).mkdir()
+        for i in range(25):
+            Image.new("RGB", (4, 4)).save(tmp_path / name / f"{i}.png")
+    spec = read_protocol(FOLDER / "sizes.yaml", [f"concepts.folder={tmp_path}"])
+    assert [v.size for v in spec.variants if v.size] == [1, 3, 5, 10]
+    assert {len(concept.images) for concept in spec.concepts} == {25}
     check_training(spec)
 
 
