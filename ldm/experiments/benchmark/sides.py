@@ -130,7 +130,7 @@ def random_weights(model: nn.Module, device: str, dtype: torch.dtype, keep: str 
             continue
         for key, weight in module.named_parameters(recurse=False):
             times = -(-weight.numel() // BLOCK)
-            filled = block.repeat(times)[: weight.numel()].view(weight.shape)
+            filled = block.repeat(times)[: weight.numel()].clone().view(weight.shape)
             module._parameters[key] = nn.Parameter(filled, weight.requires_grad)
         for key, buffer in module.named_buffers(recurse=False):
             if buffer.is_meta:
