@@ -199,7 +199,7 @@ def _set_words(words: DictConfig, options: argparse.Namespace) -> list[str]:
         given = " ".join(options.init_word)
         raise UserError(
             f"--init_word {given}: {len(options.init_word)} words for {placeholders}: put a word "
-            f'of several parts in quotes, as --init_word "{given}"'
+            f'of several parts in quotes, as --init_word "{given}", or give as many placeholders'
         )
     if options.embedding_manager_ckpt:
         words.embedding_manager_ckpt = options.embedding_manager_ckpt

@@ -72,7 +72,7 @@ def concept(**changes: Any) -> Concept:
         **{"name": "teal-star", "kind": "object", "placeholder": "*", "initializer_word": "star"},
         **{"words": "a teal star", "caption": "a photo of a teal star", "attributes": star},
         **{"shown_scenes": ["city"], "prompt_scenes": ["beach", "snow"]},
-        "pictures": draw_words(["photo teal star"], 3),
+        "images": draw_words(["photo teal star"], 3),
     }
     return Concept(**(given | changes))
 

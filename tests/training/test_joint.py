@@ -78,7 +78,10 @@ def test_directional_words_together(learn: Learn, second: Path, arguments: list[
         (TWO, r"two concepts need two folders: give the second's, --second_root DIR"),
         ((*TWO, "--second_root", "nowhere"), "'nowhere' is not a folder"),
         (("--init_word", "dog"), r"--init_word dog: give one for each word of \['\*', '@'\]"),
-        ((*TWO, "--placeholder_string", "@"), "shows two concepts: name two words, not"),
+        (
+            (*TWO, "--placeholder_string", "@"),
+            r"2 words for \['@'\]: .* or give as many placeholders",
+        ),
     ],
 )
 def test_mistakes_are_one_line(learn: Learn, more: tuple[str, ...], message: str) -> None:

@@ -42,7 +42,7 @@ def test_the_command_is_one_that_main_takes(
     config = load(command[1:])
     second = config.second
     assert second is not None
-    assert config.lightning.trainer.max_steps == 400
+    assert config.lightning.trainer.max_steps == 100
     assert second.model.params.unfreeze_model
     assert second.model.params.scheduler_config is None
     # Every setting is one of the second stage, and arrives.
