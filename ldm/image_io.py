@@ -193,6 +193,20 @@ def save_png(
     raise AssertionError("unreachable")
 
 
+def write_image(image: Image.Image, path: str | Path, **options: Any) -> None:
+    """Write an image whole or not at all, in place of a file that exists.
+
+    Args:
+        image: any image.
+        path: the file, whose suffix decides the format; folders are made.
+        options: of Pillow's writer, such as `quality`.
+
+    Raises:
+        UserError: the file cannot be written; names it.
+    """
+    write_whole(path, lambda part: image.save(part, **options))
+
+
 def read_settings(path: str | Path) -> dict[str, Any]:
     """Return the settings that `save_png` stored, {} where there are none.
 
