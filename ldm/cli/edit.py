@@ -27,7 +27,7 @@ EXAMPLES = """examples:
     python scripts/edit.py --image room.png --mask mask.png --prompt "an oil painting of *" \\
         --embedding_path embeddings.pt
   with the miniature model, which comes with the project:
-    python scripts/edit.py --ckpt_path models/miniature --image examples/concepts/teal-star/1.png \\
+    python scripts/edit.py --model models/miniature --image examples/concepts/teal-star/1.png \\
         --mask mask.png --prompt "a red mug on the beach"
   a line or another thin mask: begin four latent points wider, and shrink to the mask itself:
     python scripts/edit.py --image room.png --mask line.png --prompt "a rope" --dilate 4

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli.common import check_output_folder, choose_device, find_model, sampling_of
-from ldm.cli.evaluate_options import DEFAULT_CONFIG, check, parse
+from ldm.cli.evaluate_options import check, parse
 from ldm.evaluation.prompts import check_prompts, read_prompts
 from ldm.resources import ROOT
 from ldm.training.variants import find_variant
@@ -50,7 +50,7 @@ class Request:
 
     name: str
     source: str
-    config: Path
+    config: Path | None
     weights: Path
     words: Sequence[str]
     placeholders: Sequence[str]
@@ -82,7 +82,7 @@ def read_request(options: argparse.Namespace) -> Request:
     _check_source(options, source)
     words = options.embedding_path
     placeholders = options.placeholder or check_words(words, ()) or [DEFAULT_PLACEHOLDER]
-    config, weights = find_model(options.model, options.config, DEFAULT_CONFIG)
+    config, weights = find_model(options.model, options.config)
     image_prompt = name_word(options.image_prompt, placeholders)
     prompts = _prompts(options, weights, placeholders)
     check_prompts([image_prompt, *prompts], placeholders)
@@ -265,8 +265,8 @@ def _facts(request: Request, options: argparse.Namespace) -> dict[str, Any]:
         "checkpoint": request.weights.name,
         "checkpoint_hash": checkpoint_hash(request.weights),
         "difference": checkpoint_hash(request.difference) if request.difference else None,
-        "config": request.config.name,
-        "config_hash": checkpoint_hash(request.config),
+        "config": request.config.name if request.config else None,
+        "config_hash": checkpoint_hash(request.config) if request.config else None,
         "words": [
             {"file": Path(path).name, "hash": checkpoint_hash(path), "name": name}
             for path, name in split_items(request.words)

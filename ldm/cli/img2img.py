@@ -19,7 +19,7 @@ EXAMPLES = """examples:
     python scripts/img2img.py --init-img sketch.png --prompt "a painting of *" \\
         --embedding_path embeddings.pt --strength 0.75
   with the miniature model, which comes with the project:
-    python scripts/img2img.py --ckpt_path models/miniature --prompt "a blue mug on the beach" \\
+    python scripts/img2img.py --model models/miniature --prompt "a blue mug on the beach" \\
         --init-img examples/concepts/red-mug/1.png --strength 0.5
 """
 

@@ -27,7 +27,7 @@ EXAMPLES = """examples:
     python scripts/invert.py --image cat.png --prompt "a photo of *" --embedding_path cat.pt \\
         --edit "a painting of *" "a photo of * on the beach" --scales 1 3 5
   with the miniature model, which comes with the project:
-    python scripts/invert.py --ckpt_path models/miniature --prompt "a photo of a red mug" \\
+    python scripts/invert.py --model models/miniature --prompt "a photo of a red mug" \\
         --image examples/concepts/red-mug/1.png --edit "a photo of a blue mug" --steps 50
   draw on from the noise of an earlier run, without inverting again:
     python scripts/invert.py --image cat.png --noise outputs/invert/noise.safetensors \\

@@ -19,7 +19,7 @@ from ldm.cli.common import (
     sampling_of,
 )
 from ldm.cli.evaluate import name_word
-from ldm.cli.evaluate_options import DEFAULT_CONFIG, check_drawing
+from ldm.cli.evaluate_options import check_drawing
 from ldm.evaluation.prompts import check_prompts, read_prompts
 from ldm.resources import ROOT
 from ldm.util import UserError
@@ -136,7 +136,7 @@ class Task:
 
     best: Path
     saved: Mapping[int, Path]
-    config: Path
+    config: Path | None
     weights: Path
     training: Sequence[Path]
     placeholders: Sequence[str]
@@ -170,7 +170,7 @@ def read_task(options: argparse.Namespace) -> Task:
     if best.exists() and not options.again:
         raise UserError(f"{best} is there already: give --again to choose anew")
     model = _needed(options.model or facts.base, "base weights", "--model PATH")
-    config, weights = find_model(model, options.config, DEFAULT_CONFIG)
+    config, weights = find_model(model, options.config)
     pictures = _needed(options.data_root or facts.data_root, "pictures", "--data_root DIR")
     placeholders = list(read_words(next(iter(saved.values()))).words)
     image_prompt = name_word(options.image_prompt, placeholders)

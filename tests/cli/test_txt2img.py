@@ -240,21 +240,22 @@ def test_output_folders_are_checked_before_the_model_is_read(tmp_path):
 
 
 def test_model_files_are_found(tiny, tmp_path, monkeypatch):
-    default = "configs/default.yaml"
-    assert find_model(str(tiny.folder), None, default) == (tiny.config, tiny.checkpoint)
-    assert find_model(str(tiny.ckpt), None, default) == (tiny.config, tiny.ckpt)
+    assert find_model(str(tiny.folder), None) == (tiny.config, tiny.checkpoint)
+    assert find_model(str(tiny.ckpt), None) == (tiny.config, tiny.ckpt)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny.folder, tmp_path / "models" / "little")
     found = Path("models/little/config.yaml"), Path("models/little/model.safetensors")
-    assert find_model("little", None, default) == found
-    Path("configs").mkdir()
-    Path(default).touch()
-    Path("models/little/config.yaml").unlink()
-    assert find_model("models/little/model.ckpt", None, default) == (
-        Path(default), Path("models/little/model.ckpt"),
-    )  # fmt: skip
-    with pytest.raises(UserError, match=r"has no model\.safetensors or model\.ckpt"):
-        find_model("configs", None, default)
+    assert find_model("little", None) == found
+    Path("models/little/config.yaml").rename("models/little/model.yaml")
+    assert find_model("models/little/model.ckpt", None)[0] == Path("models/little/model.yaml")
+    Path("models/little/model.yaml").rename("own.yaml")
+    assert find_model("little", None) == (None, found[1])
+    assert find_model("little", "own.yaml") == (Path("own.yaml"), found[1])
+    with pytest.raises(UserError, match=r"configuration absent\.yaml does not exist"):
+        find_model("little", "absent.yaml")
+    (tmp_path / "configs").mkdir()
+    with pytest.raises(UserError, match=r"configs has no weights: expected a folder of diffusers"):
+        find_model("configs", None)
 
 
 def test_the_two_commands_have_the_originals_defaults():

@@ -40,7 +40,7 @@ class Request:
         rename: a figure's concept → the one to take in its place.
     """
 
-    config: Path
+    config: Path | None
     weights: Path
     words: Path
     concepts: Path

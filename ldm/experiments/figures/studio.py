@@ -86,7 +86,7 @@ class Studio:
         concepts = {name for line in request.lines(figure) for name in line.concepts}
         return {
             "model": _hashed(request.weights),
-            "config": _hashed(request.config),
+            "config": _hashed(request.config) if request.config else None,
             "words": {name: _hashed(request.word_file(name)) for name in sorted(concepts)},
             "pivotal": [_hashed(path) for path in request.pivotal_files()]
             if request.pivotal and "pivotal" in figure.needs
