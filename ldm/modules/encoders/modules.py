@@ -259,7 +259,7 @@ def _accept_both_clip_names(
 
 
 class FrozenCLIPEmbedder(TextEncoder):
-    """The text encoder of CLIP ViT-L/14 as in Stable Diffusion 1: the last hidden state.
+    """CLIP's text encoder: the last hidden state; by default ViT-L/14 as in Stable Diffusion 1.
 
     Its weights come with the checkpoint of the diffusion model.
 
@@ -267,11 +267,12 @@ class FrozenCLIPEmbedder(TextEncoder):
         version: hub name of the vocabulary.
         tokenizer: a folder or hub name to use instead of `version`.
         max_length: tokens in a row.
+        width, layers, heads, vocab_size: sizes of the network.
+        hidden_act: the perceptron's activation, by its name in `transformers`.
         device: accepted for old configurations; the encoder follows its module's device.
     """
 
     family = "clip"
-    width = 768
 
     def __init__(
         self,
@@ -279,20 +280,32 @@ class FrozenCLIPEmbedder(TextEncoder):
         device: str | None = None,  # noqa: ARG002
         max_length: int = 77,
         tokenizer: str | None = None,
+        *,
+        width: int = 768,
+        layers: int = 12,
+        heads: int = 12,
+        vocab_size: int = 49408,
+        hidden_act: str = "quick_gelu",
     ) -> None:
         super().__init__(load_tokenizer("CLIPTokenizerFast", tokenizer or version))
+        if len(self.tokenizer) > vocab_size:
+            raise UserError(
+                f"tokenizer {tokenizer or version!r} has {len(self.tokenizer)} entries, "
+                f"more than vocab_size {vocab_size}"
+            )
         from transformers import CLIPTextConfig, CLIPTextModel
 
-        self.max_length = max_length
+        self.max_length, self.width = max_length, width
         config = CLIPTextConfig(
-            hidden_size=self.width,
-            intermediate_size=4 * self.width,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            max_position_embeddings=77,
-            vocab_size=49408,
-            eos_token_id=49407,
-            bos_token_id=49406,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            hidden_act=hidden_act,
+            max_position_embeddings=max_length,
+            vocab_size=vocab_size,
+            eos_token_id=vocab_size - 1,
+            bos_token_id=vocab_size - 2,
         )
         self.transformer = CLIPTextModel(config)
         self.transformer.register_load_state_dict_pre_hook(_accept_both_clip_names)  # type: ignore[no-untyped-call]
@@ -309,7 +322,7 @@ class FrozenCLIPEmbedder(TextEncoder):
 
     @property
     def vocab_table(self) -> Tensor:
-        """The vocabulary's vectors: [49408, 768]."""
+        """The vocabulary's vectors: [vocab_size, width]."""
         return cast(Tensor, self._token_embedding.weight)
 
     @property
@@ -318,7 +331,7 @@ class FrozenCLIPEmbedder(TextEncoder):
         return None
 
     def embed(self, ids: Tensor, embedding_manager: EmbeddingHook | None) -> Tensor:
-        """Encode ids [b, n] to [b, n, 768]."""
+        """Encode ids [b, n] to [b, n, width]."""
         if embedding_manager is None:
             return self.transformer(input_ids=ids).last_hidden_state
         manager = embedding_manager
