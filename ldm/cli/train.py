@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ldm.training.config import load
 
     try:
+        if len(options.data_roots) > 1 and options.dry_run:
+            raise UserError("--dry_run looks at one folder: give one --data_root")
         if len(options.data_roots) > 1:
             from ldm.training.many import learn_many
 

@@ -64,7 +64,8 @@ def near_duplicates(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
     bits = np.stack([_hash(path) for path in paths])
     different = (bits[:, None] != bits[None]).sum(-1)
     first, second = np.nonzero(np.triu(different <= NEAR, 1))
-    return [(paths[i], paths[j]) for i, j in zip(first, second, strict=True)]
+    pairs = zip(first.tolist(), second.tolist(), strict=True)
+    return [(paths[i], paths[j]) for i, j in pairs]
 
 
 def _hash(path: Path) -> npt.NDArray[np.bool_]:

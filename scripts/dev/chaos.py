@@ -34,13 +34,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-
-from ldm.cli.train import main as train  # noqa: E402
-from ldm.training import dry_run, stages  # noqa: E402, F401 - loaded once, for all forks
-from ldm.util import cli_main  # noqa: E402
-from ldm.words.files import read_words  # noqa: E402
-
+# What is heavy is imported where it is used: `--help` answers at once.
 STEPS = 10
 WORDS = "model.params.personalization_config.params"
 START = (
@@ -80,6 +74,9 @@ def fork(arguments: list[str], output: Path, at_event: int | None = None) -> int
     child = os.fork()
     if child:
         return child
+    from ldm.cli.train import main as train
+    from ldm.util import cli_main
+
     os.setsid()
     with output.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
@@ -164,6 +161,10 @@ class Run:
 
 def left_by(folder: Path) -> dict[str, Any]:
     """Return what must be equal: words, checkpoint and metrics of a log folder."""
+    import torch
+
+    from ldm.words.files import read_words
+
     found: dict[str, Any] = {}
     for path in sorted((folder / "checkpoints").glob("embeddings*")):
         words = read_words(path)
@@ -179,6 +180,8 @@ def left_by(folder: Path) -> dict[str, Any]:
 
 def same(one: Any, other: Any) -> bool:
     """Tell whether two nested values are equal, tensors bit for bit."""
+    import torch
+
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and torch.equal(one, other)
     if isinstance(one, dict):

@@ -98,6 +98,11 @@ def test_class_images_and_a_second_stage_are_told(
     assert not (tmp_path / "logs").exists()
 
 
+def test_one_folder_is_looked_at(arguments: list[str], folder: Path) -> None:
+    with pytest.raises(UserError, match="--dry_run looks at one folder: give one --data_root"):
+        main.main([*arguments, "--data_root", str(folder), str(folder.parent), "--dry_run"])
+
+
 def test_a_first_loss_that_is_not_finite_is_an_error(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
