@@ -109,9 +109,9 @@ def run_files(folder: Path) -> dict[str, bytes]:
     buffer = io.BytesIO()
     torch.save(
         {
-            "pytorch-lightning_version": "2.4", "global_step": 3, "loops": {}, "epoch": 0,
+            "pytorch-lightning_version": "2.4", "global_step": 3, "loops": {"fit_loop": {}},
             "state_dict": {"a": torch.randn(3)}, "lr_schedulers": [], "callbacks": {},
-            "optimizer_states": [],
+            "optimizer_states": [], "epoch": 0,
         },
         buffer,
     )  # fmt: skip

@@ -55,7 +55,7 @@ def read_yaml(path: Path) -> DictConfig:
         config = OmegaConf.load(path)
     except FileNotFoundError as error:
         raise UserError(f"no configuration at {path}: give an existing file to --base") from error
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+    except Exception as error:  # both parsers raise anything on damaged files
         line = " ".join(str(error).split())
         raise UserError(f"cannot read the configuration {path}: {line}") from error
     if not isinstance(config, DictConfig):
