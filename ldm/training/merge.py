@@ -100,7 +100,11 @@ def merge_files(
         if unknown := [str(name) for name in given if name not in known]:
             key = f"{prefix}{unknown[0]}"
             raise UserError(f"unknown configuration key {key!r}: expected {', '.join(known)}")
-    check_shape(merged)
+    try:
+        check_shape(merged)
+    except OmegaConfBaseException as error:
+        line = " ".join(str(error).split())
+        raise UserError(f"the configuration does not fit together: {line}") from error
     return merged
 
 
