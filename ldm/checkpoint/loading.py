@@ -154,7 +154,7 @@ def load_model(
         logger.info("%s: %s", checkpoint, line)
     model.to(device=device)
     manager = getattr(model, "embedding_manager", None)
-    if manager is not None and manager.first_words:  # without, a file is expected to bring vectors
+    if manager is not None:
         manager.initialize()
     return model.eval()
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ldm.util import UserError, quote
-from ldm.words.placeholders import PER_IMAGE_PLACEHOLDERS, occurrences
 
 logger = logging.getLogger(__name__)
 
@@ -20,13 +19,14 @@ INITIALIZER_MODES = ("mean", "sequence")
 class TextEmbedder(Protocol):
     """The part of a text encoder that words are made from.
 
-    `vocab_table` is the token embedding [V, d], without positions; `unknown_id` the id that text
-    outside the vocabulary becomes, None where the tokenizer knows every byte (CLIP).
-    `placeholders` are the words in use, which the encoder separates from their neighbours before
-    it tokenizes; `special_ids` the tokens that are no text, such as padding.
+    `vocab_table` is the token embedding [vocab_size, width], without positions. `token_vectors`
+    gives rows of it. `unknown_id` is the id that text outside the vocabulary becomes, None if the
+    tokenizer knows every byte (CLIP). `special_ids` are the tokens that are no text, such as
+    padding. `placeholders` are the words in use and their token ids; the encoder splits a text at
+    them before it tokenizes.
     """
 
-    placeholders: tuple[str, ...]
+    placeholders: Mapping[str, int]
 
     max_length: int
     family: str
@@ -38,12 +38,19 @@ class TextEmbedder(Protocol):
     def special_ids(self) -> Collection[int]: ...
     @property
     def vocab_table(self) -> Tensor: ...
-    def count_tokens(self, text: str) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+    def token_vectors(self, ids: Sequence[int]) -> Tensor: ...
     def word_ids(self, word: str) -> list[int]: ...
 
 
 def placeholder_id(embedder: TextEmbedder, placeholder: str, others: Mapping[str, int]) -> int:
-    """Return the one token id that stands for `placeholder`.
+    """Return the token id that stands for `placeholder`.
+
+    A placeholder that is one known token has the id of that token. Any other, such as `<cat-toy>`,
+    becomes an added token with a free id beyond the vocabulary, as in diffusers.
 
     Args:
         embedder: the encoder whose vocabulary counts.
@@ -51,23 +58,16 @@ def placeholder_id(embedder: TextEmbedder, placeholder: str, others: Mapping[str
         others: placeholders in use → their token ids.
 
     Raises:
-        UserError: the placeholder is empty, not exactly one token, unknown to the vocabulary (so
-            that every unknown character would share its id), a special token, or the token of
+        UserError: the placeholder is empty, has a space, is a special token, or is the token of
             another placeholder.
     """
-    ids = embedder.word_ids(placeholder) if placeholder.strip() else []
+    advice = "choose a symbol that captions do not use, such as * or <my-cat>"
+    if not placeholder or any(character.isspace() for character in placeholder):
+        raise UserError(f"placeholder {placeholder!r} is empty or has a space in it: {advice}")
+    ids = embedder.word_ids(placeholder)
     vocabulary = f"the {embedder.family} vocabulary"
-    advice = "choose one symbol that captions do not use, such as * or @"
-    if len(ids) != 1:
-        raise UserError(
-            f"placeholder {placeholder!r} becomes {len(ids)} tokens of {vocabulary} and must be "
-            f"exactly one: {advice}"
-        )
-    if ids[0] == embedder.unknown_id:
-        raise UserError(
-            f"placeholder {placeholder!r} is unknown to {vocabulary}, so every other unknown "
-            f"character would name it too: {advice}"
-        )
+    if len(ids) != 1 or ids[0] == embedder.unknown_id:
+        return max([embedder.vocab_size, *(token + 1 for token in others.values())])
     if ids[0] in embedder.special_ids:
         raise UserError(
             f"placeholder {placeholder!r} is a special token of {vocabulary}, which every prompt "
@@ -79,7 +79,7 @@ def placeholder_id(embedder: TextEmbedder, placeholder: str, others: Mapping[str
             f"placeholders {same[0]!r} and {placeholder!r} are the same token of {vocabulary}: "
             "choose another for one of them"
         )
-    if len(placeholder) > 1 and placeholder.isalnum():
+    if len(placeholder) > 1 and placeholder.isalnum() and ids[0] < embedder.vocab_size:
         logger.warning(
             "placeholder %r is a word of %s: while the learned word is loaded, prompts lose that "
             "word's own meaning",
@@ -89,60 +89,38 @@ def placeholder_id(embedder: TextEmbedder, placeholder: str, others: Mapping[str
     return ids[0]
 
 
-def per_image_placeholders(
-    embedder: TextEmbedder, names: Sequence[str] | None = None
-) -> tuple[str, ...]:
-    """Return the placeholders of per-image words; UserError where the vocabulary lacks them.
-
-    Args:
-        embedder: the encoder whose vocabulary counts.
-        names: the placeholders; None for the released code's, the 22 Hebrew letters.
-    """
-    whose = "the 22 Hebrew letters" if names is None else "per_image_placeholders"
-    chosen = PER_IMAGE_PLACEHOLDERS if names is None else tuple(names)
-    for name in chosen:
-        ids = embedder.word_ids(name)
-        if len(ids) != 1 or ids[0] == embedder.unknown_id:
-            raise UserError(
-                f"per_image_tokens names its words by {whose}, and {name!r} is no token of the "
-                f"{embedder.family} vocabulary: list others as per_image_placeholders, or set "
-                "per_image_tokens to false"
-            )
-    return chosen
-
-
-def first_word_ids(embedder: TextEmbedder, word: str, vectors: int, mode: str) -> list[int]:
-    """Return the token ids of a first word of one or several tokens.
+def initializer_ids(embedder: TextEmbedder, word: str, vectors: int, mode: str) -> list[int]:
+    """Return the token ids of an initializer word of one or several tokens.
 
     Raises:
         UserError: the vocabulary does not know the word, or a part of it; or `mode` is "sequence"
             and there are more tokens than `vectors`.
     """
     ids = embedder.word_ids(word)
-    if not ids or embedder.unknown_id in ids:
+    if not ids or embedder.unknown_id in ids or max(ids) >= embedder.vocab_size:
         raise UserError(
-            f"first word {word!r} is unknown to the {embedder.family} vocabulary: choose a coarse, "
+            f"initializer word {word!r} is unknown to the {embedder.family} vocabulary: choose a "
             "common word for the object, such as 'cat' or 'sculpture'"
         )
     if mode == "sequence" and len(ids) > vectors:
         raise UserError(
-            f"first word {word!r} has {len(ids)} tokens: initializer_mode 'sequence' needs as many "
-            f"vectors, got {vectors}; raise num_vectors_per_token or use 'mean'"
+            f"initializer word {word!r} has {len(ids)} tokens: initializer_mode 'sequence' needs "
+            f"as many vectors, got {vectors}; raise num_vectors_per_token or use 'mean'"
         )
     return ids
 
 
-def first_vectors(embedder: TextEmbedder, word: str, vectors: int, mode: str) -> Tensor:
-    """Return what a word of `vectors` vectors starts from: [vectors, d], no gradient.
+def initializer_vectors(embedder: TextEmbedder, word: str, vectors: int, mode: str) -> Tensor:
+    """Return the first values of a word of `vectors` vectors: [vectors, d], no gradient.
 
-    "mean": each vector is the mean of the word's tokens. "sequence": vector i is token i, the last
-    token repeated for what is left.
+    "mean": each vector is the mean of the initializer word's tokens. "sequence": vector i is token
+    i; the last token is repeated.
     """
-    ids = first_word_ids(embedder, word, vectors, mode)
-    table = embedder.vocab_table.detach()
+    ids = initializer_ids(embedder, word, vectors, mode)
     if mode == "sequence":
-        return table[[ids[min(i, len(ids) - 1)] for i in range(vectors)]]
-    return table[ids].mean(0, keepdim=True).expand(vectors, -1)
+        ids = [ids[min(i, len(ids) - 1)] for i in range(vectors)]
+        return embedder.token_vectors(ids).detach()
+    return embedder.token_vectors(ids).detach().mean(0, keepdim=True).expand(vectors, -1)
 
 
 def vocabulary_norms(table: Tensor) -> dict[str, float]:
@@ -161,40 +139,26 @@ def check_prompt(embedder: TextEmbedder, prompt: str, words: dict[str, tuple[int
     """Check that each learned word which `prompt` names reaches the text encoder whole.
 
     Args:
-        embedder: the encoder whose tokeniser and length count.
+        embedder: the encoder whose tokenizer and length count.
         prompt: one text.
         words: placeholder → (token id, number of vectors).
 
     Raises:
-        UserError: a placeholder in the text is no longer there after tokenising, or (part of) its
-            vectors would fall behind the encoder's last position.
+        UserError: (part of) a word's vectors would fall behind the encoder's last position.
     """
-    named = {p: count for p in words if (count := occurrences(prompt, p))}
-    if not named:
-        return
     ids = embedder.word_ids(prompt)
-    for placeholder, count in named.items():
-        found = ids.count(words[placeholder][0])
-        if found < count:
-            raise UserError(
-                f"prompt {quote(prompt)}: placeholder {placeholder!r} stands there {count} times "
-                f"but {found} times after tokenising: part it from other characters with spaces"
-            )
-    length = embedder.max_length
-    # Both tokenisers put one special token before the text and one behind it, and cut the text for
-    # both to fit; splicing then pushes what follows a word further back.
-    special = embedder.count_tokens(prompt) - len(ids)
     vectors = dict(words.values())
-    end, reached = special // 2, dict.fromkeys(vectors, 0)
-    for token in ids[: length - special]:
+    # One special token stands before the text and one behind it. The text is cut for both to fit;
+    # then each word pushes what follows it further back.
+    end, reached = 1, dict.fromkeys(vectors, 0)
+    for token in ids[: embedder.max_length - 2]:
         end += vectors.get(token, 1)
-        if token in vectors and end <= length:
+        if token in vectors and end <= embedder.max_length:
             reached[token] += 1
-    for placeholder in named:
-        token, k = words[placeholder]
+    for placeholder, (token, k) in words.items():
         if reached[token] < ids.count(token):
             raise UserError(
                 f"prompt {quote(prompt)} has {len(ids)} tokens: placeholder {placeholder!r} ({k} "
-                f"vectors) is cut off at the encoder's {length} positions: shorten the prompt or "
-                "move the word forwards"
+                f"vectors) is cut off at the encoder's {embedder.max_length} positions: shorten "
+                "the prompt or move the word forwards"
             )

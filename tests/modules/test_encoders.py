@@ -20,10 +20,6 @@ from tests.modules.vocabularies import BERT_WORDS, write_bert, write_clip
 PROMPTS = ["a photo of the cat", ""]
 
 
-class SmallCLIP(FrozenCLIPEmbedder):
-    width = 24
-
-
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
     torch.manual_seed(0)
@@ -36,7 +32,7 @@ def bert(tmp_path_factory):
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     torch.manual_seed(0)
-    return SmallCLIP(tokenizer=write_clip(tmp_path_factory.mktemp("clip")))
+    return FrozenCLIPEmbedder(width=24, tokenizer=write_clip(tmp_path_factory.mktemp("clip")))
 
 
 def to_diffusers_bert(state):
@@ -236,7 +232,7 @@ def test_clip_takes_the_names_of_old_and_new_transformers(clip, tmp_path, nested
         for name, value in clip.state_dict().items()
         if value.is_floating_point()
     }
-    other = SmallCLIP(tokenizer=write_clip(tmp_path))
+    other = FrozenCLIPEmbedder(width=24, tokenizer=write_clip(tmp_path))
     report = other.load_state_dict(file, strict=False)
     assert not report.missing_keys
     assert not report.unexpected_keys

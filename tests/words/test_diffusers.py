@@ -27,10 +27,6 @@ PROMPTS = (
 )
 
 
-class SmallCLIP(FrozenCLIPEmbedder):
-    width = 24
-
-
 class Pipeline(TextualInversionLoaderMixin):
     """What diffusers needs of a pipeline in order to load a word."""
 
@@ -71,7 +67,7 @@ def folder(tmp_path):
 @pytest.fixture
 def clip(folder):
     torch.manual_seed(0)
-    return SmallCLIP(tokenizer=folder)
+    return FrozenCLIPEmbedder(width=24, tokenizer=folder)
 
 
 def pipeline(clip, folder):
