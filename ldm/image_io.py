@@ -51,6 +51,8 @@ def open_rgb(path: str | Path) -> Image.Image:
         UserError: no such file, or not an image that can be decoded.
     """
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+        raise UserError(f"image {str(path)!r} is no regular file: give an image file")
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)

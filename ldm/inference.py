@@ -2,7 +2,7 @@
 
 In three lines:
 
-    model = load_model("models/miniature/config.yaml", "models/miniature/model.safetensors")
+    model = load_model("miniature")  # or a file, a folder of diffusers, a Hub name
     load_words(model, "embeddings.pt")
     images = generate(model, ["a photo of *", "a painting of *"], Sampling(steps=50))
 
@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
+from ldm.checkpoint.hub import locate_base
 from ldm.checkpoint.loading import load_model as load_base
 from ldm.checkpoint.weight_delta import apply_difference, check_difference
 from ldm.image_io import to_pil
@@ -45,7 +46,7 @@ from ldm.modules.diffusionmodules.openaimodel import Downsample
 from ldm.randomness import Purpose, normal
 from ldm.sampling import Sampling
 from ldm.util import UserError
-from ldm.words.loading import load_words
+from ldm.words.loading import check_prompts, load_words
 
 __all__ = ["GeneratedImage", "Sampling", "generate", "load_model", "load_words", "seeded_noise"]
 
@@ -86,25 +87,37 @@ class GeneratedImage:
 
 
 def load_model(
-    config: DictConfig | Mapping[str, Any] | str | Path,
-    checkpoint: str | Path | None,
+    base: DictConfig | Mapping[str, Any] | str | Path | None,
+    checkpoint: str | Path | None = "",
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     difference: str | Path | None = None,
 ) -> Any:
     """Build a model and load its weights, in evaluation mode (`ldm.checkpoint.loading`).
 
+    `load_model(X)` needs nothing else: the configuration is that beside the weights, or that of the
+    family that the weights belong to. `load_model(config, X)` takes another configuration.
+
     Args:
-        config: a configuration with `model`, or the path of its YAML file.
-        checkpoint: the weights' file; None builds the model with new weights.
+        base: X, if no `checkpoint` is given: a `.ckpt` or `.safetensors` file, a folder of
+            diffusers, a model's folder such as "miniature", or a Hub name such as
+            "CompVis/ldm-text2im-large-256" or "hf:NAME@REVISION". With a `checkpoint`: a
+            configuration with `model`, the path of its YAML file, or None for its own.
+        checkpoint: X; None builds the configuration's model with new weights.
         device: where the model goes.
         dtype: the weights' type; float32 by default. Learned words stay in float32.
         difference: what tuning moved the weights by, as `weight_delta.safetensors` has it.
 
     Raises:
-        UserError: files missing, unreadable, or of another architecture; a difference to another
-            base. Of these the last is seen before weights are read.
+        UserError: files missing, unreadable, or of another architecture; a base that is not
+            supported; a Hub name that cannot be had; a difference to another base. Of these the
+            last is seen before weights are read.
     """
+    config: DictConfig | Mapping[str, Any] | str | Path | None = base
+    if checkpoint == "":
+        if not isinstance(base, str | Path):
+            raise ValueError("give a file, folder or Hub name, or a configuration and one of these")
+        config, checkpoint = None, locate_base(base)
     if difference is not None:
         check_difference(difference, checkpoint)
     model = load_base(config, checkpoint, device, dtype)
@@ -162,8 +175,7 @@ def generate(
     if samples_per_prompt < 1:
         raise ValueError(f"samples_per_prompt must be at least 1, got {samples_per_prompt}")
     sampling = _sized(model, sampling or Sampling())
-    if model.embedding_manager is not None:
-        model.embedding_manager.check_prompts([*texts, sampling.negative_prompt])
+    check_prompts(model, [*texts, sampling.negative_prompt])
     jobs = [
         (text, sampling.seed + j + (0 if restart_seeds else i * samples_per_prompt))
         for i, text in enumerate(texts)

@@ -45,6 +45,14 @@ def quote(text: str, length: int = 80) -> str:
     return repr(text) if len(text) <= length else f"{text[:length]!r}… ({len(text)} characters)"
 
 
+def is_text(text: str) -> bool:
+    """Tell whether a text can be written as UTF-8.
+
+    Python keeps undecodable bytes of a command line, a name or a pipe as lone surrogates.
+    """
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 class ParameterError(UserError, TypeError):
     """A configuration gives a target a parameter it does not take, or lacks one it needs."""
 
@@ -56,6 +64,13 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options
         )
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Read the arguments; raise UserError for one that is not UTF-8 text."""
+        for text in sys.argv[1:] if args is None else args:
+            if not is_text(text):
+                raise UserError(f"argument {quote(text)} is not UTF-8 text")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError in place of printing the usage."""

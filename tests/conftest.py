@@ -22,7 +22,7 @@ settings.load_profile("steady")
 
 @pytest.fixture(scope="session")
 def untrained_miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained miniature of the shipped form, with a judge and a word to compose with."""
+    """An untrained miniature of the shipped form, with a scorer and a word to compose with."""
     import torch
     from omegaconf import OmegaConf
     from safetensors.torch import save_file
@@ -46,9 +46,9 @@ def untrained_miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }  # fmt: skip
     text = {"vocab_size": len(tokenizer), "max_position_embeddings": 32, "eos_token_id": 3, **small}
     vision = {"image_size": 64, "patch_size": 32, **small}
-    judge = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
-    judge.save_pretrained(folder / "judge")
-    tokenizer.save_pretrained(folder / "judge")
+    scorer = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    scorer.save_pretrained(folder / "scorer")
+    tokenizer.save_pretrained(folder / "scorer")
     width = config.model.params.cond_stage_config.params.n_embed
     for name in ("sepia", "chalk"):
         word = {"*": torch.randn(1, width)}

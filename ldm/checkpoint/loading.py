@@ -7,25 +7,31 @@ memory: what is not needed is not read.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
-from yaml import YAMLError  # type: ignore[import-untyped]
 
-from ldm.checkpoint.files import checkpoint_hash, one_line, read_state_dict
+from ldm.checkpoint.bases import Base, read_weights, recognize
+from ldm.checkpoint.config import read_config
+from ldm.checkpoint.files import checkpoint_hash, read_state_dict
+from ldm.checkpoint.folder_config import shipped_config
+from ldm.checkpoint.hub import locate_base
 from ldm.checkpoint.names import SCHEDULE, describe, is_optional, match_names
+from ldm.randomness import Purpose, normal
 from ldm.util import UserError, instantiate_from_config
 
 __all__ = [
     "LoadReport",
+    "build_empty",
     "checkpoint_hash",
+    "find_base",
     "load_model",
     "load_state",
     "read_config",
@@ -110,22 +116,24 @@ def load_state(
 
 def _agree(table: Tensor, computed: Tensor) -> bool:
     """Tell whether a file's table of the schedule is the computed one in full precision."""
-    if computed.is_meta:
+    if computed.is_meta or table.is_meta:
         return True
     return table.dtype == computed.dtype and torch.allclose(table, computed.to(table.device), 1e-4)
 
 
 def load_model(
-    config: DictConfig | Mapping[str, Any] | str | Path,
+    config: DictConfig | Mapping[str, Any] | str | Path | None,
     checkpoint: str | Path | None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Any:
-    """Build the model of a configuration and load its weights; it is ready to draw or to train on.
+    """Build a model and load its weights; it is ready to generate or to train on.
 
     Args:
-        config: a configuration with `model`, or the path of its YAML file.
-        checkpoint: the weights' file; None builds the model with new weights.
+        config: a configuration with `model`, or the path of its YAML file. None takes the one that
+            belongs to the checkpoint.
+        checkpoint: a file, a folder of diffusers or a Hub name, as `locate_base` takes it; None
+            builds the model with new weights.
         device: where the model goes.
         dtype: the weights' type; float32 by default. Learned words stay in float32.
 
@@ -135,64 +143,69 @@ def load_model(
     Raises:
         UserError: files missing, unreadable, or of another architecture.
     """
-    config = read_config(config)
-    if checkpoint is None:
-        model = instantiate_from_config(config.model)
-        for name, weight in model.named_parameters():
-            if dtype is not None and not name.startswith("embedding_manager."):
-                weight.data = weight.data.to(dtype)
-        return model.to(device=device).eval()
-    state = read_state_dict(checkpoint)
-    _without_other_files(config.model)
+    if checkpoint is not None:
+        return _load_base(find_base(checkpoint, config), device, dtype)
+    if config is None:
+        raise ValueError("give a configuration, a checkpoint, or both")
+    model = instantiate_from_config(read_config(config).model)
+    for name, weight in model.named_parameters():
+        if dtype is not None and not name.startswith("embedding_manager."):
+            weight.data = weight.data.to(dtype)
+    return model.to(device=device).eval()
+
+
+def find_base(
+    name: str | Path, config: DictConfig | Mapping[str, Any] | str | Path | None = None
+) -> Base:
+    """Find a base and its configuration; a Hub name is downloaded.
+
+    Args:
+        name: as `locate_base` takes it.
+        config: its configuration; None takes the one beside its weights, or recognizes the base.
+
+    Raises:
+        UserError: nothing is there, or no base that is supported.
+    """
+    base = recognize(locate_base(name), None if config is None else read_config(config))
+    if base.undecided and _predicts_v(base):
+        base = replace(base, family="sd2-v", config=shipped_config("sd2-v"), undecided=False)
+    return base
+
+
+def _predicts_v(base: Base) -> bool:
+    """Tell whether a U-Net predicts v: at the last timestep a model of ε returns its input."""
+    model = _load_base(base, "cpu", None)
+    noise = normal(0, [0], (1, model.channels, 64, 64), Purpose.INITIAL_NOISE)
+    text = torch.zeros(1, 77, model.model.diffusion_model.context_dim)
+    with torch.no_grad():
+        t = torch.tensor([model.num_timesteps - 1])
+        output = model.model(noise, t, c_crossattn=[text])
+    return bool(torch.cosine_similarity(noise.flatten(), output.flatten(), 0) < 0.5)
+
+
+def build_empty(base: Base) -> Any:
+    """Build a base's model on the meta device: names and shapes without values."""
+    config = copy.deepcopy(base.config.model)
+    _without_other_files(config)
     with torch.device("meta"):
-        model = instantiate_from_config(config.model)
-    report = load_state(model, state, source=str(checkpoint), device=device, dtype=dtype)
-    decay = (config.model.get("params") or {}).get("ema_decay") or 0.9999
+        return instantiate_from_config(config)
+
+
+def _load_base(base: Base, device: torch.device | str, dtype: torch.dtype | None) -> Any:
+    model = build_empty(base)
+    state = read_weights(base.path, model)
+    what = f"{base.what}, " if base.what else ""
+    report = load_state(model, state, source=str(base.path), device=device, dtype=dtype)
+    decay = (base.config.model.get("params") or {}).get("ema_decay") or 0.9999
     _fill_what_is_left(model, torch.device(device), decay)
-    logger.info("%s: %d tensors read", checkpoint, len(state) - len(report.unexpected))
+    logger.info("%s: %s%d tensors read", base.path, what, len(state) - len(report.unexpected))
     for line in _remarks(report):
-        logger.info("%s: %s", checkpoint, line)
+        logger.info("%s: %s", base.path, line)
     model.to(device=device)
     manager = getattr(model, "embedding_manager", None)
     if manager is not None:
         manager.initialize()
     return model.eval()
-
-
-def read_config(config: DictConfig | Mapping[str, Any] | str | Path) -> DictConfig:
-    """Read a model's configuration; the caller may change what is returned.
-
-    A tokenizer folder named relative to the configuration's own folder, or to the project's, is
-    made absolute.
-
-    Raises:
-        UserError: the file is missing, no YAML, or has no `model`.
-    """
-    folder = None
-    if isinstance(config, str | Path):
-        name, folder = f"configuration {config}", Path(config).resolve().parent
-        loaded = _read_yaml(Path(config))
-    else:
-        name = "configuration"
-        plain = OmegaConf.to_container(config) if isinstance(config, DictConfig) else dict(config)
-        loaded = OmegaConf.create(plain)
-    if not isinstance(loaded, DictConfig) or "model" not in loaded:
-        raise UserError(f"{name} has no 'model': it is not the configuration of a model")
-    tokenizer = OmegaConf.select(loaded, "model.params.cond_stage_config.params.tokenizer")
-    if isinstance(tokenizer, str) and folder is not None and not Path(tokenizer).is_dir():
-        beside = folder / tokenizer
-        if beside.is_dir():
-            loaded.model.params.cond_stage_config.params.tokenizer = str(beside)
-    return loaded
-
-
-def _read_yaml(path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(f"configuration {path} does not exist")
-    try:
-        return OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
-        raise UserError(f"configuration {path} is not YAML: {one_line(error)}") from error
 
 
 def _refusal(

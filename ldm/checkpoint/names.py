@@ -5,12 +5,13 @@ The names themselves are a public contract; see `ldm.models.diffusion.ddpm`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 # Root entries that are computed from the configuration, so a file may lack them.
 SCHEDULE = (
@@ -29,13 +30,42 @@ SCHEDULE = (
 )
 # The words come from embedding files, averaged copies from training, and losses are not drawn with.
 OPTIONAL_PREFIXES = ("embedding_manager.", "model_ema.", "loss.", "first_stage_model.loss.")
-# `to_logits` is never evaluated; only old versions of `transformers` store `position_ids`.
-OPTIONAL_PARTS = (".to_logits.", ".position_ids")
+# `to_logits` and CLIP's logit scale are never evaluated, nor is the projection of Stable Diffusion
+# 2; only old versions of `transformers` store `position_ids`.
+OPTIONAL_PARTS = (
+    *(".to_logits.", ".position_ids", ".logit_scale"),
+    ".cond_stage_model.model.text_projection",
+)
 # What tuning the networks leaves in a log folder, and its name in earlier versions.
 DELTA_FILE, OLD_DELTA_FILE = "weight_delta.safetensors", "difference.safetensors"
 OPTIONAL_ROOTS = (*SCHEDULE, "logvar", "lvlb_weights")
 
 CLIP_ROOT = "cond_stage_model.transformer."
+# Our names of text encoders → the published ones: SDXL's two have another root, and CLIP's have a
+# level that recent versions of `transformers` do not store.
+PUBLISHED = (
+    (re.compile(r"^cond_stage_model\.embedders\."), "conditioner.embedders."),
+    (
+        re.compile(
+            r"^(cond_stage_model|conditioner\.embedders\.0)\.transformer\."
+            r"(?=embeddings\.|encoder\.|final_layer_norm\.)"
+        ),
+        r"\1.transformer.text_model.",
+    ),
+)
+# diffusers' script that writes Stable Diffusion 2 as one file gives its text encoder other names.
+SCRIPTED = (
+    ("cond_stage_model.model.transformer.resblocks.", "cond_stage_model.model.resblocks."),
+    (
+        "cond_stage_model.model.positional_embedding",
+        "cond_stage_model.model.text_model.embeddings.position_embedding.weight",
+    ),
+    (
+        "cond_stage_model.model.token_embedding.",
+        "cond_stage_model.model.text_model.embeddings.token_embedding.",
+    ),
+    ("cond_stage_model.model.ln_final.", "cond_stage_model.model.text_model.final_layer_norm."),
+)
 
 
 def is_optional(name: str) -> bool:
@@ -47,12 +77,39 @@ def is_optional(name: str) -> bool:
     )
 
 
-def canonical(name: str) -> str:
-    """Reduce a name to what all versions of `transformers` share.
+def published_name(name: str) -> str:
+    """Return the published file's name of an entry of our state dict."""
+    for pattern, root in PUBLISHED:
+        name = pattern.sub(root, name)
+    return name
 
-    Older ones nest the CLIP text encoder in `text_model`, the recent ones do not.
+
+def published_names(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's entries under the published file's names.
+
+    The text encoder of Stable Diffusion 2 gets the names of diffusers' conversion script. Files of
+    Stability AI have OpenCLIP's names, as `published_name` gives them. The loader reads both.
     """
-    return name.replace(f"{CLIP_ROOT}text_model.", CLIP_ROOT)
+    found = {}
+    for name, value in model.state_dict().items():
+        name = published_name(name)
+        for ours, theirs in SCRIPTED:
+            name = theirs + name.removeprefix(ours) if name.startswith(ours) else name
+        found[name] = value
+    return found
+
+
+def canonical(name: str) -> str:
+    """Reduce a name to what all spellings of it share.
+
+    Older versions of `transformers` nest the CLIP text encoder in `text_model`, the recent ones do
+    not. `SCRIPTED` has the other spellings.
+    """
+    name = published_name(name).replace(".transformer.text_model.", ".transformer.")
+    for ours, theirs in SCRIPTED:
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
 
 
 def match_names(ours: Sequence[str], theirs: Sequence[str]) -> dict[str, str]:
@@ -73,57 +130,72 @@ def match_names(ours: Sequence[str], theirs: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
+# What other files are, by a part of a name; the first that fits.
+OTHER_FILES: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("double_blocks.", "joint_blocks."), "a transformer diffusion model (FLUX or SD 3)"),
+    (("lora_", ".lora", "base_model.model."), "a LoRA, which changes a model but is none"),
+    (("control_model.", "controlnet_", "input_hint_block."), "a ControlNet, which steers a model"),
+)
+# Parts of a model, by what one of their names begins with or has after a dot.
+PARTS_ALONE: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("time_embedding.",), "a U-Net alone, in the names of diffusers"),
+    (("time_embed.", "input_blocks."), "a U-Net alone"),
+    (("embed_tokens.",), "a text encoder alone"),
+    (("text_model.", "token_embedding.", "resblocks.", "self_attn."), "a CLIP text encoder alone"),
+    (
+        ("embedding_manager.",),
+        "a training checkpoint, which holds the learned word and not a model",
+    ),
+    (("first_stage_model.", "encoder.", "decoder.", "quant_conv."), "an autoencoder alone"),
+)
+
+
 def describe(state: Mapping[str, Tensor]) -> str:
     """Say in a few words what kind of model a state dict belongs to."""
     names = list(state)
-
-    def has(*prefixes: str) -> bool:
-        return any(name.startswith(prefixes) for name in names)
-
-    if has("conditioner.embedders."):
-        return "Stable Diffusion XL (two text encoders)"
-    if has("model.diffusion_model.double_blocks.", "double_blocks.", "model.diffusion_model.joint"):
-        return "a transformer diffusion model (FLUX or Stable Diffusion 3)"
-    if has("model.diffusion_model."):
+    dotted = [f".{name}" for name in names]
+    for parts, what in OTHER_FILES:
+        if any(part in name for part in parts for name in names):
+            return what
+    if any(name.startswith("model.diffusion_model.") for name in names):
         return _describe_diffusion(state)
-    if has("lora_", "base_model.") or any(".lora_" in name for name in names):
-        return "a LoRA, which changes a model but is none"
-    if has("down_blocks.") and has("time_embedding."):
-        return "a U-Net alone, in the names of diffusers"
-    if has("text_model.", "transformer.text_model."):
-        return "a CLIP text encoder alone"
-    if has("embedding_manager."):
-        return "a training checkpoint, which holds the learned word and not the model"
-    if has("first_stage_model.", "encoder.", "decoder."):
-        return "an autoencoder alone"
-    if has("string_to_param", "emb_params") or _looks_like_words(state):
+    for parts, what in PARTS_ALONE:
+        if any(f".{part}" in name for part in parts for name in dotted):
+            return what
+    if {"string_to_param", "emb_params"} & set(names) or _looks_like_words(state):
         return "an embedding file, which holds learned words and not a model"
     some = ", ".join(names[:3])
     return f"{len(names)} tensors of no known model (such as {some})" if names else "no tensors"
 
 
+TEXT_ENCODERS = {
+    "conditioner.embedders.1.": "Stable Diffusion XL (two text encoders)",
+    "conditioner.embedders.": "the refiner of Stable Diffusion XL",
+    "cond_stage_model.transformer.attn_layers.": "latent diffusion with a BERT text encoder",
+    "cond_stage_model.transformer.token_emb.": "latent diffusion with a BERT text encoder",
+    "cond_stage_model.model.": "Stable Diffusion v2 (OpenCLIP text encoder)",
+    CLIP_ROOT: "Stable Diffusion v1 (CLIP text encoder)",
+    "cond_stage_model.embedding.": "class-conditional latent diffusion",
+}
+# Input channels of the U-Net that tell of another use than text to image.
+OTHER_USES = {9: "inpainting", 8: "InstructPix2Pix", 5: "depth to image"}
+
+
 def _describe_diffusion(state: Mapping[str, Tensor]) -> str:
-    unet = "model.diffusion_model."
+    found = (
+        text for start, text in TEXT_ENCODERS.items() if any(n.startswith(start) for n in state)
+    )
+    kind = next(found, "a diffusion model without text encoder")
     facts = []
     context = [t.shape[1] for n, t in state.items() if n.endswith(".attn2.to_k.weight")]
-    first = state.get(f"{unet}input_blocks.0.0.weight")
+    first = state.get("model.diffusion_model.input_blocks.0.0.weight")
     if context:
         facts.append(f"context {context[0]}")
     if first is not None:
         facts.append(f"U-Net width {first.shape[0]}")
         facts.append(f"{first.shape[1]} latent channels")
-    kinds = {
-        "cond_stage_model.transformer.attn_layers.": "latent diffusion with a BERT text encoder",
-        "cond_stage_model.transformer.token_emb.": "latent diffusion with a BERT text encoder",
-        "cond_stage_model.model.": "Stable Diffusion v2 (OpenCLIP text encoder)",
-        CLIP_ROOT: "Stable Diffusion v1 (CLIP text encoder)",
-        "cond_stage_model.embedding.": "class-conditional latent diffusion",
-    }
-    kind = "a diffusion model without text encoder"
-    for prefix, text in kinds.items():
-        if any(name.startswith(prefix) for name in state):
-            kind = text
-            break
+        if first.shape[1] in OTHER_USES:
+            kind = f"{OTHER_USES[first.shape[1]]} with {kind}"
     if not any(name.startswith("first_stage_model.") for name in state):
         facts.append("no autoencoder")
     return f"{kind}, {', '.join(facts)}" if facts else kind

@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm.checkpoint.loading import checkpoint_hash, read_state_dict
+from ldm.checkpoint.bases import read_weights
+from ldm.checkpoint.files import checkpoint_hash
 from ldm.checkpoint.names import is_optional, match_names
 from ldm.util import UserError, write_whole
 
@@ -52,7 +53,7 @@ def save_difference(
             for name, weight in model.named_parameters()
             if weight.requires_grad and name.startswith(PARTS)
         }
-        state = read_state_dict(base)
+        state = read_weights(Path(base), model)
         names = [name for name, _ in model.named_parameters()]
         of_base = {ours: theirs for theirs, ours in match_names(names, list(state)).items()}
         moved = {}

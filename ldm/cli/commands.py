@@ -32,6 +32,11 @@ def merge() -> None:
     _run("merge")
 
 
+def convert_model() -> None:
+    """Run `scripts/convert_model.py`: write a base as one file or as a folder of diffusers."""
+    _run("convert_model")
+
+
 def evaluate() -> None:
     """Run `scripts/evaluate_model.py`: score a learned word."""
     _run("evaluate")

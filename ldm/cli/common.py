@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-from ldm.resources import WEIGHTS, locate, weights_in
+from ldm.resources import locate
 from ldm.sampling import Sampling
 from ldm.util import Parser, UserError
 
 __all__ = (
     "MINIATURE",
+    "Once",
     "Parser",
     "add_difference",
     "add_model",
@@ -28,6 +29,16 @@ __all__ = (
 )
 
 MINIATURE = "models/miniature"
+
+
+class Once(argparse.Action):
+    """An option whose second mention is an error; argparse would forget the first one."""
+
+    def __call__(self, _: Any, namespace: argparse.Namespace, values: Any, *__: Any) -> None:
+        """Store the value."""
+        if getattr(namespace, self.dest) is not self.default:
+            raise argparse.ArgumentError(self, "is given twice: this command takes one")
+        setattr(namespace, self.dest, values)
 
 
 def add_words(group: argparse._ArgumentGroup) -> None:
@@ -42,28 +53,26 @@ def add_words(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def add_model(
-    group: argparse._ArgumentGroup, names: Sequence[str], checkpoint: str, config: str
-) -> None:
-    """Add the options that name a model's files, for `find_model`.
+def add_model(group: argparse._ArgumentGroup, checkpoint: str) -> None:
+    """Add the options that name a model, for `find_model`.
 
     Args:
         group: gets them.
-        names: of the option for weights, the first of which names the value.
-        checkpoint: weights by default.
-        config: the configuration where neither an option nor the weights' folder has one.
+        checkpoint: the model by default.
     """
+    ships = "; models/miniature ships with the project" if checkpoint != MINIATURE else ""
     group.add_argument(
-        *names,
-        metavar="PATH",
+        *("--model", "--ckpt_path", "--ckpt"),
+        dest="model",
+        metavar="MODEL",
         default=checkpoint,
-        help=f"weights, or a folder with them ({checkpoint})"
-        + ("; models/miniature comes with the project" if checkpoint != MINIATURE else ""),
+        help=f"a .ckpt or .safetensors file, a folder of diffusers, or a Hub name ({checkpoint})"
+        + ships,
     )
     group.add_argument(
         "--config",
         metavar="YAML",
-        help=f"of the model; by default config.yaml beside the weights, or else {config}",
+        help="of the model; by default the one beside its weights, or that of its family",
     )
 
 
@@ -76,40 +85,28 @@ def add_difference(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def find_model(checkpoint: str, config: str | None, default_config: str) -> tuple[Path, Path]:
-    """Find a model's configuration and weights.
+def find_model(model: str, config: str | None) -> tuple[Path | None, Path]:
+    """Find a model's configuration and weights; a Hub name is downloaded.
 
     Args:
-        checkpoint: the weights' file, a folder that has them as model.safetensors or model.ckpt, or
-            the name of a folder under models/, such as "miniature". Paths are looked up from here
-            and then from the project's folder.
-        config: the configuration; where none is given, config.yaml beside the weights.
-        default_config: the configuration where neither is there.
+        model: as `ldm.checkpoint.hub.locate_base` takes it: a file, a folder or a Hub name.
+        config: the configuration; where none is given, the one beside the weights.
+
+    Returns:
+        The configuration and the weights. The configuration is None where the loader takes that of
+        the family that the weights belong to.
 
     Raises:
         UserError: one of the files does not exist; says how to get weights.
     """
-    weights = locate(checkpoint)
-    if not weights.exists() and Path(checkpoint).name == checkpoint:
-        weights = next((p for p in (locate(f"models/{checkpoint}"),) if p.is_dir()), weights)
-    if weights.is_dir():
-        inside = weights_in(weights)
-        if inside is None:
-            raise UserError(f"folder {checkpoint} has no {' or '.join(WEIGHTS)}")
-        weights = inside
-    if not weights.is_file():
-        raise UserError(
-            f"checkpoint {checkpoint} does not exist: get the published weights with "
-            "scripts/download_models.sh, or give the miniature, models/miniature"
-        )
-    beside = weights.with_name("config.yaml")
-    if config is not None:
-        chosen = locate(config)
-    else:
-        chosen = beside if beside.is_file() else locate(default_config)
-    if not chosen.is_file():
-        raise UserError(f"configuration {config or default_config} does not exist")
-    return chosen, weights
+    from ldm.checkpoint.hub import config_beside, locate_base
+
+    weights = locate_base(model)
+    if config is None:
+        return None if weights.is_dir() else config_beside(weights), weights
+    if not locate(config).is_file():
+        raise UserError(f"configuration {config} does not exist")
+    return locate(config), weights
 
 
 def sampling_of(options: argparse.Namespace, **flags: str) -> Sampling:

@@ -22,7 +22,7 @@ FILES = (
     ("base", "configs/miniature/finetune.yaml", "configuration of the training"),
     ("config", "models/miniature/config.yaml", "configuration of the model"),
     ("ckpt", "models/miniature/model.safetensors", "weights of the model"),
-    ("judge", "models/miniature/judge", "folder of the CLIP that scores"),
+    ("scorer", "models/miniature/scorer", "folder of the CLIP that scores"),
     ("concepts", "examples/concepts", "folder of what can be learned"),
     ("words", "examples/words", "folder of shipped words"),
 )
@@ -47,9 +47,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=3.0, help="guidance scale (3)")
     group = parser.add_argument_group("other files")
     for name, default, text in FILES:
-        group.add_argument(
-            f"--{name}", type=Path, default=ROOT / default, metavar="PATH", help=text
-        )
+        names = [f"--{name}", "--judge"] if name == "scorer" else [f"--{name}"]
+        group.add_argument(*names, type=Path, default=ROOT / default, metavar="PATH", help=text)
     return parser.parse_args(argv)
 
 
@@ -65,8 +64,8 @@ def check(options: argparse.Namespace) -> None:
     for name in ("base", "config", "ckpt"):
         if not getattr(options, name).is_file():
             raise UserError(f"--{name} {getattr(options, name)}: no such file")
-    if not (options.judge / "model.safetensors").is_file():
-        raise UserError(f"--judge {options.judge}: no model.safetensors in it")
+    if not (options.scorer / "model.safetensors").is_file():
+        raise UserError(f"--scorer {options.scorer}: no model.safetensors in it")
     check_output_folder(options.outdir)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.cli.common import Parser, check_output_folder, choose_device, sampling_of
+from ldm.cli.common import Once, Parser, check_output_folder, choose_device, sampling_of
 from ldm.cli.image_options import add_painter, facts, find_files, load
 from ldm.util import UserError
 
@@ -27,7 +27,7 @@ EXAMPLES = """examples:
     python scripts/edit.py --image room.png --mask mask.png --prompt "an oil painting of *" \\
         --embedding_path embeddings.pt
   with the miniature model, which comes with the project:
-    python scripts/edit.py --ckpt_path models/miniature --image examples/concepts/teal-star/1.png \\
+    python scripts/edit.py --model models/miniature --image examples/concepts/teal-star/1.png \\
         --mask mask.png --prompt "a red mug on the beach"
   a line or another thin mask: begin four latent points wider, and shrink to the mask itself:
     python scripts/edit.py --image room.png --mask line.png --prompt "a rope" --dilate 4
@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """
     parser = Parser(
         prog="scripts/edit.py",
-        description="Edit an image inside a mask; the best image by the judge comes first.",
+        description="Edit an image inside a mask; the best image by the selector comes first.",
         epilog=EXAMPLES,
     )
     group = parser.add_argument_group("what to edit")
@@ -53,7 +53,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--mask", metavar="FILE", required=True, help="of its size; white is what changes"
     )
-    group.add_argument("--prompt", metavar="TEXT", required=True, help="the text to generate there")
+    group.add_argument(
+        "--prompt", action=Once, metavar="TEXT", required=True, help="the text to generate there"
+    )
     add_painter(parser)
     group = parser.add_argument_group("how to generate")
     group.add_argument("--steps", type=int, default=50, help="DDIM steps, 1..1000 (50)")
@@ -78,8 +80,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--extractor",
         metavar="FOLDER|NAME",
-        help='ranks the images: a CLIP\'s folder or name, or "none"; by default the judge beside '
-        "the weights, or else openai/clip-vit-base-patch32; a single image is not ranked",
+        help='ranks the images: a CLIP\'s folder or name, or "none"; by default the selector '
+        "beside the weights, or else openai/clip-vit-base-patch32; a single image is not ranked",
     )
     group = parser.add_argument_group("where to put it (nothing is overwritten)")
     group.add_argument("--outdir", metavar="DIR", default="outputs/edit")
@@ -117,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
     mask = open_mask(options.mask, picture.size)
     check_words(options.embedding_path, [options.prompt])
     device = choose_device(options.device)
-    judge = _judge(options, device)
+    selector = _selector(options, device)
     model = load(options, [options.prompt])
     size = model_size(model, picture.size)
     if size != picture.size:
@@ -132,15 +134,21 @@ def run(options: argparse.Namespace) -> int:
     )
     progress = sys.stderr.isatty()
     edits = edit(
-        model.to(device), picture, mask, options.prompt, blending, judge=judge, progress=progress
+        model.to(device),
+        picture,
+        mask,
+        options.prompt,
+        blending,
+        scorer=selector,
+        progress=progress,
     )
     _save(edits, picture, folder, facts(options))
     return 0
 
 
-def _judge(options: argparse.Namespace, device: str) -> FeatureExtractor | None:
+def _selector(options: argparse.Namespace, device: str) -> FeatureExtractor | None:
     """Return what ranks the images; where none was asked for and none is there, say so."""
-    from ldm.evaluation.extractors import default_extractor, find_extractor
+    from ldm.evaluation.extractors import default_selector, find_extractor
 
     if options.extractor == "none" or options.n_samples == 1:
         return None
@@ -148,7 +156,7 @@ def _judge(options: argparse.Namespace, device: str) -> FeatureExtractor | None:
         return find_extractor(options.extractor, device)
     _, weights = find_files(options)
     try:
-        return find_extractor(default_extractor(weights), device)
+        return find_extractor(default_selector(weights), device)
     except UserError as error:
         logger.warning("the images are not ranked: %s", error)
         return None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli.common import check_output_folder, choose_device, find_model, sampling_of
-from ldm.cli.evaluate_options import DEFAULT_CONFIG, check, parse
+from ldm.cli.evaluate_options import check, parse
 from ldm.evaluation.prompts import check_prompts, read_prompts
 from ldm.resources import ROOT
 from ldm.training.variants import find_variant
@@ -50,7 +50,7 @@ class Request:
 
     name: str
     source: str
-    config: Path
+    config: Path | None
     weights: Path
     words: Sequence[str]
     placeholders: Sequence[str]
@@ -82,7 +82,7 @@ def read_request(options: argparse.Namespace) -> Request:
     _check_source(options, source)
     words = options.embedding_path
     placeholders = options.placeholder or check_words(words, ()) or [DEFAULT_PLACEHOLDER]
-    config, weights = find_model(options.model, options.config, DEFAULT_CONFIG)
+    config, weights = find_model(options.model, options.config)
     image_prompt = name_word(options.image_prompt, placeholders)
     prompts = _prompts(options, weights, placeholders)
     check_prompts([image_prompt, *prompts], placeholders)
@@ -130,7 +130,9 @@ def _prompts(options: argparse.Namespace, weights: Path, placeholders: Sequence[
     """Return the prompts of the file and of the command line, or those that go with the model."""
     file = options.prompts
     if file is None and not options.prompt:
-        own = "miniature" if (weights.parent / "judge").is_dir() else "paper"
+        from ldm.evaluation.extractors import scorer_beside
+
+        own = "miniature" if scorer_beside(weights) else "paper"
         file = ROOT / "examples" / "prompts" / f"{own}.txt"
     listed = read_prompts(file) if file is not None else []
     return [*(name_word(prompt, placeholders) for prompt in listed), *options.prompt]
@@ -178,6 +180,7 @@ def run(options: argparse.Namespace) -> int:
         find_extractor,
     )
     from ldm.image_io import open_rgb
+    from ldm.miniature.editability import edit_scores
 
     training = [open_rgb(path) for path in request.training]
     scored_by = options.extractor or default_extractor(request.weights)
@@ -192,6 +195,7 @@ def run(options: argparse.Namespace) -> int:
         placeholders=request.placeholders,
         pictures=len(training) if request.source == "images" else options.pictures,
         second=second,
+        extra=edit_scores(extractor, resamples=options.resamples),
         resamples=options.resamples,
     )
     facts = {
@@ -261,8 +265,8 @@ def _facts(request: Request, options: argparse.Namespace) -> dict[str, Any]:
         "checkpoint": request.weights.name,
         "checkpoint_hash": checkpoint_hash(request.weights),
         "difference": checkpoint_hash(request.difference) if request.difference else None,
-        "config": request.config.name,
-        "config_hash": checkpoint_hash(request.config),
+        "config": request.config.name if request.config else None,
+        "config_hash": checkpoint_hash(request.config) if request.config else None,
         "words": [
             {"file": Path(path).name, "hash": checkpoint_hash(path), "name": name}
             for path, name in split_items(request.words)
@@ -288,6 +292,7 @@ def write(folder: Path, name: str, found: Evaluation) -> None:
     rows.append(("  of the images' average", found.text_of_average))
     if found.dino is not None:
         rows.append(("DINO similarity", found.dino))
+    rows += [(name.replace("_", " "), score) for name, score in found.extra.items()]
     for label, score in rows:
         log.info("%-26s %.4f  [%.4f, %.4f]", label, score.value, score.low, score.high)
     if found.training is not None:

@@ -13,11 +13,9 @@ from ldm.cli.common import (
     add_words,
     sampling_of,
 )
-from ldm.cli.txt2img_options import LATENT_DIFFUSION
 from ldm.sampling import PRECISIONS, SAMPLERS
 from ldm.util import UserError
 
-DEFAULT_CONFIG = LATENT_DIFFUSION.config
 EXAMPLES = """examples:
   a word of the miniature, which comes with the project:
     python scripts/evaluate_model.py --embedding_path examples/words/teal-star.safetensors \\
@@ -92,12 +90,12 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what draws and what scores")
-    add_model(group, ("--model", "--ckpt", "--ckpt_path"), MINIATURE, DEFAULT_CONFIG)
+    add_model(group, MINIATURE)
     add_difference(group)
     group.add_argument(
         "--extractor",
         metavar="FOLDER|NAME",
-        help="CLIP that scores; by default the judge beside the weights, or else "
+        help="CLIP that scores; by default the one beside the weights, or else "
         "openai/clip-vit-base-patch32",
     )
     group.add_argument(

@@ -21,7 +21,6 @@ from ldm.cli.common import (
     choose_device,
     find_model,
 )
-from ldm.cli.txt2img_options import LATENT_DIFFUSION
 from ldm.experiments.figures.pivotal import FOLDER, HOW
 from ldm.experiments.figures.record import Figure, find
 from ldm.experiments.figures.registry import FIGURES
@@ -74,7 +73,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _add_where(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where everything lies")
-    add_model(group, ("--model",), MINIATURE, LATENT_DIFFUSION.config)
+    add_model(group, MINIATURE)
     group.add_argument(
         "--words", metavar="DIR", default="examples/words", help="learned words (examples/words)"
     )
@@ -139,7 +138,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         "--extractor",
         metavar="FOLDER|NAME",
         default="",
-        help="CLIP that scores; by default the judge beside the weights, or else the paper's",
+        help="CLIP that scores (the one beside the weights, or else the paper's)",
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
 
@@ -158,7 +157,7 @@ def read_request(options: argparse.Namespace) -> Request:
         raise UserError(f"--scale must be at least 0, got {options.scale}")
     if not 0 <= options.seed < 2**62:
         raise UserError(f"--seed must lie in 0..2^62, got {options.seed}")
-    config, weights = find_model(options.model, options.config, LATENT_DIFFUSION.config)
+    config, weights = find_model(options.model, options.config)
     kind = 0 if is_miniature(weights) else 1
     answers, key = _study(options, kind)
     rename = _renamed(options.rename)

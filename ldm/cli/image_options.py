@@ -14,16 +14,15 @@ from ldm.cli.txt2img_options import LATENT_DIFFUSION
 def add_painter(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what draws."""
     group = parser.add_argument_group("the model")
-    names = ("--ckpt_path", "--ckpt")
-    add_model(group, names, LATENT_DIFFUSION.checkpoint, LATENT_DIFFUSION.config)
+    add_model(group, LATENT_DIFFUSION.checkpoint)
     add_words(group)
     add_difference(group)
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
 
 
-def find_files(options: argparse.Namespace) -> tuple[Path, Path]:
+def find_files(options: argparse.Namespace) -> tuple[Path | None, Path]:
     """Return configuration and weights; see `ldm.cli.common.find_model`."""
-    return find_model(options.ckpt_path, options.config, LATENT_DIFFUSION.config)
+    return find_model(options.model, options.config)
 
 
 def load(options: argparse.Namespace, prompts: Sequence[str]) -> Any:

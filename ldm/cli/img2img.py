@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from ldm.cli.common import Parser, check_output_folder, choose_device, sampling_of
+from ldm.cli.common import Once, Parser, check_output_folder, choose_device, sampling_of
 from ldm.cli.image_options import add_painter, facts, find_files, load
 from ldm.sampling import SAMPLERS
 from ldm.util import UserError
@@ -19,7 +19,7 @@ EXAMPLES = """examples:
     python scripts/img2img.py --init-img sketch.png --prompt "a painting of *" \\
         --embedding_path embeddings.pt --strength 0.75
   with the miniature model, which comes with the project:
-    python scripts/img2img.py --ckpt_path models/miniature --prompt "a blue mug on the beach" \\
+    python scripts/img2img.py --model models/miniature --prompt "a blue mug on the beach" \\
         --init-img examples/concepts/red-mug/1.png --strength 0.5
 """
 
@@ -39,7 +39,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--init-img", "--image", dest="image", metavar="FILE", required=True, help="the image"
     )
-    group.add_argument("--prompt", metavar="TEXT", required=True, help="the text")
+    group.add_argument("--prompt", action=Once, metavar="TEXT", required=True, help="the text")
     group.add_argument(
         "--strength",
         type=float,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.common import Parser, check_output_folder, choose_device, sampling_of
+from ldm.cli.common import Once, Parser, check_output_folder, choose_device, sampling_of
 from ldm.cli.image_options import add_painter, facts, find_files, load
 from ldm.util import UserError
 
@@ -27,7 +27,7 @@ EXAMPLES = """examples:
     python scripts/invert.py --image cat.png --prompt "a photo of *" --embedding_path cat.pt \\
         --edit "a painting of *" "a photo of * on the beach" --scales 1 3 5
   with the miniature model, which comes with the project:
-    python scripts/invert.py --ckpt_path models/miniature --prompt "a photo of a red mug" \\
+    python scripts/invert.py --model models/miniature --prompt "a photo of a red mug" \\
         --image examples/concepts/red-mug/1.png --edit "a photo of a blue mug" --steps 50
   draw on from the noise of an earlier run, without inverting again:
     python scripts/invert.py --image cat.png --noise outputs/invert/noise.safetensors \\
@@ -51,7 +51,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("what to invert and to draw")
     group.add_argument("--image", metavar="FILE", required=True, help="the image")
-    group.add_argument("--prompt", metavar="TEXT", help='that describes it, as "a photo of *"')
+    group.add_argument(
+        "--prompt", action=Once, metavar="TEXT", help='that describes it, as "a photo of *"'
+    )
     group.add_argument("--noise", metavar="FILE", help="found before; in place of --prompt")
     group.add_argument(
         "--edit",

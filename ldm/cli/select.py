@@ -19,7 +19,7 @@ from ldm.cli.common import (
     sampling_of,
 )
 from ldm.cli.evaluate import name_word
-from ldm.cli.evaluate_options import DEFAULT_CONFIG, check_drawing
+from ldm.cli.evaluate_options import check_drawing
 from ldm.evaluation.prompts import check_prompts, read_prompts
 from ldm.resources import ROOT
 from ldm.util import UserError
@@ -66,7 +66,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--prompts", metavar="FILE", help="a prompt a line (examples/prompts/*-selection.txt)"
     )
     group.add_argument("--image_prompt", metavar="TEXT", default="A photo of *")
-    group.add_argument("--extractor", metavar="FOLDER|NAME", help="as evaluate_model.py's")
+    group.add_argument(
+        "--extractor",
+        metavar="FOLDER|NAME",
+        help="CLIP that chooses; by default the selector beside the weights, or else "
+        "evaluate_model.py's",
+    )
     group.add_argument("--pictures", type=int, default=16, help="of each prompt and step (16)")
     group.add_argument("--steps", type=int, default=50, help="DDIM steps (50)")
     group.add_argument("--scale", type=float, default=5.0, help="guidance (5)")
@@ -131,7 +136,7 @@ class Task:
 
     best: Path
     saved: Mapping[int, Path]
-    config: Path
+    config: Path | None
     weights: Path
     training: Sequence[Path]
     placeholders: Sequence[str]
@@ -165,7 +170,7 @@ def read_task(options: argparse.Namespace) -> Task:
     if best.exists() and not options.again:
         raise UserError(f"{best} is there already: give --again to choose anew")
     model = _needed(options.model or facts.base, "base weights", "--model PATH")
-    config, weights = find_model(model, options.config, DEFAULT_CONFIG)
+    config, weights = find_model(model, options.config)
     pictures = _needed(options.data_root or facts.data_root, "pictures", "--data_root DIR")
     placeholders = list(read_words(next(iter(saved.values()))).words)
     image_prompt = name_word(options.image_prompt, placeholders)
@@ -192,12 +197,12 @@ def run(options: argparse.Namespace) -> int:
     """
     task = read_task(options)
 
-    from ldm.evaluation.extractors import default_extractor, extractor_facts, find_extractor
+    from ldm.evaluation.extractors import default_selector, extractor_facts, find_extractor
     from ldm.evaluation.selection import choose, score_steps, write_best, write_curve
     from ldm.image_io import open_rgb
 
     training = [open_rgb(path) for path in task.training]
-    scored_by = options.extractor or default_extractor(task.weights)
+    scored_by = options.extractor or default_selector(task.weights)
     extractor = find_extractor(scored_by, task.device)
     curve = score_steps(
         _Painter(task, options).draw_with,
@@ -231,7 +236,9 @@ def _needed(value: str | None, what: str, flag: str) -> str:
 
 
 def _prompt_file(options: argparse.Namespace, weights: Path) -> Path:
-    own = "miniature" if (weights.parent / "judge").is_dir() else "paper"
+    from ldm.evaluation.extractors import scorer_beside
+
+    own = "miniature" if scorer_beside(weights) else "paper"
     return Path(options.prompts or ROOT / "examples" / "prompts" / f"{own}-selection.txt")
 
 

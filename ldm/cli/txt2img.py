@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.cli.common import check_output_folder, choose_device, find_model
 from ldm.cli.txt2img_options import Defaults, check, parse, sampling_settings
-from ldm.evaluation.prompts import check_text, read_prompts
+from ldm.evaluation.prompts import read_prompts
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def run(options: argparse.Namespace, defaults: Defaults) -> int:
+def run(options: argparse.Namespace) -> int:
     """Generate the images that the options describe.
 
     Raises:
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace, defaults: Defaults) -> int:
     sampling = sampling_settings(options)
     prompts = _prompts(options)
     folder = check_output_folder(options.outdir)
-    config, weights = find_model(options.ckpt_path, options.config, defaults.config)
+    config, weights = find_model(options.model, options.config)
     device = choose_device(options.device)
 
     from ldm.checkpoint.loading import checkpoint_hash
@@ -49,9 +49,10 @@ def run(options: argparse.Namespace, defaults: Defaults) -> int:
     facts = {
         "checkpoint": str(weights),
         "checkpoint_hash": checkpoint_hash(weights),
-        "config": str(config),
         "embeddings": list(options.embedding_path),
     }
+    if config is not None:
+        facts["config"] = str(config)
     if options.difference:
         facts["difference"] = options.difference
     count = options.n_iter * options.n_samples
@@ -73,7 +74,6 @@ def _prompts(options: argparse.Namespace) -> list[str]:
     if bool(options.prompt) == (options.from_file is not None):
         raise UserError("give either --prompt TEXT or --from-file FILE")
     prompts = options.prompt or read_prompts(options.from_file)
-    check_text([*prompts, options.negative_prompt])
     return list(prompts)
 
 
@@ -108,4 +108,4 @@ def _save(
 
 def main(defaults: Defaults, arguments: Sequence[str] | None = None) -> int:
     """Run one of the two commands."""
-    return run(parse(defaults, arguments), defaults)
+    return run(parse(defaults, arguments))

@@ -18,7 +18,6 @@ class Defaults:
     command: str
     description: str
     checkpoint: str
-    config: str
     steps: int
     scale: float
     iterations: int
@@ -30,7 +29,6 @@ LATENT_DIFFUSION = Defaults(
     command="scripts/txt2img.py",
     description="Generate images from text with the 1.4B latent diffusion model and words.",
     checkpoint="models/ldm/text2img-large/model.ckpt",
-    config="configs/latent-diffusion/txt2img-1p4B-eval_with_tokens.yaml",
     steps=200,
     scale=5.0,
     iterations=1,
@@ -41,7 +39,6 @@ STABLE_DIFFUSION = Defaults(
     command="scripts/stable_txt2img.py",
     description="Generate images from text with Stable Diffusion 1, and learned words.",
     checkpoint="models/ldm/stable-diffusion-v1/model.ckpt",
-    config="configs/stable-diffusion/v1-inference.yaml",
     steps=50,
     scale=7.5,
     iterations=2,
@@ -53,7 +50,7 @@ EXAMPLES = """examples:
   a learned word:
     python {command} --prompt "a photo of * on the moon" --embedding_path embeddings.pt
   with the miniature model, which comes with the project:
-    python {command} --ckpt_path models/miniature --prompt "a red star on the beach"
+    python {command} --model models/miniature --prompt "a red star on the beach"
   two words, the second of which was also learned as "*":
     python {command} --embedding_path cat.pt @=style.pt --prompt "a photo of * in the style of @"
   many prompts, a line each, from a file or a pipe:
@@ -110,7 +107,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     group = parser.add_argument_group("the model")
-    add_model(group, ("--ckpt_path", "--ckpt"), defaults.checkpoint, defaults.config)
+    add_model(group, defaults.checkpoint)
     add_difference(group)
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     group.add_argument(

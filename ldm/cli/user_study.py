@@ -31,7 +31,7 @@ objects; concept may be left out, images are looked up from the manifest's folde
 Each concept needs four training images, and every model an image of every prompt.
 """
 IMAGE_PROMPT = "A photo of *"
-JUDGE = "models/miniature/judge"
+SCORER = "models/miniature/scorer"
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -99,10 +99,11 @@ def _add_rehearse(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--key", metavar="FILE", required=True, help="that `make` wrote")
     parser.add_argument(
+        "--scorer",
         "--judge",
         metavar="FOLDER|NAME",
-        default=JUDGE,
-        help=f"a CLIP, or the miniature's judge ({JUDGE})",
+        default=SCORER,
+        help=f"a CLIP, or the miniature's ({SCORER})",
     )
     parser.add_argument("--participants", type=int, default=12, metavar="N", help="(12)")
     parser.add_argument(
@@ -149,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_source(options)
     if options.command == "rehearse":
         _check_rehearsal(options)
-        options.judge = str(locate(options.judge))  # a name on the Hub stays
+        options.scorer = str(locate(options.scorer))  # a name on the Hub stays
     from ldm.experiments.study import command
 
     commands = {"make": command.make, "rehearse": command.rehearse, "analyse": command.analyse}

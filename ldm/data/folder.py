@@ -15,34 +15,38 @@ logger = logging.getLogger(__name__)
 CAPTION_SUFFIX = ".txt"
 # Names listed in a report before it says "…".
 LISTED = 5
+# A file of captions has at most this many bytes.
+LARGEST_CAPTIONS = 2**20
 
 
 def list_images(folder: str | Path) -> tuple[Path, ...]:
     """Return the images of a folder, sorted by name; the log names the other entries.
 
+    Only regular files and links to them count: a pipe or a device would be read without an end.
     Hidden files (".DS_Store", "._photo.jpg") do not count. Captions beside images are not reported.
 
     Raises:
-        UserError: no such folder, or no image in it.
+        UserError: no such folder, one that cannot be read, or no image in it.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UserError(
             f"data_root {str(folder)!r} is not a folder: give the folder of your images"
         )
-    entries = sorted(root.iterdir(), key=lambda path: path.name)
-    folders = [path.name for path in entries if path.is_dir()]
-    images = tuple(path for path in entries if not path.is_dir() and _is_image(path))
-    captions = {caption_file(path) for path in images}
-    junk = [
-        path.name
-        for path in entries
-        if not path.is_dir() and path not in captions and not _is_image(path)
-    ]
+    try:
+        entries = sorted(root.iterdir(), key=lambda path: path.name)
+    except OSError as error:
+        raise UserError(f"data_root {str(folder)!r} cannot be read: {error.strerror}") from error
+    folders = [path for path in entries if path.is_dir()]
+    files = [path for path in entries if path.is_file()]
+    special = [path for path in entries if path not in {*folders, *files}]
+    images = tuple(path for path in files if _is_image(path))
+    junk = [path for path in files if path not in {*images, *map(caption_file, images)}]
+    kinds = {"other files": junk, "that are no regular files": special, "sub-folders": folders}
     skipped = " and ".join(
-        f"{len(names)} {kind} ({', '.join(names[:LISTED])}{', …' if len(names) > LISTED else ''})"
-        for kind, names in (("other files", junk), ("sub-folders", folders))
-        if names
+        f"{len(paths)} {kind} ({some_names([path.name for path in paths])})"
+        for kind, paths in kinds.items()
+        if paths
     )
     if not images:
         raise UserError(
@@ -53,6 +57,11 @@ def list_images(folder: str | Path) -> tuple[Path, ...]:
     report = f"; skipped {skipped}" if skipped else ""
     logger.info("%s: %d images%s", folder, len(images), report)
     return images
+
+
+def some_names(names: Sequence[str]) -> str:
+    """Return the first few names as a list for a report."""
+    return ", ".join([*names[:LISTED], *("…" for _ in names[LISTED : LISTED + 1])])
 
 
 def _is_image(path: Path) -> bool:
@@ -68,12 +77,17 @@ def read_captions(image: Path) -> tuple[str, ...]:
     """Return the captions beside an image, one a line; empty if there is no such file.
 
     Raises:
-        UserError: the file is not UTF-8 text or cannot be read.
+        UserError: the file is not UTF-8 text, too large, or cannot be read.
     """
     path = caption_file(image)
     if not path.is_file():
         return ()
     try:
+        if (size := path.stat().st_size) > LARGEST_CAPTIONS:
+            raise UserError(
+                f"caption {str(path)!r} has {size} bytes, more than {LARGEST_CAPTIONS}: write one "
+                "caption a line"
+            )
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"caption {str(path)!r} is not readable UTF-8 text") from error
@@ -117,6 +131,9 @@ def captions_of(images: Sequence[Path]) -> tuple[tuple[str, ...], ...]:
             f"captions: true, but no image in {str(images[0].parent)!r} has one: write "
             f"{caption_file(images[0]).name!r} beside {images[0].name!r}"
         )
-    if without:
-        logger.warning("no caption beside %s: using templates", ", ".join(without))
+    empty = [name for name in without if caption_file(images[0].with_name(name)).is_file()]
+    for name in empty:
+        logger.warning("caption %s is empty: using templates", caption_file(Path(name)))
+    if absent := [name for name in without if name not in empty]:
+        logger.warning("no caption beside %s: using templates", ", ".join(absent))
     return captions

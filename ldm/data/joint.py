@@ -93,6 +93,7 @@ class JointConcepts(PersonalizedBase):
             "seed": self.seed + OTHER_SEED,
         }
         self.second = PersonalizedBase(second_root, **{**options, **own})
+        self.caption_files |= self.second.caption_files
         self.length = 2 * max(self.length, len(self.second))
         self.joint_prob, self.pastings = joint_prob, pastings
         self.joint_templates = _joint_templates(joint_templates, self.templates)

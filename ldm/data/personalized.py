@@ -5,6 +5,7 @@ The class keeps the original's name and parameters; `personalized_style` holds t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ldm.data.folder import captions_of, insert_placeholder, list_images
+from ldm.data.folder import caption_file, captions_of, insert_placeholder, list_images
 from ldm.data.templates import (
     OBJECT_TEMPLATES,
     check_placeholder,
@@ -25,6 +26,8 @@ from ldm.image_io import open_rgb
 from ldm.randomness import Purpose, generator
 from ldm.util import UserError
 from ldm.words.placeholders import DEFAULT_PLACEHOLDER, PER_IMAGE_PLACEHOLDERS
+
+logger = logging.getLogger(__name__)
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -66,6 +69,12 @@ class PersonalizedBase:
         first_word: the initializer word, which captions may name.
         seed: of order, flips and captions.
         per_image_placeholders: the images' own words; by default the 22 Hebrew letters.
+        skip_bad: go without images that cannot be read, and say which; an error by default.
+
+    Attributes:
+        paths: the images' files.
+        skipped: name and reason of each image left out.
+        caption_files: caption → the file that it comes from.
 
     Raises:
         UserError: an unusable folder, image, caption or template; the message names it.
@@ -92,6 +101,7 @@ class PersonalizedBase:
         first_word: str | None = None,
         seed: int = 23,
         per_image_placeholders: Sequence[str] | None = None,
+        skip_bad: bool = False,
     ) -> None:
         _check_arguments(size, repeats, interpolation, flip_p, set, mixing_prob)
         self.size, self.center_crop = size, center_crop
@@ -108,7 +118,9 @@ class PersonalizedBase:
         self.dual_templates = with_second(self.templates)
         check_placeholder(self.templates, placeholder_token)
 
-        self.paths = list_images(data_root)
+        self._cache: dict[int, npt.NDArray[np.uint8]] = {}
+        self.skipped: list[tuple[str, str]] = []
+        self.paths = self._read_all(list_images(data_root), skip_bad)
         self.length = len(self.paths) * (repeats if self.training else 1)
         named = PER_IMAGE_PLACEHOLDERS if per_image_placeholders is None else per_image_placeholders
         self.own_words = tuple(named) if per_image_tokens else ()
@@ -120,8 +132,11 @@ class PersonalizedBase:
             for own in texts
         )
         self._order: tuple[int, npt.NDArray[np.int64]] | None = None
-        self._cache: dict[int, npt.NDArray[np.uint8]] = {}
-        self._read_all()
+        self.caption_files = {
+            text: str(caption_file(path))
+            for path, own in zip(self.paths, self.captions, strict=True)
+            for text in own
+        }
 
     def __len__(self) -> int:
         """Return the samples in one epoch; any index from 0 on is valid."""
@@ -149,7 +164,7 @@ class PersonalizedBase:
         place, flipped = divmod(image_id, 2)
         if not 0 <= place < len(self.paths):
             raise ValueError(f"image_id must be below {2 * len(self.paths)}, got {image_id}")
-        levels = self._cache[place] if place in self._cache else self._read(place)
+        levels = self._cache[place] if place in self._cache else self._read(self.paths[place])
         return levels[:, ::-1] if flipped else levels
 
     def describe(self, sample: int) -> dict[str, Any]:
@@ -217,8 +232,8 @@ class PersonalizedBase:
                     f"placeholder_token {word!r} is one of per_image_tokens' words: choose another"
                 )
 
-    def _read(self, place: int) -> npt.NDArray[np.uint8]:
-        image = open_rgb(self.paths[place])
+    def _read(self, path: Path) -> npt.NDArray[np.uint8]:
+        image = open_rgb(path)
         if self.center_crop:
             side = min(image.size)
             left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -227,21 +242,45 @@ class PersonalizedBase:
             image = image.resize((self.size, self.size), self.resampling)
         return np.asarray(image)
 
-    def _read_all(self) -> None:
-        """Decode every image once, so that errors come before any expensive work."""
+    def _read_all(self, paths: Sequence[Path], skip_bad: bool) -> tuple[Path, ...]:
+        """Decode every image once, so that errors come before any expensive work.
+
+        Returns the files of the images that can be read; all, unless `skip_bad`.
+        """
         kept, shapes = 0, {}
-        for place, path in enumerate(self.paths):
-            levels = self._read(place)
+        good: list[Path] = []
+        for path in paths:
+            try:
+                levels = self._read(path)
+            except UserError as error:
+                if not skip_bad:
+                    raise UserError(f"{error}, or give --skip_bad (skip_bad: true)") from error
+                self.skipped.append((path.name, str(error)))
+                continue
             shapes[levels.shape] = path.name
             kept += levels.nbytes
             if kept <= CACHE_BYTES:
-                self._cache[place] = levels
+                self._cache[len(good)] = levels
+            good.append(path)
+        self._report_skipped(len(paths))
         if len(shapes) > 1:
             (h0, w0, _), (h1, w1, _) = list(shapes)[:2]
             one, other = list(shapes.values())[:2]
             raise UserError(
                 f"images differ in size, {one!r} is {w0}x{h0} and {other!r} {w1}x{h1}: set size"
             )
+        return tuple(good)
+
+    def _report_skipped(self, count: int) -> None:
+        """Log the images left out of `count`; raise UserError if that is all of them."""
+        if not self.skipped:
+            return
+        if len(self.skipped) == count:
+            raise UserError(f"none of the {count} images of data_root can be read: give others")
+        reasons = "; ".join(reason for _, reason in self.skipped)
+        logger.warning(
+            "skipped %d of %d images that cannot be read: %s", len(self.skipped), count, reasons
+        )
 
 
 def _check_arguments(

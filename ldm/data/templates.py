@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ldm.util import UserError
+from ldm.util import UserError, quote
 from ldm.words.placeholders import occurrences
 
 
@@ -110,7 +110,7 @@ def load_templates(path: str | Path) -> tuple[str, ...]:
             continue
         if "{}" not in text:
             raise UserError(
-                f"templates {str(path)!r}, line {number}: {text!r} has no {{}} for the word"
+                f"templates {str(path)!r}, line {number}: {quote(text)} has no {{}} for the word"
             )
         templates.append(text)
     if not templates:
@@ -146,6 +146,6 @@ def check_placeholder(templates: Sequence[str], placeholder: str) -> None:
     for template in templates:
         if occurrences(template.replace("{}", " "), placeholder):
             raise UserError(
-                f"placeholder {placeholder!r} stands in the template {template!r} itself: choose "
-                "another placeholder, such as * or @"
+                f"placeholder {placeholder!r} stands in the template {quote(template)} itself: "
+                "choose another placeholder, such as * or @"
             )

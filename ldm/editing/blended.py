@@ -25,6 +25,7 @@ from ldm.inference import fitting_batch, negative_conditioning, sample_latents
 from ldm.models.diffusion.sampler import Step
 from ldm.sampling import Sampling
 from ldm.util import UserError
+from ldm.words.loading import check_prompts
 
 BACKGROUNDS = ("paste", "decoder", "none")
 GREY = (128, 128, 128)
@@ -67,7 +68,7 @@ class Edit:
     Attributes:
         image: RGB, of the given image's size.
         seed: draws it alone.
-        score: cosine of its masked region with the prompt, where a judge was given.
+        score: cosine of its masked region with the prompt, where a scorer was given.
         settings: what decided it, as plain values; `background_error` is the largest difference
             from the given image outside the mask, in levels of 0..255.
     """
@@ -98,7 +99,7 @@ def edit(
     prompt: str,
     blending: Blending | None = None,
     *,
-    judge: FeatureExtractor | None = None,
+    scorer: FeatureExtractor | None = None,
     progress: bool = False,
 ) -> list[Edit]:
     """Draw a prompt inside a mask.
@@ -109,11 +110,11 @@ def edit(
         mask: mode "1", of the image's size, white where it changes.
         prompt: may name loaded words.
         blending: how.
-        judge: ranks the images by what they show inside the mask.
+        scorer: ranks the images by what they show inside the mask.
         progress: show a bar for each batch.
 
     Returns:
-        The edits, the judge's best first, or else by seed.
+        The edits, the scorer's best first, or else by seed.
 
     Raises:
         UserError: a mask that covers no point of the latent; a prompt that would lose a word.
@@ -123,10 +124,9 @@ def edit(
     if mask.size != picture.size:
         raise ValueError(f"mask must have the image's size {picture.size}, got {mask.size}")
     latent_mask = latent_mask_of(model, mask).to(model.device)
-    names: Sequence[str] = ()
-    if model.embedding_manager is not None:
-        model.embedding_manager.check_prompts([prompt])
-        names = model.embedding_manager.placeholders
+    check_prompts(model, [prompt])
+    manager = model.embedding_manager
+    names: Sequence[str] = manager.placeholders if manager is not None else ()
     sampling = replace(blending.sampling, height=picture.height, width=picture.width)
     seeds = [sampling.seed + i for i in range(blending.samples)]
     at_once = sampling.batch_size or fitting_batch(model)
@@ -143,8 +143,8 @@ def edit(
     finally:
         model.train(training)
     scores: Sequence[float | None] = [None] * len(images)
-    if judge is not None:
-        scores = masked_scores(judge, images, mask, without_placeholders(prompt, names))
+    if scorer is not None:
+        scores = masked_scores(scorer, images, mask, without_placeholders(prompt, names))
     settings = {
         "prompt": prompt,
         **sampling.metadata(),
@@ -234,9 +234,9 @@ def masked_region(image: Image.Image, mask: Image.Image) -> Image.Image:
 
 
 def masked_scores(
-    judge: FeatureExtractor, images: Sequence[Image.Image], mask: Image.Image, text: str
+    scorer: FeatureExtractor, images: Sequence[Image.Image], mask: Image.Image, text: str
 ) -> list[float]:
     """Return the cosine of each image's masked region with a text, in [−1, 1]."""
-    features = judge.image_features([masked_region(image, mask) for image in images])
-    wanted = judge.text_features([text])
+    features = scorer.image_features([masked_region(image, mask) for image in images])
+    wanted = scorer.text_features([text])
     return [prompt_similarity(one, wanted).mean for one in torch.split(features, 1)]

@@ -22,6 +22,7 @@ from ldm.inference import (
 )
 from ldm.models.diffusion.sampler import timestep_batch
 from ldm.sampling import Sampling
+from ldm.words.loading import check_prompts
 
 
 @torch.no_grad()
@@ -53,8 +54,7 @@ def from_image(
         raise ValueError(f"strength must lie in (0, 1], got {strength}")
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    if model.embedding_manager is not None:
-        model.embedding_manager.check_prompts([prompt, sampling.negative_prompt])
+    check_prompts(model, [prompt, sampling.negative_prompt])
     plan = make_sampler(model, sampling).plan(sampling.steps, sampling.eta)
     skip = len(plan) - max(1, round(strength * len(plan)))
     width, height = model_size(model, image.size)

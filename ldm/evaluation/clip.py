@@ -7,6 +7,7 @@ of `transformers` on the CPU. That takes 3 ms for an image, far less than to gen
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -16,10 +17,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.util import UserError
+from ldm.util import UserError, quote
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
+
+log = logging.getLogger(__name__)
 
 # Images embedded at a time.
 BATCH = {"cpu": 16, "cuda": 256, "mps": 64}
@@ -108,6 +111,7 @@ class ClipExtractor:
             )
         self.model: CLIPModel = frozen(model)
         self.tokenizer = tokenizer
+        self._warned: set[str] = set()
         self.prepare = prepare or processor(image_size(model), image_size(model))
 
     @classmethod
@@ -150,17 +154,48 @@ class ClipExtractor:
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Embed texts, cut at the model's length (77 tokens): unit vectors [n, d] on the CPU."""
+        """Embed texts: unit vectors [n, d] on the CPU.
+
+        A text is cut at the model's length (77 tokens); what is lost is a warning.
+        """
+        self._warn_of_cut_texts(texts)
         parts = batches(texts, self.device)
         found = [encode_texts(self.model, self.tokenizer, part).cpu() for part in parts]
         return torch.cat(found)
 
+    def _warn_of_cut_texts(self, texts: Sequence[str]) -> None:
+        """Warn once of each text whose end the model does not read."""
+        longest = text_length(self.model)
+        for text in dict.fromkeys(texts):
+            ids = self.tokenizer(text, verbose=False)["input_ids"]
+            if len(ids) <= longest or text in self._warned:
+                continue
+            self._warned.add(text)
+            end = self.tokenizer.decode(ids[longest - 1 : -1])  # the last id is the end's
+            log.warning(
+                "prompt %s has %d tokens and CLIP reads %d: its end does not count in the score: "
+                "%s",
+                quote(text),
+                len(ids),
+                longest,
+                quote(end, 300),
+            )
+
+
+def text_length(model: CLIPModel) -> int:
+    """Return the number of tokens that a model reads, special ones included."""
+    length: int = getattr(model.config.text_config, "max_position_embeddings")  # noqa: B009
+    return length
+
 
 def encode_texts(model: CLIPModel, tokenizer: Any, texts: Sequence[str]) -> Tensor:
     """Embed texts, cut at the model's length: unit vectors [n, d], differentiable."""
-    longest = getattr(model.config.text_config, "max_position_embeddings")  # noqa: B009
     tokens = tokenizer(
-        list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt"
+        list(texts),
+        padding=True,
+        truncation=True,
+        max_length=text_length(model),
+        return_tensors="pt",
     ).to(model.text_projection.weight.device)
     pooled = model.text_model(
         input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ldm.evaluation.similarity import without_placeholders
 from ldm.inference import GeneratedImage, Sampling, generate
-from ldm.util import UserError
+from ldm.util import UserError, quote
 from ldm.words.placeholders import replace
 
 # (prompts, images of each) -> images, those of one prompt side by side.
@@ -116,6 +116,6 @@ def check_lengths(model: Any, texts: Sequence[str]) -> None:
         count = encoder.count_tokens(text)
         if count > encoder.max_length:
             raise UserError(
-                f"prompt {text!r} has {count} tokens and the model reads {encoder.max_length}: "
-                "shorten the caption"
+                f"prompt {quote(text)} has {count} tokens and the model reads "
+                f"{encoder.max_length}: shorten the caption"
             )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ __all__ = [
 ]
 
 IMAGE_PROMPT = "A photo of *"
+# (prompt → unit features [n, d] of its images, float64) → further scores by name
+Extra = Callable[[Mapping[str, Tensor]], Mapping[str, Estimate]]
 CSV_COLUMNS = ("name", "score", "prompt", "value", "low", "high", "pictures")
 
 
@@ -86,6 +88,7 @@ class Evaluation:
         training: mean over the pairs of different training images; None of a single one.
         prompts: each prompt's own scores, in the order given.
         dino: as `image`, by the second extractor; None where there was none.
+        extra: further scores by name.
         settings: what decided the scores, as plain values.
     """
 
@@ -95,6 +98,7 @@ class Evaluation:
     training: float | None
     prompts: tuple[PromptScore, ...]
     dino: Estimate | None = None
+    extra: dict[str, Estimate] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
     def with_settings(self, **more: Any) -> Evaluation:
@@ -125,6 +129,7 @@ class Evaluation:
             training=plain["training"],
             prompts=prompts,
             dino=Estimate(**plain["dino"]) if plain["dino"] else None,
+            extra={name: Estimate(**score) for name, score in plain.get("extra", {}).items()},
             settings=dict(plain["settings"]),
         )
 
@@ -140,6 +145,7 @@ def evaluate(
     placeholders: Sequence[str] = (DEFAULT_PLACEHOLDER,),
     pictures: int = 64,
     second: ImageExtractor | None = None,
+    extra: Extra | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
@@ -156,6 +162,7 @@ def evaluate(
         placeholders: the words that the extractor does not know; every prompt names one.
         pictures: of each prompt.
         second: another extractor for the image similarity.
+        extra: computes further scores from the features of each prompt's images.
         resamples: of each interval.
         seed: of the resampling.
 
@@ -202,6 +209,7 @@ def evaluate(
             for prompt, text, (mean, average) in zip(prompts, asked, scores, strict=True)
         ),
         dino=dino,
+        extra=dict(extra({prompt: features[prompt] for prompt in prompts})) if extra else {},
         settings={
             "image_prompt": image_prompt,
             "placeholders": list(placeholders),
@@ -263,6 +271,7 @@ def _lines(evaluation: Evaluation) -> list[tuple[str, str, Estimate, int]]:
         ("text", "", evaluation.text, total),
         ("text_of_average", "", evaluation.text_of_average, total),
     ]
+    lines += [(name, "", score, total) for name, score in evaluation.extra.items()]
     for score in evaluation.prompts:
         lines.append(("text", score.prompt, score.mean, score.pictures))
         lines.append(("text_of_average", score.prompt, score.of_average, score.pictures))

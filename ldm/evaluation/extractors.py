@@ -14,8 +14,9 @@ from ldm.evaluation.similarity import FeatureExtractor, ImageExtractor
 from ldm.util import UserError
 
 T = TypeVar("T")
-# A model may come with a small CLIP of its own, in this folder beside the weights.
-SCORER = "judge"
+# A model may come with two small CLIPs, in these folders beside the weights. The selector chooses
+# steps and images; the scorer reports. They share no training image.
+SCORER, SELECTOR = "scorer", "selector"
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,23 @@ CLIP = Kind(
 DINO = Kind("vit", "facebook/dino-vits16", "a ViT such as DINO", "leave --dino out")
 
 
-def scorer_beside(weights: Path) -> Path | None:
-    """Return the folder of the CLIP that comes with a model's weights, or None."""
-    folder = weights.parent / SCORER
+def scorer_beside(weights: Path, name: str = SCORER) -> Path | None:
+    """Return the folder of a CLIP that comes with a model's weights, or None."""
+    folder = weights.parent / name
     return folder if (folder / "config.json").is_file() else None
 
 
 def default_extractor(weights: Path) -> str:
     """Return the extractor for a model: the CLIP beside its weights, or else the paper's."""
     return str(scorer_beside(weights) or CLIP.published)
+
+
+def default_selector(weights: Path) -> str:
+    """Return what chooses among steps and images: the selector beside the weights.
+
+    Without one it is the default extractor.
+    """
+    return str(scorer_beside(weights, SELECTOR) or default_extractor(weights))
 
 
 def find_extractor(name: str | Path, device: str = "cpu") -> FeatureExtractor:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldm.util import UserError, quote
+from ldm.util import UserError, is_text, quote
 from ldm.words.placeholders import occurrences
 
 
@@ -35,8 +35,7 @@ def read_prompts(path: str | Path) -> list[str]:
 def check_text(prompts: Sequence[str]) -> None:
     """Raise UserError for a prompt whose bytes are not UTF-8 text."""
     for prompt in prompts:
-        # Python keeps undecodable bytes of a command line or a pipe as lone surrogates.
-        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        if not is_text(prompt):
             raise UserError(f"prompt {quote(prompt)} is not UTF-8 text")
 
 

@@ -1,4 +1,4 @@
-"""The judge of the miniature world: a small CLIP that scores pictures against pictures and words.
+"""The CLIP of the miniature world, which scores images against images and texts.
 
 It is a `transformers` CLIPModel on 64 by 64 pictures with the miniature's tokeniser. Every decision
 is made as with any CLIP: by the text prompt whose embedding is nearest to the picture's.
@@ -30,9 +30,9 @@ from ldm.miniature.render import COLOURS
 from ldm.miniature.shapes import ALL_SHAPES
 from ldm.util import UserError
 
-__all__ = ["PROMPTS", "Judge", "encode_texts", "preprocess"]
+__all__ = ["PROMPTS", "MiniatureClip", "encode_texts", "preprocess"]
 
-# What the judge is asked: for each attribute, the prompt of each answer.
+# What the CLIP is asked: for each attribute, the prompt of each answer.
 PROMPTS: dict[str, dict[str, str]] = {
     "shape": {name: with_article(name) for name in ALL_SHAPES},
     "colour": {name: name for name in COLOURS},
@@ -79,8 +79,8 @@ def preprocess(pictures: Tensor, size: int) -> Tensor:
     return ((pictures.clamp(-1, 1) + 1) / 2 - mean) / std
 
 
-class Judge(ClipExtractor):
-    """The miniature's CLIP, which also says what an image shows; build it with `Judge.load`."""
+class MiniatureClip(ClipExtractor):
+    """The miniature's CLIP, which also says what an image shows; build it with `load`."""
 
     @classmethod
     def load(cls, name: str | Path, device: str = "cpu", local: bool = True) -> Self:
@@ -90,7 +90,7 @@ class Judge(ClipExtractor):
             UserError: the folder holds no model.
         """
         if not (Path(name) / "model.safetensors").is_file():
-            raise UserError(f"no judge in {name}: run scripts/miniature/train_clip.py")
+            raise UserError(f"no CLIP in {name}: run scripts/miniature/train_clip.py")
         return super().load(name, device, local)
 
     @torch.no_grad()
@@ -124,7 +124,7 @@ class Judge(ClipExtractor):
         """Return the similarity of pictures [n, d] with each of `answers[attribute]`."""
         if attribute not in PROMPTS:
             raise ValueError(f"attribute must be one of {', '.join(PROMPTS)}, got {attribute!r}")
-        return features @ self._answers[attribute].T
+        return features.float() @ self._answers[attribute].T
 
     def classify(self, images: Sequence[Image.Image] | Tensor, attribute: str) -> list[str]:
         """Say of each picture which shape, colour, scene, medium, texture or detail it shows.

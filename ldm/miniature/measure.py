@@ -21,7 +21,7 @@ from torch import Tensor
 from ldm.evaluation.draws import Draw
 from ldm.evaluation.similarity import own_similarity, pairwise_similarity
 from ldm.image_io import open_rgb, to_pil
-from ldm.miniature.clip import PROMPTS, Judge
+from ldm.miniature.clip import PROMPTS, MiniatureClip
 from ldm.miniature.grammar import SCENE_PHRASES, STYLE_PHRASES, caption, full_caption
 from ldm.miniature.world import MiniatureWorld, Spec, render
 from ldm.util import UserError
@@ -122,7 +122,7 @@ def autoencoder_psnr(model: Any, count: int, size: int = 64) -> tuple[float, lis
 
 
 def truth(specs: Sequence[Spec], attribute: str) -> list[str]:
-    """Return the right answers to one of the judge's questions."""
+    """Return the right answers to one of the scorer's questions."""
     if attribute == "detail":
         return [
             "plain" if spec.texture == "plain" else f"{spec.second} {spec.texture}"
@@ -131,18 +131,18 @@ def truth(specs: Sequence[Spec], attribute: str) -> list[str]:
     return [getattr(spec, attribute) for spec in specs]
 
 
-def judge_accuracy(judge: Judge, count: int) -> dict[str, float]:
-    """Return the judge's share of right answers on unseen pictures.
+def clip_accuracy(scorer: MiniatureClip, count: int) -> dict[str, float]:
+    """Return the scorer's share of right answers on unseen pictures.
 
     Colour, texture and detail are asked of photos and paintings only.
     """
     specs = unseen_specs(count)
-    features = judge.image_features(draw_specs(specs))
+    features = scorer.image_features(draw_specs(specs))
     colourful = [spec.medium in COLOURFUL for spec in specs]
     accuracies = {}
     for name in PROMPTS:
         right = [
-            a == b for a, b in zip(judge.classify(features, name), truth(specs, name), strict=True)
+            a == b for a, b in zip(scorer.classify(features, name), truth(specs, name), strict=True)
         ]
         asked = colourful if name in ("colour", "texture", "detail") else [True] * count
         accuracies[name] = sum(r for r, a in zip(right, asked, strict=True) if a) / sum(asked)
@@ -167,16 +167,16 @@ def named(spec: Spec, text: str) -> set[str]:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How often the judge sees what captions ask for: share and number of captions by attribute."""
+    """Share and number of the captions whose attribute the scorer sees, by attribute."""
 
     share: dict[str, float]
     asked: dict[str, int]
 
 
 def caption_agreement(
-    draw: Draw, judge: Judge, count: int, full: bool = False
+    draw: Draw, scorer: MiniatureClip, count: int, full: bool = False
 ) -> tuple[Agreement, list[Image.Image], list[str]]:
-    """Draw one picture for each of `count` captions and ask the judge what it sees.
+    """Draw one picture for each of `count` captions and ask the scorer what it sees.
 
     The captions are the grammar's, omissions included, of unseen pictures, or with `full` those
     that say everything; each attribute counts where its caption names it. Returns the agreement,
@@ -189,10 +189,10 @@ def caption_agreement(
         for spec, rng in zip(specs, rngs, strict=True)
     ]
     pictures = draw(texts, 1)
-    features = judge.image_features(pictures)
+    features = scorer.image_features(pictures)
     share, asked = {}, {}
     for name in ("shape", "colour", "scene", "medium"):
-        right = zip(judge.classify(features, name), truth(specs, name), strict=True)
+        right = zip(scorer.classify(features, name), truth(specs, name), strict=True)
         answers = [a == b for a, b in right]
         kept = [a for a, s, t in zip(answers, specs, texts, strict=True) if name in named(s, t)]
         share[name], asked[name] = sum(kept) / max(1, len(kept)), len(kept)
@@ -201,7 +201,7 @@ def caption_agreement(
 
 @dataclass(frozen=True)
 class ConceptScore:
-    """A learned word, measured; similarities are the judge's mean cosines with the training set.
+    """A learned word, measured; similarities are the scorer's mean cosines with the training set.
 
     Attributes:
         image_similarity: of pictures of the word.
@@ -210,7 +210,7 @@ class ConceptScore:
         best_word: of pictures of the vocabulary's best word, drawn anew after it was chosen.
         best_word_is: that word.
         caption: of pictures of the full description.
-        scene: share of the scene prompts' pictures in which the judge sees the scene.
+        scene: share of the scene prompts' pictures in which the scorer sees the scene.
         concept: share in which it sees the concept: shape and colour, or the medium of a style.
         both: share in which it sees both.
     """
@@ -226,17 +226,17 @@ class ConceptScore:
     both: float
 
 
-def see_concept(judge: Judge, features: Tensor, concept: Concept) -> list[bool]:
-    """Tell for each picture whether the judge sees the concept: shape and colour, or medium."""
+def see_concept(scorer: MiniatureClip, features: Tensor, concept: Concept) -> list[bool]:
+    """Tell for each picture whether the scorer sees the concept: shape and colour, or medium."""
     questions = ("medium",) if concept.is_style else ("shape", "colour")
-    answers = [judge.classify(features, question) for question in questions]
+    answers = [scorer.classify(features, question) for question in questions]
     wanted = tuple(concept.attributes[question] for question in questions)
     return [given == wanted for given in zip(*answers, strict=True)]
 
 
 def score_concept(
     draw: Draw,
-    judge: Judge,
+    scorer: MiniatureClip,
     concept: Concept,
     vocabulary: Mapping[str, Tensor],
     pictures: int = 16,
@@ -245,7 +245,7 @@ def score_concept(
 
     Args:
         draw: draws pictures of prompts.
-        judge: scores them.
+        scorer: scores them.
         concept: what the word should mean.
         vocabulary: of each word to compete with, features [n, d] of pictures of it; see
             `vocabulary_features`.
@@ -255,24 +255,24 @@ def score_concept(
     Returns:
         The scores, and pictures to show: of the word, then of the scene prompts.
     """
-    training = judge.image_features(concept.pictures)
+    training = scorer.image_features(concept.pictures)
     best = max(vocabulary, key=lambda word: pairwise_similarity(vocabulary[word], training))
 
     def likeness(prompt: str, count: int) -> float:
-        return pairwise_similarity(judge.image_features(draw([prompt], count)), training)
+        return pairwise_similarity(scorer.image_features(draw([prompt], count)), training)
 
     word = concept.placeholder
     own = draw([concept.prompt(word)], pictures)
     prompts = [concept.scene_prompt(word, scene) for scene in concept.prompt_scenes]
     each = max(1, pictures // 2)
     placed = draw(prompts, each)
-    features = judge.image_features(placed)
+    features = scorer.image_features(placed)
     wanted = [scene for scene in concept.prompt_scenes for _ in range(each)]
-    scenes = [a == b for a, b in zip(judge.classify(features, "scene"), wanted, strict=True)]
-    things = see_concept(judge, features, concept)
+    scenes = [a == b for a, b in zip(scorer.classify(features, "scene"), wanted, strict=True)]
+    things = see_concept(scorer, features, concept)
     described = concept.prompt(concept.words) if concept.is_style else concept.caption
     return ConceptScore(
-        image_similarity=pairwise_similarity(judge.image_features(own), training),
+        image_similarity=pairwise_similarity(scorer.image_features(own), training),
         training=own_similarity(training),
         first_word=likeness(concept.prompt(concept.first_word), pictures // 2),
         best_word=likeness(concept.prompt(best), pictures // 2),
@@ -285,8 +285,8 @@ def score_concept(
 
 
 def vocabulary_features(
-    draw: Draw, judge: Judge, words: Sequence[str], prompt: Callable[[str], str], each: int
+    draw: Draw, scorer: MiniatureClip, words: Sequence[str], prompt: Callable[[str], str], each: int
 ) -> dict[str, Tensor]:
     """Draw `each` pictures of every word: features [each, d] by word."""
-    features = judge.image_features(draw([prompt(word) for word in words], each))
+    features = scorer.image_features(draw([prompt(word) for word in words], each))
     return dict(zip(words, torch.split(features, each), strict=True))

@@ -11,9 +11,9 @@ _PERCENT = "{:.1%}"
 # Part, key, what it is, how it is written, the least it should be.
 _ROWS = (
     ("autoencoder", "psnr", "Autoencoder, PSNR on unseen pictures", "{:.2f} dB", 25.0),
-    ("judge", "shape", "Judge, shape of unseen pictures", _PERCENT, 0.95),
-    ("judge", "colour", "Judge, main colour (photos, paintings)", _PERCENT, 0.90),
-    ("judge", "scene", "Judge, scene", _PERCENT, 0.90),
+    ("scorer", "shape", "Scorer, shape of unseen pictures", _PERCENT, 0.95),
+    ("scorer", "colour", "Scorer, main colour (photos, paintings)", _PERCENT, 0.90),
+    ("scorer", "scene", "Scorer, scene", _PERCENT, 0.90),
     ("samples", "shape", "Samples from random captions, shape agreed", _PERCENT, 0.90),
     ("samples", "colour", "Samples, main colour agreed", _PERCENT, 0.85),
     ("samples", "scene", "Samples, scene agreed", _PERCENT, 0.90),

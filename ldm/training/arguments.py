@@ -10,12 +10,16 @@ from collections.abc import Sequence
 from ldm.util import Parser, UserError
 
 EXAMPLES = """examples:
-  learn a word from the images in DIR, as the paper did:
-    python main.py --base configs/finetune.yaml -t --data_root DIR --init_word cat \\
-        --actual_resume models/ldm/text2img-large/model.ckpt --gpus 0
+  learn a word from the images in DIR, as the paper did; the model decides the configuration:
+    python main.py --model models/ldm/text2img-large/model.ckpt -t --data_root DIR \\
+        --init_word cat --gpus 0
+  on the same weights from the Hub, or on Stable Diffusion:
+    python main.py --model CompVis/ldm-text2im-large-256 -t --data_root DIR --init_word cat
+    python main.py --model stable-diffusion-v1-5/stable-diffusion-v1-5 -t --data_root DIR \\
+        --init_word cat
   one of the paper's variants (configs/variants): pivotal tuning, two vectors, a style, ...
     python main.py --base configs/finetune.yaml --variant pivotal -t --data_root DIR \\
-        --init_word cat --actual_resume models/ldm/text2img-large/model.ckpt
+        --init_word cat --model models/ldm/text2img-large/model.ckpt
   go on with an interrupted run:
     python main.py -t --resume logs/DIR2026-01-31T12-00-00_finetune
   change any entry of the configuration:
@@ -40,6 +44,10 @@ TRAINER_FLAGS = {
     "limit_val_batches": int,
     "gradient_clip_val": float,
 }
+PRECISION = (
+    "32 (default); bf16 or fp16 cast frozen networks once and keep words in float32; auto; "
+    "or Lightning's own, such as bf16-mixed"
+)
 
 
 def flag(text: str) -> bool:
@@ -110,7 +118,12 @@ def _add_word(parser: argparse.ArgumentParser) -> None:
         "--second_root", metavar="DIR", default="", help="of the second word's (variant joint)"
     )
     group.add_argument(
-        "--actual_resume", metavar="CKPT", default="", help="checkpoint of the model to start from"
+        *("--model", "--actual_resume"),
+        dest="actual_resume",
+        metavar="MODEL",
+        default="",
+        help="a .ckpt or .safetensors file, a folder of diffusers, or a Hub name; without --base "
+        "it decides the configuration",
     )
     group.add_argument(
         "--embedding_manager_ckpt", metavar="FILE", default="", help="words to start from"
@@ -124,6 +137,9 @@ def _add_word(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--templates", metavar="FILE", default="", help="captions, one a line")
     group.add_argument("--captions", action="store_true", help="use image.txt beside image.jpg")
     group.add_argument("--center_crop", action="store_true", help="crop, do not squash")
+    group.add_argument(
+        "--skip_bad", action="store_true", help="go without images that cannot be read"
+    )
     group.add_argument("--num_workers", type=int, help="processes that load images")
 
 
@@ -140,7 +156,8 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("the trainer (Lightning)")
     group.add_argument("--gpus", metavar="LIST", help="GPU numbers, as 0 or 0,1")
     for name, kind in TRAINER_FLAGS.items():
-        group.add_argument(f"--{name}", type=kind, metavar=kind.__name__.upper())
+        text = PRECISION if name == "precision" else None
+        group.add_argument(f"--{name}", type=kind, metavar=kind.__name__.upper(), help=text)
     parser.add_argument_group("overrides", "any a.b=c sets that entry of the configuration")
     return parser
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +12,8 @@ import torch
 from omegaconf import DictConfig
 
 from ldm.training.config import RunConfig
-from ldm.util import (
-    UserError,
-    instantiate_from_config,
-)
-from ldm.words.placeholders import occurrences
+from ldm.util import UserError, instantiate_from_config, quote
+from ldm.words.loading import check_prompts
 
 log = logging.getLogger(__name__)
 
@@ -52,21 +49,23 @@ def check_captions(model: Any, sets: Mapping[str, Any]) -> None:
     word that no training caption names.
     """
     manager = getattr(model, "embedding_manager", None)
-    if manager is None or getattr(model, "unfreeze_model", False):
-        return
     for name, dataset in sets.items():
         captions, all_of_them = _captions(dataset, model.cond_stage_key)
+        if manager is None or getattr(model, "unfreeze_model", False):
+            texts = [caption for caption in captions if isinstance(caption, str)]
+            check_prompts(model, texts, _files(dataset))
+            continue
         for caption in captions:
-            if not isinstance(caption, str) or not _named(caption, manager.placeholders):
+            if not isinstance(caption, str) or not manager.named(caption):
                 kind = "training" if name == "train" else name
                 raise UserError(
-                    f"the {kind} caption {caption!r} names no word to learn "
+                    f"the {kind} caption {quote(str(caption))} names no word to learn "
                     f"({', '.join(manager.placeholders)}): check placeholder_token and the "
                     "templates"
                 )
-        manager.check_prompts(captions)
+        manager.check_prompts(captions, _files(dataset))
         lasting = [p for p in manager.placeholders if p not in manager.per_image_placeholders]
-        idle = set(lasting) - {p for text in captions for p in _named(text, lasting)}
+        idle = set(lasting) - {p for text in captions for p in manager.named(text)}
         if name == "train" and idle and all_of_them:
             raise UserError(
                 f"no training caption names {', '.join(sorted(idle))}, which would stay "
@@ -110,8 +109,10 @@ def _only_errors(name: str) -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _named(text: str, placeholders: Iterable[str]) -> list[str]:
-    return [p for p in placeholders if occurrences(text, p)]
+def _files(dataset: Any) -> Mapping[str, str]:
+    """Return the file of each caption that comes from one, for messages."""
+    found: Mapping[str, str] = getattr(dataset, "caption_files", {})
+    return found
 
 
 def _captions(dataset: Any, key: str) -> tuple[list[Any], bool]:

@@ -14,6 +14,7 @@ from ldm.inference import Sampling, generate
 from ldm.training.config import RunConfig
 from ldm.training.processes import gather, together
 from ldm.training.validate import class_images_of
+from ldm.util import quote
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def with_class_images(config: RunConfig, folder: Path) -> RunConfig:
     seeds = range(config.run.seed, config.run.seed + count)
     missing = [seed for seed in seeds if not _file(folder, seed).is_file()]
     if missing:
-        log.info(f"generating {len(missing)} class images, {prompt!r}, in {folder}")
+        log.info(f"generating {len(missing)} class images, {quote(prompt)}, in {folder}")
     rank, world = together()
     # Batches begin at fixed seeds, so that an image does not depend on the number of processes.
     starts = range(seeds.start, seeds.stop, BATCH_SIZE)[rank::world]

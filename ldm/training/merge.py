@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from ldm.checkpoint.hub import locate_base
 from ldm.resources import locate, weights_in
 from ldm.training.arguments import TRAINER_FLAGS
+from ldm.training.base import base_parts
 from ldm.training.variants import find_variant
 from ldm.util import UserError, get_obj_from_str, parameters
 
@@ -27,7 +30,7 @@ SECTIONS = ("model", "data", "lightning", "run", "variant", "second_stage")
 STAGE_SECTIONS = ("model", "data", "lightning")
 # Entries that name files or folders.
 PATHS = (
-    *("tokenizer", "ckpt_path", "embedding_manager_ckpt", "base_checkpoint"),
+    *("tokenizer", "ckpt_path", "embedding_manager_ckpt"),
     *("data_root", "second_root", "class_root", "templates"),
 )
 WORDS = "model.params.personalization_config"
@@ -72,12 +75,14 @@ def check_shape(config: DictConfig) -> None:
             raise UserError(f"{name}: expected {what}, got {value!r}")
 
 
-def merge_files(paths: Sequence[Path], overrides: Sequence[str]) -> DictConfig:
-    """Merge YAML files from left to right, then the overrides "a.b=c".
+def merge_files(
+    paths: Sequence[Path], overrides: Sequence[str], first: Sequence[DictConfig] = ()
+) -> DictConfig:
+    """Merge `first` and YAML files from left to right, then the overrides "a.b=c".
 
     Raises UserError for a section that is missing or unknown.
     """
-    parts = [read_yaml(path) for path in paths]
+    parts = [*first, *(read_yaml(path) for path in paths)]
     for text in overrides:
         try:
             parts.append(OmegaConf.from_dotlist([text]))
@@ -143,7 +148,7 @@ def _apply_data_flags(data: DictConfig, options: argparse.Namespace) -> None:
     """Give the data flags to each set that takes them; a flag that no set takes is an error."""
     if options.num_workers is not None:
         data.params.num_workers = options.num_workers
-    for name in ("data_root", "second_root", "templates", "captions", "center_crop"):
+    for name in ("data_root", "second_root", "templates", "captions", "center_crop", "skip_bad"):
         if not (value := getattr(options, name)):
             continue
         takers = [config for _, config in datasets(data) if accepts(config, name)]
@@ -177,6 +182,11 @@ def _set_words(words: DictConfig, options: argparse.Namespace) -> list[str]:
         ("init_word", "initializer_words"),
     ):
         given = getattr(options, flag)
+        if strays := [text for text in given if re.fullmatch(r"[\w-]+=.*", text)]:
+            raise UserError(
+                f"--{flag}: {strays[0]!r} is no word; an override names an entry in full, as "
+                "model.base_learning_rate=0.005"
+            )
         if any(given):
             words[key] = given
         elif given:
@@ -185,6 +195,12 @@ def _set_words(words: DictConfig, options: argparse.Namespace) -> list[str]:
     if any(options.init_word) and len(options.init_word) < len(placeholders):
         given = " ".join(options.init_word)
         raise UserError(f"--init_word {given}: give one for each word of {placeholders}")
+    if len(options.init_word) > len(placeholders):
+        given = " ".join(options.init_word)
+        raise UserError(
+            f"--init_word {given}: {len(options.init_word)} words for {placeholders}: put a word "
+            f'of several parts in quotes, as --init_word "{given}"'
+        )
     if options.embedding_manager_ckpt:
         words.embedding_manager_ckpt = options.embedding_manager_ckpt
     return placeholders
@@ -252,15 +268,17 @@ def apply_flags(config: DictConfig, options: argparse.Namespace) -> None:
 def resolve_paths(node: DictConfig) -> None:
     """Make paths absolute, in place, so that a run resumes from any working directory.
 
-    A path is looked up from the working directory, then among the files of the project. A folder
-    of a model stands for the weights in it. What does not exist stays as it is: it may be a name.
+    A path is looked up from the working directory, then among the files of the project. What does
+    not exist stays as it is: it may be a name. The base may be a name on the Hub.
     """
     for name in list(node):
         value = node[name]
         if isinstance(value, DictConfig):
             resolve_paths(value)
+        elif name == "base_checkpoint" and value:
+            node[name] = str(locate_base(value).absolute())
         elif name in PATHS and isinstance(value, str) and (place := locate(value)).exists():
-            if name in ("base_checkpoint", "ckpt_path") and place.is_dir():
+            if name == "ckpt_path" and place.is_dir():
                 place = weights_in(place) or place
             node[name] = str(place.absolute())
 
@@ -276,11 +294,12 @@ def merge(options: argparse.Namespace, stored: Sequence[Path] = ()) -> DictConfi
         UserError: for what cannot be read or does not fit together.
     """
     paths = [*stored, *(locate(path) for path in options.base)]
+    first = base_parts(options.actual_resume) if options.actual_resume and not paths else []
     paths += [find_variant(name).path for name in options.variant]
-    if not paths:
-        raise UserError("no configuration: give --base YAML, or --resume LOGFOLDER")
+    if not paths and not first:
+        raise UserError("no configuration: give --model MODEL, --base YAML or --resume LOGFOLDER")
     try:
-        merged = merge_files(paths, options.overrides)
+        merged = merge_files(paths, options.overrides, first)
         apply_flags(merged, options)
         OmegaConf.resolve(merged)
     except OmegaConfBaseException as error:

@@ -22,11 +22,13 @@ from ldm.checkpoint.names import DELTA_FILE
 from ldm.training.callbacks import CUDACallback, SetupCallback, StepSeed
 from ldm.training.checkpoints import Checkpoints
 from ldm.training.checks import check_captions, check_captions_early, check_keys
-from ldm.training.class_images import with_class_images
+from ldm.training.class_images import device_of, with_class_images
 from ldm.training.config import DATE, FOLDER_VARIABLE, RunConfig
 from ldm.training.csv_log import CsvLogger
 from ldm.training.folder import check_folder, working_folder
 from ldm.training.latents import CacheLatents
+from ldm.training.memory import choose_checkpointing, what_fits
+from ldm.training.precision import cast_networks, choose, remark
 from ldm.training.processes import first_process
 from ldm.training.progress import Progress
 from ldm.training.resume import Saved, check_fits, read_checkpoint, warn_of_changed_images
@@ -82,29 +84,38 @@ def user_errors(where: str) -> Iterator[None]:
         raise UserError(f"{where}: {error}") from error
 
 
-def build_model(config: RunConfig) -> Any:
-    """Return the model, with the weights of the base checkpoint if there is one."""
+def build_model(config: RunConfig, weights: torch.dtype | None = None) -> Any:
+    """Return the model, with the weights of the base checkpoint if there is one.
+
+    Args:
+        config: of the run.
+        weights: type of the frozen networks' weights; float32 by default.
+    """
     base = config.run.base_checkpoint
     pl.seed_everything(config.run.seed, verbose=False)
     with user_errors("model"):
         if base:
             from ldm.checkpoint.loading import load_model
 
-            model = load_model(OmegaConf.create({"model": config.model}), base)
+            model = load_model(OmegaConf.create({"model": config.model}), base, dtype=weights)
         else:
             model = instantiate_from_config(config.model)
+    if weights is not None:
+        cast_networks(model, weights)
     model.seed = config.run.seed
     if model.strict_loading:  # a run's checkpoint holds only what is trained
         model.strict_loading = False
     return model.train()
 
 
-def build_checked(config: RunConfig, sets: Mapping[str, Any]) -> Any:
+def build_checked(
+    config: RunConfig, sets: Mapping[str, Any], weights: torch.dtype | None = None
+) -> Any:
     """Return the model; captions that do not fit it are found before its weights are read."""
     with user_errors("model"):
         check_keys(config, sets)
         checked = check_captions_early(config, sets)
-    model = build_model(config)
+    model = build_model(config, weights)
     if not checked:
         check_captions(model, sets)
     return model
@@ -176,6 +187,9 @@ def _describe(config: RunConfig, model: Any, data: Any, resumed: bool) -> None:
     images = list(getattr(data.datasets.get("train"), "files", tuple)())
     facts = metadata(config, model.learning_rate, config.batch.images, images)
     manager.metadata.update(facts)
+    if not resumed:
+        for line in manager.origins():
+            log.info(line)
     if resumed and first_process():
         warn_of_changed_images(config.folder / "checkpoints", images)
 
@@ -189,6 +203,8 @@ def set_up(config: RunConfig) -> Run:
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     torch.set_float32_matmul_precision("high" if config.run.tf32 else "highest")
+    device = device_of(config)
+    precision = choose(config, device)
     saved = read_checkpoint(config.resume) if config.resume else None
     first_step = saved.step if saved else 0
     check_folder(config.folder)
@@ -198,15 +214,19 @@ def set_up(config: RunConfig) -> Run:
         callbacks[0] = _callbacks(config, first_step)[0]
     data = build_data(config)
     steps = _steps(config, data)
-    model = build_checked(config, data.datasets)
+    model = build_checked(config, data.datasets, precision.weights)
+    if line := remark(model, precision, device):
+        log.info(line)
+    choose_checkpointing(model, config.batch.size, device)
     if saved:
         check_fits(saved, model)
     _describe(config, model, data, saved is not None)
     saving = next(callback for callback in callbacks if isinstance(callback, Checkpoints))
     # With one word every batch uses all that is trained.
     several = manager_of(model) is not None and len(model.trainable_parameters()) > 1
+    lightning = {} if precision.trainer is None else {"precision": precision.trainer}
     trainer = build_trainer(
-        {"val_check_interval": saving.every, **config.trainer, "max_steps": steps},
+        {"val_check_interval": saving.every, **config.trainer, "max_steps": steps, **lightning},
         callbacks,
         loggers(config.lightning, config.folder, first_step),
         config.lightning.get("find_unused_parameters", several),
@@ -256,6 +276,10 @@ def train(this: Run) -> int:
     os.environ[FOLDER_VARIABLE] = str(folder)
     try:
         trainer.fit(this.model, this.data, ckpt_path=this.resume.path if this.resume else None)
+    except torch.OutOfMemoryError as error:
+        size, device = this.config.batch.size, device_of(this.config)
+        advice = what_fits(this.model, size, device)
+        raise UserError(f"out of memory with {size} images at a time: {advice}") from error
     except SystemExit as error:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt from error
     finally:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from ldm.util import UserError, quote
+from ldm.words import tokens
 from ldm.words.files import read_words
 from ldm.words.manager import EmbeddingManager
 from ldm.words.placeholders import DEFAULT_PLACEHOLDER, occurrences
@@ -57,11 +58,30 @@ def load_words(model: WordModel, items: Items, prompts: Sequence[str] = ()) -> l
     _check_known(prompts, [word for word in configured if word not in words])
     manager.check_prompts(prompts)
     if prompts:
-        ids = {token for prompt in prompts for token in manager.embedder.word_ids(prompt)}
-        unused = [word for word in words if manager.token_id(word) not in ids]
-        if unused:
+        named = {word for prompt in prompts for word in manager.named(prompt)}
+        if unused := [word for word in words if word not in named]:
             log.warning("no prompt names the loaded word %s: no effect", " ".join(unused))
     return words
+
+
+def check_prompts(
+    model: WordModel, prompts: Sequence[str], files: Mapping[str, str] | None = None
+) -> None:
+    """Warn of each prompt whose end is cut off; a conditioner that reads no text is not asked.
+
+    Args:
+        model: a `LatentDiffusion`.
+        prompts: the texts.
+        files: prompt → the file that it comes from, for messages.
+
+    Raises:
+        UserError: a prompt would lose a word it names.
+    """
+    if model.embedding_manager is not None:
+        model.embedding_manager.check_prompts(prompts, files)
+    elif hasattr(model.cond_stage_model, "text_from"):
+        for message in tokens.check_prompts(model.cond_stage_model, prompts, {}, files).values():
+            log.warning(message)
 
 
 def check_words(items: Items, prompts: Sequence[str]) -> list[str]:

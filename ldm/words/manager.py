@@ -28,7 +28,7 @@ from ldm.words.splice import splice
 from ldm.words.tokens import (
     INITIALIZER_MODES,
     TextEmbedder,
-    check_prompt,
+    check_prompts,
     initializer_ids,
     initializer_vectors,
     placeholder_id,
@@ -117,6 +117,7 @@ class EmbeddingManager(nn.Module):
         # What gave each word its vectors: "configuration", "file" or "checkpoint".
         self._source: dict[str, str] = {}
         self._vocabulary_norms: dict[str, float] | None = None
+        self._warned: set[str] = set()  # prompts whose end is cut off
         self._step = 0
         # Explicit devices: a model may be built under torch.device("meta"), words never are.
         self.register_buffer("optimizer_step", torch.tensor(0, device="cpu"))
@@ -231,15 +232,47 @@ class EmbeddingManager(nn.Module):
             report[f"norm_ratio/{placeholder}"] = norm / report["vocabulary/mean"]
         return report
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:
-        """Raise UserError for the first prompt that would lose a word it names.
+    def named(self, text: str) -> list[str]:
+        """Return the words that take effect in a text, as its tokens tell."""
+        ids = set(self.embedder.word_ids(text))
+        return [p for p, token in self.string_to_token_dict.items() if token in ids]
 
-        See `ldm.words.tokens.check_prompt`.
+    def origins(self) -> list[str]:
+        """Return a sentence for each lasting word: where its vectors start from."""
+        return [f"word {p!r}: {self._origin(p)}" for p in self._lasting()]
+
+    def _origin(self, placeholder: str) -> str:
+        k = len(self.string_to_param_dict[placeholder])
+        count = f"{k} vector{'s' if k > 1 else ''} of width {self.embedder.width}"
+        if self._source[placeholder] != "configuration":
+            return f"{count}, from a file"
+        if placeholder not in self.initializer_words:
+            return f"{count}, from random numbers"
+        word = self.initializer_words[placeholder]
+        tokens = len(self.embedder.word_ids(word))
+        start = "" if tokens == 1 else f", which is {tokens} tokens"
+        if tokens > 1 and self.initializer_mode == "mean":
+            start += ": each vector starts from their mean"
+        elif tokens > 1:
+            start += ": a vector starts from each"
+        return f"{count}, from the initializer word {word!r}{start}"
+
+    def check_prompts(self, prompts: Sequence[str], files: Mapping[str, str] | None = None) -> None:
+        """Warn once of each prompt whose end is cut off.
+
+        Args:
+            prompts: the texts.
+            files: prompt → the file that it comes from, for messages.
+
+        Raises:
+            UserError: a prompt would lose a word it names; see `ldm.words.tokens.check_prompts`.
         """
         # All vectors of a progressive word count: training will bring them into play.
         words = {p: (self.token_id(p), len(v)) for p, v in self.string_to_param_dict.items()}
-        for prompt in prompts:
-            check_prompt(self.embedder, prompt, words)
+        lost = check_prompts(self.embedder, prompts, words, files)
+        for message in (text for prompt, text in lost.items() if prompt not in self._warned):
+            logger.warning(message)
+        self._warned |= set(lost)
 
     def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
         """Write the words, `.pt` or `.safetensors`; per-image words serve only training: left out.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.util import UserError, quote
+from ldm.words.placeholders import occurrences
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class TextEmbedder(Protocol):
     def device(self) -> torch.device: ...
     def token_vectors(self, ids: Sequence[int]) -> Tensor: ...
     def word_ids(self, word: str) -> list[int]: ...
+    def text_from(self, text: str, token: int) -> str: ...
 
 
 def placeholder_id(embedder: TextEmbedder, placeholder: str, others: Mapping[str, int]) -> int:
@@ -135,30 +137,64 @@ def vocabulary_norms(table: Tensor) -> dict[str, float]:
     }
 
 
-def check_prompt(embedder: TextEmbedder, prompt: str, words: dict[str, tuple[int, int]]) -> None:
-    """Check that each learned word which `prompt` names reaches the text encoder whole.
+def check_prompts(
+    embedder: TextEmbedder,
+    prompts: Sequence[str],
+    words: Mapping[str, tuple[int, int]],
+    files: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Check that each learned word which a prompt names reaches the text encoder whole.
+
+    Words are counted by tokens, as the encoder meets them: "*" in "S*" is a word too.
 
     Args:
         embedder: the encoder whose tokenizer and length count.
-        prompt: one text.
+        prompts: the texts.
         words: placeholder → (token id, number of vectors).
+        files: prompt → the file that it comes from, for messages.
+
+    Returns:
+        The ends that the encoder does not read: a message for each prompt that has one.
 
     Raises:
-        UserError: (part of) a word's vectors would fall behind the encoder's last position.
+        UserError: a placeholder in the text is no longer there after tokenizing, or (part of) its
+            vectors would fall behind the encoder's last position.
     """
-    ids = embedder.word_ids(prompt)
-    vectors = dict(words.values())
-    # One special token stands before the text and one behind it. The text is cut for both to fit;
-    # then each word pushes what follows it further back.
-    end, reached = 1, dict.fromkeys(vectors, 0)
-    for token in ids[: embedder.max_length - 2]:
-        end += vectors.get(token, 1)
-        if token in vectors and end <= embedder.max_length:
-            reached[token] += 1
-    for placeholder, (token, k) in words.items():
-        if reached[token] < ids.count(token):
-            raise UserError(
-                f"prompt {quote(prompt)} has {len(ids)} tokens: placeholder {placeholder!r} ({k} "
-                f"vectors) is cut off at the encoder's {embedder.max_length} positions: shorten "
-                "the prompt or move the word forwards"
+    lost: dict[str, str] = {}
+    for prompt in dict.fromkeys(prompts):
+        file = (files or {}).get(prompt)
+        where = f"prompt {quote(prompt)}" if file is None else f"caption {file!r}"
+        ids = embedder.word_ids(prompt)
+        kept = _kept_tokens(embedder.max_length, ids, dict(words.values()))
+        for placeholder, (token, k) in words.items():
+            found, named = ids.count(token), occurrences(prompt, placeholder)
+            if found < named:
+                raise UserError(
+                    f"{where}: placeholder {placeholder!r} stands there {named} times but {found} "
+                    "times after tokenizing: part it from other characters with spaces"
+                )
+            if token in ids[kept:]:
+                raise UserError(
+                    f"{where} has {len(ids)} tokens: placeholder {placeholder!r} ({k} vectors) is "
+                    f"cut off at the encoder's {embedder.max_length} positions: shorten the prompt "
+                    "or move the word forwards"
+                )
+        if kept < len(ids):
+            end = " ".join(embedder.text_from(prompt, kept).split())
+            lost[prompt] = (
+                f"{where} has {len(ids)} tokens, and the text encoder reads the first {kept} of "
+                f"them. Its end is cut off: {quote(end, 300)}"
             )
+    return lost
+
+
+def _kept_tokens(length: int, ids: Sequence[int], vectors: Mapping[int, int]) -> int:
+    """Return how many of a text's tokens reach an encoder of `length` with all their vectors."""
+    # A tokenizer puts one special token before the text and one behind it, and cuts the text for
+    # both to fit; splicing then pushes what follows a word further back.
+    end = 1
+    for place, token in enumerate(ids):
+        end += vectors.get(token, 1)
+        if place >= length - 2 or end > length:
+            return place
+    return len(ids)

@@ -1,10 +1,10 @@
 """Measure the miniature and write the table of models/miniature/README.md (`make miniature-eval`).
 
     python scripts/miniature/evaluate.py                               # everything, resumably
-    python scripts/miniature/evaluate.py --parts autoencoder judge     # some of it
+    python scripts/miniature/evaluate.py --parts autoencoder scorer     # some of it
     python scripts/miniature/evaluate.py --parts concepts --concepts teal-star red-mug --again
 
-Parts: autoencoder (PSNR), judge (its accuracies), samples (does the judge see what captions ask
+Parts: autoencoder (PSNR), scorer (its accuracies), samples (does the scorer see what captions ask
 for), words (learn a word for each concept with main.py), concepts (measure those words), table.
 What is measured already, in models/miniature/metrics.json, is not measured again without --again.
 Pictures go to examples/miniature/, learned words to examples/words/.
@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-PARTS = ("autoencoder", "judge", "samples", "words", "concepts", "table")
+PARTS = ("autoencoder", "scorer", "samples", "words", "concepts", "table")
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "miniature"
 LOG = logging.getLogger("miniature-eval")
@@ -42,7 +42,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="measure anew what is there")
     parser.add_argument("--model", type=Path, default=MODEL / "model.safetensors")
     parser.add_argument("--config", type=Path, default=MODEL / "config.yaml")
-    parser.add_argument("--judge", type=Path, default=MODEL / "judge")
+    parser.add_argument("--scorer", "--judge", type=Path, default=MODEL / "scorer")
     parser.add_argument("--finetune", type=Path, default=ROOT / "configs/miniature/finetune.yaml")
     parser.add_argument("--words", type=Path, default=ROOT / "examples/words")
     parser.add_argument("--pictures", type=Path, default=ROOT / "examples/miniature")
@@ -134,24 +134,24 @@ class Evaluation:
         self.save(shown, "reconstructions", 8)
         self.store("autoencoder", {"psnr": psnr, "pictures": count})
 
-    def measure_judge(self) -> None:
-        """The judge's accuracies on unseen pictures."""
-        from ldm.miniature.clip import Judge
-        from ldm.miniature.measure import judge_accuracy
+    def measure_scorer(self) -> None:
+        """The scorer's accuracies on unseen pictures."""
+        from ldm.miniature.clip import MiniatureClip
+        from ldm.miniature.measure import clip_accuracy
 
         count = 2048
-        accuracy = judge_accuracy(Judge.load(self.options.judge), count)
-        self.store("judge", {**accuracy, "pictures": count})
+        accuracy = clip_accuracy(MiniatureClip.load(self.options.scorer), count)
+        self.store("scorer", {**accuracy, "pictures": count})
 
     def measure_samples(self) -> None:
-        """What the judge sees in pictures of random captions."""
-        from ldm.miniature.clip import Judge
+        """What the scorer sees in pictures of random captions."""
+        from ldm.miniature.clip import MiniatureClip
         from ldm.miniature.measure import caption_agreement
 
-        judge, draw = Judge.load(self.options.judge), self.draw(self.load())
+        scorer, draw = MiniatureClip.load(self.options.scorer), self.draw(self.load())
         started = time.monotonic()
         count = self.options.samples
-        agreement, pictures, texts = caption_agreement(draw, judge, count)
+        agreement, pictures, texts = caption_agreement(draw, scorer, count)
         seconds = time.monotonic() - started
         self.save(pictures[:64], "samples", 8)
         lines = [f"{i // 8 + 1}.{i % 8 + 1} {text}\n" for i, text in enumerate(texts[:64])]
@@ -202,11 +202,11 @@ class Evaluation:
 
     def measure_concepts(self) -> None:
         """Measure the learned words against the training pictures and the vocabulary."""
-        from ldm.miniature.clip import Judge
+        from ldm.miniature.clip import MiniatureClip
         from ldm.miniature.grammar import vocabulary
         from ldm.miniature.measure import score_concept, vocabulary_features
 
-        judge = Judge.load(self.options.judge)
+        scorer = MiniatureClip.load(self.options.scorer)
         words = [word for word in vocabulary() if word.isalpha() and len(word) > 2]
         features: dict[bool, Any] = {}
         for concept in self.concepts():
@@ -217,8 +217,8 @@ class Evaluation:
             kind = concept.is_style
             if kind not in features:
                 LOG.info("drawing every word of the vocabulary (%d) to compare with", len(words))
-                features[kind] = vocabulary_features(draw, judge, words, concept.prompt, 4)
-            score, shown = score_concept(draw, judge, concept, features[kind], self.options.each)
+                features[kind] = vocabulary_features(draw, scorer, words, concept.prompt, 4)
+            score, shown = score_concept(draw, scorer, concept, features[kind], self.options.each)
             given = [picture.resize((64, 64)) for picture in concept.pictures]
             self.save([*given, *shown], f"concepts/{concept.name}", 5)
             found = {**self.metrics.get("concepts", {}), concept.name: dataclasses.asdict(score)}

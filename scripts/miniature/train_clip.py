@@ -40,13 +40,13 @@ from transformers import BertTokenizer, CLIPConfig, CLIPModel
 from ldm.miniature.clip import (
     PROMPTS,
     TRAINING,
-    Judge,
+    MiniatureClip,
     TrainingImages,
     encode_texts,
     preprocess,
 )
 from ldm.miniature.grammar import caption
-from ldm.miniature.measure import draw_specs, judge_accuracy, truth
+from ldm.miniature.measure import clip_accuracy, draw_specs, truth
 from ldm.miniature.render import EXTRA_MEDIA, silhouette
 from ldm.miniature.shapes import EXTRA_SHAPES
 from ldm.miniature.world import MiniatureWorld, Spec, full_caption, style_name
@@ -232,7 +232,7 @@ def train(options: argparse.Namespace, tokenizer: BertTokenizer) -> CLIPModel:
             seconds = (time.monotonic() - started) / (done - first)
             LOG.info("step %d: loss %.3f, %.2f s a step", done, loss.item(), seconds)
             model.eval()
-            LOG.info("  %s", judge_accuracy(Judge(model, tokenizer), 256))
+            LOG.info("  %s", clip_accuracy(MiniatureClip(model, tokenizer), 256))
             model.requires_grad_(True).train()
             states = {"student": student.state_dict(), "optimizer": optimizer.state_dict()}
             torch.save({**states, "step": done}, state_file.with_suffix(".new"))
@@ -276,7 +276,7 @@ def main() -> None:
     if not options.measure:
         tokenizer = BertTokenizer.from_pretrained(options.tokenizer)
         save(train(options, tokenizer), tokenizer, options.out)
-    print(json.dumps(judge_accuracy(Judge.load(options.out), 2048)))
+    print(json.dumps(clip_accuracy(MiniatureClip.load(options.out), 2048)))
 
 
 if __name__ == "__main__":

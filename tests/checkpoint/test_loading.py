@@ -225,7 +225,7 @@ def test_a_missing_file_says_how_to_get_it(tiny, tmp_path):
     assert "does not exist" in message
     assert "scripts/download_models.sh" in message
     assert "models/miniature" in message
-    assert "is a folder" in refused(tiny, tmp_path)
+    assert "has no weights" in refused(tiny, tmp_path)
 
 
 def shapes(entries):
@@ -255,6 +255,15 @@ STABLE_DIFFUSION = {
         ({"emb_params": (1, 768)}, "an embedding file"),
         ({"down_blocks.0.x": (3, 3, 3), "time_embedding.linear_1.x": (2,)}, "diffusers"),
         ({"text_model.encoder.layers.0.x": (3, 3, 3)}, "a CLIP text encoder alone"),
+        ({"encoder.layers.0.self_attn.q_proj.weight": (8, 8)}, "a CLIP text encoder alone"),
+        ({"unet.mid_block.attn2.to_k.lora.up.weight": (8, 4)}, "a LoRA"),
+        ({"unet.mid_block.attn2.to_k.lora_A.weight": (4, 8)}, "a LoRA"),
+        ({"control_model.input_hint_block.0.weight": (3, 3, 3)}, "a ControlNet"),
+        (
+            {"model.diffusion_model.input_blocks.0.0.weight": (320, 9, 3, 3)},
+            "inpainting with a diffusion model",
+        ),
+        ({"model.diffusion_model.double_blocks.0.x": (3, 3, 3)}, "FLUX or SD 3"),
         ({"lora_unet_down.lora_up.weight": (3, 3, 3)}, "a LoRA"),
         ({f"blob.{i}": (3, 3, 3) for i in range(4)}, "4 tensors of no known model"),
         ({}, "no tensors"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.cli import edit, invert
+from ldm.cli import edit, img2img, invert
 from ldm.editing.bipartite import read_noise
 from ldm.image_io import read_settings
 from ldm.util import UserError
@@ -149,6 +149,12 @@ def test_a_bad_edit_is_refused_in_a_line(files, given, message):
         edit.main(editing(files, **given))
     assert "\n" not in str(caught.value)
     assert not (files["folder"] / "out").exists()
+
+
+@pytest.mark.parametrize("which", [edit.parse, invert.parse, img2img.parse])
+def test_a_second_prompt_is_an_error(which):
+    with pytest.raises(UserError, match="--prompt: is given twice: this command takes one"):
+        which(["--image", "a.png", "--prompt", "a cat", "--prompt", "a cat"])
 
 
 @pytest.mark.usefixtures("without_model")

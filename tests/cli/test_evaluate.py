@@ -69,7 +69,8 @@ def test_a_word_is_scored(score: Evaluate, caplog: pytest.LogCaptureFixture) -> 
     assert list(facts["training"]) == ["0.png", "1.png", "2.png"]
     with (score.folder / "scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 3 + 2 * 5
+    assert len(rows) == 3 + 3 + 2 * 5
+    assert set(evaluation.extra) == {"scene_accuracy", "medium_accuracy", "edit_accuracy"}
     assert float(rows[0]["value"]) == pytest.approx(evaluation.image.value, abs=1e-6)
     drawn = sorted((score.folder / "pictures").iterdir())
     assert len(drawn) == 2 * 6
@@ -139,10 +140,10 @@ def test_clip_and_dino_score_where_they_are_given(
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = ViTConfig(image_size=28, patch_size=14, intermediate_size=16, **small)
     ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "dino")
-    judge = untrained_miniature / "judge"
+    scorer = untrained_miniature / "scorer"
     found = score(
         "--embedding_path", score.word, "--prompt", "a *", "--dino", tmp_path / "dino",
-        "--extractor", judge,
+        "--extractor", scorer,
     )  # fmt: skip
     assert -1 <= found["dino"]["low"] <= found["dino"]["value"] <= 1
     assert found["settings"]["dino"]["kind"] == "DinoExtractor"

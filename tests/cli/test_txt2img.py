@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -139,6 +140,27 @@ def test_a_word_that_no_prompt_names_is_told(tiny, tmp_path, caplog):
     assert "no prompt names the loaded word *: no effect" in caplog.text
 
 
+def test_the_end_of_a_prompt_that_is_cut_off_is_told_once(tiny, tmp_path, caplog):
+    draw(tiny, tmp_path, "--prompt", "a cat " * 6 + "on the night of the moon", "--n_samples", 1)
+    (record,) = [r for r in caplog.records if r.levelname == "WARNING"]
+    assert "has 18 tokens" in record.message
+    assert record.message.endswith("of the moon'")
+
+
+def test_prompts_that_are_not_utf8_are_one_line(tiny, tmp_path):
+    for given, text in (("-", b"a \xff cat\n"), (str(tmp_path / "p.txt"), b"a cat\n\xff\xfe\n")):
+        (tmp_path / "p.txt").write_bytes(text)
+        command = [sys.executable, str(ROOT / "scripts/txt2img.py"), "--from-file", given]
+        for locale in ({"LC_ALL": "C"}, {"PYTHONUTF8": "1"}, {}):
+            done = subprocess.run(
+                [*command, "--ckpt_path", tiny.checkpoint],
+                input=text, capture_output=True, env={**os.environ, **locale}, cwd=tmp_path,
+            )  # fmt: skip
+            assert done.returncode == 2, done.stderr
+            assert done.stderr.count(b"\n") == 1
+            assert b"not UTF-8 text" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -162,6 +184,7 @@ def test_a_word_that_no_prompt_names_is_told(tiny, tmp_path, caplog):
         (["--prompt", "a", "--f", "8"], "--f 8 does not fit the model, which has 2"),
         (["--prompt", "a *"], "names '\\*', but no word is loaded"),
         (["--prompt", "a *" + "!" * 21000], r"prompt 'a \*!+'… \(21003 characters\) names"),
+        (["--embedding_path", "\udcff.pt"], "is not UTF-8 text"),
         (["--prompt", "a \udcff"], "is not UTF-8 text"),
         (["--prompt", "a", "--negative_prompt", "\udcff"], "is not UTF-8 text"),
         (["--prompt", "a", "--karras"], "--karras needs one of dpmpp_2m, euler, euler_a, got ddim"),
@@ -194,7 +217,7 @@ def test_a_placeholder_that_tokenises_to_something_else_is_an_error(tiny, tmp_pa
     monkeypatch.setattr(
         TextEncoder, "word_ids", lambda self, text: [1] if "*," in text else whole(self, text)
     )
-    with pytest.raises(UserError, match="after tokenising"):
+    with pytest.raises(UserError, match="after tokenizing"):
         draw(tiny, tmp_path, "--prompt", "a *, on", "--embedding_path", tiny.word)
 
 
@@ -217,21 +240,22 @@ def test_output_folders_are_checked_before_the_model_is_read(tmp_path):
 
 
 def test_model_files_are_found(tiny, tmp_path, monkeypatch):
-    default = "configs/default.yaml"
-    assert find_model(str(tiny.folder), None, default) == (tiny.config, tiny.checkpoint)
-    assert find_model(str(tiny.ckpt), None, default) == (tiny.config, tiny.ckpt)
+    assert find_model(str(tiny.folder), None) == (tiny.config, tiny.checkpoint)
+    assert find_model(str(tiny.ckpt), None) == (tiny.config, tiny.ckpt)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny.folder, tmp_path / "models" / "little")
     found = Path("models/little/config.yaml"), Path("models/little/model.safetensors")
-    assert find_model("little", None, default) == found
-    Path("configs").mkdir()
-    Path(default).touch()
-    Path("models/little/config.yaml").unlink()
-    assert find_model("models/little/model.ckpt", None, default) == (
-        Path(default), Path("models/little/model.ckpt"),
-    )  # fmt: skip
-    with pytest.raises(UserError, match=r"has no model\.safetensors or model\.ckpt"):
-        find_model("configs", None, default)
+    assert find_model("little", None) == found
+    Path("models/little/config.yaml").rename("models/little/model.yaml")
+    assert find_model("models/little/model.ckpt", None)[0] == Path("models/little/model.yaml")
+    Path("models/little/model.yaml").rename("own.yaml")
+    assert find_model("little", None) == (None, found[1])
+    assert find_model("little", "own.yaml") == (Path("own.yaml"), found[1])
+    with pytest.raises(UserError, match=r"configuration absent\.yaml does not exist"):
+        find_model("little", "absent.yaml")
+    (tmp_path / "configs").mkdir()
+    with pytest.raises(UserError, match=r"configs has no weights: expected a folder of diffusers"):
+        find_model("configs", None)
 
 
 def test_the_two_commands_have_the_originals_defaults():

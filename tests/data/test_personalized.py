@@ -1,6 +1,8 @@
 """Folders of images: what is shown and said for each sample, and what is refused."""
 
 import logging
+import os
+import socket
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from ldm.data import personalized, personalized_style
 from ldm.data.folder import insert_placeholder, list_images
 from ldm.data.personalized import PersonalizedBase
 from ldm.data.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
+from ldm.image_io import open_rgb
 from ldm.util import UserError, instantiate_from_config
 from ldm.words.placeholders import PER_IMAGE_PLACEHOLDERS
 
@@ -72,6 +75,54 @@ class TestListing:
         (folder / "d.jpg").write_text("not an image")
         with pytest.raises(UserError, match=r"d\.jpg.*cannot be read"):
             PersonalizedBase(folder)
+
+    def test_takes_regular_files_only(self, folder, caplog):
+        os.mkfifo(folder / "fifo.png")
+        own = socket.socket(socket.AF_UNIX)
+        own.bind(str(folder / "socket.jpg"))
+        (folder / "gone.png").symlink_to(folder / "nothing")
+        (folder / "zero.png").symlink_to("/dev/zero")
+        (folder / "link.png").symlink_to(folder / "a.png")
+        with caplog.at_level(logging.INFO):
+            assert len(PersonalizedBase(folder).paths) == 4
+        assert "4 that are no regular files (fifo.png, gone.png, socket.jpg, zero.png)" in (
+            caplog.text
+        )
+        own.close()
+
+    def test_a_file_that_is_no_regular_one_is_refused_where_it_is_named(self, tmp_path):
+        os.mkfifo(tmp_path / "fifo.png")
+        with pytest.raises(UserError, match=r"fifo.png' is no regular file"):
+            open_rgb(tmp_path / "fifo.png")
+
+    def test_a_file_that_vanishes_meanwhile_is_one_line(self, folder, monkeypatch):
+        monkeypatch.setattr(personalized, "list_images", lambda _: (folder / "gone.png",))
+        with pytest.raises(UserError, match=r"gone.png' does not exist"):
+            PersonalizedBase(folder)
+
+    def test_a_folder_that_cannot_be_read_is_one_line(self, folder, monkeypatch):
+        def vanished(_):
+            raise FileNotFoundError(2, "No such file or directory")
+
+        monkeypatch.setattr(Path, "iterdir", vanished)
+        with pytest.raises(UserError, match=r"data_root .* cannot be read: No such file"):
+            list_images(folder)
+
+    def test_broken_images_can_be_skipped(self, folder, caplog):
+        (folder / "aa.png").write_bytes((folder / "a.png").read_bytes()[:60])
+        (folder / "d.jpg").write_bytes(b"no image")
+        with pytest.raises(UserError, match=r"aa.png' cannot be read .* --skip_bad"):
+            PersonalizedBase(folder)
+        dataset = PersonalizedBase(folder, skip_bad=True)
+        assert [path.name for path in dataset.paths] == ["a.png", "b.PNG", "c.png"]
+        assert colours(dataset) == [150, 200, 100]
+        assert "skipped 2 of 5 images that cannot be read: " in caplog.text
+        assert "aa.png" in caplog.text
+        assert [name for name, _ in dataset.skipped] == ["aa.png", "d.jpg"]
+        for path in dataset.paths:
+            path.write_bytes(b"")
+        with pytest.raises(UserError, match=r"none of the 5 images .* can be read"):
+            PersonalizedBase(folder, skip_bad=True)
 
 
 class TestPictures:
@@ -270,6 +321,26 @@ class TestCaptionsBesidePictures:
     )
     def test_come_to_name_the_word(self, caption, result):
         assert insert_placeholder(caption, "*", "cat", "cat *") == result
+
+    def test_know_their_files(self, folder):
+        (folder / "a.txt").write_text("a photo of *\nthe sun\n")
+        files = PersonalizedBase(folder, captions=True).caption_files
+        assert files == {t: str(folder / "a.txt") for t in ("a photo of *", "the sun, *")}
+
+    def test_that_are_empty_or_huge_are_named(self, folder, caplog):
+        (folder / "a.txt").write_text("a photo of *")
+        (folder / "b.txt").write_text(" \n\n")
+        PersonalizedBase(folder, captions=True)
+        assert "caption b.txt is empty: using templates" in caplog.text
+        assert "no caption beside c.png: using templates" in caplog.text
+        (folder / "c.txt").write_text("sun " * 300_000)
+        with pytest.raises(UserError, match=r"caption .*c.txt' has 1200000 bytes, more than"):
+            PersonalizedBase(folder, captions=True)
+
+    def test_are_read_from_regular_files_only(self, folder):
+        (folder / "a.txt").write_text("a photo of *")
+        os.mkfifo(folder / "b.txt")
+        assert PersonalizedBase(folder, captions=True).captions[1] == ()
 
     def test_without_any_is_an_error(self, folder):
         with pytest.raises(UserError, match=r"write 'a.txt' beside 'a.png'"):

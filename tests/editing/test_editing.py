@@ -156,14 +156,14 @@ def test_each_background_is_what_it_says(model, picture, mask):
     assert errors["none"] > 20
 
 
-def test_the_judges_best_comes_first(model, picture, mask):
+def test_the_scorers_best_comes_first(model, picture, mask):
     made = edit(
         model,
         picture,
         mask,
         "a red star",
         Blending(Sampling(steps=2), samples=4),
-        judge=Brightness(),
+        scorer=Brightness(),
     )
     light = [np.asarray(masked_region(e.image, mask)).mean() for e in made]
     assert light == sorted(light, reverse=True)

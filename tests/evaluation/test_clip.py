@@ -18,6 +18,7 @@ from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.extractors import (
     CLIP,
     default_extractor,
+    default_selector,
     extractor_facts,
     find_dino,
     find_extractor,
@@ -147,7 +148,7 @@ def test_the_folder_says_how_images_are_prepared(tmp_path: Path, clip_folder: Pa
 def test_a_clip_with_word_pieces_equals_transformers_alone(untrained_miniature: Path) -> None:
     from transformers import BertTokenizer, CLIPModel
 
-    folder = untrained_miniature / "judge"
+    folder = untrained_miniature / "scorer"
     texts = ["a red mug on the beach", "a star", ""]
     model = CLIPModel.from_pretrained(folder).eval()
     tokenizer = BertTokenizer.from_pretrained(folder)
@@ -216,21 +217,32 @@ def test_dino_features_equal_transformers_alone(dino_folder: Path) -> None:
 
 
 def test_the_folder_decides_the_extractor(clip_folder: Path, untrained_miniature: Path) -> None:
-    clip, own = find_extractor(clip_folder), find_extractor(untrained_miniature / "judge")
+    clip, own = find_extractor(clip_folder), find_extractor(untrained_miniature / "scorer")
     assert isinstance(clip, ClipExtractor)
     assert isinstance(own, ClipExtractor)
     facts = extractor_facts(clip_folder, clip)
     assert facts == extractor_facts(clip_folder, find_extractor(str(clip_folder)))
-    assert facts["hash"] != extractor_facts(untrained_miniature / "judge", own)["hash"]
+    assert facts["hash"] != extractor_facts(untrained_miniature / "scorer", own)["hash"]
     weights = untrained_miniature / "model.safetensors"
-    assert default_extractor(weights) == str(untrained_miniature / "judge")
+    assert default_extractor(weights) == str(untrained_miniature / "scorer")
     assert default_extractor(clip_folder / "model.safetensors") == CLIP.published
+
+
+def test_one_clip_chooses_and_another_reports(untrained_miniature: Path, tmp_path: Path) -> None:
+    """The selector comes first for choices, and never reports."""
+    weights = tmp_path / "model.safetensors"
+    assert default_selector(weights) == default_extractor(weights) == CLIP.published
+    shutil.copytree(untrained_miniature / "scorer", tmp_path / "scorer")
+    assert default_selector(weights) == default_extractor(weights) == str(tmp_path / "scorer")
+    shutil.copytree(untrained_miniature / "scorer", tmp_path / "selector")
+    assert default_selector(weights) == str(tmp_path / "selector")
+    assert default_extractor(weights) == str(tmp_path / "scorer")
 
 
 def test_missing_weights_say_how_to_get_them(
     tmp_path: Path, clip_folder: Path, dino_folder: Path
 ) -> None:
-    line = r"run `hf download openai/clip-vit-base-patch32` .* --extractor models/miniature/judge$"
+    line = r"run `hf download openai/clip-vit-base-patch32` .* --extractor models/miniature/scorer$"
     for name in (CLIP.published, "models/none", "no-such-folder", tmp_path / "none"):
         with pytest.raises(UserError, match=line):
             find_extractor(name)
@@ -295,3 +307,16 @@ def test_a_hub_out_of_reach_is_asked_once(answers: bool, monkeypatch: pytest.Mon
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     assert extractors._hub_answers() is answers
     assert asked == [(huggingface_hub.constants.ENDPOINT, 5)]
+
+
+def test_the_end_that_clip_does_not_read_is_a_warning(
+    clip_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clip = ClipExtractor.load(clip_folder)
+    clip.text_features(["a cat"])
+    assert not caplog.text
+    clip.text_features(["a " * 75 + "photo of the moon"] * 2)
+    clip.text_features(["a " * 75 + "photo of the moon"])
+    (record,) = caplog.records
+    assert "CLIP reads 77: its end does not count in the score: " in record.message
+    assert "moon" in record.message

@@ -1,4 +1,4 @@
-"""The judge's plumbing on a tiny untrained CLIP, and what the shipped one sees."""
+"""The scorer's plumbing on a tiny untrained CLIP, and what the shipped one sees."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ldm.image_io import from_pil
-from ldm.miniature.clip import MOST_IMAGES, PROMPTS, TRAINING, Judge, preprocess
+from ldm.miniature.clip import MOST_IMAGES, PROMPTS, TRAINING, MiniatureClip, preprocess
 from ldm.miniature.world import MiniatureWorld, Spec, render, sample_spec
 from ldm.util import UserError
 
@@ -20,7 +20,7 @@ MODELS = Path(__file__).parents[2] / "models" / "miniature"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved untrained CLIP of the judge's form, in half precision as shipped."""
+    """A saved untrained CLIP of the scorer's form, in half precision as shipped."""
     from transformers import BertTokenizer, CLIPConfig, CLIPModel
 
     tokenizer = BertTokenizer.from_pretrained(MODELS / "tokenizer")
@@ -31,16 +31,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vision = small | {"image_size": 16, "patch_size": 8}
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig(projection_dim=8, text_config=text, vision_config=vision))
-    path = tmp_path_factory.mktemp("judge")
+    path = tmp_path_factory.mktemp("scorer")
     model.half().save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
 
 
 def test_features_are_unit_vectors_in_float32(folder: Path) -> None:
-    judge = Judge.load(folder)
-    images = judge.image_features(torch.zeros(3, 3, 16, 16))
-    texts = judge.text_features(["a star", "a photo of a red mug on the beach"])
+    scorer = MiniatureClip.load(folder)
+    images = scorer.image_features(torch.zeros(3, 3, 16, 16))
+    texts = scorer.text_features(["a star", "a photo of a red mug on the beach"])
     assert (images.shape, texts.shape) == ((3, 8), (2, 8))
     for features in (images, texts):
         assert features.dtype == torch.float32
@@ -48,33 +48,33 @@ def test_features_are_unit_vectors_in_float32(folder: Path) -> None:
 
 
 def test_pictures_and_tensors_give_the_same_features(folder: Path) -> None:
-    judge = Judge.load(folder)
+    scorer = MiniatureClip.load(folder)
     picture = render(Spec("star", "red"), 64)
     image = Image.fromarray(((picture + 1) * 127.5).round().astype(np.uint8)).resize((16, 16))
     torch.testing.assert_close(
-        judge.image_features([image]), judge.image_features(from_pil(image)[None])
+        scorer.image_features([image]), scorer.image_features(from_pil(image)[None])
     )
-    mixed = judge.image_features([image, image.resize((32, 32)), image.convert("L")])
+    mixed = scorer.image_features([image, image.resize((32, 32)), image.convert("L")])
     assert mixed.shape == (3, 8)
-    torch.testing.assert_close(mixed[:1], judge.image_features([image]))
+    torch.testing.assert_close(mixed[:1], scorer.image_features([image]))
 
 
 def test_padding_does_not_change_a_text(folder: Path) -> None:
-    judge = Judge.load(folder)
-    alone = judge.text_features(["a star"])
-    padded = judge.text_features(["a star", "a photo of a red mug on the beach"])[:1]
+    scorer = MiniatureClip.load(folder)
+    alone = scorer.text_features(["a star"])
+    padded = scorer.text_features(["a star", "a photo of a red mug on the beach"])[:1]
     torch.testing.assert_close(alone, padded)
 
 
 def test_classify_picks_the_prompt_nearest_to_the_picture(folder: Path) -> None:
-    judge = Judge.load(folder)
-    features = judge.text_features(list(PROMPTS["scene"].values()))
-    assert judge.classify(features, "scene") == list(PROMPTS["scene"])
+    scorer = MiniatureClip.load(folder)
+    features = scorer.text_features(list(PROMPTS["scene"].values()))
+    assert scorer.classify(features, "scene") == list(PROMPTS["scene"])
     pictures = torch.rand(2, 3, 16, 16)
-    by_features = judge.classify(judge.image_features(pictures), "shape")
-    assert judge.classify(pictures, "shape") == by_features
+    by_features = scorer.classify(scorer.image_features(pictures), "shape")
+    assert scorer.classify(pictures, "shape") == by_features
     with pytest.raises(ValueError, match=r"attribute must be one of shape, .*, got 'mood'"):
-        judge.classify(features, "mood")
+        scorer.classify(features, "mood")
 
 
 def test_preprocess_normalises_as_clip_does() -> None:
@@ -86,9 +86,9 @@ def test_preprocess_normalises_as_clip_does() -> None:
     torch.testing.assert_close(black[0, :, 0, 0], expected)
 
 
-def test_a_folder_without_a_judge_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no judge in .*train_clip\.py"):
-        Judge.load(tmp_path)
+def test_a_folder_without_a_scorer_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no CLIP in .*train_clip\.py"):
+        MiniatureClip.load(tmp_path)
 
 
 def test_the_clip_that_chooses_and_the_clip_that_reports_share_no_image_and_no_seed() -> None:
@@ -107,26 +107,26 @@ def test_the_clip_that_chooses_and_the_clip_that_reports_share_no_image_and_no_s
 
 
 @pytest.mark.skipif(
-    not (MODELS / "judge" / "model.safetensors").is_file(), reason="the judge is not trained"
+    not (MODELS / "scorer" / "model.safetensors").is_file(), reason="the scorer is not trained"
 )
-def test_the_shipped_judge_recognises_unseen_pictures() -> None:
-    judge = Judge.load(MODELS / "judge")
+def test_the_shipped_scorer_recognises_unseen_pictures() -> None:
+    scorer = MiniatureClip.load(MODELS / "scorer")
     specs = [sample_spec(123, 2**41 + i) for i in range(96)]
     pictures = np.stack([render(spec, 64) for spec in specs])
-    features = judge.image_features(torch.from_numpy(pictures).permute(0, 3, 1, 2))
+    features = scorer.image_features(torch.from_numpy(pictures).permute(0, 3, 1, 2))
     for attribute, at_least in (("shape", 0.9), ("scene", 0.9)):
-        found = judge.classify(features, attribute)
+        found = scorer.classify(features, attribute)
         right = [a == getattr(spec, attribute) for a, spec in zip(found, specs, strict=True)]
         assert np.mean(right) >= at_least, attribute
     colourful = [i for i, spec in enumerate(specs) if spec.medium in ("photo", "painting")]
-    found = judge.classify(features[colourful], "colour")
+    found = scorer.classify(features[colourful], "colour")
     right = [a == specs[i].colour for a, i in zip(found, colourful, strict=True)]
     assert np.mean(right) >= 0.85
 
 
 def test_answers_outside_the_vocabulary_are_left_out() -> None:
-    judge = Judge.load(MODELS / "judge")
-    known = judge.tokenizer.get_vocab()
-    media = judge.answers["medium"]
+    scorer = MiniatureClip.load(MODELS / "scorer")
+    known = scorer.tokenizer.get_vocab()
+    media = scorer.answers["medium"]
     assert {"photo", "painting", "neon"} <= set(media)
     assert all(word in known for text in media.values() for word in text.split())

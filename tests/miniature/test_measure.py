@@ -22,8 +22,8 @@ from ldm.miniature.measure import (
     Concept,
     autoencoder_psnr,
     caption_agreement,
+    clip_accuracy,
     draw_specs,
-    judge_accuracy,
     load_concepts,
     named,
     score_concept,
@@ -39,7 +39,7 @@ CONCEPTS = Path(__file__).parents[2] / "examples" / "concepts"
 WORDS = sorted({word for asked in PROMPTS.values() for answer in asked for word in answer.split()})
 
 
-class OracleJudge:
+class OracleScorer:
     """Knows what the pictures of `draw_words` show: their first pixels carry the words' indices."""
 
     def image_features(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def test_unseen_pictures_are_not_training_pictures() -> None:
     assert not set(unseen_specs(50)) & {sample_spec(0, i) for i in range(500)}
 
 
-def test_truth_names_the_detail_as_the_judge_does() -> None:
+def test_truth_names_the_detail_as_the_scorer_does() -> None:
     specs = [Spec("star", "red"), Spec("star", "red", "dots", "blue")]
     assert truth(specs, "detail") == ["plain", "blue dots"]
     assert truth(specs, "shape") == ["star", "star"]
@@ -117,10 +117,10 @@ def test_named_counts_what_a_caption_fixes() -> None:
     assert "colour" not in named(second, "a photo of a star with yellow dots")
 
 
-def test_a_perfect_generator_and_judge_agree_on_everything() -> None:
+def test_a_perfect_generator_and_scorer_agree_on_everything() -> None:
     agreement, pictures, texts = caption_agreement(
         lambda prompts, each: draw_words([p.replace("sign", "") for p in prompts], each),
-        OracleJudge(),  # type: ignore[arg-type]
+        OracleScorer(),  # type: ignore[arg-type]
         60,
         full=True,
     )
@@ -132,14 +132,14 @@ def test_a_perfect_generator_and_judge_agree_on_everything() -> None:
 def test_a_generator_that_ignores_captions_is_found_out() -> None:
     agreement, _, _ = caption_agreement(
         lambda prompts, each: draw_words(["red star beach photo"] * len(prompts), each),
-        OracleJudge(),  # type: ignore[arg-type]
+        OracleScorer(),  # type: ignore[arg-type]
         100,
     )
     assert agreement.share["shape"] < 0.3
     assert agreement.share["scene"] < 0.3
 
 
-def test_judge_accuracy_of_a_judge_that_always_says_the_same() -> None:
+def test_clip_accuracy_of_a_scorer_that_always_says_the_same() -> None:
     class Stubborn:
         def image_features(self, images: Tensor) -> Tensor:
             return torch.zeros(len(images), 2)
@@ -147,7 +147,7 @@ def test_judge_accuracy_of_a_judge_that_always_says_the_same() -> None:
         def classify(self, features: Tensor, attribute: str) -> list[str]:
             return [next(iter(PROMPTS[attribute]))] * len(features)
 
-    accuracy = judge_accuracy(Stubborn(), 80)  # type: ignore[arg-type]
+    accuracy = clip_accuracy(Stubborn(), 80)  # type: ignore[arg-type]
     specs = unseen_specs(80)
     assert accuracy["shape"] == np.mean([spec.shape == "circle" for spec in specs])
     colourful = [spec for spec in specs if spec.medium in ("photo", "painting")]
@@ -158,11 +158,11 @@ def test_a_perfect_word_scores_as_its_caption_and_beats_the_vocabulary() -> None
     def draw(prompts: Sequence[str], each: int) -> list[Image.Image]:
         return draw_words([p.replace("*", "teal star") for p in prompts], each)
 
-    judge: Any = OracleJudge()
+    scorer: Any = OracleScorer()
     star = concept()
     words = ["star", "teal", "mug"]
     score, shown = score_concept(
-        draw, judge, star, vocabulary_features(draw, judge, words, star.prompt, 2), pictures=8
+        draw, scorer, star, vocabulary_features(draw, scorer, words, star.prompt, 2), pictures=8
     )
     assert score.image_similarity == pytest.approx(score.training) == pytest.approx(1)
     assert score.caption == pytest.approx(1)
@@ -177,8 +177,8 @@ def test_a_word_that_forgets_the_scene_is_found_out() -> None:
     def draw(prompts: Sequence[str], each: int) -> list[Image.Image]:
         return draw_words(["photo teal star beach" for _ in prompts], each)
 
-    judge: Any = OracleJudge()
-    score, _ = score_concept(draw, judge, concept(), {"star": torch.ones(1, 256)}, pictures=8)
+    scorer: Any = OracleScorer()
+    score, _ = score_concept(draw, scorer, concept(), {"star": torch.ones(1, 256)}, pictures=8)
     assert (score.scene, score.concept, score.both) == (0.5, 1, 0.5)
 
 
@@ -186,9 +186,9 @@ def test_styles_are_asked_for_and_judged_as_styles() -> None:
     sepia = concept(kind="style", attributes={"medium": "sepia"})
     assert sepia.prompt("*") == "a painting in the style of *"
     assert sepia.scene_prompt("*", "sunset") == "a red star at sunset in the style of *"
-    features = OracleJudge().image_features(draw_words(["sepia", "photo"], 1))
-    judge: Any = OracleJudge()
-    assert miniature.see_concept(judge, features, sepia) == [True, False]
+    features = OracleScorer().image_features(draw_words(["sepia", "photo"], 1))
+    scorer: Any = OracleScorer()
+    assert miniature.see_concept(scorer, features, sepia) == [True, False]
 
 
 def test_the_shipped_concepts_are_read_with_their_pictures() -> None:
@@ -222,7 +222,7 @@ def test_the_table_shows_what_is_measured_and_nothing_else() -> None:
     assert "26.12 dB | ≥ 25 dB" in text
     assert "91.0% | ≥ 90%" in text
     assert "| teal-star | 61 s | 0.720 | 0.800 | 0.90 | 0.500 (star) |" in text
-    assert "Judge" not in text
+    assert "Scorer" not in text
     assert table({}).count("\n") == 2
 
 

@@ -239,3 +239,12 @@ def test_clip_takes_the_names_of_old_and_new_transformers(clip, tmp_path, nested
     want = file[f"{level}encoder.layers.3.mlp.fc1.weight"]
     got = {n.replace("text_model.", ""): v for n, v in other.state_dict().items()}
     assert_close(got["transformer.encoder.layers.3.mlp.fc1.weight"], want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("which", ["bert", "clip"])
+def test_the_end_of_a_text_from_a_token_on(which, request):
+    encoder = request.getfixturevalue(which)
+    text = "a photo  of the cat"
+    ids = encoder.word_ids(text)
+    assert encoder.text_from(text, 0) == text
+    assert encoder.word_ids(encoder.text_from(text, 3)) == ids[3:]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -26,6 +25,8 @@ from ldm.training.trainer import (
 from ldm.training.validate import check_trainer
 from ldm.util import UserError
 from ldm.words import manager as embedding_manager
+from ldm.words.manager import EmbeddingManager
+from tests.words.word_doubles import FakeEmbedder
 
 Arguments = list[str]
 
@@ -382,8 +383,8 @@ def _blocked(arguments: Arguments, folder: Path) -> Arguments:
         (_flag("--data_root", "/nowhere"), "/nowhere"),
         (_empty_folder, "no "),
         (_without("--data_root"), "give their folder, --data_root DIR"),
-        (_flag("--actual_resume", "/nowhere.ckpt"), "/nowhere.ckpt: no such file"),
-        (_without("--actual_resume"), "name its weights with --actual_resume"),
+        (_flag("--actual_resume", "/nowhere.ckpt"), "/nowhere.ckpt does not exist"),
+        (_without("--actual_resume"), "name it with --model MODEL"),
         (_not_weights, "model.ckpt"),
         (_flag("--init_word", "xylophone"), "xylophone"),
         (_flag("--placeholder_string", "xylophone"), "xylophone"),
@@ -464,24 +465,31 @@ def test_each_word_has_a_flag_of_its_own(arguments: Arguments) -> None:
     assert list(left.model.params.personalization_config.params.initializer_words) == ["cat"]
 
 
-def test_a_word_must_stand_alone_to_be_named() -> None:
-    manager: Any = SimpleNamespace(
-        placeholders=["dog"], per_image_placeholders=(), check_prompts=lambda _: None
-    )
+def test_captions_name_words_by_their_tokens() -> None:
+    manager = EmbeddingManager(FakeEmbedder(), ["polar"], ["cat"])
     model = SimpleNamespace(embedding_manager=manager, cond_stage_key="caption")
-    check_captions(model, {"train": [{"caption": "a photo of a dog"}]})
-    with pytest.raises(UserError, match="'a photo of a dogma' names no word"):
-        check_captions(model, {"train": [{"caption": "a photo of a dogma"}]})
+    check_captions(model, {"train": [{"caption": "a photo of a polar"}]})
+    check_captions(model, {"train": [{"caption": "a photo of a polarbear"}]})
+    with pytest.raises(UserError, match="'a photo of a sculpture' names no word"):
+        check_captions(model, {"train": [{"caption": "a photo of a sculpture"}]})
     with pytest.raises(UserError, match="the validation caption 'a cat' names no word"):
         check_captions(model, {"validation": [{"caption": "a cat"}]})
+
+
+def test_captions_of_a_model_without_words_are_checked_for_their_length(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = SimpleNamespace(
+        embedding_manager=None, cond_stage_model=FakeEmbedder(), cond_stage_key="caption"
+    )
+    check_captions(model, {"train": [{"caption": "a photo of the cat on the moon " * 2}]})
+    assert "Its end is cut off: 'a photo of the cat on the moon'" in caplog.text
 
 
 def test_a_large_set_that_cannot_list_its_captions_is_only_warned_of(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    manager: Any = SimpleNamespace(
-        placeholders=["*", "@"], per_image_placeholders=(), check_prompts=lambda _: None
-    )
+    manager = EmbeddingManager(FakeEmbedder(), ["*", "@"], ["cat", "cat"])
     model = SimpleNamespace(embedding_manager=manager, cond_stage_key="caption")
 
     check_captions(model, {"train": [{"caption": "a *"}] * 65})

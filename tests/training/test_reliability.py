@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +124,62 @@ def test_empty_flags_say_what_is_used(
     load([*arguments, "--init_word", "", "--placeholder_string", ""])
     assert "--init_word is empty: the configuration's ['cat'] stay" in caplog.text
     assert "--placeholder_string is empty: the configuration's ['*'] stay" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["polar", "bear"], r'--init_word polar bear: 2 words .* as --init_word "polar bear"'),
+        (["star", "a=b"], "--init_word: 'a=b' is no word; an override names an entry in full"),
+        (["star", "max_steps=3"], "'max_steps=3' is no word"),
+        (["sta\udcffr"], "argument 'sta.udcffr' is not UTF-8 text"),
+    ],
+)
+def test_what_is_no_initializer_word_is_told(
+    arguments: list[str], given: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        main.main([*arguments, "--init_word", *given])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_log_says_where_a_word_starts_from(
+    learn: Learn, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        learn("two", "--init_word", "cat dog", "--no-test")
+    assert (
+        "word '*': 1 vector of width 16, from the initializer word 'cat dog', which is 2 tokens: "
+        "each vector starts from their mean" in caplog.text
+    )
+
+
+def test_bad_images_can_be_skipped(
+    learn: Learn, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(pictures, folder)
+    (folder / "broken.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"broken.png' cannot be read .* --skip_bad"):
+        learn("stops", "--data_root", str(folder))
+    outcome = learn("skips", "--data_root", str(folder), "--skip_bad", "--no-test")
+    assert "skipped 1 of 4 images that cannot be read" in caplog.text
+    facts = read_words(outcome.folder / "checkpoints" / "embeddings.safetensors").metadata
+    assert len(json.loads(facts["pictures"])) == 3
+
+
+def test_a_caption_whose_end_is_cut_off_is_warned_of_with_its_file(
+    learn: Learn, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(pictures, folder)
+    (folder / "0.txt").write_text("a photo of * " + "in the dark " * 4 + "painting")
+    learn("long", "--data_root", str(folder), "--captions", "--no-test")
+    assert f"caption {str(folder / '0.txt')!r} has 17 tokens" in caplog.text
+    assert "dark painting'" in caplog.text
+    (folder / "1.txt").write_text("in the dark " * 30)  # the word is put at the end
+    with pytest.raises(UserError, match=r"caption .*1.txt' has .* tokens: placeholder .* cut off"):
+        learn("lost", "--data_root", str(folder), "--captions")
 
 
 # -- resuming -------------------------------------------------------------------------------------

@@ -198,6 +198,35 @@ class TestPrompts:
         with pytest.raises(UserError, match="'@'"):
             manager.check_prompts(["a photo * @"])
 
+    def test_whose_end_is_cut_off_are_warned_of_once_with_what_is_lost(self, embedder, caplog):
+        manager = EmbeddingManager(embedder, ["*"], ["cat"], num_vectors_per_token=3)
+        fits = "a photo of the cat on the moon"  # 8 tokens and 2 special ones
+        manager.check_prompts([fits, "* of the cat on a"])
+        assert not caplog.text
+        for _ in range(2):
+            manager.check_prompts([f"{fits} sculpture train", "* of the cat on a moon the"])
+        messages = [record.message for record in caplog.records]
+        assert len(messages) == 2
+        assert "has 10 tokens, and the text encoder reads the first 8" in messages[0]
+        assert messages[0].endswith("Its end is cut off: 'sculpture train'")
+        assert messages[1].endswith("Its end is cut off: 'the'")
+
+    def test_are_judged_by_tokens(self, embedder):
+        """A word glued to a neighbour is replaced although the text does not show it."""
+        manager = EmbeddingManager(embedder, ["polar"], ["cat"])
+        assert manager.named("a polarbear") == ["polar"]
+        assert manager.named("a cat") == []
+        with pytest.raises(UserError, match="cut off"):
+            manager.check_prompts(["a a a a a a a a a polarbear"])
+
+    def test_of_a_file_name_it(self, embedder, caplog):
+        manager = EmbeddingManager(embedder, ["*"], ["cat"])
+        text = "a * on the moon of the cat sculpture"
+        manager.check_prompts([text], {text: "0.txt"})
+        assert "caption '0.txt' has 9 tokens" in caplog.text
+        with pytest.raises(UserError, match=r"caption '1.txt'.*cut off"):
+            manager.check_prompts(["a a a a a a a a a *"], {"a a a a a a a a a *": "1.txt"})
+
 
 class TestProgressive:
     def test_vectors_come_into_play_by_optimiser_steps_not_by_calls(self, embedder):

@@ -62,6 +62,12 @@ class FakeEmbedder:
                     break
         return ids
 
+    def text_from(self, text, token):
+        return " ".join(self.pieces[i] for i in self.word_ids(text)[token:])
+
+    def count_tokens(self, text):
+        return 2 + len(self.word_ids(text))
+
     def tokenize(self, texts):
         rows = []
         for text in texts:

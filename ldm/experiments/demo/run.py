@@ -233,7 +233,7 @@ def run(options: argparse.Namespace) -> DemoResult:
         log_folder = learn(options, concept)
     with watch.time("load"):
         model = load_model(options.config, options.ckpt)
-        scorer = find_extractor(options.judge)
+        scorer = find_extractor(options.scorer)
     scores = Scores(scorer, concept.pictures, (concept.placeholder, second[1]))
     session = Session(options, concept, model, scores, second, watch)
     result = measure(session, log_folder)

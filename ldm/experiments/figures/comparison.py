@@ -181,7 +181,7 @@ def _guided(studio: Studio, prompts: Sequence[str], subject: Subject) -> list[li
 
 
 def nearest_word(studio: Studio, subject: Subject) -> str:
-    """Return the known word whose sentence the judge finds nearest to the training images.
+    """Return the known word whose sentence the scorer finds nearest to the training images.
 
     The first word has a row of its own: the nearest of the others.
     """

@@ -19,7 +19,7 @@ COLUMNS = (
 
 
 def curated(figure: Figure, studio: Studio) -> Drawing:
-    """Show a training image and, of each prompt, the candidate that the judge scores best."""
+    """Show a training image and, of each prompt, the candidate with the best scores."""
     candidates = min(CANDIDATES, studio.request.pictures)
     rows: list[Row] = []
     numbers: list[tuple[Any, ...]] = []

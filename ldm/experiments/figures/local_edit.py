@@ -28,7 +28,7 @@ COLUMNS = ("concept", "prompt", "seed", "masked_text_similarity", "background_er
 
 
 def local_edit(figure: Figure, studio: Studio) -> Drawing:
-    """Show the image, its mask and, of each prompt, the edit that the judge ranks first."""
+    """Show the image, its mask and, of each prompt, the edit that the scorer ranks first."""
     request = studio.request
     picture, mask = scene(request)
     size = model_size(studio.model, picture.size)
@@ -44,7 +44,7 @@ def local_edit(figure: Figure, studio: Studio) -> Drawing:
         studio.take_words(line.concepts)
         cells = [Cell(picture, "picture"), Cell(mask.convert("RGB"), "mask")]
         for prompt in line.prompts:
-            found = edit(studio.model, picture, mask, prompt, blending, judge=studio.extractor)
+            found = edit(studio.model, picture, mask, prompt, blending, scorer=studio.extractor)
             cells.append(Cell(found[0].image, readable(prompt)))
             numbers += [
                 (

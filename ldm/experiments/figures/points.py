@@ -133,7 +133,7 @@ def _side_by_side(
     for axes, points in ((left, theirs), (middle, ours), (right, near)):
         draw_points(axes, points, styles)
     left.set_title("the paper (CLIP, 1.4B), no intervals published")
-    scorer = "the miniature's judge" if is_miniature else "CLIP"
+    scorer = "the miniature's CLIP" if is_miniature else "CLIP"
     middle.set_title(f"here ({scorer}), 95% intervals")
     right.set_title("the same, closer: what draws the concept")
     _legend(canvas, (left, middle))
@@ -144,7 +144,9 @@ def _side_by_side(
         "and seeds with 95% intervals, from the protocol's table."
     ]
     if is_miniature:
-        notes.append("The miniature's judge and CLIP have scales of their own: compare the order.")
+        notes.append(
+            "The miniature's CLIP and the paper's have different scales: compare the order."
+        )
     return Drawing(canvas, Table(COLUMNS, rows), tuple(notes))
 
 

@@ -12,7 +12,7 @@ from ldm.util import UserError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
-# What a figure may need beside the model and its judge.
+# What a figure may need beside the model and its scorer.
 INPUTS = ("words", "concepts", "table", "answers", "pivotal", "scene")
 
 

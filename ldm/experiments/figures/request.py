@@ -13,8 +13,10 @@ from ldm.util import UserError
 
 
 def is_miniature(weights: Path) -> bool:
-    """Tell whether weights are the miniature's: its judge lies beside them."""
-    return (weights.parent / "judge" / "config.json").is_file()
+    """Tell whether weights are the miniature's: a small CLIP lies beside them."""
+    from ldm.evaluation.extractors import scorer_beside
+
+    return scorer_beside(weights) is not None
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Request:
         rename: a figure's concept → the one to take in its place.
     """
 
-    config: Path
+    config: Path | None
     weights: Path
     words: Path
     concepts: Path

@@ -1,4 +1,4 @@
-"""Drawing and scoring a figure's images: one model, its words by turns, one judge."""
+"""Generate and score a figure's images with one model and one scorer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ON_CPU = 16  # images at a time: more are no faster on one core
 
 @dataclass(frozen=True)
 class Scored:
-    """An image with the judge's cosines: with the training images (mean), with its prompt."""
+    """An image and its cosines: with the training images (mean), with its prompt."""
 
     picture: GeneratedImage
     image: float
@@ -73,7 +73,7 @@ class Studio:
 
     @cached_property
     def extractor(self) -> FeatureExtractor:
-        """The judge in the miniature, CLIP at 1.4B."""
+        """What scores: the miniature's CLIP, or the paper's at 1.4B."""
         return find_extractor(self.extractor_name, self.request.device)
 
     def facts(self, figure: Figure) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class Studio:
         concepts = {name for line in request.lines(figure) for name in line.concepts}
         return {
             "model": _hashed(request.weights),
-            "config": _hashed(request.config),
+            "config": _hashed(request.config) if request.config else None,
             "words": {name: _hashed(request.word_file(name)) for name in sorted(concepts)},
             "pivotal": [_hashed(path) for path in request.pivotal_files()]
             if request.pivotal and "pivotal" in figure.needs

@@ -205,6 +205,7 @@ def score(cell: Cell, folder: Path) -> dict[str, Any]:
     from ldm.evaluation.extractors import find_extractor
     from ldm.experiments.protocol.images import keeping, write_images
     from ldm.image_io import open_rgb
+    from ldm.miniature.editability import edit_scores
 
     asked = cell.score
     training = [open_rgb(path) for path in list_images(cell.places["folder"])]
@@ -212,14 +213,16 @@ def score(cell: Cell, folder: Path) -> dict[str, Any]:
     kept: dict[str, list[Image]] = {}
     if "keep" in asked:
         draw = keeping(draw, asked["keep"], kept)
+    extractor = find_extractor(cell.places["extractor"], device())
     found = evaluate(
         draw,
-        find_extractor(cell.places["extractor"], device()),
+        extractor,
         training,
         asked["prompts"],
         image_prompt=asked["image_prompt"],
         placeholders=[asked["placeholder"]],
         pictures=asked["pictures"],
+        extra=edit_scores(extractor, resamples=asked["resamples"]),
         resamples=asked["resamples"],
     )
     if kept:

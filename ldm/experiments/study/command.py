@@ -53,11 +53,11 @@ def rehearse(options: argparse.Namespace) -> int:
     by.check_answers_folder(folder)
     study = read_key(options.key)
     images = by.open_images(study)
-    extractor = extractors.find_extractor(options.judge)
+    extractor = extractors.find_extractor(options.scorer)
     answers = by.rehearse(
         study,
         by.score_choices(study, images, extractor),
-        extractors.extractor_facts(options.judge, extractor),
+        extractors.extractor_facts(options.scorer, extractor),
         participants=options.participants,
         temperature=options.temperature or by.TEMPERATURE,
         seed=options.seed,

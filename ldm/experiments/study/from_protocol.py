@@ -13,7 +13,7 @@ from ldm.experiments.protocol.cells import Cell
 from ldm.experiments.protocol.folder import CELL, IMAGES, scores_of
 from ldm.experiments.protocol.images import read_images
 from ldm.experiments.study.questionnaire import TRAINING
-from ldm.util import UserError
+from ldm.util import UserError, quote
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ def _unpack(item: Kept, folder: Path) -> Iterator[tuple[str, str]]:
     for i, prompt in enumerate(prompts):
         if not kept.get(prompt):
             raise UserError(
-                f"pictures {item.folder / IMAGES}: none of {prompt!r}, which the cell drew: "
+                f"pictures {item.folder / IMAGES}: none of {quote(prompt)}, which the cell drew: "
                 f"delete {item.folder} and run the protocol again"
             )
         for j, image in enumerate(kept[prompt]):

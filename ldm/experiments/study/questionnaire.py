@@ -23,7 +23,7 @@ import numpy as np
 
 from ldm.evaluation.similarity import without_placeholders
 from ldm.image_io import open_rgb
-from ldm.util import UserError
+from ldm.util import UserError, quote
 
 KINDS = ("image", "text")
 TRAINING = "training"  # the model's name in a manifest's rows of training images
@@ -190,7 +190,7 @@ def _one_of(
     have = [r.picture for r in rows if (r.concept, r.model, r.prompt) == (concept, model, prompt)]
     if not have:
         of = f" of {concept!r}" if concept else ""
-        raise UserError(f"the manifest has no image{of} by {model!r} from {prompt!r}: add one")
+        raise UserError(f"the manifest has no image{of} by {model!r} from {quote(prompt)}: add one")
     return have[rng.integers(len(have))]
 
 

@@ -44,7 +44,8 @@ class UNetModel(nn.Module):
             (Stable Diffusion 2, SDXL). The function is the same; the shapes of weights differ.
         num_classes: adds an embedding of class labels; `sequential` embeds a vector of
             `adm_in_channels` numbers instead (SDXL).
-        use_checkpoint: compute the activations of each block again in the backward pass.
+        use_checkpoint: compute the activations of each block again in the backward pass. With
+            `auto` a training run does so where they do not fit into memory.
         use_scale_shift_norm: the time embedding scales and shifts a norm; default: it is added.
         resblock_updown: resize by residual blocks; default: by convolutions.
         num_groups: of every GroupNorm; published models have 32.
@@ -67,7 +68,7 @@ class UNetModel(nn.Module):
         channel_mult: Sequence[int] = (1, 2, 4, 8),
         num_classes: int | Literal["sequential"] | None = None,
         adm_in_channels: int | None = None,
-        use_checkpoint: bool = False,
+        use_checkpoint: bool | Literal["auto"] = False,
         num_heads: int = -1,
         num_head_channels: int = -1,
         use_scale_shift_norm: bool = False,
@@ -82,6 +83,9 @@ class UNetModel(nn.Module):
         use_fp16: bool = False,  # noqa: ARG002
     ) -> None:
         super().__init__()
+        if use_checkpoint not in (True, False, "auto"):
+            raise ValueError(f"use_checkpoint must be true, false or auto, got {use_checkpoint!r}")
+        self.use_checkpoint, recompute = use_checkpoint, use_checkpoint is True
         self.in_channels, self.out_channels = in_channels, out_channels
         self.model_channels, self.num_classes = model_channels, num_classes
         self.context_dim = _one_width(context_dim)
@@ -96,7 +100,7 @@ class UNetModel(nn.Module):
             ResBlock,
             emb_channels=emb_dim,
             dropout=dropout,
-            use_checkpoint=use_checkpoint,
+            use_checkpoint=recompute,
             use_scale_shift_norm=use_scale_shift_norm,
             num_groups=num_groups,
         )
@@ -104,14 +108,14 @@ class UNetModel(nn.Module):
         def attention(width: int, depth: int) -> nn.Module:
             heads, dim_head = _heads(width, num_heads, num_head_channels)
             if not use_spatial_transformer:
-                return AttentionBlock(width, heads, use_checkpoint, num_groups)
+                return AttentionBlock(width, heads, recompute, num_groups)
             return SpatialTransformer(
                 width,
                 heads,
                 dim_head,
                 depth,
                 context_dim=self.context_dim,
-                use_checkpoint=use_checkpoint,
+                use_checkpoint=recompute,
                 num_groups=num_groups,
                 use_linear=use_linear_in_transformer,
             )

@@ -104,13 +104,27 @@ class TextEncoder(AbstractEncoder):
 
     def word_ids(self, word: str) -> list[int]:
         """Return the ids of a word or words, without special tokens."""
-        ids: list[int] = []
-        for piece, placeholder in split(word, self.placeholders):
+        return [token for token, _ in self._tokens(word)]
+
+    def text_from(self, text: str, token: int) -> str:
+        """Return the end of a text, from one of its tokens on; special tokens do not count."""
+        return text[self._tokens(text)[token][1] :]
+
+    def _tokens(self, text: str) -> list[tuple[int, int]]:
+        """Return each token's id and its place in the text, without special tokens."""
+        found: list[tuple[int, int]] = []
+        place = 0
+        for piece, placeholder in split(text, self.placeholders):
             if placeholder is not None:
-                ids.append(self.placeholders[placeholder])
+                found.append((self.placeholders[placeholder], place))
             elif piece.strip():
-                ids += self.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
+                read = self.tokenizer(
+                    piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+                )
+                starts = (place + start for start, _ in read["offset_mapping"])
+                found += zip(read["input_ids"], starts, strict=True)
+            place += len(piece)
+        return found
 
     def embed(self, ids: Tensor, embedding_manager: EmbeddingHook | None) -> Any:
         """Encode ids [b, n] to [b, n, width]."""

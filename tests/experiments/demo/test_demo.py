@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def arguments(model: Path, outdir: Path, *more: str) -> list[str]:
-    files = {"ckpt": "model.safetensors", "config": "config.yaml", "judge": "judge"}
+    files = {"ckpt": "model.safetensors", "config": "config.yaml", "scorer": "scorer"}
     return [
         *(part for name, file in files.items() for part in (f"--{name}", str(model / file))),
         *("--words", str(model / "words"), "--outdir", str(outdir), *more),

@@ -97,6 +97,7 @@ def test_bad_input_is_one_line_before_weights_are_read(
         cli.main([name, *options(*more)])
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+    assert "--ckpt_path" not in str(error.value), "an option that the command refuses"
     assert not (tmp_path / "figures").exists()
 
 

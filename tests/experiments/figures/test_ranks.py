@@ -75,8 +75,8 @@ def test_mean_ranks_are_plotted_and_written(tmp_path: Path) -> None:
 
 
 def test_an_extractors_rankings_are_never_shown_as_peoples(tmp_path: Path) -> None:
-    drawing = draw(tmp_path, all_answers(tmp_path, by="extractor judge"))
-    said = "rankings by extractor judge, not by people"
+    drawing = draw(tmp_path, all_answers(tmp_path, by="extractor scorer"))
+    said = "rankings by extractor scorer, not by people"
     title = drawing.canvas.axes[1].get_title()
     assert title == f"here: {said}\n3 simulated participants by images and 3 by texts"
     assert any(said in note for note in drawing.notes)
@@ -84,8 +84,10 @@ def test_an_extractors_rankings_are_never_shown_as_peoples(tmp_path: Path) -> No
 
 
 def test_figures_refuse_answers_of_people_and_of_an_extractor(tmp_path: Path) -> None:
-    simulated = answer(tmp_path, "text", "simulated", MODELS, by="extractor judge")
-    with pytest.raises(UserError, match=r"by people and .* by extractor judge: analyse them apart"):
+    simulated = answer(tmp_path, "text", "simulated", MODELS, by="extractor scorer")
+    with pytest.raises(
+        UserError, match=r"by people and .* by extractor scorer: analyse them apart"
+    ):
         draw(tmp_path, [*all_answers(tmp_path), simulated])
 
 

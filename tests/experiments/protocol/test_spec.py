@@ -42,7 +42,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def cells(spec: ProtocolSpec) -> list[Cell]:
-    return build_cells(spec, {"name": "judge", "hash": "0"})
+    return build_cells(spec, {"name": "scorer", "hash": "0"})
 
 
 def test_the_miniature_covers_the_papers_variants_and_the_directional_one() -> None:

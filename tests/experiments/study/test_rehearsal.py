@@ -167,7 +167,7 @@ def test_the_command_line_from_key_to_ranks_says_who_answered(
     monkeypatch.setattr(extractors, "find_extractor", lambda name: Double())
     out, key = tmp_path / "rehearsal", ["--key", str(tmp_path / "key.json")]
     with caplog.at_level("INFO"):
-        command = ["rehearse", *key, "--judge", "some/double", "--participants", "4"]
+        command = ["rehearse", *key, "--scorer", "some/double", "--participants", "4"]
         assert main([*command, "--output", str(out)]) == 0
         assert "no people's answers" in caplog.text
         files = sorted(map(str, out.iterdir()))
@@ -229,12 +229,12 @@ def test_a_mistake_is_said_before_the_extractor_is_loaded(
         main([*command, *options])
 
 
-def test_the_shipped_judge_answers(tmp_path: Path) -> None:
+def test_the_shipped_scorer_answers(tmp_path: Path) -> None:
     study = build(tmp_path)
     assert main(
         ["rehearse", "--key", str(tmp_path / "key.json"), "--output", str(tmp_path / "out"),
          "--participants", "3"]
     ) == 0  # fmt: skip
     answers = read_answers(study, sorted((tmp_path / "out").iterdir()))
-    assert caveat(answers) == "rankings by extractor judge, not by people"
+    assert caveat(answers) == "rankings by extractor scorer, not by people"
     assert len(answers) == 6

@@ -1,0 +1,177 @@
+"""Which base a file or folder holds: its family, its configuration, its weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ldm.checkpoint.config import read_config
+from ldm.checkpoint.files import read_state_dict
+from ldm.checkpoint.folder_config import SUPPORTED, folder_config, shipped_config
+from ldm.checkpoint.folders import read_folder, take
+from ldm.checkpoint.hub import config_beside
+from ldm.checkpoint.names import OTHER_USES, canonical, describe, published_name
+from ldm.checkpoint.tables import (
+    AUTOENCODER_PREFIX,
+    FAMILIES,
+    UNET_PREFIX,
+    Family,
+    family_of,
+    open_clip,
+)
+from ldm.util import UserError
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base whose files are there.
+
+    Attributes:
+        path: the weights' file, or a folder of diffusers.
+        family: a key of `ldm.checkpoint.tables.FAMILIES`; None if it is of none of them.
+        config: of the model.
+        what: says what was recognized; empty if the caller gave the configuration.
+        undecided: whether it predicts v or ε is not known before its weights are read.
+    """
+
+    path: Path
+    family: str | None
+    config: DictConfig
+    what: str
+    undecided: bool = False
+
+
+# Text encoders by their class.
+ENCODERS = {
+    "BERTEmbedder": "ldm",
+    "FrozenCLIPEmbedder": "sd1",
+    "FrozenOpenCLIPEmbedder": "sd2",
+}
+# What tells whether Stable Diffusion 2 predicts v: metadata and names of published files.
+METADATA_OF_V = {
+    "modelspec.prediction_type": {"v": True, "epsilon": False},
+    "modelspec.resolution": {"768x768": True, "512x512": False},
+}
+NAME_OF_V, NAME_OF_EPS = re.compile(r"768|[-_]v[-_.]"), re.compile(r"512|base")
+
+
+def recognize(path: Path, config: DictConfig | None = None) -> Base:
+    """Say which base a file or folder is, and choose its configuration.
+
+    Args:
+        path: a file of weights, or a folder of diffusers.
+        config: of the model, where the caller has one.
+
+    Raises:
+        UserError: nothing is there, or no base that is supported; one line says what it is.
+    """
+    if path.is_dir():
+        family, own = folder_config(path)
+        what = f"{FAMILIES[family].title}, a folder of diffusers"
+        return Base(path, family, own if config is None else config, what)
+    if config is not None:
+        return Base(path, family_of_config(config), config, "")
+    beside = config_beside(path)
+    if beside is not None:
+        config = read_config(beside)
+        return Base(path, family_of_config(config), config, f"a model with {beside.name} beside it")
+    return _recognize_file(path)
+
+
+def family_of_config(config: DictConfig) -> str | None:
+    """Return the family that the text encoder of a configuration belongs to; None for others."""
+    target = str(OmegaConf.select(config, "model.params.cond_stage_config.target"))
+    family = ENCODERS.get(target.rpartition(".")[2])
+    predicts_v = OmegaConf.select(config, "model.params.parameterization") == "v"
+    return "sd2-v" if family == "sd2" and predicts_v else family
+
+
+def _recognize_file(path: Path) -> Base:
+    state = read_state_dict(path)
+    found, family = describe(state), family_of(state)
+    unet = any(name.startswith(UNET_PREFIX) for name in state)
+    if family is None or not unet or found.startswith(tuple(OTHER_USES.values())):
+        raise UserError(f"{path}: found {found}; {SUPPORTED}")
+    undecided = ""
+    if family == "sd2":
+        predicts_v = v_by_name(path)
+        family = "sd2-v" if predicts_v else "sd2"
+        undecided = "; v or ε is not known yet" if predicts_v is None else ""
+    what = f"{FAMILIES[family].title} ({found}){undecided}"
+    return Base(path, family, shipped_config(family), what, undecided != "")
+
+
+def v_by_name(path: Path) -> bool | None:
+    """Tell by a file's metadata and name whether Stable Diffusion 2 predicts v; None: unknown."""
+    metadata: Mapping[str, str] = {}
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    for key, meanings in METADATA_OF_V.items():
+        if metadata.get(key) in meanings:
+            return meanings[metadata[key]]
+    if NAME_OF_V.search(path.name):
+        return True
+    return False if NAME_OF_EPS.search(path.name) else None
+
+
+def read_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
+    """Read a base's weights under names that `match_names` pairs with a model's.
+
+    Args:
+        path: a file, or a folder of diffusers.
+        model: it is not changed; its names and shapes say what to look for in a folder.
+
+    Raises:
+        UserError: unreadable, or a component is missing.
+    """
+    own = {published_name(name): value for name, value in model.state_dict().items()}
+    key = family_of(own)
+    if not path.is_dir():
+        state = read_state_dict(path)
+        return state if key is None else _joined(state, own, FAMILIES[key])
+    if key is None:
+        raise UserError(f"{path}: a folder of diffusers does not fit this configuration")
+    return read_folder(path, own, FAMILIES[key], sizes_of(own))
+
+
+def sizes_of(names: Iterable[str]) -> dict[str, int]:
+    """Return the numbers that the tables need, of published names.
+
+    "blocks" are the residual blocks of a U-Net's level, "levels" those of the autoencoder.
+    """
+    names = list(names)
+
+    def count(pattern: str) -> int:
+        found = (re.match(pattern, name) for name in names)
+        return len({match[1] for match in found if match})
+
+    halvings = count(rf"{re.escape(UNET_PREFIX)}input_blocks\.(\d+)\.0\.op\.")
+    outputs = count(rf"{re.escape(UNET_PREFIX)}output_blocks\.(\d+)\.")
+    levels = count(rf"{re.escape(AUTOENCODER_PREFIX)}decoder\.up\.(\d+)\.")
+    return {"blocks": outputs // (halvings + 1) - 1, "levels": levels}
+
+
+def _joined(
+    state: dict[str, Tensor], own: Mapping[str, Tensor], family: Family
+) -> dict[str, Tensor]:
+    """Add the entries of OpenCLIP that a file has under the names of `transformers`."""
+    there = {canonical(name) for name in state}
+    for part in family.parts:
+        if part.rule is not open_clip:
+            continue
+        roots = {part.prefix, part.prefix.replace(".model.", ".transformer.")}
+        theirs = {n.removeprefix(r): v for r in roots for n, v in state.items() if n.startswith(r)}
+        for name in own:
+            if name.startswith(part.prefix) and canonical(name) not in there:
+                entry = family.entry(name, {})
+                value = None if entry is None else take(entry, theirs)
+                if value is not None:
+                    state[name] = value
+    return state

@@ -1,0 +1,197 @@
+"""Write a base as one file in the published names, or as a folder of diffusers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ldm.checkpoint.bases import Base, read_weights, sizes_of
+from ldm.checkpoint.folder_config import shipped_config
+from ldm.checkpoint.folder_json import component_configs, model_index
+from ldm.checkpoint.loading import build_empty, find_base
+from ldm.checkpoint.names import OPTIONAL_PREFIXES, match_names, published_name
+from ldm.checkpoint.tables import FAMILIES, INDEX, Entry
+from ldm.util import PART, UserError, write_whole
+
+logger = logging.getLogger(__name__)
+
+FILES = (".ckpt", ".safetensors")
+
+
+def convert(
+    source: str | Path, target: str | Path, config: str | Path | None = None, half: bool = False
+) -> Base:
+    """Write a base in another form.
+
+    Args:
+        source: a file, a folder of diffusers or a Hub name.
+        target: a `.ckpt` or `.safetensors` file, in the published names; any other name is a folder
+            of diffusers. It must not exist. A file whose configuration is not that of its family
+            gets it beside it, as STEM.yaml.
+        config: the base's configuration; by default as the loader finds it.
+        half: write float16.
+
+    Returns:
+        What the source is.
+
+    Raises:
+        UserError: the base is not supported, or the target exists or cannot be written.
+    """
+    target = Path(target).expanduser()
+    if target.exists():
+        raise UserError(f"{target} exists: name another, or delete it")
+    base = find_base(source, config)
+    if base.family is None:
+        raise UserError(f"{base.path}: not of a family that can be converted")
+    entries = read_entries(base)
+    if half:
+        entries = {n: v.half() if v.is_floating_point() else v for n, v in entries.items()}
+    if target.suffix in FILES:
+        write_file(base, entries, target)
+    else:
+        write_folder(base, entries, target)
+    logger.info("%s: %s, written to %s", base.path, FAMILIES[base.family].title, target)
+    return base
+
+
+def read_entries(base: Base) -> dict[str, Tensor]:
+    """Read a base's weights under the published names.
+
+    Raises:
+        UserError: unreadable, or a component is missing.
+    """
+    model = build_empty(base)
+    own = model.state_dict()
+    state = read_weights(base.path, model)
+    pairs = match_names(list(own), list(state))
+    wrong = [n for n, ours in pairs.items() if state[n].shape != own[ours].shape]
+    lost = [n for n, v in own.items() if v.is_meta and n not in {*pairs.values()}]
+    lost = [n for n in lost if not n.endswith(("position_ids", "logit_scale", "text_projection"))]
+    lost = [n for n in lost if not n.startswith(OPTIONAL_PREFIXES)]
+    if wrong or lost:
+        raise UserError(f"{base.path}: {(wrong or lost)[0]} is missing or has another shape")
+    return {
+        published_name(ours): state[theirs]
+        for theirs, ours in pairs.items()
+        if not ours.startswith(OPTIONAL_PREFIXES)
+    } | {n: v for n, v in _schedule(own, base).items() if n not in pairs.values()}
+
+
+def _schedule(own: Mapping[str, Tensor], base: Base) -> dict[str, Tensor]:
+    """Return the schedule's tables, which published files have and folders have not; but SDXL's."""
+    return {} if base.family == "sdxl" else {n: v for n, v in own.items() if not v.is_meta}
+
+
+def write_file(base: Base, entries: Mapping[str, Tensor], target: Path) -> None:
+    """Write entries as one file, and the configuration beside it where the family's differs."""
+    assert base.family is not None
+    if target.suffix == ".safetensors":
+        predicts = "v" if base.family == "sd2-v" else "epsilon"
+        metadata = {"format": "pt", "modelspec.prediction_type": predicts}
+        held = {name: value.contiguous() for name, value in entries.items()}
+        write_whole(target, lambda part: save_file(held, part, metadata=metadata))
+    else:
+        content = {"state_dict": dict(entries), "global_step": 0}
+        write_whole(target, lambda part: torch.save(content, part))
+    shipped = component_configs(base.family, shipped_config(base.family))
+    told = target.suffix == ".safetensors" or base.family != "sd2-v"
+    if component_configs(base.family, base.config) != shipped or not told:
+        beside = OmegaConf.create({"model": base.config.model})
+        write_whole(target.with_suffix(".yaml"), OmegaConf.to_yaml(beside))
+
+
+def write_folder(base: Base, entries: Mapping[str, Tensor], target: Path) -> None:
+    """Write entries as a folder of diffusers, whole or not at all."""
+    part = target.with_name(f"{PART}{secrets.token_hex(6)}")
+    try:
+        _write_components(base, entries, part)
+        part.rename(target)
+    except OSError as error:
+        raise UserError(f"cannot write {str(target)!r}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write_components(base: Base, entries: Mapping[str, Tensor], folder: Path) -> None:
+    assert base.family is not None
+    family, sizes = FAMILIES[base.family], sizes_of(entries)
+    held: dict[str, dict[str, Tensor]] = {part.component: {} for part in family.parts}
+    for name, value in entries.items():
+        entry = family.entry(name, sizes)
+        if entry is not None:
+            held[entry.component].update(give(entry, value))
+    configs = component_configs(base.family, base.config)
+    _drop_unused_blocks(held, configs)
+    for name, facts in configs.items():
+        kind = "scheduler_config" if name == "scheduler" else "config"
+        _write_json(folder / name / f"{kind}.json", facts)
+    for name, weights in held.items():
+        stem = "model" if name.startswith(("text", "bert")) else "diffusion_pytorch_model"
+        path = folder / name / f"{stem}.safetensors"
+        save_file(weights, path, metadata={"format": "pt"})
+        weights.clear()
+    _write_tokenizers(base, folder)
+    _write_json(folder / INDEX, model_index(base.family))
+
+
+def give(entry: Entry, value: Tensor) -> dict[str, Tensor]:
+    """Return a published entry as a folder has it: by name. The inverse of `folders.take`."""
+    if entry.transposed:
+        value = value.T
+    if ".attentions." in entry.names[0] and entry.component in ("vae", "vqvae") and value.ndim == 4:
+        value = value[:, :, 0, 0]  # the autoencoder's attention has matrices there
+    parts = value.chunk(len(entry.names))
+    # Tensors in a file may share no memory.
+    copies = (part.clone() if len(parts) > 1 else part.contiguous() for part in parts)
+    return dict(zip(entry.names, copies, strict=True))
+
+
+def _drop_unused_blocks(
+    held: Mapping[str, dict[str, Tensor]], configs: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Leave out the text encoder's blocks beyond those of its configuration, in place."""
+    for component, weights in held.items():
+        layers = configs[component].get("num_hidden_layers")
+        for name in list(weights):
+            block = name.partition(".encoder.layers.")[2].partition(".")[0]
+            if block and layers is not None and int(block) >= layers:
+                del weights[name]
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _write_tokenizers(base: Base, folder: Path) -> None:
+    """Copy the vocabularies of a folder, or write those that the configuration names."""
+    assert base.family is not None
+    from ldm.modules.encoders.vocabulary import load_tokenizer
+
+    for name in FAMILIES[base.family].tokenizers:
+        if (base.path / name).is_dir():
+            shutil.copytree(base.path / name, folder / name)
+            continue
+        kind = "BertTokenizerFast" if base.family == "ldm" else "CLIPTokenizerFast"
+        tokenizer = load_tokenizer(kind, _vocabulary(base.config, kind))
+        tokenizer.model_max_length = 77
+        if name == "tokenizer_2" or base.family.startswith("sd2"):
+            tokenizer.pad_token = "!"  # OpenCLIP pads with id 0
+        tokenizer.save_pretrained(folder / name)
+
+
+def _vocabulary(config: DictConfig, kind: str) -> str:
+    params = config.model.params.cond_stage_config.get("params") or {}
+    published = {"BertTokenizerFast": "bert-base-uncased"}
+    default = published.get(kind, "openai/clip-vit-large-patch14")
+    return str(params.get("tokenizer") or params.get("version") or default)

@@ -1,0 +1,122 @@
+"""The weights of a base in diffusers' folder format: reading them under their published names.
+
+Each component of the folder has a `config.json` and weights: safetensors if there are any, else
+`.bin`, whole or in several files that an index names. `.bin` is read without running code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.checkpoint.files import read_state_dict
+from ldm.checkpoint.tables import OLD_ATTENTION, STEMS, Entry, Family, choose_weights
+from ldm.util import UserError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds a mapping.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent} lacks {path.name}: download the folder again") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): download it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping, got a {type(content).__name__}")
+    return content
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of a component's weights, without an index.
+
+    Raises:
+        UserError: the component, its weights or one of their files is missing.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder.parent} lacks the component {folder.name}/: download the whole folder"
+        )
+    chosen = choose_weights(path.name for path in folder.iterdir())
+    if not chosen:
+        raise UserError(f"{folder} has no weights, such as {STEMS[0]}.safetensors: download them")
+    if chosen[-1].endswith(".json"):
+        listed = read_json(folder / chosen[-1]).get("weight_map", {})
+        chosen = sorted(set(map(str, listed.values())))
+        if lost := [name for name in chosen if not (folder / name).is_file()]:
+            raise UserError(f"{folder} lacks {lost[0]}, which its index names: download it")
+    return [folder / name for name in chosen]
+
+
+def read_component(folder: Path) -> dict[str, Tensor]:
+    """Read the weights of one component under the folder's names."""
+    state: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        state.update(read_state_dict(path))
+    return state
+
+
+def take(entry: Entry, weights: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the value of a published entry from a component's weights; None if it is absent.
+
+    Names of earlier versions are accepted: the autoencoder's attention before diffusers 0.17, and
+    CLIP with and without the level `text_model.`.
+    """
+    parts = []
+    for name in entry.names:
+        found = next((weights[n] for n in _spellings(name) if n in weights), None)
+        if found is None:
+            return None
+        parts.append(found)
+    value = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return value.T.contiguous() if entry.transposed else value
+
+
+def _spellings(name: str) -> list[str]:
+    found = [name]
+    if ".attentions.0." in name:
+        for new, old in OLD_ATTENTION.items():
+            found.append(name.replace(f".{new}.", f".{old}."))
+    if name.startswith("text_model."):
+        found.append(name.removeprefix("text_model."))
+    return found
+
+
+def read_folder(
+    folder: Path, wanted: Mapping[str, Tensor], family: Family, sizes: dict[str, int]
+) -> dict[str, Tensor]:
+    """Read a diffusers folder's weights under the published names of a model.
+
+    Args:
+        folder: the pipeline's.
+        wanted: the model's entries by published name; on the meta device, or with any values. Their
+            shapes decide between a matrix and a 1×1 convolution.
+        family: of the model.
+        sizes: as `Family.entry` takes them.
+
+    Raises:
+        UserError: a component is missing or damaged.
+    """
+    components = {part.component: read_component(folder / part.component) for part in family.parts}
+    state = {}
+    for name, tensor in wanted.items():
+        entry = family.entry(name, sizes)
+        value = None if entry is None else take(entry, components[entry.component])
+        if value is not None:
+            state[name] = like(value, tensor.shape)
+    return state
+
+
+def like(value: Tensor, shape: torch.Size) -> Tensor:
+    """Give a matrix the shape of a 1×1 convolution, or the other way round; else the value."""
+    same = value.shape[:2] == shape[:2] and value.ndim != len(shape)
+    return value.reshape(shape) if same and value.numel() == shape.numel() else value

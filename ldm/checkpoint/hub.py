@@ -1,0 +1,183 @@
+"""Where a base is: a file, a folder, a model that ships with the project, or a name on the Hub."""
+
+from __future__ import annotations
+
+import logging
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ldm.checkpoint.tables import INDEX, choose_weights
+from ldm.resources import locate, weights_in
+from ldm.util import UserError
+
+logger = logging.getLogger(__name__)
+
+# "org/name" or "hf:org/name[/FILE][@REVISION]".
+HUB_NAME = re.compile(r"(hf:)?([A-Za-z0-9][\w.-]*/[\w.-]+)(/[^@]+)?(?:@([\w./-]+))?")
+SMALL = (".json", ".txt")  # configurations and vocabularies
+COMPONENTS = ("unet", "vae", "vqvae", "bert", "text_encoder", "text_encoder_2")
+LEFT_OUT = ("safety_checker/", "feature_extractor/", "openvino", "flax")
+HOW_TO_GET = (
+    "get the published weights with scripts/download_models.sh, name a Hub repository such as "
+    "CompVis/ldm-text2im-large-256, or give the miniature, models/miniature"
+)
+
+
+def locate_base(name: str | Path) -> Path:
+    """Return the file of a base's weights, or its folder of diffusers.
+
+    Args:
+        name: a path, from here or from the project's folder; the name of a folder under models/,
+            such as "miniature"; or a Hub name: "org/name", "hf:org/name@REVISION", or
+            "hf:org/name/FILE" for one file of a repository.
+
+    Raises:
+        UserError: it is nowhere; or the Hub does not give it, and says why.
+    """
+    text = str(name)
+    for place in (locate(name), locate(f"models/{text}")):
+        if place.is_dir() and not is_diffusers_folder(place):
+            return file_in(place)
+        if place.exists():
+            return place
+    found = HUB_NAME.fullmatch(text)
+    looks_local = Path(text).suffix in (".ckpt", ".safetensors", ".pt", ".bin", ".pth")
+    if found is None or (not found[1] and (found[3] or looks_local or _is_ours(text))):
+        raise UserError(f"checkpoint {name} does not exist: {HOW_TO_GET}")
+    return fetch(found[2], (found[3] or "").removeprefix("/"), found[4])
+
+
+def _is_ours(text: str) -> bool:
+    """Tell whether a name begins with a folder that is here: a path that does not exist."""
+    return locate(text.partition("/")[0]).is_dir()
+
+
+@cache
+def fetch(repository: str, file: str = "", revision: str | None = None) -> Path:
+    """Return a repository's files in the Hub's cache; what is lacking is downloaded.
+
+    A process asks the Hub once. Without a network the cache is used as it is. Of each component the
+    safetensors are taken if there are any; a repository without `model_index.json` has to have one
+    file of weights.
+
+    Raises:
+        UserError: the repository or its revision does not exist, it is gated, or there is neither a
+            network nor a cached copy.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    options: dict[str, Any] = {"repo_id": repository, "revision": revision}
+    where = repository + (f"@{revision}" if revision else "")
+    try:
+        info = HfApi().model_info(**options, timeout=20)
+        names = [entry.rfilename for entry in info.siblings or ()]
+        wanted = [file] if file else wanted_files(names, where)
+        if file and file not in names:
+            raise UserError(f"{where} on the Hub has no file {file}")
+        folder = Path(snapshot_download(**options, allow_patterns=wanted))
+    except GatedRepoError as error:
+        raise UserError(
+            f"{where} on the Hub is gated: accept its terms on huggingface.co/{repository}, then "
+            "log in with `hf auth login`"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"{repository} on the Hub has no revision {revision}") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"{repository} is no file or folder here, and no model on the Hub that you may read: "
+            "check the name; a private one needs `hf auth login`"
+        ) from error
+    except EntryNotFoundError as error:
+        raise UserError(f"{where} on the Hub lacks a file: {_first_line(error)}") from error
+    except Exception as error:
+        if isinstance(error, UserError) or not _of_the_network(error):
+            raise
+        folder = _cached(options, where, error)
+    logger.info("%s from the Hub, revision %s", repository, folder.name)
+    return folder / file if file else locate_base(folder)
+
+
+def _of_the_network(error: Exception) -> bool:
+    """Tell whether the network or the Hub is to blame; its client's errors vary by version."""
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or library.startswith(
+        ("httpx", "requests", "huggingface_hub")
+    )
+
+
+def _cached(options: dict[str, Any], where: str, reason: Exception) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(**options, local_files_only=True))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{where} is no file or folder here, not in the Hub's cache, and the Hub cannot be "
+            f"reached ({_first_line(reason)}): go online once, or give a file or folder"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+
+
+def wanted_files(names: list[str], where: str) -> list[str]:
+    """Return which of a repository's files a base needs.
+
+    Raises:
+        UserError: it is no pipeline, and has no file of weights or several.
+    """
+    if INDEX not in names:
+        single = [n for n in names if "/" not in n and n.endswith((".safetensors", ".ckpt"))]
+        if len(safe := [n for n in single if n.endswith(".safetensors")]) == 1 or len(single) == 1:
+            return safe or single
+        hint = f": name one, as hf:{where}/{single[0]}" if single else ""
+        what = f"{len(single)} files of weights" if single else "no weights of a base"
+        raise UserError(f"{where} on the Hub has no {INDEX} and {what}{hint}")
+    wanted = [n for n in names if n.endswith(SMALL) and not n.startswith(LEFT_OUT)]
+    for component in COMPONENTS:
+        own = [n.partition("/")[2] for n in names if n.startswith(f"{component}/")]
+        wanted += [f"{component}/{name}" for name in choose_weights(own)]
+    return wanted
+
+
+def config_beside(path: Path) -> Path | None:
+    """Return the configuration beside a file: STEM.yaml or config.yaml; None if there is none."""
+    places = (path.with_suffix(".yaml"), path.with_name("config.yaml"))
+    return next((place for place in places if place.is_file()), None)
+
+
+def is_diffusers_folder(path: Path) -> bool:
+    """Tell whether a folder is a pipeline of diffusers."""
+    return (path / INDEX).is_file() or (path / "unet" / "config.json").is_file()
+
+
+def file_in(folder: Path) -> Path:
+    """Return the weights in a folder that is no pipeline of diffusers.
+
+    Raises:
+        UserError: it has none, or several.
+    """
+    inside = weights_in(folder)
+    if inside is not None:
+        return inside
+    found = [p for p in sorted(folder.iterdir()) if p.suffix in (".safetensors", ".ckpt")]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(p.name for p in found[:4])
+        raise UserError(f"folder {folder} has {len(found)} files of weights ({names}): name one")
+    if (folder / "config.json").is_file():
+        raise UserError(f"folder {folder} is one component of a model: give the folder above it")
+    raise UserError(
+        f"folder {folder} has no weights: expected a folder of diffusers (model_index.json) or a "
+        "file model.safetensors or model.ckpt"
+    )

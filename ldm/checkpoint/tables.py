@@ -1,0 +1,315 @@
+"""The names of a base's weights: published file (CompVis) ↔ folder of diffusers.
+
+Each family has one table. A table maps a published name to the component of the folder and the
+name in it. It is read in this direction only: the published names of a model are known, so the
+other direction is the inverse over them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+INDEX = "model_index.json"
+# File names of a component's weights, the preferred one first: of diffusers, of transformers.
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
+
+# A table entry's rule: name without prefix, blocks of a level (U-Net) or levels (autoencoder).
+Rule = Callable[[str, int], tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component of a diffusers folder.
+
+    Attributes:
+        component: the folder's name.
+        prefix: of the published names.
+        rule: maps a published name without prefix to the names in the folder. Three names are the
+            rows of one matrix, in this order. No name means that the folder has no such entry.
+        size: which number of the configuration the rule needs: "blocks", "levels" or "".
+    """
+
+    component: str
+    prefix: str
+    rule: Rule
+    size: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a diffusers folder has one published entry.
+
+    Attributes:
+        component: the folder's name.
+        names: in the component's weights; several are joined along the first dimension.
+        transposed: whether the folder has the transposed matrix.
+    """
+
+    component: str
+    names: tuple[str, ...]
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of bases.
+
+    Attributes:
+        title: what users call it.
+        inference, finetune: its configurations.
+        parts: its components with weights.
+        tokenizers: its components with vocabularies.
+        pipeline: the class of diffusers that opens it.
+    """
+
+    title: str
+    inference: str
+    finetune: str
+    parts: tuple[Part, ...]
+    tokenizers: tuple[str, ...]
+    pipeline: str
+
+    def entry(self, name: str, sizes: dict[str, int]) -> Entry | None:
+        """Return where a folder has a published entry; None if it has none.
+
+        Args:
+            name: the published name.
+            sizes: "blocks" (residual blocks of a U-Net level) and "levels" of the autoencoder.
+        """
+        for part in self.parts:
+            if name.startswith(part.prefix):
+                names = part.rule(name.removeprefix(part.prefix), sizes.get(part.size, 0))
+                transposed = name.endswith(".text_projection")
+                return Entry(part.component, names, transposed) if names else None
+        return None
+
+
+RESNET = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+UNET_ENDS = {
+    "input_blocks.0.0": "conv_in",
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "label_emb.0.0": "add_embedding.linear_1",
+    "label_emb.0.2": "add_embedding.linear_2",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
+UNET_BLOCK = re.compile(r"(input_blocks|middle_block|output_blocks)\.(?:(\d+)\.)?(\d+)\.(.+)")
+
+
+def unet(name: str, blocks: int) -> tuple[str, ...]:
+    """Map a name of `UNetModel` to `UNet2DConditionModel`."""
+    module, _, kind = name.rpartition(".")
+    if module in UNET_ENDS:
+        return (f"{UNET_ENDS[module]}.{kind}",)
+    found = UNET_BLOCK.fullmatch(module)
+    if found is None:
+        return ()
+    side, block, layer, rest = found.groups()
+    if side == "middle_block":
+        place, j = "mid_block", layer == "2"
+    else:
+        first = side == "input_blocks"  # its block 0 is the first convolution
+        level, j = divmod(int(block) - first, blocks + 1)
+        place = f"{'down' if first else 'up'}_blocks.{level}"
+    resize = {"op": "downsamplers.0.conv", "conv": "upsamplers.0.conv"}.get(rest)
+    inner = f"resnets.{j:d}.{RESNET[rest]}" if rest in RESNET else f"attentions.{j:d}.{rest}"
+    return (f"{place}.{resize or inner}.{kind}",)
+
+
+AUTOENCODER = (
+    (r"mid\.block_1\.", "mid_block.resnets.0."),
+    (r"mid\.block_2\.", "mid_block.resnets.1."),
+    (r"mid\.attn_1\.norm\.", "mid_block.attentions.0.group_norm."),
+    (r"mid\.attn_1\.proj_out\.", "mid_block.attentions.0.to_out.0."),
+    (r"mid\.attn_1\.([qkv])\.", r"mid_block.attentions.0.to_\1."),
+    (r"nin_shortcut", "conv_shortcut"),
+    (r"norm_out", "conv_norm_out"),
+    (r"down\.(\d+)\.block\.", r"down_blocks.\1.resnets."),
+    (r"down\.(\d+)\.downsample\.", r"down_blocks.\1.downsamplers.0."),
+    (r"up\.(\d+)\.block\.", r"up_blocks.\1.resnets."),
+    (r"up\.(\d+)\.upsample\.", r"up_blocks.\1.upsamplers.0."),
+)
+# The names of the autoencoder's attention before diffusers 0.17, as in many folders on the Hub.
+OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def autoencoder(name: str, levels: int) -> tuple[str, ...]:
+    """Map a name of `AutoencoderKL` to the class of that name in diffusers."""
+    if name.startswith("loss."):
+        return ()
+    for ours, theirs in AUTOENCODER:
+        name = re.sub(ours, theirs, name)
+    # The decoder's levels count from the finest here, and from the coarsest there.
+    return (re.sub(r"up_blocks\.(\d+)", lambda m: f"up_blocks.{levels - 1 - int(m[1])}", name),)
+
+
+BERT_ENDS = {
+    "token_emb.weight": "model.embed_tokens.weight",
+    "pos_emb.emb.weight": "model.embed_positions.weight",
+    "norm.weight": "model.layer_norm.weight",
+    "norm.bias": "model.layer_norm.bias",
+    "to_logits.weight": "to_logits.weight",
+    "to_logits.bias": "to_logits.bias",
+}
+# By place in the list of layers (attention 0, perceptron 1), then by name in it.
+BERT_LAYER = {
+    (0, "0"): "self_attn_layer_norm",
+    (0, "1.to_q"): "self_attn.q_proj",
+    (0, "1.to_k"): "self_attn.k_proj",
+    (0, "1.to_v"): "self_attn.v_proj",
+    (0, "1.to_out"): "self_attn.out_proj",
+    (1, "0"): "final_layer_norm",
+    (1, "1.net.0.0"): "fc1",
+    (1, "1.net.2"): "fc2",
+}
+
+
+def bert(name: str, _: int) -> tuple[str, ...]:
+    """Map a name of the 1.4B model's text transformer to `LDMBertModel`."""
+    if name in BERT_ENDS:
+        return (BERT_ENDS[name],)
+    found = re.fullmatch(r"attn_layers\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
+    if found is None:
+        return ()
+    layer, place = divmod(int(found[1]), 2)
+    inner = BERT_LAYER.get((place, found[2]))
+    return (f"model.layers.{layer}.{inner}.{found[3]}",) if inner else ()
+
+
+def clip(name: str, _: int) -> tuple[str, ...]:
+    """Map a name of CLIP's text encoder to `CLIPTextModel`: they are the same."""
+    return () if name.endswith("position_ids") else (name,)
+
+
+OPEN_CLIP = {
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "text_projection": "text_projection.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+}
+OPEN_CLIP_LAYER = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "attn.out_proj": "self_attn.out_proj",
+}
+
+
+def open_clip(name: str, _: int) -> tuple[str, ...]:
+    """Map a name of OpenCLIP's text encoder to `CLIPTextModel` (with projection)."""
+    if name in OPEN_CLIP:
+        return (OPEN_CLIP[name],)
+    found = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)[._](weight|bias)", name)
+    if found is None:
+        return ()
+    place = f"text_model.encoder.layers.{found[1]}"
+    if found[2] == "attn.in_proj":
+        return tuple(f"{place}.self_attn.{x}_proj.{found[3]}" for x in "qkv")
+    inner = OPEN_CLIP_LAYER.get(found[2])
+    return (f"{place}.{inner}.{found[3]}",) if inner else ()
+
+
+UNET_PREFIX, AUTOENCODER_PREFIX = "model.diffusion_model.", "first_stage_model."
+_UNET = Part("unet", UNET_PREFIX, unet, "blocks")
+_VAE = Part("vae", AUTOENCODER_PREFIX, autoencoder, "levels")
+_SD = "configs/stable-diffusion"
+FAMILIES = {
+    "ldm": Family(
+        "the 1.4B latent diffusion model",
+        "configs/latent-diffusion/txt2img-1p4B-eval.yaml",
+        "configs/finetune.yaml",
+        (
+            _UNET,
+            Part("vqvae", AUTOENCODER_PREFIX, autoencoder, "levels"),
+            Part("bert", "cond_stage_model.transformer.", bert),
+        ),
+        ("tokenizer",),
+        "LDMTextToImagePipeline",
+    ),
+    "sd1": Family(
+        "Stable Diffusion 1",
+        f"{_SD}/v1-inference.yaml",
+        f"{_SD}/v1-finetune.yaml",
+        (_UNET, _VAE, Part("text_encoder", "cond_stage_model.transformer.", clip)),
+        ("tokenizer",),
+        "StableDiffusionPipeline",
+    ),
+    "sd2": Family(
+        "Stable Diffusion 2",
+        f"{_SD}/v2-inference.yaml",
+        f"{_SD}/v2-finetune.yaml",
+        (_UNET, _VAE, Part("text_encoder", "cond_stage_model.model.", open_clip)),
+        ("tokenizer",),
+        "StableDiffusionPipeline",
+    ),
+    "sd2-v": Family(
+        "Stable Diffusion 2 with v-prediction",
+        f"{_SD}/v2-v-inference.yaml",
+        f"{_SD}/v2-v-finetune.yaml",
+        (_UNET, _VAE, Part("text_encoder", "cond_stage_model.model.", open_clip)),
+        ("tokenizer",),
+        "StableDiffusionPipeline",
+    ),
+    "sdxl": Family(
+        "Stable Diffusion XL",
+        f"{_SD}/xl-inference.yaml",
+        f"{_SD}/xl-finetune.yaml",
+        (
+            _UNET,
+            _VAE,
+            Part("text_encoder", "conditioner.embedders.0.transformer.", clip),
+            Part("text_encoder_2", "conditioner.embedders.1.model.", open_clip),
+        ),
+        ("tokenizer", "tokenizer_2"),
+        "StableDiffusionXLPipeline",
+    ),
+}
+# What tells the text encoders apart, the first that fits; the families are keys of `FAMILIES`.
+TEXT_ENCODERS = {
+    "conditioner.embedders.1.model.": "sdxl",
+    "cond_stage_model.model.": "sd2",
+    "cond_stage_model.transformer.attn_layers.": "ldm",
+    "cond_stage_model.transformer.token_emb.": "ldm",
+    "cond_stage_model.transformer.": "sd1",
+}
+
+
+def family_of(names: Iterable[str]) -> str | None:
+    """Return the family (a key of `FAMILIES`) of published names; None if it is none of them."""
+    names = list(names)
+    for prefix, family in TEXT_ENCODERS.items():
+        if any(name.startswith(prefix) for name in names):
+            return family
+    return None
+
+
+def choose_weights(names: Iterable[str]) -> list[str]:
+    """Return which file names of a component hold its weights; [] if there are none.
+
+    Of several forms one is chosen: safetensors before `.bin`, full before half precision. A form in
+    several files is returned with its index last.
+    """
+    there = set(names)
+    for ending in ENDINGS:
+        for stem in STEMS:
+            if stem + ending in there:
+                return [stem + ending]
+            kind = ending.rpartition(".")[2]
+            index = f"{stem}.{kind}.index{ending.removesuffix(f'.{kind}')}.json"
+            if index in there:
+                parts = [n for n in there if n.startswith(f"{stem}") and n.endswith(f".{kind}")]
+                return [*sorted(n for n in parts if "-of-" in n), index]
+    return []

@@ -1,0 +1,132 @@
+"""The memory of a run: what the activations of a step take, and whether they fit."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.encoders.modules import TextEncoder
+
+log = logging.getLogger(__name__)
+
+# Work space of a step beside what the backward pass needs, as a share of it.
+WORK_SPACE = 0.3
+# Share of the free memory that a run may fill.
+USABLE = 0.85
+
+
+def kept_bytes(network: nn.Module, *inputs: Any, **named: Any) -> int:
+    """Return the bytes that the backward pass of a call needs beside the weights.
+
+    The call runs on torch's meta device, so it computes nothing and takes no memory.
+    """
+    own = [*network.named_parameters(), *network.named_buffers()]
+    weights = {name: torch.empty_like(tensor, device="meta") for name, tensor in own}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        torch.func.functional_call(network, weights, inputs, named)
+    for weight in weights.values():
+        kept.pop(weight.untyped_storage()._cdata, None)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def activation_bytes(model: LatentDiffusion, images: int) -> int:
+    """Return the bytes of the activations of a training step: U-Net and text encoder."""
+    network, encoder = model.model.diffusion_model, model.cond_stage_model
+    side = model.image_size
+    height, width = (side, side) if isinstance(side, int) else side
+    meta: dict[str, Any] = {"device": "meta", "dtype": next(network.parameters()).dtype}
+    named: dict[str, Tensor] = {}
+    if network.context_dim is not None:
+        shape = images, getattr(encoder, "max_length", 77), network.context_dim
+        named["context"] = torch.empty(shape, **meta, requires_grad=True)
+    if network.num_classes == "sequential":
+        named["y"] = torch.empty(images, network.label_emb[0][0].in_features, **meta)
+    x = torch.empty(images, network.in_channels, height, width, **meta)
+    x.requires_grad_(model.trains_model)
+    total = kept_bytes(network, x, torch.empty(images, device="meta"), **named)
+    if isinstance(encoder, TextEncoder) and model.embedding_manager is not None:
+        ids = torch.zeros(images, encoder.max_length, dtype=torch.int64, device="meta")
+        total += kept_bytes(encoder, ids, lambda _, vectors: vectors.requires_grad_())
+    return total
+
+
+def free_bytes(device: str) -> int | None:
+    """Return the free memory of a device; None where it cannot be found out."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        kib = {name: value.split()[0] for name, _, value in (line.partition(":") for line in lines)}
+        free = 1024 * int(kib["MemAvailable"])
+    except (OSError, KeyError, ValueError):
+        return None
+    return min(free, *_of_container(free))
+
+
+def _of_container(free: int) -> list[int]:
+    """Return what a container's limit leaves, with `free` itself where there is no limit."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (
+            int((root / f"memory.{name}").read_text(encoding="ascii"))
+            for name in ("max", "current")
+        )
+    except (OSError, ValueError):
+        return [free]
+    return [free, limit - used]
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Return the bytes of a model's weights, and of gradients and optimizer of trained ones."""
+    return sum(p.nbytes * (4 if p.requires_grad else 1) for p in model.parameters())
+
+
+def choose_checkpointing(model: pl.LightningModule, images: int, device: str) -> None:
+    """With `use_checkpoint: auto`, keep activations if they fit into memory; say which.
+
+    Args:
+        model: not yet on a GPU; on a CPU its weights may still lie in their file.
+        images: in a micro-batch.
+        device: where the model will be trained.
+    """
+    if not isinstance(model, LatentDiffusion):
+        return
+    network = model.model.diffusion_model
+    if getattr(network, "use_checkpoint", None) != "auto":
+        return
+    needed, free = round(activation_bytes(model, images) * (1 + WORK_SPACE)), free_bytes(device)
+    room = None if free is None else round(USABLE * free) - weight_bytes(model)
+    keep = room is not None and needed <= room
+    for module in network.modules():
+        if isinstance(getattr(module, "use_checkpoint", None), bool):
+            module.use_checkpoint = not keep
+    there = "free memory unknown" if room is None else f"{max(room, 0) / 1e9:.1f} GB are free"
+    log.info(
+        f"activations are {'kept' if keep else 'computed again in the backward pass'}: those of "
+        f"{images} images take {needed / 1e9:.1f} GB, {there} beside the weights"
+    )
+
+
+def what_fits(model: pl.LightningModule, images: int, device: str) -> str:
+    """Return advice for a micro-batch of `images` images that did not fit into memory."""
+    if not isinstance(model, LatentDiffusion):
+        return "lower data.params.batch_size"
+    total = torch.cuda.get_device_properties(device).total_memory
+    each = activation_bytes(model, images) * (1 + WORK_SPACE) / images
+    most = int((USABLE * total - weight_bytes(model)) / each)
+    recomputing = "model.params.unet_config.params.use_checkpoint=true"
+    if 1 <= most < images:
+        return f"data.params.batch_size={most} should fit (lightning.images_per_step accumulates)"
+    return f"set {recomputing}, data.params.batch_size=1 or --precision bf16"
