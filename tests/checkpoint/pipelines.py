@@ -87,9 +87,12 @@ def ldm(folder):
 
 
 def clip_tokenizer(folder, pad_token="<|endoftext|>"):
-    """Build CLIP's tokenizer with a vocabulary of letters."""
+    """Build CLIP's tokenizer with a vocabulary of letters; "!" is id 0, as in CLIP's."""
     folder.mkdir(parents=True, exist_ok=True)
     write_clip(folder)
+    words = json.loads((folder / "vocab.json").read_text())
+    shifted = {"!": 0, **{word: i + 1 for word, i in words.items()}}
+    (folder / "vocab.json").write_text(json.dumps(shifted))
     return CLIPTokenizer(
         str(folder / "vocab.json"),
         str(folder / "merges.txt"),
@@ -114,22 +117,40 @@ def clip_config(tokenizer, **more):
     )
 
 
-def sd1(folder):
-    """Build Stable Diffusion 1's pipeline at tiny size."""
-    tokenizer = clip_tokenizer(folder)
+def stable_diffusion(tokenizer, network, text, **schedule):
+    """Build a pipeline of Stable Diffusion at tiny size."""
     return StableDiffusionPipeline(
         vae=autoencoder(),
-        text_encoder=randomize(CLIPTextModel(clip_config(tokenizer)), 3).eval(),
+        text_encoder=randomize(CLIPTextModel(text), 3).eval(),
         tokenizer=tokenizer,
-        unet=unet(32),
-        scheduler=DDIMScheduler(**SCHEDULE),
+        unet=network,
+        scheduler=DDIMScheduler(**SCHEDULE, **schedule),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
 
 
-PIPELINES = {"ldm": ldm, "sd1": sd1}
+def sd1(folder):
+    """Build Stable Diffusion 1's pipeline at tiny size."""
+    tokenizer = clip_tokenizer(folder)
+    return stable_diffusion(tokenizer, unet(32), clip_config(tokenizer))
+
+
+def sd2(folder, prediction="epsilon"):
+    """Build Stable Diffusion 2's pipeline at tiny size."""
+    tokenizer = clip_tokenizer(folder, "!")
+    network = unet(32, attention_head_dim=(2, 4, 4), use_linear_projection=True)
+    text = clip_config(tokenizer, hidden_act="gelu")
+    return stable_diffusion(tokenizer, network, text, prediction_type=prediction)
+
+
+def sd2_v(folder):
+    """Build Stable Diffusion 2's pipeline with v-prediction at tiny size."""
+    return sd2(folder, "v_prediction")
+
+
+PIPELINES = {"ldm": ldm, "sd1": sd1, "sd2": sd2, "sd2-v": sd2_v}
 
 
 def write_as_published(pipeline, folder):
