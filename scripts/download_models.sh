@@ -7,6 +7,8 @@ set -euo pipefail
 MODEL_URL=${MODEL_URL:-https://ommer-lab.com/files/latent-diffusion/nitro/txt2img-f8-large/model.ckpt}
 # The tensors alone take 6,151,841,556 bytes: anything shorter is not the whole file.
 MODEL_MIN_BYTES=${MODEL_MIN_BYTES:-6151841556}
+# The same weights, taken where MODEL_URL fails.
+MODEL_HUB=${MODEL_HUB:-CompVis/ldm-text2im-large-256}
 VOCAB_URL=${VOCAB_URL:-https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt}
 VOCAB_MD5=${VOCAB_MD5:-64800d5d8528ce344256daf115d4965e}
 CLIP_URL=${CLIP_URL:-https://huggingface.co/openai/clip-vit-large-patch14/resolve/main}
@@ -16,12 +18,13 @@ usage() {
 usage: scripts/download_models.sh [--root DIR] [vocabulary] [model] [clip]
 
   vocabulary   BERT's WordPiece vocabulary, 0.2 MB, MD5 verified
-  model        the 1.4B latent diffusion model, 6.2 GB; resumed where it was interrupted
+  model        the 1.4B latent diffusion model, 6.2 GB; resumed where it was interrupted. If its
+               link fails, the same weights come from the Hugging Face Hub and are converted
   clip         CLIP's vocabulary, 1.5 MB, for Stable Diffusion checkpoints
 
 Without a name: vocabulary and model. Files go to models/ldm/ under DIR (the project's folder).
 
-No checksum of model.ckpt was ever published. Its size and contents are verified, and its SHA-256
+No checksum of model.ckpt was ever published. Its names and shapes are verified, and its SHA-256
 is written beside it, so that a later run, or another machine, can tell whether the file is the same.
 TEXT
 }
@@ -96,29 +99,49 @@ clip() {
 }
 
 model() {
-    local file="$root/models/ldm/text2img-large/model.ckpt" size
+    local file="$root/models/ldm/text2img-large/model.ckpt"
     if [ ! -f "$file" ]; then
-        fetch "$MODEL_URL" "$file"
-        size=$(wc -c <"$file.part")
-        if [ "$(head -c 2 "$file.part")" != PK ]; then
-            rm -f "$file.part"
-            fail "$MODEL_URL gave a file of $size bytes that is no checkpoint"
-        fi
-        [ "$size" -ge "$MODEL_MIN_BYTES" ] ||
-            fail "$file.part has $size bytes of at least $MODEL_MIN_BYTES: run this again to go on"
-        mv "$file.part" "$file"
+        from_first_link "$file" || from_hub "$file"
     fi
     check_contents "$file"
     verify_recorded "$file"
 }
 
-check_contents() { # check_contents FILE: the loader says which model it is
-    local python=${PYTHON:-$project/.venv/bin/python}
-    if ! "$python" -c 'import ldm.checkpoint.loading' 2>/dev/null; then
+from_first_link() { # from_first_link FILE: 1 if the link gives no model; an interruption is an error
+    local size
+    if ! (fetch "$MODEL_URL" "$1"); then
+        [ ! -s "$1.part" ] || exit 1
+        rm -f "$1.part"
+        return 1
+    fi
+    size=$(wc -c <"$1.part")
+    if [ "$(head -c 2 "$1.part")" != PK ]; then
+        rm -f "$1.part"
+        echo "$MODEL_URL gave a file of $size bytes that is no checkpoint" >&2
+        return 1
+    fi
+    [ "$size" -ge "$MODEL_MIN_BYTES" ] ||
+        fail "$1.part has $size bytes of at least $MODEL_MIN_BYTES: run this again to go on"
+    mv "$1.part" "$1"
+}
+
+from_hub() { # from_hub FILE: the same weights from the Hugging Face Hub, under the file's names
+    echo "the first link fails: fetching $MODEL_HUB from the Hugging Face Hub"
+    installed || fail "converting it needs the project's Python: run make env first"
+    "$python" "$project/scripts/convert_model.py" "$MODEL_HUB" "$1" || exit 1
+}
+
+installed() { # whether the project's Python is there
+    "$python" -c 'import ldm.checkpoint.convert' 2>/dev/null
+}
+
+check_contents() { # check_contents FILE: which model it is, and its names and shapes
+    if ! installed; then
         echo "$1: contents not looked into, because the project is not installed (make env)"
         return
     fi
-    "$python" - "$1" <<'PYTHON' || exit 1
+    "$python" - "$1" "$MODEL_NAMES" <<'PYTHON' || exit 1
+import gzip
 import sys
 
 from ldm.checkpoint.loading import read_state_dict
@@ -127,10 +150,19 @@ from ldm.util import UserError, cli_main
 
 
 def check() -> None:
-    found = describe(read_state_dict(sys.argv[1]))
+    path, listing = sys.argv[1:]
+    state = read_state_dict(path)
+    found = describe(state)
     if not found.startswith("latent diffusion with a BERT text encoder, context 1280"):
-        raise UserError(f"{sys.argv[1]}: not the 1.4B model but {found}; delete it")
-    print(f"{sys.argv[1]}: {found}")
+        raise UserError(f"{path}: not the 1.4B model but {found}; delete it")
+    with gzip.open(listing, "rt") as file:
+        rows = [line.split("\t")[:2] for line in file.read().splitlines()[1:]]
+    shapes = {name: ",".join(map(str, value.shape)) for name, value in state.items()}
+    wrong = [name for name, shape in rows if shapes.get(name) != shape]
+    if wrong:
+        raise UserError(f"{path}: {len(wrong)} of {len(rows)} entries are missing or have another "
+                        f"shape, such as {wrong[0]}; delete it")
+    print(f"{path}: {found}; {len(rows)} names and shapes as published")
 
 
 cli_main(check)
@@ -139,6 +171,8 @@ PYTHON
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 root=$project
+python=${PYTHON:-$project/.venv/bin/python}
+MODEL_NAMES=${MODEL_NAMES:-$project/tests/data/txt2img-1p4B.tsv.gz}
 wanted=()
 while [ $# -gt 0 ]; do
     case $1 in

@@ -82,8 +82,10 @@ class Family:
         for part in self.parts:
             if name.startswith(part.prefix):
                 names = part.rule(name.removeprefix(part.prefix), sizes.get(part.size, 0))
-                transposed = name.endswith(".text_projection")
-                return Entry(part.component, names, transposed) if names else None
+                projects = name.endswith(".text_projection")  # only SDXL's folder has it
+                if not names or (projects and part.component == "text_encoder"):
+                    return None
+                return Entry(part.component, names, projects)
         return None
 
 

@@ -32,6 +32,9 @@ SCHEDULE = {
 }
 
 
+SIZES = {"ldm": 32}  # widths of the text
+
+
 def unet(context, **more):
     """Build a U-Net of three levels, the last without attention."""
     options = {
@@ -69,16 +72,16 @@ def ldm(folder):
     config = LDMBertConfig(
         vocab_size=len(VOCABULARY),
         encoder_layers=2,
-        encoder_ffn_dim=128,
+        encoder_ffn_dim=4 * SIZES["ldm"],
         encoder_attention_heads=4,
         head_dim=8,
-        d_model=32,
+        d_model=SIZES["ldm"],
     )
     return LDMTextToImagePipeline(
         vqvae=autoencoder(),
         bert=randomize(LDMBertModel(config), 3).eval(),
         tokenizer=BertTokenizer(str(folder / "vocab.txt"), model_max_length=77),
-        unet=unet(32),
+        unet=unet(SIZES["ldm"]),
         scheduler=DDIMScheduler(**SCHEDULE),
     )
 
@@ -126,7 +129,7 @@ def sd1(folder):
     )
 
 
-PIPELINES = {"ldm": ldm}
+PIPELINES = {"ldm": ldm, "sd1": sd1}
 
 
 def write_as_published(pipeline, folder):

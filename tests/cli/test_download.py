@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import shutil
@@ -115,6 +116,51 @@ def test_another_model_is_refused(web, tmp_path):
     result = download(tmp_path, "model", **whole_model(web, 768), **python)
     assert result.returncode == 1
     assert "not the 1.4B model but latent diffusion" in result.stderr
+
+
+def test_the_hub_serves_where_the_first_link_fails(tmp_path, monkeypatch):
+    """From a local Hub cache, with the network off."""
+    from tests.checkpoint.pipelines import SIZES, ldm, write_as_published
+
+    monkeypatch.setitem(SIZES, "ldm", 1280)
+    place = tmp_path / "hub" / "models--CompVis--ldm-text2im-large-256"
+    write_as_published(ldm(tmp_path / "vocabulary"), place / "snapshots" / ("0" * 40))
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0" * 40)
+    settings = {
+        "MODEL_URL": (tmp_path / "gone.ckpt").as_uri(),
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(SCRIPT.parents[1]),
+    }
+    # The names are compared with the published ones, which have other sizes.
+    result = download(tmp_path, "model", **settings)
+    assert result.returncode == 1
+    assert "entries are missing or have another shape" in result.stderr
+    file = tmp_path / "project/models/ldm/text2img-large/model.ckpt"
+    state = torch.load(file, weights_only=True)["state_dict"]
+    rows = [f"{n}\t{','.join(map(str, v.shape))}\tfloat32" for n, v in state.items()]
+    listing = tmp_path / "names.tsv.gz"
+    listing.write_bytes(gzip.compress("\n".join(["name\tshape\tdtype", *rows]).encode()))
+    result = download(tmp_path, "model", **settings, MODEL_NAMES=str(listing))
+    assert result.returncode == 0, result.stderr
+    assert f"{len(rows)} names and shapes as published" in result.stdout
+
+
+def test_without_a_link_and_without_the_hub(tmp_path):
+    settings = {
+        "MODEL_URL": (tmp_path / "gone.ckpt").as_uri(),
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(SCRIPT.parents[1]),
+    }
+    result = download(tmp_path, "model", **settings, PYTHON=sys.executable)
+    assert result.returncode == 1
+    assert "the Hub cannot be reached" in result.stderr
+    assert "Traceback" not in result.stderr
+    result = download(tmp_path, "model", **settings, PYTHON="/absent/python")
+    assert "error: converting it needs the project's Python" in result.stderr
 
 
 def test_files_without_a_published_checksum_must_stay_what_they_were(web, tmp_path):

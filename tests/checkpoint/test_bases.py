@@ -1,0 +1,166 @@
+"""Which base a file or folder is: from its entries, its metadata, its name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ldm.checkpoint import loading
+from ldm.checkpoint.bases import Base, recognize
+from ldm.checkpoint.folder_config import shipped_config
+from ldm.inference import load_model
+from ldm.util import UserError
+from tests.checkpoint.pipelines import ldm, sd1
+
+FIRST = "model.diffusion_model.input_blocks.0.0.weight"
+UNET = {
+    FIRST: (320, 4, 3, 3),
+    "first_stage_model.quant_conv.weight": (8, 8, 1, 1),
+}
+TEXT = {
+    "ldm": "cond_stage_model.transformer.token_emb.weight",
+    "sd1": "cond_stage_model.transformer.text_model.final_layer_norm.weight",
+    "sd2": "cond_stage_model.model.ln_final.weight",
+}
+SD = {**UNET, TEXT["sd1"]: (2,)}
+
+
+def write(path, entries, **metadata):
+    save_file({n: torch.zeros(s) for n, s in entries.items()}, path, metadata=metadata or None)
+    return path
+
+
+@pytest.mark.parametrize("family", ["ldm", "sd1"])
+def test_the_entries_decide(family, tmp_path):
+    base = recognize(write(tmp_path / "a.safetensors", {**UNET, TEXT[family]: (2,)}))
+    assert base.family == family
+    assert "personalization_config" not in base.config.model.params
+    assert not base.undecided
+
+
+def test_a_configuration_beside_the_file_decides_first(tiny, tmp_path):
+    shutil.copy(tiny.checkpoint, tmp_path / "mine.safetensors")
+    shutil.copy(tiny.config, tmp_path / "mine.yaml")
+    base = recognize(tmp_path / "mine.safetensors")
+    assert base.family == "ldm"
+    assert base.config.model.params.unet_config.params.model_channels == 32
+
+
+@pytest.mark.parametrize(
+    ("entries", "says"),
+    [
+        ({**UNET, "model.diffusion_model.input_blocks.0.0.weight": (320, 9, 3, 3)}, "inpainting"),
+        (
+            {**UNET, "model.diffusion_model.input_blocks.0.0.weight": (8, 8, 3, 3)},
+            "InstructPix2Pix",
+        ),
+        ({"model.diffusion_model.double_blocks.0.img_attn.norm": (8,)}, "FLUX or SD 3"),
+        ({"model.diffusion_model.joint_blocks.0.x": (8,)}, "FLUX or SD 3"),
+        ({"lora_te_text_model_encoder.lora_down.weight": (8, 8)}, "a LoRA"),
+        ({"control_model.zero_convs.0.0.weight": (8,)}, "a ControlNet"),
+        ({"encoder.conv_in.weight": (8, 3, 3, 3)}, "an autoencoder alone"),
+        ({**UNET, "conditioner.embedders.0.model.x": (8,)}, "the refiner of Stable Diffusion XL"),
+        ({**UNET}, "a diffusion model without text encoder"),
+    ],
+)
+def test_what_is_not_supported_is_named_in_one_line(tmp_path, entries, says):
+    path = write(tmp_path / "a.safetensors", entries)
+    with pytest.raises(UserError, match=says) as caught:
+        load_model(path)
+    assert "supported are LDM-1.4B, Stable Diffusion 1 and 2, and SDXL" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    sd1(tmp_path / "vocabulary").save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def change(path, **facts):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
+
+
+@pytest.mark.parametrize(
+    ("file", "facts", "says"),
+    [
+        ("unet/config.json", {"in_channels": 9}, r"an inpainting model \(9 channels\)"),
+        ("unet/config.json", {"act_fn": "gelu"}, "act_fn 'gelu' is not supported"),
+        ("unet/config.json", {"attention_head_dim": [2, 2, 4]}, "heads of several sizes"),
+        ("vae/config.json", {"_class_name": "AutoencoderTiny"}, "AutoencoderTiny is not supported"),
+        ("model_index.json", {"transformer": ["diffusers", "x"]}, "such as Stable Diffusion 3"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "x"}, "'x' is not supported"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "'flow' is not supported"),
+    ],
+)
+def test_folders_that_are_not_supported(folder, file, facts, says):
+    change(folder / file, **facts)
+    with pytest.raises(UserError, match=says) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder", "tokenizer"])
+def test_a_folder_that_lacks_a_component(folder, component):
+    shutil.rmtree(folder / component)
+    with pytest.raises(UserError, match=rf"lacks.* {component}|{component} lacks|lacks config"):
+        load_model(folder)
+
+
+def test_a_component_without_weights_or_with_a_damaged_file(folder):
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:1000])
+    with pytest.raises(UserError, match=r"truncated|damaged"):
+        load_model(folder)
+    weights.unlink()
+    with pytest.raises(UserError, match="unet has no weights"):
+        load_model(folder)
+    (folder / "vae" / "config.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        load_model(folder)
+    with pytest.raises(UserError, match="unet is one component of a model"):
+        load_model(folder / "unet")
+
+
+def test_weights_in_several_files(tmp_path):
+    pipeline = sd1(tmp_path / "vocabulary")
+    pipeline.save_pretrained(tmp_path / "base", max_shard_size="60KB")
+    assert (tmp_path / "base/unet/diffusion_pytorch_model.safetensors.index.json").is_file()
+    model = load_model(tmp_path / "base")
+    found = dict(model.model.diffusion_model.named_parameters())["out.2.weight"]
+    assert torch.equal(found, pipeline.unet.conv_out.weight)
+
+
+def test_a_vocabulary_that_does_not_fit(tmp_path):
+    ldm(tmp_path / "vocabulary").save_pretrained(tmp_path / "base")
+    vocabulary = tmp_path / "base" / "tokenizer"
+    shutil.rmtree(vocabulary)
+    vocabulary.mkdir()
+    (vocabulary / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", *map(str, range(900))]))
+    with pytest.raises(UserError, match=r"tokenizer .* entries, more than vocab_size"):
+        load_model(tmp_path / "base")
+
+
+@pytest.mark.parametrize(("turned", "is_v"), [(1.0, False), (0.05, True), (-1.0, True)])
+def test_an_evaluation_at_the_last_timestep_tells_v_from_noise(monkeypatch, turned, is_v):
+    network = SimpleNamespace(context_dim=8)
+
+    class Wrapper:
+        diffusion_model = network
+
+        def __call__(self, x, t, c_crossattn):
+            assert t.tolist() == [999]
+            assert c_crossattn[0].shape == (1, 77, 8)
+            other = torch.randn(x.shape, generator=torch.Generator().manual_seed(4))
+            return turned * x + 0.3 * other
+
+    model = SimpleNamespace(channels=4, num_timesteps=1000, model=Wrapper())
+    monkeypatch.setattr(loading, "_load_base", lambda *_: model)
+    base = Base(None, "sd2", shipped_config("sd1"), "", True)
+    assert loading._predicts_v(base) == is_v
