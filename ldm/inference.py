@@ -207,8 +207,14 @@ def negative_conditioning(model: Any, sampling: Sampling, b: int) -> Conditionin
     """Return the negative prompt's conditioning for b samples; None without guidance."""
     if sampling.scale == 1:
         return None
-    conditioning: Conditioning = model.get_learned_conditioning([sampling.negative_prompt] * b)
-    return conditioning
+    return _conditioning(model, [sampling.negative_prompt] * b, sampling)
+
+
+def _conditioning(model: Any, texts: Sequence[str], sampling: Sampling) -> Conditioning:
+    """Encode texts for images of the settings' size."""
+    _, height, width = latent_shape(model, sampling.height, sampling.width)
+    factor = model.first_stage_downsampling
+    return model.get_learned_conditioning(list(texts), size=(height * factor, width * factor))
 
 
 def sample_latents(
@@ -235,7 +241,7 @@ def sample_latents(
         S=sampling.steps,
         batch_size=len(seeds),
         shape=shape,
-        conditioning=model.get_learned_conditioning(list(prompts)),
+        conditioning=_conditioning(model, prompts, sampling),
         eta=sampling.eta,
         unconditional_guidance_scale=sampling.scale,
         unconditional_conditioning=negative,

@@ -33,12 +33,23 @@ class CLIPTextEncoder(TextEncoder):
         layers: number of blocks.
         layer: the block that conditions, `last` or `penultimate`.
         max_length: tokens in a row.
+        vocab_size: rows of the token table.
+
+    Raises:
+        UserError: the tokenizer has more entries than the token table.
     """
 
-    def __init__(self, tokenizer: str, layers: int, layer: str, max_length: int) -> None:
+    def __init__(
+        self, tokenizer: str, layers: int, layer: str, max_length: int, vocab_size: int
+    ) -> None:
         if layer not in LAYERS:
             raise ValueError(f"layer must be one of {', '.join(LAYERS)}, got {layer!r}")
         super().__init__(load_tokenizer("CLIPTokenizerFast", tokenizer))
+        if len(self.tokenizer) > vocab_size:
+            raise UserError(
+                f"tokenizer {tokenizer!r} has {len(self.tokenizer)} entries, "
+                f"more than vocab_size {vocab_size}"
+            )
         self.layers, self.layer, self.max_length = layers, layer, max_length
 
     def freeze(self) -> None:
@@ -113,7 +124,7 @@ class FrozenCLIPEmbedder(CLIPTextEncoder):
         layer: str = "last",
         final_norm: bool = True,
     ) -> None:
-        super().__init__(tokenizer or version, layers, layer, max_length)
+        super().__init__(tokenizer or version, layers, layer, max_length, vocab_size)
         from transformers import CLIPTextConfig, CLIPTextModel
 
         self.width, self.final_norm = width, final_norm
@@ -275,7 +286,7 @@ class FrozenOpenCLIPEmbedder(CLIPTextEncoder):
             raise ValueError(f"arch must be one of {', '.join(ARCHITECTURES)}, got {arch!r}")
         sizes = zip((width, layers, heads), ARCHITECTURES[arch], strict=True)
         self_width, self_layers, self_heads = (own if own else default for own, default in sizes)
-        super().__init__(tokenizer, self_layers, layer, max_length)
+        super().__init__(tokenizer, self_layers, layer, max_length, vocab_size)
         self.width, self.final_norm = self_width, final_norm
         self.model = OpenCLIPText(self_width, self_layers, self_heads, vocab_size, max_length)
         self.freeze()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ldm.modules.encoders.base import AbstractEncoder, TextEncoder
 from ldm.modules.encoders.clip import FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder
 from ldm.modules.encoders.vocabulary import load_tokenizer
+from ldm.modules.encoders.xl import FrozenXLEmbedder
 from ldm.modules.x_transformer import EmbeddingHook, Encoder, TransformerWrapper
 from ldm.util import UserError
 
@@ -24,6 +25,7 @@ __all__ = [
     "ClassEmbedder",
     "FrozenCLIPEmbedder",
     "FrozenOpenCLIPEmbedder",
+    "FrozenXLEmbedder",
     "SpatialRescaler",
     "TextEncoder",
 ]
