@@ -10,13 +10,20 @@ from diffusers import (
     DDIMScheduler,
     LDMTextToImagePipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (
     LDMBertConfig,
     LDMBertModel,
 )
-from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    BertTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from tests.conftest import VOCABULARY
 from tests.modules.vocabularies import write_clip
@@ -150,7 +157,37 @@ def sd2_v(folder):
     return sd2(folder, "v_prediction")
 
 
-PIPELINES = {"ldm": ldm, "sd1": sd1, "sd2": sd2, "sd2-v": sd2_v}
+def sdxl(folder):
+    """Build Stable Diffusion XL's pipeline at tiny size."""
+    tokenizer = clip_tokenizer(folder)
+    second = clip_config(
+        tokenizer, hidden_act="gelu", hidden_size=16, intermediate_size=64, projection_dim=16
+    )
+    network = unet(
+        48,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4, 4),
+        use_linear_projection=True,
+        transformer_layers_per_block=(1, 2, 3),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=16 + 6 * 8,
+    )
+    return StableDiffusionXLPipeline(
+        vae=autoencoder(scaling_factor=0.13025),
+        text_encoder=randomize(CLIPTextModel(clip_config(tokenizer)), 3).eval(),
+        text_encoder_2=randomize(CLIPTextModelWithProjection(second), 4).eval(),
+        tokenizer=tokenizer,
+        tokenizer_2=clip_tokenizer(folder / "second", "!"),
+        unet=network,
+        scheduler=DDIMScheduler(**SCHEDULE),
+        add_watermarker=False,
+        force_zeros_for_empty_prompt=False,
+    )
+
+
+PIPELINES = {"ldm": ldm, "sd1": sd1, "sd2": sd2, "sd2-v": sd2_v, "sdxl": sdxl}
 
 
 def write_as_published(pipeline, folder):

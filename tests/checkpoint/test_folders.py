@@ -48,22 +48,27 @@ def relative(found, wanted):
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
-def text_states(pipeline, family, prompt):
+def text_states(pipeline, family):
+    """Return diffusers' text vectors, and what its U-Net takes beside them."""
+    if family == "sdxl":
+        states, _, pooled, _ = pipeline.encode_prompt(PROMPT, do_classifier_free_guidance=False)
+        numbers = torch.tensor([[64.0, 64, 0, 0, 64, 64]])
+        return states, {"text_embeds": pooled, "time_ids": numbers}
     ids = pipeline.tokenizer(
-        [prompt], padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+        [PROMPT], padding="max_length", max_length=77, truncation=True, return_tensors="pt"
     ).input_ids
     encoder = pipeline.bert if family == "ldm" else pipeline.text_encoder
-    return encoder(ids)[0]
+    return encoder(ids)[0], None
 
 
 @torch.no_grad()
 def test_each_part_equals_the_pipelines(model, pipeline, family):
-    wanted = text_states(pipeline, family, PROMPT)
-    condition = model.get_learned_conditioning([PROMPT])
-    assert relative(condition, wanted) < 1e-4
+    states, added = text_states(pipeline, family)
+    condition = model.model.conditions(model.get_learned_conditioning([PROMPT]))
+    assert relative(condition["c_crossattn"][0], states) < 1e-4
     x, t = seeded_noise([3])(0, (1, 4, 8, 8)), torch.tensor([500])
-    wanted = pipeline.unet(x, t, encoder_hidden_states=wanted).sample
-    assert relative(model.model(x, t, c_crossattn=[condition]), wanted) < 1e-4
+    wanted = pipeline.unet(x, t, encoder_hidden_states=states, added_cond_kwargs=added).sample
+    assert relative(model.model(x, t, **condition), wanted) < 1e-4
     assert model.parameterization == ("v" if family == "sd2-v" else "eps")
     vae = getattr(pipeline, "vae", None) or pipeline.vqvae
     assert relative(model.first_stage_model.decode(x), vae.decode(x).sample) < 1e-4
