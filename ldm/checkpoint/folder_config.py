@@ -237,12 +237,18 @@ def _clip_params(facts: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def _set_encoders(config: DictConfig, folder: Path, family: Family) -> None:
     """Set the sizes and the vocabulary of the text encoder, in place."""
     params: dict[str, Any] = {"tokenizer": str((folder / "tokenizer").absolute())}
-    place = folder / family.parts[2].component
-    facts = read_json(place / "config.json")
+    places = [folder / part.component for part in family.parts[2:]]
+    facts = [read_json(place / "config.json") for place in places]
     if family is FAMILIES["ldm"]:
-        params |= _bert_params(facts)
+        params |= _bert_params(facts[0])
+    elif family is FAMILIES["sdxl"]:
+        names = ("clip_l", "clip_g")
+        sizes = [_clip_params(*pair) for pair in zip(facts, places, strict=True)]
+        params |= dict(zip(names, sizes, strict=True))
+        unet = read_json(folder / "unet" / "config.json")
+        params["size_width"] = unet.get("addition_time_embed_dim", 256)
     else:
-        params |= _clip_params(facts, place)
+        params |= _clip_params(facts[0], places[0])
     if family in (FAMILIES["sd2"], FAMILIES["sd2-v"]):
         # The folder leaves out the last block, which conditions nothing.
         params["layer"] = "last"
