@@ -59,8 +59,8 @@ format: env  ## mend what ruff can mend
 demo: env  ## learn a word with the miniature model and draw it: outputs/demo/index.html
 	$(BIN)/python scripts/demo.py $(DEMO_ARGS)
 
-benchmark: env  ## this implementation's ratios: caching, sdpa, precision
-	$(BIN)/python scripts/benchmark.py $(BENCHMARK_ARGS)
+benchmark: env  ## speed and memory beside diffusers and the original's way: docs/performance.md
+	$(BIN)/python scripts/benchmark.py --page docs/performance.md $(BENCHMARK_ARGS)
 
 miniature: env  ## train the miniature model from nothing (hours; resumable)
 	$(BIN)/python scripts/miniature/train.py $(MINIATURE_ARGS)

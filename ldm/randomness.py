@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     MIXTURE = 13
     PASTING = 14
     NAME = 15
+    STRATUM = 16
 
 
 def generator(seed: int, sample: int, purpose: Purpose) -> np.random.Generator:

@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ldm.training.config import load
 
     try:
+        if len(options.data_roots) > 1:
+            from ldm.training.many import learn_many
+
+            return learn_many(options)
         config = load(options)  # mistakes in files show before the heavy imports
         from ldm.training.stages import run_stages
 

@@ -20,6 +20,9 @@ EXAMPLES = """examples:
   one of the paper's variants (configs/variants): pivotal tuning, two vectors, a style, ...
     python main.py --base configs/finetune.yaml --variant pivotal -t --data_root DIR \\
         --init_word cat --model models/ldm/text2img-large/model.ckpt
+  independent words of several folders in one run, each as if it were alone:
+    python main.py --model models/miniature -t --variant fast --data_root A B C \\
+        --init_word cat dog cup
   go on with an interrupted run:
     python main.py -t --resume logs/DIR2026-01-31T12-00-00_finetune
   change any entry of the configuration:
@@ -113,7 +116,13 @@ def _add_folder(parser: argparse.ArgumentParser) -> None:
 
 def _add_word(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("learning a word")
-    group.add_argument("--data_root", metavar="DIR", default="", help="folder of training images")
+    group.add_argument(
+        "--data_root",
+        nargs="+",
+        metavar="DIR",
+        default=[],
+        help="folder of training images; several folders teach independent words in one run",
+    )
     group.add_argument(
         "--second_root", metavar="DIR", default="", help="of the second word's (variant joint)"
     )
@@ -166,7 +175,7 @@ def _part(argv: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[st
     """Return (the rest, the overrides); what an option needs as its value is no override."""
     needing = {
         name for action in parser._actions if action.nargs is None for name in action.option_strings
-    }
+    } | {"--data_root"}
     rest: list[str] = []
     overrides: list[str] = []
     for before, text in zip(["", *argv], argv, strict=False):
@@ -187,4 +196,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if text.startswith("-") or "=" not in text:
             raise UserError(f"unknown argument {text!r}: see --help; overrides are written a.b=c")
     options.overrides = [*overrides, *strangers]
+    options.data_roots = options.data_root
+    options.data_root = options.data_roots[0] if options.data_roots else ""
     return options

@@ -143,7 +143,7 @@ def _new_folder(options: argparse.Namespace, sections: DictConfig, data_name: st
     return Path(options.logdir) / options.project / stem
 
 
-def _stage(
+def stage_of(
     sections: DictConfig, options: argparse.Namespace, folder: Path, checkpoint: Path | None
 ) -> RunConfig:
     """Return the checked configuration of one stage."""
@@ -196,10 +196,10 @@ def load(argv: Sequence[str] | argparse.Namespace | None = None) -> RunConfig:
         folder = Path(os.environ[FOLDER_VARIABLE])
     folder = folder or _new_folder(options, sections, sections.run.get("data_name", ""))
     later = _second_sections(sections) if sections.get("second_stage") is not None else None
-    config = _stage(sections, options, folder, checkpoint)
+    config = stage_of(sections, options, folder, checkpoint)
     if later is None:
         return config
     try:
-        return replace(config, second=_stage(later, options, folder / SECOND_STAGE, None))
+        return replace(config, second=stage_of(later, options, folder / SECOND_STAGE, None))
     except UserError as error:
         raise UserError(f"second stage: {error}") from error

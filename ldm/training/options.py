@@ -20,6 +20,7 @@ class RunOptions:
         half_difference: store the weight delta in half precision.
         tf32: faster, coarser float32 products on a GPU.
         data_name: begins the log folder's name.
+        placeholder: of each word in its own file, where several are learned at once.
     """
 
     seed: int = 23
@@ -30,6 +31,7 @@ class RunOptions:
     half_difference: bool = True
     tf32: bool = False
     data_name: str = ""
+    placeholder: str = "*"
 
     def __post_init__(self) -> None:
         """Raise UserError for a number out of range."""

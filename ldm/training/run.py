@@ -25,6 +25,7 @@ from ldm.training.checks import check_captions, check_captions_early, check_keys
 from ldm.training.class_images import device_of, with_class_images
 from ldm.training.config import DATE, FOLDER_VARIABLE, RunConfig
 from ldm.training.csv_log import CsvLogger
+from ldm.training.each_word import WatchEach, is_joint
 from ldm.training.folder import check_folder, working_folder
 from ldm.training.latents import CacheLatents
 from ldm.training.memory import choose_checkpointing, what_fits
@@ -156,7 +157,8 @@ def _set_rate(model: Any, config: RunConfig) -> None:
 def _callbacks(config: RunConfig, first_step: int) -> list[pl.Callback]:
     """Return the run's callbacks, the configuration's own last."""
     folder = config.folder / "checkpoints"
-    watch, now = Watch(folder, first_step), datetime.now().strftime(DATE)
+    kind = WatchEach if is_joint(config) else Watch
+    watch, now = kind(folder, first_step), datetime.now().strftime(DATE)
     options = {"savers": savers(config), "watch": watch, **saving_options(config.lightning)}
     with user_errors("lightning"):
         return [

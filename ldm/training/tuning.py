@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 from ldm.checkpoint.names import DELTA_FILE
 from ldm.checkpoint.weight_delta import save_difference
 from ldm.training.checkpoints import Saver
+from ldm.training.each_word import EachWord, is_joint
 from ldm.training.words import manager_of, save_words
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ def network_rates(model: LatentDiffusion) -> str:
 
 def savers(config: RunConfig) -> tuple[Saver, ...]:
     """Return what a run writes at each save."""
+    if is_joint(config):
+        return (EachWord(config),)
     if not config.run.base_checkpoint:  # a delta needs a base
         return (save_words,)
     return save_words, DeltaSaver(Path(config.run.base_checkpoint), config.run.half_difference)

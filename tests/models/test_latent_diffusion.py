@@ -452,6 +452,7 @@ def test_the_empty_prompt_passes_through_the_words_too(model):
         ({"conditioning_key": "film", "cond_stage_config": IDENTITY}, "conditioning_key must be"),
         ({"beta_schedule": "quartic"}, "beta_schedule must be"),
         ({"timestep_power": 0.0}, "timestep_power must be above 0"),
+        ({"timestep_strata": 0}, "timestep_strata must be at least 1"),
     ],
 )
 def test_options_that_do_not_exist_are_refused(options, message):

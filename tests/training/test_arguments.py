@@ -17,7 +17,7 @@ from ldm.util import UserError
 def test_every_example_is_understood(line: str) -> None:
     options = parse(shlex.split(line)[2:])
     assert options.train is True
-    assert options.base or options.resume
+    assert options.base or options.resume or options.actual_resume
     assert all("=" in text for text in options.overrides)
 
 

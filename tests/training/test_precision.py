@@ -1,4 +1,4 @@
-"""Half precision of frozen networks: nearly the same gradient, float32 words, one line of errors."""
+"""Half precision of frozen networks: nearly the same gradient, float32 words, one-line errors."""
 
 from __future__ import annotations
 

@@ -4,6 +4,9 @@ import base64
 import json
 import os
 import pickle
+import struct
+import zipfile
+import zlib
 
 import pytest
 import torch
@@ -175,6 +178,22 @@ def damaged(path):
     path.write_bytes(path.read_bytes()[:3000])
 
 
+def bomb(side):
+    """A PNG of a few bytes that claims a large area."""
+
+    def chunk(kind, content):
+        length, sum_ = len(content), zlib.crc32(kind + content)
+        return struct.pack(">I", length) + kind + content + struct.pack(">I", sum_)
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def zip_bomb(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w/data.pkl", bytes(2**29))
+
+
 BAD = {
     "missing.pt": (lambda path: None, "does not exist"),
     "text.pt": (lambda path: path.write_text("hello, I am no pickle\n"), "not a readable"),
@@ -184,6 +203,9 @@ BAD = {
     "text.safetensors": (lambda path: path.write_text("hello"), "not a readable"),
     "text.png": (lambda path: path.write_text("hello"), "not a readable"),
     "list.pt": (lambda path: torch.save([torch.ones(2)], path), "holds a list"),
+    "bomb.png": (lambda path: path.write_bytes(bomb(20000)), "too large"),
+    "small_bomb.png": (lambda path: path.write_bytes(bomb(9000)), "9000 x 9000 pixels"),
+    "bomb.pt": (zip_bomb, "537 MB"),
     "nothing.pt": (lambda path: torch.save({}, path), "holds no words"),
     "ids.pt": (lambda path: torch.save({"*": torch.ones(2).long()}, path), "no float tensor"),
     "text_value.pt": (lambda path: torch.save({"*": "hi"}, path), "no float tensor"),
@@ -193,11 +215,63 @@ BAD = {
         "undefined",
     ),
     "params.pt": (lambda path: torch.save({"string_to_param": 3}, path), "no tensors"),
-    "sdxl.safetensors": (
-        lambda path: save_file({"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)}, path),
-        "SDXL",
+    "word.txt": (lambda path: path.write_text("x"), "not a readable"),
+    "folder.pt": (lambda path: path.mkdir(), "holds no learned_embeds"),
+    "pipe.pt": (os.mkfifo, "no regular file"),
+    "page.bin": (lambda path: path.write_text("<!doctype html>"), "a web page"),
+    "huge_value.pt": (
+        lambda path: torch.save({"*": torch.full((1, 4), 1e30)}, path),
+        "up to 1e.30",
     ),
-    "word.txt": (lambda path: path.write_text("x"), "unknown suffix"),
+    "wide.pt": (lambda path: torch.save({"*": torch.zeros(1).expand(2**33)}, path), "shape"),
+    "lfs.safetensors": (
+        lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "git-lfs pointer.*git lfs pull",
+    ),
+    "model.safetensors": (
+        lambda path: save_file({"model.diffusion_model.out.0.weight": torch.ones(4)}, path),
+        "a model's weights",
+    ),
+    "lora.safetensors": (
+        lambda path: save_file(
+            {
+                "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.ones(4, 8),
+                "lora_unet_mid_block_attentions_0_proj_in.alpha": torch.tensor(4.0),
+            },
+            path,
+        ),
+        "is a LoRA",
+    ),
+    "peft.safetensors": (
+        lambda path: save_file({"unet.mid.to_q.lora_A.weight": torch.ones(4, 8)}, path),
+        "is a LoRA",
+    ),
+    "flux.safetensors": (
+        lambda path: save_file({"clip_l": torch.ones(1, 768), "t5": torch.ones(1, 4096)}, path),
+        "FLUX",
+    ),
+    "flux.pti": (
+        lambda path: save_file(
+            {"text_encoders_0": torch.ones(1, 768), "text_encoders_1": torch.ones(1, 4096)}, path
+        ),
+        "FLUX",
+    ),
+    "xti.safetensors": (
+        lambda path: save_file({f"IN{i:02}": torch.ones(1, 768) for i in (1, 2, 4)}, path),
+        "kohya's XTI",
+    ),
+    "clip_g.safetensors": (
+        lambda path: save_file({"clip_g": torch.ones(1, 1280)}, path),
+        "clip_l is missing",
+    ),
+    "uneven.safetensors": (
+        lambda path: save_file({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(1, 1280)}, path),
+        "2 vectors for SDXL's first text encoder and 1",
+    ),
+    "twice.pt": (
+        lambda path: torch.save([{"a": torch.ones(1, 2)}, {"a": torch.ones(1, 2)}], path),
+        "two words of one name",
+    ),
 }
 
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ldm.randomness import Purpose, integers, normal, uniform
+from ldm.randomness import Purpose, generator, integers, normal, uniform
 
 
 def timesteps_of(u: Tensor, num_timesteps: int, power: float) -> Tensor:
@@ -31,6 +32,7 @@ class Draws:
         image_key: key of the images in a batch, [b, h, w, c].
         num_timesteps: T; 0 for an autoencoder, which needs no timesteps.
         timestep_power: 1 draws uniform timesteps (the paper); see `LatentDiffusion`.
+        timestep_strata: consecutive samples whose timesteps are spread evenly; 1 draws each alone.
     """
 
     seed: int
@@ -39,6 +41,7 @@ class Draws:
     image_key: str
     num_timesteps: int = 0
     timestep_power: float = 1.0
+    timestep_strata: int = 1
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the random numbers of a training step.
@@ -64,7 +67,17 @@ class Draws:
         return drawn | {"timestep": self._timesteps(samples), "noise": noise}
 
     def _timesteps(self, samples: list[int]) -> Tensor:
-        if self.timestep_power == 1.0:
+        strata = self.timestep_strata
+        if self.timestep_power == 1.0 and strata == 1:
             return integers(self.seed, samples, self.num_timesteps, Purpose.TIMESTEP)
         u = uniform(self.seed, samples, Purpose.TIMESTEP)
+        if strata > 1:
+            # Each group of samples takes each of the equal parts of [0, 1) once, in random order.
+            places = [
+                generator(self.seed, sample // strata, Purpose.STRATUM).permutation(strata)[
+                    sample % strata
+                ]
+                for sample in samples
+            ]
+            u = (torch.tensor(places) + u) / strata
         return timesteps_of(u, self.num_timesteps, self.timestep_power)

@@ -1,0 +1,1 @@
+"""The benchmark of speed and memory: `scripts/benchmark.py`."""

@@ -1,0 +1,222 @@
+"""What is compared: sides that do the same work, and the sizes of the models they do it with.
+
+Weights are random, because time does not depend on them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ldm.inference import Sampling, generate
+from ldm.resources import ROOT
+from ldm.util import UserError, instantiate_from_config
+
+if TYPE_CHECKING:
+    from ldm.models.diffusion.ddpm import LatentDiffusion
+
+TOKENIZER = ROOT / "models/miniature/tokenizer"
+# Random weights are copies of one block of this many numbers.
+BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model and an amount of work.
+
+    Attributes:
+        name: as it is printed.
+        config: YAML file of a word's run.
+        batch: images in a training step.
+        images: generated at once.
+        steps: of a sampler.
+        overrides: entries of the configuration.
+    """
+
+    name: str
+    config: Path
+    batch: int
+    images: int
+    steps: int
+    overrides: tuple[str, ...] = ()
+
+    def read(self) -> DictConfig:
+        """Return the model's section of the configuration, with the miniature's tokenizer.
+
+        Raises:
+            UserError: no such file, or one that learns no word.
+        """
+        if not self.config.is_file():
+            raise UserError(f"--config {self.config}: no such file")
+        config = OmegaConf.merge(
+            OmegaConf.load(self.config), OmegaConf.from_dotlist(list(self.overrides))
+        )
+        personal = OmegaConf.select(config, "model.params.personalization_config")
+        if personal is None:
+            raise UserError(f"{self.config} learns no word: it has no personalization_config")
+        personal.params.initializer_words = ["star"]
+        config.model.params.cond_stage_config.params.tokenizer = str(TOKENIZER)
+        model: DictConfig = config.model
+        return model
+
+
+SIZES = {
+    "miniature": Size("miniature", ROOT / "configs/miniature/paper.yaml", 8, 16, 20),
+    "1.4B": Size("1.4B", ROOT / "configs/finetune.yaml", 1, 1, 4),
+}
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to do the work.
+
+    Attributes:
+        name: as it is printed.
+        peer: diffusers' parts, driven as its `textual_inversion.py` drives them.
+        half: networks in bfloat16.
+        cached: latents from kept posteriors, not from encoding the images at every step.
+        fused: attention in one kernel, not as softmax(q kᵀ) v with the matrix in memory.
+        recomputed: activations are computed again in the backward pass.
+    """
+
+    name: str
+    peer: bool = False
+    half: bool = False
+    cached: bool = True
+    fused: bool = True
+    recomputed: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the networks' weights."""
+        return torch.bfloat16 if self.half else torch.float32
+
+
+SIDES = {
+    side.name: side
+    for side in (
+        Side("ours, float32"),
+        Side("ours, bfloat16", half=True),
+        Side("diffusers, float32", peer=True),
+        Side("diffusers, bfloat16", peer=True, half=True),
+        Side("the original's algorithm", cached=False, fused=False),
+        Side("ours, float32, activations recomputed", recomputed=True),
+    )
+}
+
+
+def random_weights(model: nn.Module, device: str, dtype: torch.dtype, keep: str = "-") -> nn.Module:
+    """Give a model on the meta device small random weights, as fast as memory can be written.
+
+    Args:
+        model: its buffers may have values already.
+        device: where the weights go.
+        dtype: their type.
+        keep: prefix of names that stay as they are.
+    """
+    block = 0.02 * torch.randn(BLOCK, generator=torch.Generator().manual_seed(0))
+    block = block.to(device, dtype)
+    for name, module in model.named_modules():
+        if name.startswith(keep):
+            continue
+        for key, weight in module.named_parameters(recurse=False):
+            times = -(-weight.numel() // BLOCK)
+            filled = block.repeat(times)[: weight.numel()].view(weight.shape)
+            module._parameters[key] = nn.Parameter(filled, weight.requires_grad)
+        for key, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                module._buffers[key] = torch.zeros_like(buffer, device=device)
+    return model.to(device)
+
+
+def build(size: Size, side: Side, device: str) -> LatentDiffusion:
+    """Build this project's model with random weights, ready to learn a word."""
+    with torch.device("meta"):
+        model: LatentDiffusion = instantiate_from_config(size.read())
+    random_weights(model, device, side.dtype, keep="embedding_manager")
+    assert model.embedding_manager is not None
+    model.embedding_manager.initialize()
+    for module in model.modules():
+        if isinstance(getattr(module, "use_checkpoint", None), bool):
+            setattr(module, "use_checkpoint", side.recomputed)  # noqa: B010
+    model.learning_rate, model.seed = 1e-3, 0
+    return model.train()
+
+
+@contextmanager
+def applied(side: Side) -> Iterator[None]:
+    """Compute attention in a side's way."""
+    with ExitStack() as stack:
+        if not side.fused:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
+
+
+def make_batch(model: LatentDiffusion, count: int) -> dict[str, Any]:
+    """Return a batch of noise images under one caption, as the loader gives it before its draws."""
+    assert isinstance(model.image_size, int)
+    assert model.embedding_manager is not None
+    side = model.image_size * model.first_stage_downsampling
+    word = model.embedding_manager.placeholders[0]
+    images = torch.rand(count, side, side, 3, generator=torch.Generator().manual_seed(0))
+    return {
+        "image": images * 2 - 1,
+        "caption": [f"a photo of a {word}"] * count,
+        "sample": torch.arange(count),
+    }
+
+
+def training_step(model: LatentDiffusion, side: Side, count: int) -> Callable[[], float]:
+    """Return what takes one optimizer step of the word, the draws included; it returns the loss."""
+    assert model.embedding_manager is not None
+    batch, draws = make_batch(model, count), model.draws()
+    if side.cached:
+        posterior: Any = model.encode_first_stage(model.images(batch))
+        batch["moments"] = posterior.parameters.float().cpu()
+    optimizer = torch.optim.AdamW(model.embedding_manager.embedding_parameters(), lr=1e-3)
+
+    def step() -> float:
+        loss = model.shared_step(batch | draws(batch)).loss
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return float(loss.detach())
+
+    return step
+
+
+def generation(model: LatentDiffusion, size: Size) -> Callable[[], object]:
+    """Return what generates images of one prompt with guidance, by DDIM."""
+    assert model.embedding_manager is not None
+    prompt = f"a photo of a {model.embedding_manager.placeholders[0]}"
+    sampling = Sampling(steps=size.steps, scale=5.0, batch_size=size.images)
+    return lambda: generate(model, prompt, sampling, samples_per_prompt=size.images)
+
+
+def timed(work: Callable[[], object], repeat: int, device: str) -> list[float]:
+    """Return the seconds of each repetition."""
+    spent = []
+    for _ in range(repeat):
+        synchronize(device)
+        start = time.perf_counter()
+        work()
+        synchronize(device)
+        spent.append(time.perf_counter() - start)
+    return spent
+
+
+def synchronize(device: str) -> None:
+    """Wait until the device has done what it was given."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    elif device == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,116 @@
+"""One turn of one side, in a process of its own, so that its peak memory is its own.
+
+    python -m ldm.experiments.benchmark.turn '{"size": "miniature", "side": "ours, float32"}'
+
+prints the measured values as one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ldm.experiments.benchmark import peer, sides
+from ldm.experiments.benchmark.sides import SIDES, SIZES, Size, applied, timed
+
+# Side of the square matrices whose product shows what the device can do.
+PRODUCT = 2048
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a turn measures.
+
+    Attributes:
+        size, side: names, of `SIZES` and `SIDES`.
+        batch: images in a training step; None is the size's own.
+        repeat: timed repetitions after one that warms up.
+        generations: timed generations.
+        device: "cpu", "cuda", …
+        threads: of torch on a CPU.
+        overrides: entries of the configuration.
+        images, steps: of a generation; None is the size's own.
+    """
+
+    size: str
+    side: str
+    batch: int | None = None
+    repeat: int = 3
+    generations: int = 1
+    device: str = "cpu"
+    threads: int | None = None
+    overrides: tuple[str, ...] = ()
+    images: int | None = None
+    steps: int | None = None
+
+    def work(self) -> Size:
+        """Return the size with what this turn changes."""
+        given = {"batch": self.batch, "images": self.images, "steps": self.steps}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value}
+        return replace(SIZES[self.size], overrides=self.overrides, **changes)
+
+    def to_json(self) -> str:
+        """Return the turn as the command line takes it."""
+        return json.dumps(asdict(self))
+
+
+def peak_bytes(device: str) -> int:
+    """Return the most memory of this process so far: the GPU's, or the resident memory."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def product_rate(dtype: torch.dtype, device: str) -> float:
+    """Return the operations a second of a large matrix product."""
+    a = torch.randn(PRODUCT, PRODUCT, device=device, dtype=dtype)
+    seconds = timed(lambda: a @ a, 6, device)[1:]
+    return 2 * PRODUCT**3 / min(seconds)
+
+
+def measure(turn: Turn) -> dict[str, Any]:
+    """Do a turn.
+
+    Returns:
+        `step` and `generation`, seconds of each repetition; `images`, of a generation; `peak`,
+        bytes of training; `flops` of a training step; `rate`, operations a second of a product.
+    """
+    if turn.threads:
+        torch.set_num_threads(turn.threads)
+    size, side, device = turn.work(), SIDES[turn.side], turn.device
+    torch.manual_seed(0)
+    with applied(side):
+        model: Any = (peer if side.peer else sides).build(size, side, device)
+        step = (
+            peer.training_step(model, side, size.batch, device)
+            if side.peer
+            else sides.training_step(model, side, size.batch)
+        )
+        with FlopCounterMode(display=False) as counter:
+            step()
+        found: dict[str, Any] = {"flops": counter.get_total_flops(), "images": size.images}
+        found["step"] = timed(step, turn.repeat, device)
+        found["peak"] = peak_bytes(device)
+        if turn.generations and not (side.peer and side.half):  # the pipeline has no bfloat16
+            make = (peer if side.peer else sides).generation(model, size)
+            found["generation"] = timed(make, turn.generations, device)
+    found["rate"] = product_rate(side.dtype, device)
+    return found
+
+
+def main() -> None:
+    """Do the turn that the command line describes, and print what it measured."""
+    given = json.loads(sys.argv[1])
+    given["overrides"] = tuple(given.get("overrides", ()))
+    sys.stdout.write("\n" + json.dumps(measure(Turn(**given))) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Independent words in one run: `main.py --data_root A B C --init_word cat dog cup`.
+
+One frozen model, one batch with the rows of all words. In a text each word has a token of its own
+that no caption uses, so a row's gradient reaches its own word alone. The loss is the sum over the
+words, and AdamW moves each number by its own gradient: each word is what it would have been alone,
+up to the order of floating-point sums. The log folder of the run has a folder for each word.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ldm.training.checks import check_captions_early, check_keys
+from ldm.training.config import RunConfig, load, stage_of
+from ldm.training.each_word import SETS
+from ldm.training.merge import WORDS
+from ldm.training.run import build_data, run, user_errors
+from ldm.util import UserError, instantiate_from_config
+from ldm.words.tokens import TextEmbedder, placeholder_id
+
+log = logging.getLogger(__name__)
+
+TARGET = "ldm.data.many.ManyConcepts"
+# What would tie the words to each other, or to single images.
+REFUSED = {
+    "unfreeze_model": "model.params.unfreeze_model",
+    "per_image_tokens": f"{WORDS}.params.per_image_tokens",
+    "progressive_words": f"{WORDS}.params.progressive_words",
+    "gradient clipping": "lightning.trainer.gradient_clip_val",
+    "early stopping": "lightning.callbacks.early_stopping",
+    "a second stage": "second_stage",
+}
+
+
+def learn_many(options: argparse.Namespace) -> int:
+    """Learn a word for each folder of `options.data_roots`; return the exit status.
+
+    A folder that cannot be used is reported and left out; the status is then 1.
+
+    Raises:
+        UserError: for what concerns all words, or no folder can be used.
+    """
+    roots, inits = options.data_roots, options.init_word
+    if len(inits) != len(roots):
+        raise UserError(
+            f"{len(roots)} folders of --data_root and {len(inits)} --init_word: give one for each"
+        )
+    if len(options.placeholder_string) > 1:
+        raise UserError("--placeholder_string: one name serves all words, each in its own file")
+    alone: dict[str, RunConfig] = {}
+    captions: list[str] = []
+    for root, init in zip(roots, inits, strict=True):
+        own = copy.copy(options)
+        own.data_root, own.init_word = root, [init]
+        try:
+            config, texts = _checked(own)
+        except UserError as error:
+            log.error(f"{root}: left out: {error}")
+            continue
+        name = _free_name(Path(root).resolve().name, alone)
+        alone[name] = config
+        captions += texts
+    if not alone:
+        raise UserError("none of the folders of --data_root can be used")
+    sections = joint_sections(alone, captions)
+    first = next(iter(alone.values()))
+    folder = first.folder.with_name(
+        first.folder.name.replace(first.run.data_name, sections.run.data_name, 1)
+    )
+    config = stage_of(sections, options, folder, None)
+    log.info(f"{len(alone)} words at once: {', '.join(alone)}")
+    status = run(config).status
+    return status or int(len(alone) < len(roots))
+
+
+def _checked(options: argparse.Namespace) -> tuple[RunConfig, list[str]]:
+    """Return the configuration of one word's own run, and its captions without the placeholder."""
+    config = load(options)
+    for name, key in REFUSED.items():
+        if OmegaConf.select(config.sections, key):
+            raise UserError(f"several words at once go without {name}: {key}")
+    placeholders = OmegaConf.select(config.sections, f"{WORDS}.params.placeholder_strings") or "*"
+    if len(placeholders) != 1 or config.batch.devices != 1:
+        raise UserError("several words at once need one placeholder and one device")
+    data = build_data(config)
+    with user_errors("model"):
+        check_keys(config, data.datasets)
+        check_captions_early(config, data.datasets)
+    texts = [text for dataset in data.datasets.values() for text in dataset.texts()]
+    return config, [text.replace(placeholders[0], " ") for text in texts]
+
+
+def _free_name(wanted: str, taken: dict[str, RunConfig]) -> str:
+    names = (wanted, *(f"{wanted}-{number}" for number in range(2, len(taken) + 3)))
+    return next(name for name in names if name not in taken)
+
+
+def stand_ins(embedder: TextEmbedder, first: str, captions: Sequence[str], count: int) -> list[str]:
+    """Return words of one token each that no caption holds.
+
+    Args:
+        embedder: the encoder whose vocabulary counts.
+        first: the words' own placeholder; it is the first of them.
+        captions: without placeholders.
+        count: how many.
+
+    Raises:
+        UserError: the vocabulary has too few.
+    """
+    tokenizer: Any = embedder.tokenizer  # type: ignore[attr-defined]
+    used = {token for text in set(captions) for token in embedder.word_ids(text)}
+    vocabulary = sorted(tokenizer.get_vocab(), key=len)
+    found: dict[str, int] = {}
+    level = logging.getLogger("ldm.words").level
+    logging.getLogger("ldm.words").setLevel(logging.ERROR)
+    try:
+        for word in (first, *(token.removesuffix("</w>") for token in vocabulary)):
+            if len(found) == count:
+                break
+            try:
+                token = placeholder_id(embedder, word, found)
+            except UserError:
+                continue
+            if token not in used:
+                found[word] = token
+    finally:
+        logging.getLogger("ldm.words").setLevel(level)
+    if len(found) < count:
+        raise UserError(f"the vocabulary has tokens for {len(found)} words at once, not {count}")
+    return list(found)
+
+
+def joint_sections(alone: dict[str, RunConfig], captions: Sequence[str]) -> DictConfig:
+    """Return the sections of the run that learns the words of several runs.
+
+    Args:
+        alone: configurations by the name of the word's folder; alike but for images and word.
+        captions: of all of them, without placeholders.
+    """
+    first, count = next(iter(alone.values())), len(alone)
+    sections = OmegaConf.create(OmegaConf.to_container(first.sections))
+    assert isinstance(sections, DictConfig)
+    words = OmegaConf.select(sections, WORDS).params
+    own = (words.get("placeholder_strings") or ["*"])[0]
+    with torch.device("meta"):
+        embedder = instantiate_from_config(sections.model.params.cond_stage_config)
+    tokens = stand_ins(embedder, own, captions, count)
+    inits = [
+        OmegaConf.select(c.sections, WORDS).params.initializer_words[0] for c in alone.values()
+    ]
+    words.placeholder_strings, words.initializer_words = tokens, inits
+    params, size = sections.data.params, first.batch.size
+    for name in ("test", "predict"):
+        params.pop(name, None)
+    for split in SETS:
+        if not params.get(split):
+            continue
+        concepts = {}
+        for (name, config), token in zip(alone.items(), tokens, strict=True):
+            part = OmegaConf.to_container(config.data.params[split])
+            assert isinstance(part, dict)
+            concepts[name] = {**part, "params": {**part["params"], "placeholder_token": token}}
+        params[split] = {"target": TARGET, "params": {"concepts": concepts, "block": size}}
+    params.batch_size = size * count
+    if params.get("validation_samples"):
+        params.validation_samples *= count
+    if sections.lightning.get("images_per_step"):
+        sections.lightning.images_per_step *= count
+    sections.model.params.independent_words = count
+    if first.run.scale_lr:  # the rate is scaled by all images of a step
+        sections.model.base_learning_rate /= count
+    sections.run.data_name = f"{count}-words"
+    sections.run.placeholder = own
+    return sections

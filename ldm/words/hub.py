@@ -1,0 +1,112 @@
+"""Find the word's file in a folder or in a repository of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ldm.util import UserError
+
+HUB_PREFIX = "hf:"
+# What a folder of a word may hold, the best first: a concept of the Hub, our runs.
+WORD_FILES = (
+    "learned_embeds.safetensors",
+    "learned_embeds.bin",
+    "embeddings.safetensors",
+    "embeddings.pt",
+    "checkpoints/embeddings.safetensors",
+    "checkpoints/embeddings.pt",
+)
+IDENTIFIER = "token_identifier.txt"
+
+
+def find_word(path: str | Path) -> tuple[Path, str | None]:
+    """Return a word's file, and the name that its folder gives it.
+
+    Args:
+        path: a file; a folder, such as a concept of the Hub or a run's log folder; or a name of the
+            Hub, such as "sd-concepts-library/cat-toy" or "hf:NAME@REVISION".
+
+    Raises:
+        UserError: there is no such file, no word in the folder, or no such name.
+    """
+    local = Path(path)
+    if not local.exists():
+        name = _hub_name(str(path))
+        if name is None:
+            raise UserError(f"embedding file {str(path)!r} does not exist")
+        local = _download(*name)
+    if local.is_dir():
+        return _in_folder(local, path)
+    if not local.is_file():
+        raise UserError(f"embedding file {str(path)!r} is no regular file")
+    return local, None
+
+
+def _in_folder(folder: Path, asked: str | Path) -> tuple[Path, str | None]:
+    found = next((folder / name for name in WORD_FILES if (folder / name).is_file()), None)
+    if found is None:
+        single = [p for p in sorted(folder.iterdir()) if p.suffix in (".safetensors", ".pt")]
+        if len(single) != 1:
+            raise UserError(
+                f"folder {str(asked)!r} holds no {WORD_FILES[0]} or other word's file: give the "
+                "file itself"
+            )
+        found = single[0]
+    identifier = folder / IDENTIFIER
+    if not identifier.is_file():
+        return found, None
+    try:
+        text = identifier.read_text(encoding="utf-8")[:1000].split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{str(identifier)!r} is not readable text") from error
+    return found, text[0] if len(text) == 1 else None
+
+
+def _hub_name(text: str) -> tuple[str, str | None] | None:
+    """Split a name of the Hub into (owner/name, revision); None for a path.
+
+    Without the prefix "hf:", only a name that could be no file counts: one slash, no suffix of a
+    word's file, and no local folder of the owner's name.
+    """
+    name, _, revision = text.removeprefix(HUB_PREFIX).partition("@")
+    valid = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith(".")
+    if not valid:
+        return None
+    if not text.startswith(HUB_PREFIX):
+        suffix = Path(name).suffix.lower()
+        known = (".pt", ".bin", ".pth", ".ckpt", ".safetensors", ".pti", ".png", ".webp", ".avif")
+        if suffix in known or Path(name).parent.exists():
+            return None
+    return name, revision or None
+
+
+def _download(name: str, revision: str | None) -> Path:
+    """Return the local folder of a repository's word; the Hub's own cache keeps it."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    patterns = ["learned_embeds*", "*/learned_embeds*", "embeddings.*", IDENTIFIER]
+    asked = f"{name!r} of the Hugging Face Hub"
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except GatedRepoError as error:
+        raise UserError(
+            f"{asked} is gated: accept its terms on its page and log in with `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"no file {name!r} exists, and no repository {asked}") from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"{asked} has no revision {revision!r}") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"no file {name!r} exists, and {asked} is neither in the cache nor within reach of "
+            "the network"
+        ) from error
