@@ -31,7 +31,7 @@ class FrozenXLEmbedder(TextEncoder):
     Args:
         tokenizer: a folder or hub name of the vocabulary, which both encoders share.
         clip_l, clip_g: arguments of `FrozenCLIPEmbedder` and `FrozenOpenCLIPEmbedder` that differ
-            from those of SDXL.
+            from those of SDXL; or target and params, as a configuration has them.
         size_width: width of the embedding of each of the six sizes.
         device: accepted for symmetry with other encoders; the encoder follows its module's device.
     """
@@ -48,8 +48,8 @@ class FrozenXLEmbedder(TextEncoder):
         device: str | None = None,  # noqa: ARG002
     ) -> None:
         shared = {"tokenizer": tokenizer, "layer": "penultimate", "final_norm": False}
-        first = FrozenCLIPEmbedder(**{**shared, **(clip_l or {})})
-        second = FrozenOpenCLIPEmbedder(**{**shared, "arch": "ViT-bigG-14", **(clip_g or {})})
+        first = FrozenCLIPEmbedder(**{**shared, **_params(clip_l)})
+        second = FrozenOpenCLIPEmbedder(**{**shared, "arch": "ViT-bigG-14", **_params(clip_g)})
         super().__init__(first.tokenizer)
         self.embedders = nn.ModuleList([first, second])
         self.width, self.max_length = first.width + second.width, first.max_length
@@ -163,6 +163,12 @@ class FrozenXLEmbedder(TextEncoder):
         moved = (manager(ids, 2 * mark) - manager(ids, mark)).any(-1)
         last = torch.full_like(ends, ids.shape[1] - 1)
         return torch.where(moved.any(-1), moved.int().argmax(-1), last)
+
+
+def _params(part: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return the arguments of an encoder, given as they are or beside its target."""
+    part = part or {}
+    return (part.get("params") or {}) if "target" in part else part
 
 
 def _place(ids: Tensor, token: int) -> Tensor:
