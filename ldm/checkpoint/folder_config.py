@@ -241,8 +241,8 @@ def _set_encoders(config: DictConfig, folder: Path, name: str) -> None:
     if name == "ldm":
         params |= _bert_params(read_json(folder / "bert" / "config.json"))
     elif name == "sdxl":
-        params["clip_l"] = _clip_params(folder / "text_encoder")
-        params["clip_g"] = _clip_params(folder / "text_encoder_2")
+        for part, place in (("clip_l", "text_encoder"), ("clip_g", "text_encoder_2")):
+            params[part] = {**config.params[part], "params": _clip_params(folder / place)}
         width = read_json(folder / "unet" / "config.json").get("addition_time_embed_dim")
         params["size_width"] = width or 256
     else:

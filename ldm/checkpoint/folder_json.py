@@ -164,9 +164,12 @@ def _encoders(family: str, params: Mapping[str, Any]) -> dict[str, dict[str, Any
     if family == "ldm":
         return {"bert": _bert(params)}
     if family == "sdxl":
-        second = _clip(params.get("clip_g") or {}, CLIP_BIG_G)
-        second["architectures"] = ["CLIPTextModelWithProjection"]
-        return {"text_encoder": _clip(params.get("clip_l") or {}, CLIP_L), "text_encoder_2": second}
+        first, second = (params.get(part, {}).get("params") or {} for part in ("clip_l", "clip_g"))
+        projecting = {"architectures": ["CLIPTextModelWithProjection"]}
+        return {
+            "text_encoder": _clip(first, CLIP_L),
+            "text_encoder_2": _clip(second, CLIP_BIG_G) | projecting,
+        }
     found = _clip(params, CLIP_L if family == "sd1" else CLIP_H)
     if family != "sd1" and params.get("layer", "penultimate") == "penultimate":
         # The last block conditions nothing, and the folder leaves it out.
