@@ -47,6 +47,11 @@ class TextEncoder(AbstractEncoder):
         self.placeholders: Mapping[str, int] = MappingProxyType({})
 
     @property
+    def widths(self) -> tuple[int, int] | None:
+        """Widths of a word's parts for two text encoders (SDXL); None for one."""
+        return None
+
+    @property
     def vocab_table(self) -> Tensor:
         """The token vectors of the vocabulary, without positions: [vocabulary, width]."""
         raise NotImplementedError
