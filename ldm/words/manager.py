@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -292,12 +293,15 @@ class EmbeddingManager(nn.Module):
             "progressive_words": str(self.progressive_words).lower(),
             "progressive_steps": str(self.progressive_steps),
         }
-        write_words(
-            path,
-            {p: self.string_to_param_dict[p] for p in kept},
-            {p: self.token_id(p) for p in kept},
-            {**facts, **self.metadata, **(metadata or {})},
-        )
+        words = {p: self.string_to_param_dict[p] for p in kept}
+        ids = {p: self.token_id(p) for p in kept}
+        facts |= {**self.metadata, **(metadata or {})}
+        if self.embedder.widths is None:
+            write_words(path, words, ids, facts)
+            return
+        parts = {p: vectors.split(self.embedder.widths, dim=1) for p, vectors in words.items()}
+        first, second = ({p: both[i] for p, both in parts.items()} for i in (0, 1))
+        write_words(path, first, ids, facts, second)
 
     def load(
         self,
@@ -325,6 +329,9 @@ class EmbeddingManager(nn.Module):
                 cannot be one or is taken already.
         """
         file = read_words(path)
+        if self.embedder.widths is not None and file.second:
+            both = {p: torch.cat([v, file.second[p]], dim=1) for p, v in file.words.items()}
+            file = replace(file, words=both)
         check_encoder(file, self.embedder.family, self.embedder.width, path)
         words = renamed(file, rename or {}, path)
         step = stored_step(file)

@@ -134,7 +134,6 @@ def encode_weighted(model: Any, texts: Sequence[str], count: int, **options: Any
         pooled text is that of the first chunk.
     """
     encoder, vectors = model.cond_stage_model, vectors_of(model)
-    widths = getattr(encoder, "widths", None)
     start, end, filling = encoder.frame
     split = [chunks(encoder, text, vectors) for text in texts]
     if any(len(text) > count for text in split):
@@ -152,7 +151,7 @@ def encode_weighted(model: Any, texts: Sequence[str], count: int, **options: Any
             scales[1 : len(each) + 1] = torch.tensor(each)
         encoded = model.get_learned_conditioning(rows.to(encoder.device), **options)
         context = encoded["c_crossattn"][0] if isinstance(encoded, Mapping) else encoded
-        parts = context.split(widths or context.shape[-1], dim=-1)
+        parts = context.split(encoder.widths or context.shape[-1], dim=-1)
         contexts.append(torch.cat([_weighted(part, weights.to(part)) for part in parts], dim=-1))
         first = encoded if first is None else first
     joined = torch.cat(contexts, dim=1)

@@ -22,9 +22,10 @@ class TextEmbedder(Protocol):
 
     `vocab_table` is the token embedding [vocab_size, width], without positions. `token_vectors`
     gives rows of it. `unknown_id` is the id that text outside the vocabulary becomes, None if the
-    tokenizer knows every byte (CLIP). `special_ids` are the tokens that are no text, such as
-    padding. `placeholders` are the words in use and their token ids; the encoder splits a text at
-    them before it tokenizes.
+    tokenizer knows every byte (CLIP). `widths` are those of a word's two parts if there are two
+    text encoders (SDXL). `special_ids` are the tokens that are no text, such as padding.
+    `placeholders` are the words in use and their token ids; the encoder splits a text at them
+    before it tokenizes.
     """
 
     placeholders: Mapping[str, int]
@@ -33,6 +34,8 @@ class TextEmbedder(Protocol):
     family: str
     width: int
 
+    @property
+    def widths(self) -> tuple[int, int] | None: ...
     @property
     def unknown_id(self) -> int | None: ...
     @property

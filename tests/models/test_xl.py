@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ldm.inference import Sampling, generate
 from ldm.models.diffusion.ddim import DDIMSampler
-from ldm.util import instantiate_from_config
+from ldm.util import UserError, instantiate_from_config
+from ldm.words.files import read_words, write_words
 from ldm.words.manager import EmbeddingManager
 from tests.modules.diffusers_names import autoencoder_state, unet_name
 from tests.modules.test_encoders import from_open_clip, relative
@@ -290,3 +292,45 @@ def test_a_word_has_the_gradient_of_diffusers_script(both, prompt, vectors):
     theirs = torch.cat([table.grad[new] for table, new in tables], dim=1)
     assert relative(word.grad, theirs) < 1e-4
     encoder.placeholders = {}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("words", [["*"], ["<cat-toy>", "@"]])
+def test_a_word_has_one_file_for_both_encoders(both, tmp_path, words, suffix):
+    encoder = both[0].cond_stage_model
+    manager = EmbeddingManager(encoder, words, ["cat"] * len(words), num_vectors_per_token=2)
+    with torch.no_grad():
+        for vectors in manager.embedding_parameters():
+            vectors.normal_()
+    manager.save(tmp_path / f"word{suffix}")
+    file = read_words(tmp_path / f"word{suffix}")
+    for word in words:
+        assert (file.words[word].shape, file.second[word].shape) == ((2, 12), (2, 24))
+    other = EmbeddingManager(encoder, [])
+    assert other.load(tmp_path / f"word{suffix}") == words
+    for word in words:
+        torch.testing.assert_close(other.word(word), manager.word(word), rtol=0, atol=0)
+    if suffix == ".safetensors" and len(words) == 1:
+        assert set(load_file(tmp_path / "word.safetensors")) == {"clip_l", "clip_g"}
+    first = tmp_path / "first.safetensors"
+    write_words(first, {"*": torch.ones(1, 12)})
+    with pytest.raises(UserError, match=r"width 12, .*this model's text encoder is sdxl, width 36"):
+        EmbeddingManager(encoder, []).load(first)
+    encoder.placeholders = {}
+
+
+def test_only_the_word_moves_in_training(both):
+    """One optimizer moves both parts of the word, from a loss of images and captions."""
+    model, _ = both
+    model.embedding_manager = EmbeddingManager(model.cond_stage_model, ["*"], ["cat"])
+    model._freeze(model.model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = model.configure_optimizers()
+    batch = {"image": torch.rand(2, 16, 16, 3) * 2 - 1, "caption": ["a photo of *", "the * cat"]}
+    model.shared_step(batch).loss.backward()
+    optimizer.step()
+    moved = [n for n, v in model.state_dict().items() if not torch.equal(v, before[n])]
+    assert moved == ["embedding_manager.string_to_param_dict.*"]
+    change = (model.embedding_manager.word("*") - before[moved[0]]).abs()
+    assert (change > 0).all()
+    model.embedding_manager, model.cond_stage_model.placeholders = None, {}

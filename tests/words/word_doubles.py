@@ -20,6 +20,7 @@ class FakeEmbedder:
 
     family = "ldm-bert"
     unknown_id = 1
+    widths = None
     special_ids = frozenset(range(4))
 
     def __init__(self, width=6, max_length=10, extra=(), device="cpu"):

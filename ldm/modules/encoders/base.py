@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -44,7 +43,12 @@ class TextEncoder(AbstractEncoder):
     def __init__(self, tokenizer: Any) -> None:
         super().__init__()
         self.tokenizer = tokenizer
-        self.placeholders: Mapping[str, int] = MappingProxyType({})
+        self.placeholders: Mapping[str, int] = {}
+
+    @property
+    def widths(self) -> tuple[int, int] | None:
+        """Widths of a word's parts for two text encoders (SDXL); None for one."""
+        return None
 
     @property
     def vocab_table(self) -> Tensor:
