@@ -201,8 +201,9 @@ CLIP_BIG_G = (1280, 32, 20, "gelu")
 
 
 def _clip(params: Mapping[str, Any], published: tuple[int, int, int, str]) -> dict[str, Any]:
-    own = tuple(params.get(name) for name in ("width", "layers", "heads", "hidden_act"))
-    width, layers, heads, act = (a or b for a, b in zip(own, published, strict=True))
+    names = ("width", "layers", "heads", "hidden_act")
+    sizes: list[Any] = [params.get(n) or p for n, p in zip(names, published, strict=True)]
+    width, layers, heads, act = sizes
     vocabulary = params.get("vocab_size", 49408)
     return {
         "architectures": ["CLIPTextModel"],
