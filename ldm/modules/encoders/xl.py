@@ -129,11 +129,10 @@ class FrozenXLEmbedder(TextEncoder):
         # The second encoder's rows are filled with another id.
         after = torch.arange(ids.shape[1], device=ids.device) > ends[:, None]
         other = torch.where(after, second.frame[2], ids)
-        parts: tuple[Tensor, ...] | None = None
+        hooks: list[EmbeddingHook | None] = [None, None]
         if embedding_manager is not None:
-            parts = self._spliced(ids, other, embedding_manager)
+            hooks = [_constant(v) for v in self._spliced(ids, other, embedding_manager)]
             ends = self._shifted(ids, ends, embedding_manager)
-        hooks = [(lambda _, __, p=part: p) for part in parts or ()] or [None, None]
         blocks = second.blocks(clip_skip)
         states = second.states(other, hooks[1], second.layers)
         texts = [first.embed(ids, hooks[0], clip_skip), second.normed(states[blocks - 1])]
@@ -149,7 +148,8 @@ class FrozenXLEmbedder(TextEncoder):
             torch.nn.functional.embedding(known(row, encoder.vocab_table), encoder.vocab_table)
             for row, encoder in zip((ids, other), self._both, strict=True)
         ]
-        return manager(ids, torch.cat(vectors, dim=-1)).split(self.widths, dim=-1)
+        spliced = manager(ids, torch.cat(vectors, dim=-1))
+        return tuple(torch.split(spliced, self.widths, dim=-1))
 
     @torch.no_grad()
     def _shifted(self, ids: Tensor, ends: Tensor, manager: EmbeddingHook) -> Tensor:
@@ -169,6 +169,10 @@ def _params(part: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """Return the arguments of an encoder, given as they are or beside its target."""
     part = part or {}
     return (part.get("params") or {}) if "target" in part else part
+
+
+def _constant(vectors: Tensor) -> EmbeddingHook:
+    return lambda _ids, _vectors: vectors
 
 
 def _place(ids: Tensor, token: int) -> Tensor:
