@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ldm.training.config import RunConfig
 from ldm.training.trainer import accumulation
 from ldm.training.variants import find_variant, variant_names
 from ldm.util import UserError, instantiate_from_config
+from tests.training.conftest import Outcome
 
 ROOT = Path(__file__).parents[2]
 BASES = ("configs/finetune.yaml", "configs/miniature/paper.yaml")
@@ -197,3 +199,19 @@ def test_a_variant_of_ones_own(tmp_path: Path) -> None:
 def test_a_second_stage_may_not_change_the_run(files: Path) -> None:
     with pytest.raises(UserError, match=r"unknown configuration key 'second_stage\.run'"):
         load(files, BASES[1], "second_stage.run.seed=3")
+
+
+def test_the_fast_variant_decays_to_its_own_last_step(
+    learn: Callable[..., Outcome],
+) -> None:
+    """Learning rate and steps go together, whatever --max_steps says."""
+    outcome = learn("fast", "--variant", "fast", "--max_steps", "4")
+    assert outcome.status == 0
+    config = load_stored(outcome.folder)
+    assert config.model.params.scheduler_config.params.max_decay_steps == 4
+    assert config.model.params.timestep_strata == 8
+
+
+def load_stored(folder: Path) -> Any:
+    """The configuration that a run stored."""
+    return OmegaConf.load(next((folder / "configs").glob("*-project.yaml")))

@@ -116,6 +116,7 @@ def _sides(found: Mapping[str, Any]) -> list[str]:
             "side": name,
             "step": _seconds(step["median"]),
             "least to largest": f"{_seconds(step['min'])} to {_seconds(step['max'])}",
+            "on the clock": _seconds(side["wall"]["median"]),
             "ratio": f"{step['median'] / first['step']['median']:.2f}",
             "TFLOP": f"{side['flops'] / 1e12:.3g}",
             "of a product's speed": f"{side['share']:.0%}",

@@ -106,6 +106,7 @@ def _summary(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     seconds = [value for turn in turns for value in turn["step"]]
     found: dict[str, Any] = {
         "step": spread(seconds),
+        "wall": spread([value for turn in turns for value in turn["wall"]]),
         "flops": turns[0]["flops"],
         "peak": max(turn["peak"] for turn in turns),
     }

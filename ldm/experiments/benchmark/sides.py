@@ -130,7 +130,7 @@ def random_weights(model: nn.Module, device: str, dtype: torch.dtype, keep: str 
             continue
         for key, weight in module.named_parameters(recurse=False):
             times = -(-weight.numel() // BLOCK)
-            filled = block.repeat(times)[: weight.numel()].view(weight.shape)
+            filled = block.repeat(times)[: weight.numel()].clone().view(weight.shape)
             module._parameters[key] = nn.Parameter(filled, weight.requires_grad)
         for key, buffer in module.named_buffers(recurse=False):
             if buffer.is_meta:
@@ -202,16 +202,30 @@ def generation(model: LatentDiffusion, size: Size) -> Callable[[], object]:
     return lambda: generate(model, prompt, sampling, samples_per_prompt=size.images)
 
 
-def timed(work: Callable[[], object], repeat: int, device: str) -> list[float]:
-    """Return the seconds of each repetition."""
-    spent = []
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each repetition.
+
+    Attributes:
+        wall: on the clock.
+        cpu: of all threads together; other programs on the machine hardly change them.
+    """
+
+    wall: list[float]
+    cpu: list[float]
+
+
+def timed(work: Callable[[], object], repeat: int, device: str) -> Times:
+    """Return the times of repetitions of some work."""
+    times = Times([], [])
     for _ in range(repeat):
         synchronize(device)
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         work()
         synchronize(device)
-        spent.append(time.perf_counter() - start)
-    return spent
+        times.wall.append(time.perf_counter() - start)
+        times.cpu.append(time.process_time() - cpu)
+    return times
 
 
 def synchronize(device: str) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.experiments.benchmark import peer, sides
-from ldm.experiments.benchmark.sides import SIDES, SIZES, Size, applied, timed
+from ldm.experiments.benchmark.sides import SIDES, SIZES, Size, Times, applied, timed
 
 # Side of the square matrices whose product shows what the device can do.
 PRODUCT = 2048
@@ -71,15 +71,21 @@ def peak_bytes(device: str) -> int:
 def product_rate(dtype: torch.dtype, device: str) -> float:
     """Return the operations a second of a large matrix product."""
     a = torch.randn(PRODUCT, PRODUCT, device=device, dtype=dtype)
-    seconds = timed(lambda: a @ a, 6, device)[1:]
-    return 2 * PRODUCT**3 / min(seconds)
+    times = timed(lambda: a @ a, 6, device)
+    return 2 * PRODUCT**3 / min(_of_device(times, device)[1:])
+
+
+def _of_device(times: Times, device: str) -> list[float]:
+    """Return the seconds to compare: CPU time on a CPU, the clock elsewhere."""
+    return times.cpu if device == "cpu" else times.wall
 
 
 def measure(turn: Turn) -> dict[str, Any]:
     """Do a turn.
 
     Returns:
-        `step` and `generation`, seconds of each repetition; `images`, of a generation; `peak`,
+        `step` and `generation`, seconds of each repetition, on a CPU those of all its threads;
+        `wall`, seconds of each step on the clock; `images`, of a generation; `peak`,
         bytes of training; `flops` of a training step; `rate`, operations a second of a product.
     """
     if turn.threads:
@@ -96,11 +102,12 @@ def measure(turn: Turn) -> dict[str, Any]:
         with FlopCounterMode(display=False) as counter:
             step()
         found: dict[str, Any] = {"flops": counter.get_total_flops(), "images": size.images}
-        found["step"] = timed(step, turn.repeat, device)
+        times = timed(step, turn.repeat, device)
+        found["step"], found["wall"] = _of_device(times, device), times.wall
         found["peak"] = peak_bytes(device)
         if turn.generations and not (side.peer and side.half):  # the pipeline has no bfloat16
             make = (peer if side.peer else sides).generation(model, size)
-            found["generation"] = timed(make, turn.generations, device)
+            found["generation"] = _of_device(timed(make, turn.generations, device), device)
     found["rate"] = product_rate(side.dtype, device)
     return found
 

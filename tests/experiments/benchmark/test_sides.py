@@ -57,7 +57,13 @@ def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     def do_turn(turn: Turn, _: bool) -> dict[str, Any]:
         asked.append(turn.side)
         seconds = [1.0 + len(asked), 3.0]
-        found: dict[str, Any] = {"step": seconds, "peak": 2**30, "flops": 8e12, "rate": 4e12}
+        found: dict[str, Any] = {
+            "step": seconds,
+            "wall": seconds,
+            "peak": 2**30,
+            "flops": 8e12,
+            "rate": 4e12,
+        }
         return found | ({"generation": [5.0]} if turn.generations else {})
 
     monkeypatch.setattr(sections, "do_turn", do_turn)
@@ -69,7 +75,7 @@ def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert first["share"] == pytest.approx(8 / 3 / 4)
     assert first["generation"]["median"] == 5.0
     text = tables({"1.4B": found})
-    assert "| ours, float32 | 3.00 s | 2.00 s to 8.00 s | 1.00 |" in text
+    assert "| ours, float32 | 3.00 s | 2.00 s to 8.00 s | 3.00 s | 1.00 |" in text
 
 
 def test_a_turn_that_fails_is_one_line() -> None:
