@@ -307,7 +307,7 @@ def test_a_word_has_one_file_for_both_encoders(both, tmp_path, words, suffix):
     for word in words:
         assert (file.words[word].shape, file.second[word].shape) == ((2, 12), (2, 24))
     other = EmbeddingManager(encoder, [])
-    assert other.load(tmp_path / f"word{suffix}") == words
+    assert sorted(other.load(tmp_path / f"word{suffix}")) == sorted(words)
     for word in words:
         torch.testing.assert_close(other.word(word), manager.word(word), rtol=0, atol=0)
     if suffix == ".safetensors" and len(words) == 1:

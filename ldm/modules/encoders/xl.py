@@ -149,7 +149,7 @@ class FrozenXLEmbedder(TextEncoder):
             for row, encoder in zip((ids, other), self._both, strict=True)
         ]
         spliced = manager(ids, torch.cat(vectors, dim=-1))
-        return tuple(torch.split(spliced, self.widths, dim=-1))
+        return tuple(torch.split(spliced, list(self.widths), dim=-1))
 
     @torch.no_grad()
     def _shifted(self, ids: Tensor, ends: Tensor, manager: EmbeddingHook) -> Tensor:
