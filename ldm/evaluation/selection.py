@@ -115,7 +115,7 @@ def write_best(path: Path, word: Path, selection: Selection, facts: Mapping[str,
         "selected_text_similarity": f"{scores.text.value:.6f}",
     }
     metadata = {**content.metadata, **chosen, **facts}
-    write_words(path, content.words, content.token_ids, metadata)
+    write_words(path, content.words, content.token_ids, metadata, content.second)
 
 
 def write_curve(folder: Path, selection: Selection, facts: Mapping[str, Any]) -> None:
