@@ -91,7 +91,8 @@ def rows(found: Sequence[Finished]) -> list[dict[str, Any]]:
         own = {"prompt": asked["image_prompt"], "pictures": asked["pictures"]}
         made.append({**common, **own, **_ends("image", item.scores["image"])})
         for prompt in item.scores["prompts"]:
-            own = {"prompt": prompt["prompt"], "pictures": prompt["pictures"]}
+            count = prompt["images"] if "images" in prompt else prompt["pictures"]  # the older name
+            own = {"prompt": prompt["prompt"], "pictures": count}
             text = _ends("text", prompt["mean"])
             made.append({**common, **own, **text, **_ends("text_of_average", prompt["of_average"])})
     return made
