@@ -38,7 +38,7 @@ prompts = [
     for text in cell.score["prompts"]
 ]
 write_whole(folder / WORD, cell.learn_hash.encode())
-write_json(folder / TIMES, {"learn": time.time() % 7, "steps": 3, "score": 1.0, "images": 2})
+write_json(folder / TIMES, {"learn": time.time() % 7, "steps": 3, "score": 1.0, "pictures": 2})
 scores = {name: estimate() for name in ("image", "text", "text_of_average")}
 facts = {"training": 0.5, "word_norm": 1.0, "vocabulary_norm": 0.5, "prompts": prompts}
 hashes = {"learn_hash": cell.learn_hash, "score_hash": cell.score_hash}
