@@ -30,14 +30,20 @@ EXAMPLES = """examples:
     python merge_embeddings.py --manager_ckpts cat.pt style.pt --output_path both.pt
   both were learned as "*"; the second becomes "@":
     python merge_embeddings.py --manager_ckpts cat.pt style.pt --output_path both.pt --rename '*=@'
-  three of the name, for Stable Diffusion:
-    python merge_embeddings.py -sd --manager_ckpts a.pt b.pt c.pt --output_path all.pt \\
+  three of one name:
+    python merge_embeddings.py --manager_ckpts a.pt b.pt c.pt --output_path all.pt \\
         --rename '*=@' '*=#'
   one word halfway between two, both learned as "*":
     python merge_embeddings.py --manager_ckpts cat.safetensors fox.safetensors --rename '*=@' \\
         --blend '*=0.5' '@=0.5' --output_path catfox.safetensors
 """
-BERT_WIDTH, CLIP_WIDTH = 1280, 768
+# Width of a published text encoder → its kind of tokenizer and the vocabulary's name.
+CLIP_VOCABULARY = ("CLIPTokenizerFast", "openai/clip-vit-large-patch14")
+VOCABULARIES = {
+    768: CLIP_VOCABULARY,
+    1024: CLIP_VOCABULARY,
+    1280: ("BertTokenizerFast", "bert-base-uncased"),
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "-sd",
         "--stable_diffusion",
         action="store_true",
-        help="the words are for Stable Diffusion: CLIP's vocabulary in place of BERT's",
+        help="check that the words are for Stable Diffusion; their width tells the vocabulary",
     )
     parser.add_argument(
         "--tokenizer", metavar="FOLDER", help="vocabulary to look new names up in, for a .pt file"
@@ -114,13 +120,21 @@ def run(options: argparse.Namespace) -> int:
     if output.exists() and not options.force:
         raise UserError(f"{output} exists: give another --output_path, or --force to replace it")
 
-    from ldm.words.files import read_words, write_words
+    from ldm.words.files import check_name, read_words, write_words
 
     sources = [Path(path) for path in options.manager_ckpts]
     files = [read_words(path) for path in sources]
     words = name_words(sources, files, options.rename)
     by_source = list(zip(sources, files, strict=True))
+    for word in words:
+        check_name(word.name)
     vectors = {w.name: file.words[w.stored] for w, file in _pairs(words, by_source)}
+    second = {w.name: file.second[w.stored] for w, file in _pairs(words, by_source) if file.second}
+    if second and len(second) < len(vectors):
+        alone = min(set(vectors) - set(second))
+        raise UserError(
+            f"{min(second)!r} is a word for SDXL and {alone!r} is not: merge alike ones"
+        )
     width = _common_width(words, vectors, options.stable_diffusion)
     stated = {
         w.name: file.token_ids[w.stored]
@@ -134,13 +148,14 @@ def run(options: argparse.Namespace) -> int:
                     len(vectors[word.name]))  # fmt: skip
     if wanted is not None:
         vectors, blended = blend_words(vectors, wanted)
+        second = blend_words(second, wanted)[0] if second else {}
         facts |= blended
     ids = stated
     if output.suffix == ".pt":
         new = [name for name in vectors if name not in stated]
         ids = {**stated, **_look_up(new, options, width)}
         _check_ids({name: ids[name] for name in vectors})
-    write_words(output, vectors, ids, facts)
+    write_words(output, vectors, ids, facts, second)
     logger.info("%s: %s", output, " ".join(vectors))
     return 0
 
@@ -213,10 +228,8 @@ def _common_width(words: Sequence[Word], vectors: dict[str, Tensor], stable: boo
                 f"{words[0].source} is for a text encoder of width {width} and {word.source} for "
                 f"one of {widths[word.name]}: they cannot be used together"
             )
-    if stable and width != CLIP_WIDTH:
-        raise UserError(f"-sd is for words of width {CLIP_WIDTH}; these have {width}")
-    if not stable and width == CLIP_WIDTH:
-        raise UserError(f"words of width {width} are for Stable Diffusion: add -sd")
+    if stable and VOCABULARIES.get(width) != CLIP_VOCABULARY:
+        raise UserError(f"-sd is for words of width 768 or 1024; these have {width}")
     return width
 
 
@@ -224,17 +237,13 @@ def _look_up(names: Sequence[str], options: argparse.Namespace, width: int) -> d
     """Return the token ids of new names, which the original's readers of a .pt file need."""
     if not names:
         return {}
-    kind = "CLIPTokenizerFast" if options.stable_diffusion else "BertTokenizerFast"
-    source = options.tokenizer
-    if source is None:
-        if width not in (BERT_WIDTH, CLIP_WIDTH):
-            raise UserError(
-                f"no published model has words of width {width}: give its vocabulary as "
-                "--tokenizer FOLDER, or write .safetensors, which needs none"
-            )
-        source = (
-            "openai/clip-vit-large-patch14" if options.stable_diffusion else "bert-base-uncased"
+    if options.tokenizer is None and width not in VOCABULARIES:
+        raise UserError(
+            f"no published model has words of width {width}: give its vocabulary as "
+            "--tokenizer FOLDER, or write .safetensors, which needs none"
         )
+    kind, published = VOCABULARIES.get(width, VOCABULARIES[1280])
+    source = options.tokenizer or published
 
     from ldm.modules.encoders.vocabulary import load_tokenizer
 

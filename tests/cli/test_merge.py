@@ -25,6 +25,13 @@ def word_file(path, *names, width=1280, value=1.0, ids=True):
     return str(path)
 
 
+def xl(path, name, value=1.0):
+    """A word of SDXL, with vectors for both text encoders."""
+    first, second = ({name: torch.full((2, width), value)} for width in (768, 1280))
+    write_words(path, first, second=second)
+    return path
+
+
 def merge(*arguments):
     assert main(["--manager_ckpts", *map(str, arguments)]) == 0
 
@@ -67,6 +74,24 @@ def test_a_single_file_may_be_renamed(tmp_path):
     assert list(read_words(out).words) == ["@"]
 
 
+def test_the_width_tells_that_words_are_for_stable_diffusion(tmp_path):
+    files = [word_file(tmp_path / f"{n}.pt", n, width=768) for n in "ab"]
+    for flags in ([], ["-sd"]):
+        merge(*files, "--output_path", tmp_path / "both.pt", "--force", *flags)
+        assert set(read_words(tmp_path / "both.pt").words) == {"a", "b"}
+
+
+@pytest.mark.parametrize("options", [[], ["--blend", "a=0.5", "b=0.5"]])
+def test_words_of_sdxl_keep_their_second_encoder(tmp_path, options):
+    files = [xl(tmp_path / f"{n}.safetensors", n, 1.0 + i) for i, n in enumerate("ab")]
+    merge(*files, "--output_path", tmp_path / "both.safetensors", *options)
+    file = read_words(tmp_path / "both.safetensors")
+    value = 1.5 if options else 1.0
+    assert list(file.words) == list(file.second) == (["a"] if options else ["a", "b"])
+    assert_close(file.second["a"], torch.full((2, 1280), value))
+    assert_close(file.words["a"], torch.full((2, 768), value))
+
+
 def test_the_merged_file_draws(tiny, tmp_path):
     out = tmp_path / "both.pt"
     vocabulary = tiny.folder / "tokenizer"
@@ -89,8 +114,10 @@ def test_the_merged_file_draws(tiny, tmp_path):
         (["a.pt", "--output_path", "out.pt", "--rename", "x"], "takes OLD=NEW, got 'x'"),
         (["a.pt", "--output_path", "out.pt", "--rename", "@=#"], "1 renamings for 0 words"),
         (["a.pt", "small.pt", "--output_path", "out.pt"], "width 1280 and small.pt for one of 768"),
-        (["small.pt", "--output_path", "out.pt"], "are for Stable Diffusion: add -sd"),
         (["-sd", "a.pt", "--output_path", "out.pt"], "-sd is for words of width 768"),
+        (["a.pt", "--output_path", "o.safetensors", "--rename", "*=a.b"], "be the name of a word"),
+        (["a.pt", "--output_path", "o.safetensors", "--rename", "*=a b"], "be the name of a word"),
+        (["xl.safetensors", "small.pt", "--output_path", "out.pt"], "is a word for SDXL and '#'"),
         (["odd.pt", "--output_path", "out.pt", "--rename", "*=#"], "--tokenizer FOLDER"),
         (["a.pt", "b.pt", "--output_path", "out.pt", "--rename", "*=@"], "both bring .* '@'"),
     ],
@@ -101,6 +128,7 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, argument
     word_file(Path("b.pt"), "@")
     word_file(Path("small.pt"), "#", width=768)
     word_file(Path("odd.pt"), "*", width=32)
+    xl(Path("xl.safetensors"), "&")
     before = {p: p.read_bytes() for p in Path().iterdir()}
     flags = [arguments[0]] if arguments[0] == "-sd" else []
     with pytest.raises(UserError, match=message) as caught:
