@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import re
-import struct
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,15 +26,6 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 SETTINGS_CHUNK = "settings"
-# What decoders raise on damaged files.
-DECODE_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-)
 # File names that Windows keeps for devices, whatever the suffix.
 RESERVED_NAMES = {"con", "prn", "aux", "nul"} | {
     f"{p}{i}" for p in ("com", "lpt") for i in range(10)
@@ -59,7 +49,7 @@ def open_rgb(path: str | Path) -> Image.Image:
             return _to_rgb(upright)
     except FileNotFoundError as error:
         raise UserError(f"picture {str(path)!r} does not exist") from error
-    except DECODE_ERRORS as error:
+    except Exception as error:  # decoders of damaged files raise anything
         advice = "convert it to PNG or JPEG, or take it out of the folder"
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"picture {str(path)!r} cannot be read ({reason}): {advice}") from error
@@ -193,6 +183,20 @@ def save_png(
     raise AssertionError("unreachable")
 
 
+def write_image(image: Image.Image, path: str | Path, **options: Any) -> None:
+    """Write an image whole or not at all, in place of a file that exists.
+
+    Args:
+        image: any image.
+        path: the file, whose suffix decides the format; folders are made.
+        options: of Pillow's writer, such as `quality`.
+
+    Raises:
+        UserError: the file cannot be written; names it.
+    """
+    write_whole(path, lambda part: image.save(part, **options))
+
+
 def read_settings(path: str | Path) -> dict[str, Any]:
     """Return the settings that `save_png` stored, {} where there are none.
 
@@ -203,7 +207,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         with Image.open(path) as image:
             text = getattr(image, "text", {}).get(SETTINGS_CHUNK)
         settings = json.loads(text) if text else {}
-    except DECODE_ERRORS as error:
+    except Exception as error:  # decoders of damaged files raise anything
         raise UserError(f"cannot read the settings of {str(path)!r}: {error}") from error
     if not isinstance(settings, dict):
         raise UserError(f"the settings of {str(path)!r} are no JSON object")

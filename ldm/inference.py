@@ -47,6 +47,7 @@ from ldm.randomness import Purpose, normal
 from ldm.sampling import Sampling
 from ldm.util import UserError
 from ldm.words.loading import check_prompts, load_words
+from ldm.words.prompts import count_chunks, encode_weighted
 
 __all__ = ["GeneratedImage", "Sampling", "generate", "load_model", "load_words", "seeded_noise"]
 
@@ -175,7 +176,8 @@ def generate(
     if samples_per_prompt < 1:
         raise ValueError(f"samples_per_prompt must be at least 1, got {samples_per_prompt}")
     sampling = _sized(model, sampling or Sampling())
-    check_prompts(model, [*texts, sampling.negative_prompt])
+    if not sampling.weighted_prompts:  # they have no end
+        check_prompts(model, [*texts, sampling.negative_prompt])
     jobs = [
         (text, sampling.seed + j + (0 if restart_seeds else i * samples_per_prompt))
         for i, text in enumerate(texts)
@@ -187,7 +189,7 @@ def generate(
     model.eval()
     try:
         with model.ema_scope(), _precision(model.device, sampling.precision):
-            negative = negative_conditioning(model, sampling, 1)
+            negative = negative_conditioning(model, sampling, 1, texts)
             while len(images) < len(jobs):
                 batch = jobs[len(images) : len(images) + size]
                 try:
@@ -203,12 +205,39 @@ def generate(
     return images
 
 
-def negative_conditioning(model: Any, sampling: Sampling, b: int) -> Conditioning | None:
-    """Return the negative prompt's conditioning for b samples; None without guidance."""
+def negative_conditioning(
+    model: Any, sampling: Sampling, b: int, prompts: Sequence[str] = ()
+) -> Conditioning | None:
+    """Return the negative prompt's conditioning for b samples; None without guidance.
+
+    With weighted prompts it is as long as the longest of `prompts` needs.
+    """
     if sampling.scale == 1:
         return None
-    conditioning: Conditioning = model.get_learned_conditioning([sampling.negative_prompt] * b)
-    return conditioning
+    return _conditioning(model, [sampling.negative_prompt] * b, sampling, prompts)
+
+
+def _conditioning(
+    model: Any,
+    texts: Sequence[str],
+    sampling: Sampling,
+    prompts: Sequence[str] = (),
+    negative: Conditioning | None = None,
+) -> Conditioning:
+    """Encode texts for the settings' images, as long as `prompts` need or as `negative` is."""
+    _, height, width = latent_shape(model, sampling.height, sampling.width)
+    factor = model.first_stage_downsampling
+    options: dict[str, Any] = {"size": (height * factor, width * factor)}
+    if sampling.clip_skip != 1:
+        options["clip_skip"] = sampling.clip_skip
+    if not sampling.weighted_prompts:
+        return model.get_learned_conditioning(list(texts), **options)
+    if negative is None:
+        count = count_chunks(model, [*texts, *prompts])
+    else:
+        context = negative["c_crossattn"][0] if isinstance(negative, Mapping) else negative
+        count = context.shape[1] // model.cond_stage_model.max_length
+    return encode_weighted(model, texts, count, **options)
 
 
 def sample_latents(
@@ -235,7 +264,7 @@ def sample_latents(
         S=sampling.steps,
         batch_size=len(seeds),
         shape=shape,
-        conditioning=model.get_learned_conditioning(list(prompts)),
+        conditioning=_conditioning(model, prompts, sampling, negative=negative),
         eta=sampling.eta,
         unconditional_guidance_scale=sampling.scale,
         unconditional_conditioning=negative,

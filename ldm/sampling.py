@@ -36,6 +36,10 @@ class Sampling:
         seed: seed of the first image, 0..2^62; image i has seed + i.
         negative_prompt: the text that guidance leads away from.
         precision: "full", or "autocast" to half precision (bfloat16 on a CPU).
+        weighted_prompts: read brackets as weights and texts of any length in chunks, as
+            AUTOMATIC1111 does (`ldm.words.prompts`).
+        clip_skip: the layer of a CLIP text encoder that conditions, counted from the model's own,
+            which is 1, as AUTOMATIC1111 counts.
         karras: space the noise levels as Karras et al. do; `SPACED` samplers only.
         batch_size: images at a time; it does not change them. 0 takes as many as the device holds.
 
@@ -54,6 +58,8 @@ class Sampling:
     precision: str = "full"
     batch_size: int = 4
     karras: bool = False
+    weighted_prompts: bool = False
+    clip_skip: int = 1
 
     def __post_init__(self) -> None:
         for name, names in (("sampler", SAMPLERS), ("precision", PRECISIONS)):
@@ -74,6 +80,8 @@ class Sampling:
             raise UserError(f"karras needs one of {', '.join(SPACED)}, got {self.sampler}")
         if not 0 <= self.seed < 2**62:
             raise UserError(f"seed must lie in 0..2^62, got {self.seed}")
+        if self.clip_skip < 1:
+            raise UserError(f"clip_skip must be at least 1, got {self.clip_skip}")
         if self.batch_size < 0:
             raise UserError(f"batch_size must be at least 0, got {self.batch_size}")
         for name in ("height", "width"):
@@ -82,9 +90,15 @@ class Sampling:
                 raise UserError(f"{name} must be a multiple of 8, got {side}")
 
     def metadata(self) -> dict[str, str | int | float]:
-        """Return what decides an image, as plain values for JSON. The batch size does not."""
+        """Return what decides an image, as plain values for JSON. The batch size does not.
+
+        The reading of prompts is left out where it is the usual one.
+        """
         values = asdict(self)
         del values["batch_size"]
+        for name in ("weighted_prompts", "clip_skip"):
+            if values[name] == getattr(type(self), name):
+                del values[name]
         return {name: value for name, value in values.items() if value is not None}
 
     @classmethod

@@ -7,15 +7,17 @@ code base and other tools rely on them.
 from __future__ import annotations
 
 import argparse
+import csv
 import errno
 import importlib
 import inspect
+import io
 import logging
 import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -229,6 +231,13 @@ def write_whole(
     finally:
         if part.parent.is_dir():
             part.unlink(missing_ok=True)
+
+
+def write_table(path: str | Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows as a CSV file, whole or not at all; errors as `write_whole`'s."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write_whole(path, text.getvalue())
 
 
 def _take_name(part: Path, target: Path) -> None:

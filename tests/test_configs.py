@@ -30,6 +30,10 @@ SIZES = {
     "finetune_style.yaml": ("model", 872.3),
     "latent-diffusion/txt2img-1p4B-eval.yaml": ("cond_stage_model", 582.0),
     "stable-diffusion/v1-inference.yaml": ("model", 859.5),
+    "stable-diffusion/v2-inference.yaml": ("model", 865.9),
+    "stable-diffusion/v2-v-finetune.yaml": ("cond_stage_model", 354.0),
+    "stable-diffusion/xl-inference.yaml": ("model", 2567.5),
+    "stable-diffusion/xl-finetune.yaml": ("cond_stage_model", 817.7),
     "latent-diffusion/celebahq-ldm-vq-4.yaml": ("model", 274.1),
     "latent-diffusion/ffhq-ldm-vq-4.yaml": ("model", 274.1),
     "latent-diffusion/lsun_bedrooms-ldm-vq-4.yaml": ("model", 274.1),
@@ -64,7 +68,7 @@ def read(name: str, bert: Path, clip: Path) -> DictConfig:
     assert isinstance(config, DictConfig)
     encoder = OmegaConf.select(config, "model.params.cond_stage_config")
     if isinstance(encoder, DictConfig) and encoder.target.endswith(
-        ("BERTEmbedder", "CLIPEmbedder")
+        ("BERTEmbedder", "CLIPEmbedder", "XLEmbedder")
     ):
         folder = bert if encoder.target.endswith("BERTEmbedder") else clip
         encoder.params = {**(encoder.get("params") or {}), "tokenizer": str(folder)}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ldm.checkpoint.loading import load_state, read_config
-from ldm.checkpoint.names import canonical, describe, match_names
+from ldm.checkpoint.names import SCHEDULE, canonical, describe, match_names
 from ldm.util import instantiate_from_config
 
 ROOT = Path(__file__).parents[1]
@@ -118,3 +118,24 @@ def test_old_and_new_names_of_clip_pair_up(listing):
     new = [canonical(name) for name in old]
     assert match_names(new, old) == dict(zip(old, new, strict=True))
     assert match_names(old, new) == dict(zip(new, old, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("listing", "config"),
+    [
+        ("sd-v2-1", "stable-diffusion/v2-inference.yaml"),
+        ("sd-v2-1", "stable-diffusion/v2-v-finetune.yaml"),
+        ("sdxl-base-1.0", "stable-diffusion/xl-inference.yaml"),
+        ("sdxl-base-1.0", "stable-diffusion/xl-finetune.yaml"),
+    ],
+)
+def test_names_and_shapes_of_later_families(listing, config, tmp_path):
+    """Published in half precision, so types are not compared; SDXL's files have no schedule."""
+    model = build(config, write_vocabulary(tmp_path, "sd-v1"))
+    own, file = model.state_dict(), published(listing)
+    missing = SCHEDULE if "betas" not in file else ()
+    ours = {canonical(n): v.shape for n, v in own.items() if n not in missing}
+    theirs = {canonical(n): v.shape for n, v in file.items() if not n.endswith("position_ids")}
+    assert {n: s for n, s in ours.items() if not n.endswith("position_ids")} == theirs
+    report = load_state(model, file)
+    assert set(report.missing) <= {n for n in own if n in missing or n.endswith("position_ids")}

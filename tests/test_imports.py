@@ -32,7 +32,7 @@ SISTERS = {
     ("randomness", "util"),
     ("lr_scheduler", "util"),
     ("sampling", "util"),
-    ("modules", "words"),  # text encoders separate placeholders from their neighbours
+    ("modules", "words"),  # text encoders split texts at placeholders
     ("models", "checkpoint"),  # an autoencoder reads the checkpoint that its YAML names
     ("editing", "evaluation"),  # edits are ranked by CLIP
 }

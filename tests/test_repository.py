@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -35,3 +36,22 @@ def test_only_the_miniatures_weights_are_large(tracked: dict[str, int]) -> None:
 
 def test_questionnaires_are_made_and_not_tracked(tracked: dict[str, int]) -> None:
     assert not [name for name in tracked if "questionnaires/" in name]
+
+
+def test_files_are_written_whole() -> None:
+    """Every writer goes through `write_whole`, which names the path and leaves nothing half.
+
+    `convert.py` writes a folder of files, which takes its name when it is whole.
+    """
+    raw = re.compile(r"write_text\(|write_bytes\(|open\([^)]*[\"'][wx]b?\+?[\"']|to_csv\(")
+    direct = re.compile(
+        r"\b(?:savefig|torch\.save|save_file|np\.save)\((?!buffer|whole|part|content)"
+    )
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in sorted((ROOT / "ldm").rglob("*.py"))
+        if path.name not in ("util.py", "folder.py", "convert.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if (raw.search(line) or direct.search(line)) and "lambda part" not in line
+    ]
+    assert not found

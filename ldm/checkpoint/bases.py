@@ -52,6 +52,7 @@ ENCODERS = {
     "BERTEmbedder": "ldm",
     "FrozenCLIPEmbedder": "sd1",
     "FrozenOpenCLIPEmbedder": "sd2",
+    "FrozenXLEmbedder": "sdxl",
 }
 # What tells whether Stable Diffusion 2 predicts v: metadata and names of published files.
 METADATA_OF_V = {

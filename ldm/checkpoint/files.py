@@ -151,9 +151,9 @@ def _read_pickle(path: Path, mapped: bool) -> Any:
         raise UserError(
             f"{path}: not a plain checkpoint, so refused ({one_line(error)})"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except Exception as error:  # a damaged pickle may raise anything
         size = path.stat().st_size
         raise UserError(
             f"{path}: truncated or damaged at {size} bytes; download it again ({one_line(error)})"

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.checkpoint.folders import read_json
-from ldm.checkpoint.tables import FAMILIES, INDEX, Family
+from ldm.checkpoint.tables import FAMILIES, INDEX
 from ldm.resources import locate
 from ldm.util import UserError
 
@@ -116,7 +116,7 @@ def folder_config(folder: Path) -> tuple[str, DictConfig]:
     first_stage = params.first_stage_config.params
     first_stage.embed_dim = autoencoder.get("latent_channels", 4)
     first_stage.ddconfig.update(_autoencoder_params(autoencoder))
-    _set_encoders(params.cond_stage_config, folder, family)
+    _set_encoders(params.cond_stage_config, folder, name)
     return name, config
 
 
@@ -220,8 +220,9 @@ def _bert_params(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _clip_params(facts: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _clip_params(folder: Path) -> dict[str, Any]:
     """Return the sizes of a CLIP text encoder from those of `CLIPTextModel`."""
+    facts = read_json(folder / "config.json")
     width = facts.get("hidden_size", 768)
     if facts.get("intermediate_size", 4 * width) != 4 * width:
         raise UserError(f"{folder}: intermediate_size must be 4 times hidden_size {width}")
@@ -234,16 +235,19 @@ def _clip_params(facts: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def _set_encoders(config: DictConfig, folder: Path, family: Family) -> None:
+def _set_encoders(config: DictConfig, folder: Path, name: str) -> None:
     """Set the sizes and the vocabulary of the text encoder, in place."""
     params: dict[str, Any] = {"tokenizer": str((folder / "tokenizer").absolute())}
-    place = folder / family.parts[2].component
-    facts = read_json(place / "config.json")
-    if family is FAMILIES["ldm"]:
-        params |= _bert_params(facts)
+    if name == "ldm":
+        params |= _bert_params(read_json(folder / "bert" / "config.json"))
+    elif name == "sdxl":
+        for part, place in (("clip_l", "text_encoder"), ("clip_g", "text_encoder_2")):
+            params[part] = {**config.params[part], "params": _clip_params(folder / place)}
+        width = read_json(folder / "unet" / "config.json").get("addition_time_embed_dim")
+        params["size_width"] = width or 256
     else:
-        params |= _clip_params(facts, place)
-    if family in (FAMILIES["sd2"], FAMILIES["sd2-v"]):
+        params |= _clip_params(folder / "text_encoder")
+    if name.startswith("sd2"):
         # The folder leaves out the last block, which conditions nothing.
         params["layer"] = "last"
     config.params = {**(config.get("params") or {}), **params}

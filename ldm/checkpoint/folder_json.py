@@ -43,6 +43,8 @@ def model_index(family: str) -> dict[str, Any]:
         "scheduler": ("diffusers", "DDIMScheduler"),
     }
     more = {"requires_safety_checker": False} if "safety_checker" in components else {}
+    if family == "sdxl":
+        more = {"force_zeros_for_empty_prompt": True}
     return {
         "_class_name": FAMILIES[family].pipeline,
         "_diffusers_version": VERSION,
@@ -64,11 +66,13 @@ def component_configs(family: str, config: DictConfig) -> dict[str, dict[str, An
     assert isinstance(plain, dict)
     params: dict[str, Any] = {str(name): value for name, value in plain.items()}
     first_stage = params["first_stage_config"]["params"]["ddconfig"]
+    encoder = params["cond_stage_config"].get("params") or {}
+    sizes = _vector(params["unet_config"]["params"], encoder) if family == "sdxl" else {}
     return {
-        "unet": _unet(params["unet_config"]["params"], params["image_size"]),
+        "unet": _unet(params["unet_config"]["params"], params["image_size"]) | sizes,
         FAMILIES[family].parts[1].component: _autoencoder(first_stage, params, family),
         "scheduler": _scheduler(params),
-        **_encoders(family, params["cond_stage_config"].get("params") or {}),
+        **_encoders(family, encoder),
     }
 
 
@@ -106,6 +110,15 @@ def _unet(params: Mapping[str, Any], size: int) -> dict[str, Any]:
     if len(set(facts["transformer_layers_per_block"])) == 1:
         facts["transformer_layers_per_block"] = depths[-1]
     return facts
+
+
+def _vector(unet: Mapping[str, Any], encoder: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what SDXL's U-Net says about the vector of pooled text and sizes."""
+    return {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": encoder.get("size_width", 256),
+        "projection_class_embeddings_input_dim": unet["adm_in_channels"],
+    }
 
 
 def _autoencoder(
@@ -150,7 +163,18 @@ def _scheduler(params: Mapping[str, Any]) -> dict[str, Any]:
 def _encoders(family: str, params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     if family == "ldm":
         return {"bert": _bert(params)}
-    return {"text_encoder": _clip(params, family)}
+    if family == "sdxl":
+        first, second = (params.get(part, {}).get("params") or {} for part in ("clip_l", "clip_g"))
+        projecting = {"architectures": ["CLIPTextModelWithProjection"]}
+        return {
+            "text_encoder": _clip(first, CLIP_L),
+            "text_encoder_2": _clip(second, CLIP_BIG_G) | projecting,
+        }
+    found = _clip(params, CLIP_L if family == "sd1" else CLIP_H)
+    if family != "sd1" and params.get("layer", "penultimate") == "penultimate":
+        # The last block conditions nothing, and the folder leaves it out.
+        found["num_hidden_layers"] -= 1
+    return {"text_encoder": found}
 
 
 def _bert(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,25 +196,23 @@ def _bert(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # Width, layers, heads and activation of the published text encoders.
-PUBLISHED_CLIP = {"sd1": (768, 12, 12, "quick_gelu"), "sd2": (1024, 23, 16, "gelu")}
+CLIP_L, CLIP_H = (768, 12, 12, "quick_gelu"), (1024, 24, 16, "gelu")
+CLIP_BIG_G = (1280, 32, 20, "gelu")
 
 
-def _clip(params: Mapping[str, Any], family: str) -> dict[str, Any]:
-    width, layers, heads, act = PUBLISHED_CLIP[family.removesuffix("-v")]
-    if family != "sd1" and params.get("layer", "penultimate") == "penultimate":
-        layers = params.get("layers") or layers + 1
-        layers -= 1  # the last block conditions nothing, and the folder leaves it out
-    else:
-        layers = params.get("layers") or layers
-    width, vocabulary = params.get("width") or width, params.get("vocab_size", 49408)
+def _clip(params: Mapping[str, Any], published: tuple[int, int, int, str]) -> dict[str, Any]:
+    names = ("width", "layers", "heads", "hidden_act")
+    sizes: list[Any] = [params.get(n) or p for n, p in zip(names, published, strict=True)]
+    width, layers, heads, act = sizes
+    vocabulary = params.get("vocab_size", 49408)
     return {
         "architectures": ["CLIPTextModel"],
         "model_type": "clip_text_model",
-        "hidden_act": params.get("hidden_act", act),
+        "hidden_act": act,
         "hidden_size": width,
         "intermediate_size": 4 * width,
         "num_hidden_layers": layers,
-        "num_attention_heads": params.get("heads") or heads,
+        "num_attention_heads": heads,
         "max_position_embeddings": params.get("max_length", 77),
         "vocab_size": vocabulary,
         "bos_token_id": vocabulary - 2,

@@ -203,7 +203,7 @@ def _load_base(base: Base, device: torch.device | str, dtype: torch.dtype | None
         logger.info("%s: %s", base.path, line)
     model.to(device=device)
     manager = getattr(model, "embedding_manager", None)
-    if manager is not None and manager.first_words:  # without, a file is expected to bring vectors
+    if manager is not None:
         manager.initialize()
     return model.eval()
 

@@ -18,7 +18,7 @@ from ldm.cli.evaluate_options import check, parse
 from ldm.evaluation.prompts import check_prompts, read_prompts
 from ldm.resources import ROOT
 from ldm.training.variants import find_variant
-from ldm.util import UserError
+from ldm.util import UserError, write_whole
 from ldm.words.placeholders import DEFAULT_PLACEHOLDER
 
 if TYPE_CHECKING:
@@ -284,10 +284,9 @@ def write(folder: Path, name: str, found: Evaluation) -> None:
     """Write scores.json and scores.csv, and say what is in them."""
     from ldm.evaluation.evaluate import write_csv
 
-    folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "scores.csv", {name: found})
     text = json.dumps({"name": name, **found.to_json()}, indent=2, ensure_ascii=False)
-    (folder / "scores.json").write_text(text + "\n", encoding="utf-8")
+    write_whole(folder / "scores.json", text + "\n")
     rows = [("image similarity", found.image), ("text similarity", found.text)]
     rows.append(("  of the images' average", found.text_of_average))
     if found.dino is not None:

@@ -33,16 +33,22 @@ def __getattr__(name: str) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the command line, then import what is heavy and run."""
     options = parse(argv)
-    if not options.train and not options.resume:
+    if not options.train and not options.resume and not options.dry_run:
         raise UserError("nothing to do: add -t to train")
     from ldm.training.config import load
 
     try:
+        if len(options.data_roots) > 1 and options.dry_run:
+            raise UserError("--dry_run looks at one folder: give one --data_root")
         if len(options.data_roots) > 1:
             from ldm.training.many import learn_many
 
             return learn_many(options)
         config = load(options)  # mistakes in files show before the heavy imports
+        if options.dry_run:
+            from ldm.training.dry_run import dry_run
+
+            return dry_run(config)
         from ldm.training.stages import run_stages
 
         return run_stages(config)

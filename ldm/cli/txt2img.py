@@ -44,7 +44,8 @@ def run(options: argparse.Namespace) -> int:
     model = load_model(config, weights, difference=options.difference)
     _check_latent(model, options)
     latent_shape(model, options.H, options.W)
-    load_words(model, options.embedding_path, texts)
+    # Weighted prompts have no end that could be cut off.
+    load_words(model, options.embedding_path, () if options.weighted_prompts else texts)
     model.to(device)
     facts = {
         "checkpoint": str(weights),

@@ -89,6 +89,14 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         "--negative_prompt", metavar="TEXT", default="", help="what guidance leads away from"
     )
     group.add_argument(
+        "--weighted_prompts",
+        action="store_true",
+        help="(word:1.2), (word) and [word] are weights; prompts may be longer than the encoder",
+    )
+    group.add_argument(
+        "--clip_skip", type=int, default=1, metavar="N", help="CLIP's layer; 2 is one before (1)"
+    )
+    group.add_argument(
         "--from-file",
         metavar="FILE",
         help='prompts, one a line; # begins a comment; "-" is the standard input',

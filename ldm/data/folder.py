@@ -34,9 +34,28 @@ def list_images(folder: str | Path) -> tuple[Path, ...]:
             f"data_root {str(folder)!r} is not a folder: give the folder of your images"
         )
     try:
-        entries = sorted(root.iterdir(), key=lambda path: path.name)
+        images, skipped = _sorted_out(root)
     except OSError as error:
         raise UserError(f"data_root {str(folder)!r} cannot be read: {error.strerror}") from error
+    if not images:
+        raise UserError(
+            f"data_root {str(folder)!r} holds no images"
+            + (f", only {skipped}" if skipped else "")
+            + ": put 3 to 5 JPEG or PNG files there"
+        )
+    report = f"; skipped {skipped}" if skipped else ""
+    logger.info("%s: %d images%s", folder, len(images), report)
+    return images
+
+
+def skipped_entries(folder: Path) -> str:
+    """Return what a folder holds beside images and their captions; "" if nothing."""
+    return _sorted_out(folder)[1]
+
+
+def _sorted_out(folder: Path) -> tuple[tuple[Path, ...], str]:
+    """Return the images of a folder, sorted by name, and what else is there."""
+    entries = sorted(folder.iterdir(), key=lambda path: path.name)
     folders = [path for path in entries if path.is_dir()]
     files = [path for path in entries if path.is_file()]
     special = [path for path in entries if path not in {*folders, *files}]
@@ -48,15 +67,7 @@ def list_images(folder: str | Path) -> tuple[Path, ...]:
         for kind, paths in kinds.items()
         if paths
     )
-    if not images:
-        raise UserError(
-            f"data_root {str(folder)!r} holds no images"
-            + (f", only {skipped}" if skipped else "")
-            + ": put 3 to 5 JPEG or PNG files there"
-        )
-    report = f"; skipped {skipped}" if skipped else ""
-    logger.info("%s: %d images%s", folder, len(images), report)
-    return images
+    return images, skipped
 
 
 def some_names(names: Sequence[str]) -> str:

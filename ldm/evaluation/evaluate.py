@@ -8,7 +8,6 @@ drawn and what embeds them are injected.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +36,7 @@ from ldm.evaluation.similarity import (
     own_similarity,
     without_placeholders,
 )
+from ldm.util import write_table
 from ldm.words.placeholders import DEFAULT_PLACEHOLDER
 
 __all__ = [
@@ -251,13 +251,12 @@ def write_csv(path: str | Path, evaluations: Mapping[str, Evaluation]) -> None:
         path: the file; replaced if it exists.
         evaluations: name → scores. A score over several prompts has an empty prompt.
     """
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(CSV_COLUMNS)
-        for name, evaluation in evaluations.items():
-            for score, prompt, found, pictures in _lines(evaluation):
-                values = (f"{v:.6f}" for v in (found.value, found.low, found.high))
-                writer.writerow((name, score, prompt, *values, pictures))
+    rows: list[Sequence[object]] = [CSV_COLUMNS]
+    for name, evaluation in evaluations.items():
+        for score, prompt, found, pictures in _lines(evaluation):
+            values = (f"{v:.6f}" for v in (found.value, found.low, found.high))
+            rows.append((name, score, prompt, *values, pictures))
+    write_table(path, rows)
 
 
 def _lines(evaluation: Evaluation) -> list[tuple[str, str, Estimate, int]]:

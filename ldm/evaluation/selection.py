@@ -8,7 +8,6 @@ word is scored on afterwards, or the choice would flatter the score.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from PIL import Image
 from ldm.evaluation.draws import Draw
 from ldm.evaluation.evaluate import Evaluation, evaluate
 from ldm.evaluation.similarity import FeatureExtractor
+from ldm.util import write_table, write_whole
 from ldm.words.files import read_words, write_words
 
 COLUMNS = ("step", "image", "image_low", "image_high", "text", "text_low", "text_high", "chosen")
@@ -115,21 +115,20 @@ def write_best(path: Path, word: Path, selection: Selection, facts: Mapping[str,
         "selected_text_similarity": f"{scores.text.value:.6f}",
     }
     metadata = {**content.metadata, **chosen, **facts}
-    write_words(path, content.words, content.token_ids, metadata)
+    write_words(path, content.words, content.token_ids, metadata, content.second)
 
 
 def write_curve(folder: Path, selection: Selection, facts: Mapping[str, Any]) -> None:
     """Write `selection.json`, `selection.csv` and `selection.png`."""
-    with (folder / "selection.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for step, found in selection.curve.items():
-            values = [
-                f"{value:.6f}"
-                for score in (found.image, found.text)
-                for value in (score.value, score.low, score.high)
-            ]
-            writer.writerow((step, *values, int(step == selection.chosen)))
+    rows: list[Sequence[object]] = [COLUMNS]
+    for step, found in selection.curve.items():
+        values = [
+            f"{value:.6f}"
+            for score in (found.image, found.text)
+            for value in (score.value, score.low, score.high)
+        ]
+        rows.append((step, *values, int(step == selection.chosen)))
+    write_table(folder / "selection.csv", rows)
     content = {
         "chosen": selection.chosen,
         "rule": selection.rule,
@@ -138,7 +137,7 @@ def write_curve(folder: Path, selection: Selection, facts: Mapping[str, Any]) ->
         "steps": {str(step): found.to_json() for step, found in selection.curve.items()},
     }
     text = json.dumps(content, indent=2, ensure_ascii=False)
-    (folder / "selection.json").write_text(text + "\n", encoding="utf-8")
+    write_whole(folder / "selection.json", text + "\n")
     plot_curve(folder / "selection.png", selection)
 
 
@@ -167,4 +166,4 @@ def plot_curve(path: Path, selection: Selection) -> None:
     panels[0].legend(frameon=False, fontsize=9)
     panels[0].set_title(f"step {selection.chosen} chosen", fontsize=10)
     panels[1].set_xlabel("optimiser step; bands are 95% intervals")
-    figure.savefig(path, dpi=120)
+    write_whole(path, lambda part: figure.savefig(part, dpi=120))

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ldm.util import write_whole
+
 BEGIN, END = "<!-- metrics: written by make miniature-eval -->", "<!-- end of metrics -->"
 _PERCENT = "{:.1%}"
 # Part, key, what it is, how it is written, the least it should be.
@@ -68,4 +70,4 @@ def insert(text: str, card: Path) -> None:
         new = f"{old.rstrip()}\n\n{block}".lstrip()
     else:
         new = before + block + rest.partition(END)[2].lstrip("\n")
-    card.write_text(new, encoding="utf-8")
+    write_whole(card, new)

@@ -9,11 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from ldm.modules.attention import CrossAttention, FeedForward
 
 EmbeddingHook = Callable[[Tensor, Tensor], Tensor]
+
+
+def known(ids: Tensor, table: Tensor) -> Tensor:
+    """Return ids that a lookup in `table` [V, d] takes: an added token becomes token 0."""
+    return torch.where(ids < len(table), ids, 0)
 
 
 class AbsolutePositionalEmbedding(nn.Module):
@@ -84,7 +90,7 @@ class TransformerWrapper(nn.Module):
         embedding_manager: EmbeddingHook | None = None,
     ) -> Tensor:
         """Encode ids [b, n] to vectors [b, n, d], or to logits [b, n, num_tokens]."""
-        x = self.token_emb(token_ids)
+        x = self.token_emb(known(token_ids, self.token_emb.weight))
         if embedding_manager is not None:
             x = embedding_manager(token_ids, x)
         x = self.norm(self.attn_layers(self.emb_dropout(x + self.pos_emb(x))))

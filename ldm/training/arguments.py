@@ -84,6 +84,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-r", "--resume", metavar="PATH", default="", help="log folder or checkpoint to go on from"
     )
+    group.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="check all, take one step, say what a run would do, and write nothing",
+    )
     group.add_argument("-s", "--seed", type=int, help="seed of everything random (default 23)")
     group.add_argument(
         "--scale_lr",

@@ -46,7 +46,7 @@ def working_folder(folder: Path, exclusive: bool) -> Iterator[Path]:
     try:
         with lock.open("a+", encoding="utf-8") as file:
             _hold(file, made)
-            for left in (made / "checkpoints").glob(f"{PART}*"):  # of a run that was killed
+            for left in made.rglob(f"{PART}*"):  # of a run that was killed
                 left.unlink(missing_ok=True)
             yield made
     except BaseException:

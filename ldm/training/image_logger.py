@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from ldm.image_io import from_pil, make_grid, to_pil
+from ldm.image_io import from_pil, make_grid, to_pil, write_image
 from ldm.sampling import Sampling
 
 log = logging.getLogger(__name__)
@@ -184,10 +184,9 @@ class ImageLogger(pl.Callback):
             return
         name = f"_gs-{trainer.global_step:06}_e-{trainer.current_epoch:06}_b-{batch_idx:06}.jpg"
         folder = self.folder / split
-        folder.mkdir(parents=True, exist_ok=True)
         for key, pictures in grids.items():
             sheet = grid(pictures)
-            sheet.save(folder / f"{key}{name}", quality=95)
+            write_image(sheet, folder / f"{key}{name}", quality=95)
             for logger in trainer.loggers:
                 board = getattr(getattr(logger, "experiment", None), "add_image", None)
                 if board is not None:

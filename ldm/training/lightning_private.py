@@ -42,4 +42,5 @@ def settle_counters(checkpoint: dict[str, Any], batches: int) -> None:
 
 def is_run_checkpoint(content: Any) -> bool:
     """Tell whether a file's content is a checkpoint of a training run."""
-    return isinstance(content, dict) and "fit_loop" in content.get("loops", ())
+    loops = content.get("loops") if isinstance(content, dict) else None
+    return isinstance(loops, dict) and "fit_loop" in loops

@@ -55,7 +55,7 @@ def read_yaml(path: Path) -> DictConfig:
         config = OmegaConf.load(path)
     except FileNotFoundError as error:
         raise UserError(f"no configuration at {path}: give an existing file to --base") from error
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+    except Exception as error:  # both parsers raise anything on damaged files
         line = " ".join(str(error).split())
         raise UserError(f"cannot read the configuration {path}: {line}") from error
     if not isinstance(config, DictConfig):
@@ -100,7 +100,11 @@ def merge_files(
         if unknown := [str(name) for name in given if name not in known]:
             key = f"{prefix}{unknown[0]}"
             raise UserError(f"unknown configuration key {key!r}: expected {', '.join(known)}")
-    check_shape(merged)
+    try:
+        check_shape(merged)
+    except OmegaConfBaseException as error:
+        line = " ".join(str(error).split())
+        raise UserError(f"the configuration does not fit together: {line}") from error
     return merged
 
 

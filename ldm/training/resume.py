@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import pytorch_lightning as pl
@@ -23,11 +21,6 @@ from ldm.util import UserError
 from ldm.words.files import read_words
 
 log = logging.getLogger(__name__)
-
-UNREADABLE = (
-    *(zipfile.BadZipFile, zlib.error, UnpicklingError, RuntimeError, EOFError, OSError, KeyError),
-    *(TypeError, ValueError, NotImplementedError),
-)
 
 
 @dataclass(frozen=True)
@@ -57,14 +50,17 @@ def _read(path: Path) -> Saved:
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except UNREADABLE as error:
+    except Exception as error:  # a damaged pickle may raise anything
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
     if not is_run_checkpoint(content):
         raise UserError(
             f"--resume {path}: not a checkpoint of a run of main.py; weights to start from are "
             "given as --actual_resume"
         )
-    return Saved(path, int(content["global_step"]), content["state_dict"])
+    step, state = content.get("global_step"), content.get("state_dict")
+    if not isinstance(step, int) or not isinstance(state, Mapping):
+        raise ValueError("it lacks its step or its state")
+    return Saved(path, step, state)
 
 
 def read_checkpoint(path: Path) -> Saved:

@@ -171,8 +171,8 @@ def _pixel_data(pixels: np.ndarray[Any, np.dtype[np.uint8]] | None) -> bytes | N
     """
     if pixels is None:
         return None
-    lit = pixels.min(2) > 0
-    rows, columns = np.flatnonzero(lit.max(1)), np.flatnonzero(lit.max(0))
+    lit = np.all(pixels > 0, axis=2)
+    rows, columns = np.flatnonzero(np.any(lit, axis=1)), np.flatnonzero(np.any(lit, axis=0))
     if not rows.size:
         return None
     nibbles = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] & 0x0F

@@ -5,7 +5,7 @@ vocabulary's norms, where it drowns position and context. Here e = m·u: m is th
 norm and fixed, and u walks on the unit sphere. With k vectors each has a sphere of its own.
 
 Signs. The loss gets the prior's negative logarithm: a von Mises–Fisher density ∝ exp(κ⟨μ, u⟩)
-around the first word's direction μ adds −κ⟨μ, u⟩, whose gradient is −κμ. With ∂L/∂u = m·∂L/∂e:
+around the initializer word's direction μ adds −κ⟨μ, u⟩ with gradient −κμ. With ∂L/∂u = m·∂L/∂e:
 
     g = m·∂L/∂e − κμ                 the whole gradient in u
     g ← g − ⟨g, u⟩u                  what of it lies along the sphere
@@ -129,14 +129,14 @@ class DirectionalEmbeddingManager(EmbeddingManager):
 
     Args:
         embedder: the text encoder.
-        kappa: κ of the prior around the first word, at least 0; the paper's 1e-4.
+        kappa: κ of the prior around the initializer word, at least 0; the paper's 1e-4.
         norm: m, the norm words keep: the vocabulary's "mean", the paper's; its "median", which rows
             that the encoder's training never met, and left short, draw down less; or a number.
-        options: of `EmbeddingManager`. Each word needs a first word, so `per_image_tokens`, whose
-            words have none, is refused.
+        options: of `EmbeddingManager`. Each word needs an initializer word, so
+            `per_image_tokens`, whose words have none, is refused.
 
     Raises:
-        UserError: a word without a first word.
+        UserError: a word without an initializer word.
         ValueError: `kappa` or `norm` out of range.
     """
 
@@ -154,16 +154,16 @@ class DirectionalEmbeddingManager(EmbeddingManager):
             raise ValueError(f"kappa must be at least 0, got {kappa}")
         if norm not in NORMS if isinstance(norm, str) else not 0 < norm < math.inf:
             raise ValueError(f"norm must be 'mean', 'median' or a number above 0, got {norm!r}")
-        # Before the parent's, which takes the first words' vectors.
+        # Before the parent's, which takes the initializer words' vectors.
         self.__dict__["norm"] = norm
         super().__init__(embedder, **options)
         self.kappa = kappa
         if self.per_image_placeholders:
             raise UserError(
-                "directional words start from a first word, and those of per_image_tokens have "
-                "none: set per_image_tokens to false"
+                "directional words start from an initializer word, and those of per_image_tokens "
+                "have none: set per_image_tokens to false"
             )
-        self._check_first_words()
+        self._check_initializer_words()
 
     @property
     def radius(self) -> float:
@@ -175,19 +175,18 @@ class DirectionalEmbeddingManager(EmbeddingManager):
         """Return what moves the words over their spheres, onto which loaded words are put first.
 
         Raises:
-            UserError: a loaded word without a first word, or networks trained beside the words.
+            UserError: a loaded word without an initializer word, or networks trained beside words.
         """
         if len(groups) > 1:
             raise UserError(ALONE)
-        self._check_first_words()
-        self._ensure_initialized()
+        self._check_initializer_words()
         words = [self.string_to_param_dict[p] for p in self.placeholders]
         for word in words:
             placed = (self.radius * directions(word)).to(word)
             # Those that are there already stay, to the last bit: a resumed run must not differ.
             there = torch.isclose(word.norm(dim=-1), placed.norm(dim=-1), rtol=1e-5, atol=0)
             word.copy_(torch.where(there[:, None], word, placed))
-        means = [directions(self._first_vectors(p)) for p in self.placeholders]
+        means = [directions(self._initializer_vectors(p)) for p in self.placeholders]
         return DirectionalDescent(words, means, lr=rate, radius=self.radius, kappa=self.kappa)
 
     def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -199,21 +198,21 @@ class DirectionalEmbeddingManager(EmbeddingManager):
         }
         super().save(path, {**facts, **(metadata or {})})
 
-    def _first_vectors(self, placeholder: str) -> Tensor:
-        """Return the first word's directions at the norm that words keep, [k, d]."""
-        vectors = super()._first_vectors(placeholder)
+    def _initializer_vectors(self, placeholder: str) -> Tensor:
+        """Return the initializer word's directions at the norm that words keep, [k, d]."""
+        vectors = super()._initializer_vectors(placeholder)
         try:
             return (self.radius * directions(vectors)).to(vectors)
         except ValueError as error:
             raise UserError(
-                f"first word {self.first_words[placeholder]!r} has a vector of zeros, without "
-                "direction: choose another"
+                f"initializer word {self.initializer_words[placeholder]!r} has a vector of zeros, "
+                "without direction: choose another"
             ) from error
 
-    def _check_first_words(self) -> None:
-        without = [p for p in self._lasting() if p not in self.first_words]
+    def _check_initializer_words(self) -> None:
+        without = [p for p in self._lasting() if p not in self.initializer_words]
         if without:
             raise UserError(
-                f"a directional word starts from a first word's direction, and {without[0]!r} has "
-                "none: give it in initializer_words (--init_word)"
+                "a directional word starts from an initializer word's direction, and "
+                f"{without[0]!r} has none: give it in initializer_words (--init_word)"
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,58 +24,57 @@ from ldm.words.files import (
     stored_step,
     write_words,
 )
-from ldm.words.placeholders import DEFAULT_PLACEHOLDER
+from ldm.words.placeholders import DEFAULT_PLACEHOLDER, PER_IMAGE_PLACEHOLDERS
 from ldm.words.splice import splice
 from ldm.words.tokens import (
     INITIALIZER_MODES,
     TextEmbedder,
     check_prompts,
-    first_vectors,
-    first_word_ids,
+    initializer_ids,
+    initializer_vectors,
     placeholder_id,
     vocabulary_norms,
 )
-from ldm.words.tokens import per_image_placeholders as own_placeholders
 
 logger = logging.getLogger(__name__)
 
-# Progressive words: one vector more after every 2000 optimiser steps (paper, section 5.1).
+# Progressive words: one vector more after every 2000 optimizer steps (paper, section 5.1).
 PROGRESSIVE_STEPS = 2000
 
 
 def active_vectors(step: int, every: int = PROGRESSIVE_STEPS) -> int:
-    """Return how many vectors of a progressive word are in use after `step` optimiser steps."""
+    """Return how many vectors of a progressive word are in use after `step` optimizer steps."""
     return 1 + step // every
 
 
 class EmbeddingManager(nn.Module):
     """Holds the vectors of learned words and splices them into token vectors.
 
-    A first word of several tokens starts the k vectors by `initializer_mode`:
-    "mean": each vector at the mean of the word's token vectors. The default: it works for every k
-    and for k=1, the paper's setting, is the only choice that uses the whole word.
-    "sequence": vector i at token i, the last repeated for what is left. The encoder then reads the
-    word as it would read its text, so training starts from its full meaning; needs k >= tokens.
+    An initializer word of several tokens starts the k vectors by `initializer_mode`:
+    "mean": each vector is the mean of the word's token vectors. It works for every k. For k=1, the
+    paper's setting, it is the only choice that uses the whole word.
+    "sequence": vector i is token i; the last token is repeated. The encoder reads the word like its
+    text, so training starts from its full meaning. It needs k >= tokens.
     For a word of one token both are the paper's: a copy in each vector.
 
-    Build the manager before or after the encoder's weights are there; after loading weights call
-    `initialize()`, which takes the first words' vectors anew.
+    A manager whose encoder is on the meta device holds zeros. After the encoder has its weights,
+    `initialize()` gives each word its first values. In any other manager they are there at once.
 
     Args:
         embedder: the text encoder; used, not owned, so its weights are no part of this module.
-        placeholder_strings: the words to learn, ["*"] by default; [] where files bring them.
-        initializer_words: the first word of each placeholder, in order; a missing or empty one
-            starts from the original's U[0, 1) draw.
+        placeholder_strings: the words to learn, ["*"] by default; [] if files bring them.
+        initializer_words: the initializer word of each placeholder, in order; a missing or empty
+            one starts from the original's U[0, 1) numbers.
         per_image_tokens: add one word for each training image.
         num_vectors_per_token: k, vectors of each word, at least 1.
         progressive_words: start with one vector and use one more after every `progressive_steps`.
         initializer_mode: "mean" or "sequence".
-        seed: of the U[0, 1) draw.
-        progressive_steps: optimiser steps, at least 1; 2000 are the paper's.
+        seed: of the U[0, 1) numbers.
+        progressive_steps: optimizer steps, at least 1; 2000 are the paper's.
         per_image_placeholders: the images' words; by default the 22 Hebrew letters.
 
     Raises:
-        UserError: a placeholder or first word the vocabulary cannot serve.
+        UserError: a placeholder or initializer word that the vocabulary cannot serve.
         ValueError: `num_vectors_per_token`, `initializer_mode` or `progressive_steps` out of range.
     """
 
@@ -115,9 +115,8 @@ class EmbeddingManager(nn.Module):
         self.metadata: dict[str, str] = {}  # more facts for saved files, from the training run
         self.string_to_token_dict: dict[str, int] = {}
         self.string_to_param_dict = nn.ParameterDict()
-        # Words whose vectors came from a file, and from a checkpoint's state dict.
-        self._from_file: set[str] = set()
-        self._from_checkpoint: set[str] = set()
+        # What gave each word its vectors: "configuration", "file" or "checkpoint".
+        self._source: dict[str, str] = {}
         self._vocabulary_norms: dict[str, float] | None = None
         self._warned: set[str] = set()  # prompts whose end is cut off
         self._step = 0
@@ -129,17 +128,17 @@ class EmbeddingManager(nn.Module):
         first = list(initializer_words or [])
         if len(first) > len(words):
             raise UserError(f"{len(first)} initializer_words for {len(words)} placeholder_strings")
-        own = own_placeholders(embedder, per_image_placeholders) if per_image_tokens else ()
-        self.per_image_placeholders: tuple[str, ...] = own
-        self.first_words = {p: w for p, w in zip(words, first, strict=False) if w}
+        self.per_image_placeholders: tuple[str, ...] = ()
+        if per_image_tokens:
+            self.per_image_placeholders = tuple(per_image_placeholders or PER_IMAGE_PLACEHOLDERS)
+        self.initializer_words = {p: w for p, w in zip(words, first, strict=False) if w}
+        for word in self.initializer_words.values():
+            initializer_ids(embedder, word, num_vectors_per_token, initializer_mode)
         for placeholder in (*words, *self.per_image_placeholders):
             token_id = placeholder_id(embedder, placeholder, self.string_to_token_dict)
             zeros = torch.zeros(num_vectors_per_token, embedder.width, device=self._device())
-            self._add(placeholder, token_id, zeros)
-        for word in self.first_words.values():
-            first_word_ids(embedder, word, num_vectors_per_token, initializer_mode)
-        self._pending = True
-        if not embedder.vocab_table.is_meta:
+            self._add(placeholder, token_id, zeros, "configuration")
+        if embedder.device.type != "meta":
             self.initialize()
 
     @property
@@ -155,7 +154,6 @@ class EmbeddingManager(nn.Module):
     def word(self, placeholder: str) -> Tensor:
         """Return a word's vectors in use, [k, d]; of a progressive word the first ones only."""
         self._require(placeholder)
-        self._ensure_initialized()
         vectors: Tensor = self.string_to_param_dict[placeholder]
         if not self.progressive_words:
             return vectors
@@ -169,56 +167,54 @@ class EmbeddingManager(nn.Module):
 
     def embedding_parameters(self) -> Iterator[nn.Parameter]:
         """Yield what training moves: each word's vectors."""
-        self._ensure_initialized()
         return self.string_to_param_dict.parameters()
 
     def make_optimizer(self, groups: list[dict[str, Any]], rate: float) -> torch.optim.Optimizer:
-        """Return what moves the words, the first group, and networks trained beside them.
+        """Return the optimizer of the words, the first group, and of networks trained beside them.
 
         AdamW with torch's defaults (weight decay 0.01), as in the original.
         """
-        return torch.optim.AdamW(groups, lr=rate)
-
-    @torch.no_grad()
-    def initialize(self) -> None:
-        """Set each word that was not loaded to its first word, by the encoder's present weights."""
-        self._pending = False
-        self._vocabulary_norms = None
-        initial, without = self._initial(), []
-        for index, placeholder in enumerate(self.placeholders):
-            if placeholder not in initial:
-                continue
-            parameter = self.string_to_param_dict[placeholder]
-            if placeholder in self.first_words:
-                parameter.copy_(self._first_vectors(placeholder))
-            else:
-                without.append(placeholder)
-                rng = generator(self.seed, index, Purpose.INITIAL_WORD)
-                parameter.copy_(torch.from_numpy(rng.random(tuple(parameter.shape), "float32")))
+        without = [p for p in self._configured() if p not in self.initializer_words]
         if without:
             logger.warning(
-                "no first word for %s: starting from U[0, 1), far outside the scale of the "
-                "vocabulary (norm about %.0f against %.2f); give a coarse word instead",
+                "no initializer word for %s: starting from U[0, 1), far outside the scale of the "
+                "vocabulary (norm about %.0f against %.2f); give a common word instead",
                 " ".join(without),
                 (self.embedder.width / 3) ** 0.5,
                 self._vocabulary()["vocabulary/mean"],
             )
+        return torch.optim.AdamW(groups, lr=rate)
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Set each word that was not loaded to its initializer word, by the encoder's weights."""
+        self._vocabulary_norms = None
+        for index, placeholder in enumerate(self.placeholders):
+            if self._source[placeholder] != "configuration":
+                continue
+            parameter = self.string_to_param_dict[placeholder]
+            if placeholder in self.initializer_words:
+                parameter.copy_(self._initializer_vectors(placeholder))
+            else:
+                rng = generator(self.seed, index, Purpose.INITIAL_WORD)
+                parameter.copy_(torch.from_numpy(rng.random(tuple(parameter.shape), "float32")))
 
     def set_step(self, optimizer_step: int) -> None:
-        """Tell how many optimiser steps are done: it decides how many progressive vectors act."""
+        """Tell how many optimizer steps are done: it decides how many progressive vectors act."""
         self._step = int(optimizer_step)
         self.optimizer_step.fill_(self._step)
 
     def coarse_loss(self) -> Tensor:
-        """Sum ‖v - v_coarse‖² over the vectors of words with a first word (paper, section 5.1)."""
-        self._ensure_initialized()
+        """Sum ‖v - v_initial‖² over words with an initializer word (paper, section 5.1)."""
         terms = [
-            (self.string_to_param_dict[p] - self._first_vectors(p)).square().sum()
+            (self.string_to_param_dict[p] - self._initializer_vectors(p)).square().sum()
             for p in self.placeholders
-            if p in self.first_words
+            if p in self.initializer_words
         ]
         if not terms:
-            raise UserError("regularisation to the first word needs one: give initializer_words")
+            raise UserError(
+                "regularization to the initializer word needs one: give initializer_words"
+            )
         return torch.stack(terms).sum()
 
     embedding_to_coarse_loss = coarse_loss
@@ -249,11 +245,11 @@ class EmbeddingManager(nn.Module):
     def _origin(self, placeholder: str) -> str:
         k = len(self.string_to_param_dict[placeholder])
         count = f"{k} vector{'s' if k > 1 else ''} of width {self.embedder.width}"
-        if placeholder not in self._initial():
+        if self._source[placeholder] != "configuration":
             return f"{count}, from a file"
-        if placeholder not in self.first_words:
+        if placeholder not in self.initializer_words:
             return f"{count}, from random numbers"
-        word = self.first_words[placeholder]
+        word = self.initializer_words[placeholder]
         tokens = len(self.embedder.word_ids(word))
         start = "" if tokens == 1 else f", which is {tokens} tokens"
         if tokens > 1 and self.initializer_mode == "mean":
@@ -287,10 +283,9 @@ class EmbeddingManager(nn.Module):
             metadata: facts beside the manager's own and `self.metadata`.
         """
         kept = self._lasting()
-        self._ensure_initialized()
         facts = {
             "placeholders": json.dumps(kept, ensure_ascii=False),
-            "first_words": json.dumps(self.first_words, ensure_ascii=False),
+            "first_words": json.dumps(self.initializer_words, ensure_ascii=False),
             "encoder_family": self.embedder.family,
             "encoder_width": str(self.embedder.width),
             "step": str(self._step),
@@ -298,12 +293,15 @@ class EmbeddingManager(nn.Module):
             "progressive_words": str(self.progressive_words).lower(),
             "progressive_steps": str(self.progressive_steps),
         }
-        write_words(
-            path,
-            {p: self.string_to_param_dict[p] for p in kept},
-            {p: self.token_id(p) for p in kept},
-            {**facts, **self.metadata, **(metadata or {})},
-        )
+        words = {p: self.string_to_param_dict[p] for p in kept}
+        ids = {p: self.token_id(p) for p in kept}
+        facts |= {**self.metadata, **(metadata or {})}
+        if self.embedder.widths is None:
+            write_words(path, words, ids, facts)
+            return
+        parts = {p: vectors.split(self.embedder.widths, dim=1) for p, vectors in words.items()}
+        first, second = ({p: both[i] for p, both in parts.items()} for i in (0, 1))
+        write_words(path, first, ids, facts, second)
 
     def load(
         self,
@@ -314,12 +312,12 @@ class EmbeddingManager(nn.Module):
     ) -> list[str]:
         """Take words from a file; several calls gather the words of several files.
 
-        The first call replaces the words of the configuration, as the original did: one that no
-        file brought would otherwise turn its placeholder into its first word. The file decides
-        the number of vectors; a progressive word goes on from the file's step.
+        The first call replaces the words of the configuration, as the original did. Otherwise one
+        that no file brought would turn its placeholder into its initializer word. The file decides
+        the number of vectors. A progressive word continues from the file's step.
 
         Args:
-            path: any file that `embedding_file.read_words` reads.
+            path: any file that `ldm.words.files.read_words` reads.
             rename: stored placeholder → placeholder to use.
             keep_initial: keep the words that come from no file, to train them beside loaded ones.
 
@@ -327,25 +325,28 @@ class EmbeddingManager(nn.Module):
             The placeholders it brought.
 
         Raises:
-            UserError: unreadable file, vectors for another text encoder, a placeholder that is not
-                one known token, or one that is taken already.
+            UserError: unreadable file, vectors for another text encoder, or a placeholder that
+                cannot be one or is taken already.
         """
         file = read_words(path)
+        if self.embedder.widths is not None and file.second:
+            both = {p: torch.cat([v, file.second[p]], dim=1) for p, v in file.words.items()}
+            file = replace(file, words=both)
         check_encoder(file, self.embedder.family, self.embedder.width, path)
         words = renamed(file, rename or {}, path)
         step = stored_step(file)
         if file.metadata.get("progressive_words") == "true" and not self.progressive_words:
-            # Vectors that had not come into play yet would add copies of the first word.
+            # Vectors that were not in use yet would add copies of the initializer word.
             said = file.metadata.get("progressive_steps", "")
             every = int(said) if said.isdecimal() else 0
             active = active_vectors(step, every or PROGRESSIVE_STEPS)
             words = {p: vectors[:active] for p, vectors in words.items()}
         for placeholder in words:
-            if placeholder in self._from_file:
+            if self._source.get(placeholder) == "file":
                 raise UserError(
                     f"{str(path)!r}: word {placeholder!r} is loaded already: rename one of the two"
                 )
-        replaced = set() if keep_initial else set(self._initial()) - {*self.per_image_placeholders}
+        replaced = [] if keep_initial else self._configured()
         leaving = [p for p in self.placeholders if p in replaced or p in words]
         others = {p: i for p, i in self.string_to_token_dict.items() if p not in leaving}
         token_ids: dict[str, int] = {}
@@ -354,10 +355,11 @@ class EmbeddingManager(nn.Module):
             token_ids[placeholder] = placeholder_id(self.embedder, placeholder, taken)
         for placeholder in leaving:
             self._remove(placeholder)
-        self.first_words = {p: w for p, w in self.first_words.items() if p in (*others, *words)}
+        self.initializer_words = {
+            p: w for p, w in self.initializer_words.items() if p in (*others, *words)
+        }
         for placeholder, vectors in words.items():
-            self._add(placeholder, token_ids[placeholder], vectors.to(self._device()))
-            self._from_file.add(placeholder)
+            self._add(placeholder, token_ids[placeholder], vectors.to(self._device()), "file")
         if self.progressive_words:
             self.set_step(step)
         return list(words)
@@ -366,55 +368,49 @@ class EmbeddingManager(nn.Module):
         """Forget every word, so that the next `load` starts afresh."""
         for placeholder in self.placeholders:
             self._remove(placeholder)
-        self.first_words = {}
+        self.initializer_words = {}
 
     def _lasting(self) -> list[str]:
         return [p for p in self.placeholders if p not in self.per_image_placeholders]
 
-    def _initial(self) -> list[str]:
-        """Return the words that come from the configuration only."""
-        given = self._from_file | self._from_checkpoint
-        return [p for p in self.placeholders if p not in given]
+    def _configured(self) -> list[str]:
+        """Return the lasting words that no file or checkpoint brought."""
+        return [p for p in self._lasting() if self._source[p] == "configuration"]
 
-    def _add(self, placeholder: str, token_id: int, vectors: Tensor) -> None:
+    def _add(self, placeholder: str, token_id: int, vectors: Tensor, source: str) -> None:
         try:
             self.string_to_param_dict[placeholder] = nn.Parameter(vectors)
         except KeyError as error:  # "a.b", "train": names torch cannot or will not register
             raise UserError(
                 f"placeholder {placeholder!r} is a name PyTorch reserves: choose another"
             ) from error
-        self.string_to_token_dict[placeholder] = token_id
+        self.string_to_token_dict[placeholder], self._source[placeholder] = token_id, source
         self._refresh()
 
     def _remove(self, placeholder: str) -> None:
         del self.string_to_param_dict[placeholder]
         del self.string_to_token_dict[placeholder]
-        self._from_file.discard(placeholder)
-        self._from_checkpoint.discard(placeholder)
+        del self._source[placeholder]
         self._refresh()
 
     def _refresh(self) -> None:
         ids = list(self.string_to_token_dict.values())
         self._token_ids = torch.tensor(ids, dtype=torch.long, device=self._device())
-        self.embedder.placeholders = tuple(self.string_to_token_dict)
+        self.embedder.placeholders = dict(self.string_to_token_dict)
 
     def _device(self) -> torch.device:
-        device = self.embedder.vocab_table.device
+        device = self.embedder.device
         return torch.device("cpu") if device.type == "meta" else device
 
     def _require(self, placeholder: str) -> None:
         if placeholder not in self.string_to_token_dict:
             raise UserError(f"no word {placeholder!r} is loaded; there are {self.placeholders}")
 
-    def _ensure_initialized(self) -> None:
-        if self._pending and not self.embedder.vocab_table.is_meta:
-            self.initialize()
-
-    def _first_vectors(self, placeholder: str) -> Tensor:
-        """Return the vectors [k, d] that a word with a first word starts from; no gradient."""
+    def _initializer_vectors(self, placeholder: str) -> Tensor:
+        """Return the first values [k, d] of a word with an initializer word; no gradient."""
         parameter: Tensor = self.string_to_param_dict[placeholder]
-        word, k = self.first_words[placeholder], len(parameter)
-        return first_vectors(self.embedder, word, k, self.initializer_mode).to(parameter)
+        word, k = self.initializer_words[placeholder], len(parameter)
+        return initializer_vectors(self.embedder, word, k, self.initializer_mode).to(parameter)
 
     def _vocabulary(self) -> dict[str, float]:
         if self._vocabulary_norms is None:
@@ -424,6 +420,6 @@ class EmbeddingManager(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         start = f"{prefix}string_to_param_dict."
-        self._from_checkpoint |= {p for p in self.placeholders if start + p in state_dict}
+        self._source |= {p: "checkpoint" for p in self.placeholders if start + p in state_dict}
         if f"{prefix}optimizer_step" in state_dict:
             self._step = int(state_dict[f"{prefix}optimizer_step"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 DEFAULT_PLACEHOLDER = "*"
 
@@ -27,16 +27,26 @@ def replace(text: str, word: str, replacement: str, count: int = 0) -> str:
     return _pattern(word).sub(lambda _: replacement, text, count=count)
 
 
-def separate(text: str, placeholders: Sequence[str]) -> str:
-    """Put spaces around each placeholder in `text`, so that no tokenizer joins it to a neighbour.
+def split(text: str, placeholders: Iterable[str]) -> list[tuple[str, str | None]]:
+    """Split `text` at the placeholders it names.
 
-    CLIP has tokens such as "*," and "*)". A text without placeholders comes back unchanged.
+    No tokenizer can then join a placeholder to a neighbor: CLIP has tokens such as "*," and "*)".
+
+    Returns:
+        The pieces in order, each with the placeholder that it is, or None for other text.
     """
     # The longest first: "**" is one placeholder where "*" is another.
-    patterns = [_pattern(p).pattern for p in sorted(placeholders, key=len, reverse=True)]
-    if not patterns:
-        return text
-    return re.sub("|".join(patterns), lambda found: f" {found[0]} ", text, flags=re.IGNORECASE)
+    names = sorted(placeholders, key=len, reverse=True)
+    if not names:
+        return [(text, None)]
+    pattern = "|".join(f"({_pattern(name).pattern})" for name in names)
+    pieces: list[tuple[str, str | None]] = []
+    end = 0
+    for found in re.finditer(pattern, text, re.IGNORECASE):
+        assert found.lastindex is not None
+        pieces += [(text[end : found.start()], None), (found[0], names[found.lastindex - 1])]
+        end = found.end()
+    return [*pieces, (text[end:], None)]
 
 
 def _pattern(placeholder: str) -> re.Pattern[str]:

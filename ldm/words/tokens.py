@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.util import UserError, quote
-from ldm.words.placeholders import PER_IMAGE_PLACEHOLDERS, occurrences
+from ldm.words.placeholders import occurrences
 
 logger = logging.getLogger(__name__)
 
@@ -20,31 +20,42 @@ INITIALIZER_MODES = ("mean", "sequence")
 class TextEmbedder(Protocol):
     """The part of a text encoder that words are made from.
 
-    `vocab_table` is the token embedding [V, d], without positions; `unknown_id` the id that text
-    outside the vocabulary becomes, None where the tokenizer knows every byte (CLIP).
-    `placeholders` are the words in use, which the encoder separates from their neighbours before
-    it tokenizes; `special_ids` the tokens that are no text, such as padding.
+    `vocab_table` is the token embedding [vocab_size, width], without positions. `token_vectors`
+    gives rows of it. `unknown_id` is the id that text outside the vocabulary becomes, None if the
+    tokenizer knows every byte (CLIP). `widths` are those of a word's two parts if there are two
+    text encoders (SDXL). `special_ids` are the tokens that are no text, such as padding.
+    `placeholders` are the words in use and their token ids; the encoder splits a text at them
+    before it tokenizes.
     """
 
-    placeholders: tuple[str, ...]
+    placeholders: Mapping[str, int]
 
     max_length: int
     family: str
     width: int
 
     @property
+    def widths(self) -> tuple[int, int] | None: ...
+    @property
     def unknown_id(self) -> int | None: ...
     @property
     def special_ids(self) -> Collection[int]: ...
     @property
     def vocab_table(self) -> Tensor: ...
-    def count_tokens(self, text: str) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+    def token_vectors(self, ids: Sequence[int]) -> Tensor: ...
     def word_ids(self, word: str) -> list[int]: ...
     def text_from(self, text: str, token: int) -> str: ...
 
 
 def placeholder_id(embedder: TextEmbedder, placeholder: str, others: Mapping[str, int]) -> int:
-    """Return the one token id that stands for `placeholder`.
+    """Return the token id that stands for `placeholder`.
+
+    A placeholder that is one known token has the id of that token. Any other, such as `<cat-toy>`,
+    becomes an added token with a free id beyond the vocabulary, as in diffusers.
 
     Args:
         embedder: the encoder whose vocabulary counts.
@@ -52,23 +63,16 @@ def placeholder_id(embedder: TextEmbedder, placeholder: str, others: Mapping[str
         others: placeholders in use → their token ids.
 
     Raises:
-        UserError: the placeholder is empty, not exactly one token, unknown to the vocabulary (so
-            that every unknown character would share its id), a special token, or the token of
+        UserError: the placeholder is empty, has a space, is a special token, or is the token of
             another placeholder.
     """
-    ids = embedder.word_ids(placeholder) if placeholder.strip() else []
+    advice = "choose a symbol that captions do not use, such as * or <my-cat>"
+    if not placeholder or any(character.isspace() for character in placeholder):
+        raise UserError(f"placeholder {placeholder!r} is empty or has a space in it: {advice}")
+    ids = embedder.word_ids(placeholder)
     vocabulary = f"the {embedder.family} vocabulary"
-    advice = "choose one symbol that captions do not use, such as * or @"
-    if len(ids) != 1:
-        raise UserError(
-            f"placeholder {placeholder!r} becomes {len(ids)} tokens of {vocabulary} and must be "
-            f"exactly one: {advice}"
-        )
-    if ids[0] == embedder.unknown_id:
-        raise UserError(
-            f"placeholder {placeholder!r} is unknown to {vocabulary}, so every other unknown "
-            f"character would name it too: {advice}"
-        )
+    if len(ids) != 1 or ids[0] == embedder.unknown_id:
+        return max([embedder.vocab_size, *(token + 1 for token in others.values())])
     if ids[0] in embedder.special_ids:
         raise UserError(
             f"placeholder {placeholder!r} is a special token of {vocabulary}, which every prompt "
@@ -80,7 +84,7 @@ def placeholder_id(embedder: TextEmbedder, placeholder: str, others: Mapping[str
             f"placeholders {same[0]!r} and {placeholder!r} are the same token of {vocabulary}: "
             "choose another for one of them"
         )
-    if len(placeholder) > 1 and placeholder.isalnum():
+    if len(placeholder) > 1 and placeholder.isalnum() and ids[0] < embedder.vocab_size:
         logger.warning(
             "placeholder %r is a word of %s: while the learned word is loaded, prompts lose that "
             "word's own meaning",
@@ -90,60 +94,38 @@ def placeholder_id(embedder: TextEmbedder, placeholder: str, others: Mapping[str
     return ids[0]
 
 
-def per_image_placeholders(
-    embedder: TextEmbedder, names: Sequence[str] | None = None
-) -> tuple[str, ...]:
-    """Return the placeholders of per-image words; UserError where the vocabulary lacks them.
-
-    Args:
-        embedder: the encoder whose vocabulary counts.
-        names: the placeholders; None for the released code's, the 22 Hebrew letters.
-    """
-    whose = "the 22 Hebrew letters" if names is None else "per_image_placeholders"
-    chosen = PER_IMAGE_PLACEHOLDERS if names is None else tuple(names)
-    for name in chosen:
-        ids = embedder.word_ids(name)
-        if len(ids) != 1 or ids[0] == embedder.unknown_id:
-            raise UserError(
-                f"per_image_tokens names its words by {whose}, and {name!r} is no token of the "
-                f"{embedder.family} vocabulary: list others as per_image_placeholders, or set "
-                "per_image_tokens to false"
-            )
-    return chosen
-
-
-def first_word_ids(embedder: TextEmbedder, word: str, vectors: int, mode: str) -> list[int]:
-    """Return the token ids of a first word of one or several tokens.
+def initializer_ids(embedder: TextEmbedder, word: str, vectors: int, mode: str) -> list[int]:
+    """Return the token ids of an initializer word of one or several tokens.
 
     Raises:
         UserError: the vocabulary does not know the word, or a part of it; or `mode` is "sequence"
             and there are more tokens than `vectors`.
     """
     ids = embedder.word_ids(word)
-    if not ids or embedder.unknown_id in ids:
+    if not ids or embedder.unknown_id in ids or max(ids) >= embedder.vocab_size:
         raise UserError(
-            f"first word {word!r} is unknown to the {embedder.family} vocabulary: choose a coarse, "
+            f"initializer word {word!r} is unknown to the {embedder.family} vocabulary: choose a "
             "common word for the object, such as 'cat' or 'sculpture'"
         )
     if mode == "sequence" and len(ids) > vectors:
         raise UserError(
-            f"first word {word!r} has {len(ids)} tokens: initializer_mode 'sequence' needs as many "
-            f"vectors, got {vectors}; raise num_vectors_per_token or use 'mean'"
+            f"initializer word {word!r} has {len(ids)} tokens: initializer_mode 'sequence' needs "
+            f"as many vectors, got {vectors}; raise num_vectors_per_token or use 'mean'"
         )
     return ids
 
 
-def first_vectors(embedder: TextEmbedder, word: str, vectors: int, mode: str) -> Tensor:
-    """Return what a word of `vectors` vectors starts from: [vectors, d], no gradient.
+def initializer_vectors(embedder: TextEmbedder, word: str, vectors: int, mode: str) -> Tensor:
+    """Return the first values of a word of `vectors` vectors: [vectors, d], no gradient.
 
-    "mean": each vector is the mean of the word's tokens. "sequence": vector i is token i, the last
-    token repeated for what is left.
+    "mean": each vector is the mean of the initializer word's tokens. "sequence": vector i is token
+    i; the last token is repeated.
     """
-    ids = first_word_ids(embedder, word, vectors, mode)
-    table = embedder.vocab_table.detach()
+    ids = initializer_ids(embedder, word, vectors, mode)
     if mode == "sequence":
-        return table[[ids[min(i, len(ids) - 1)] for i in range(vectors)]]
-    return table[ids].mean(0, keepdim=True).expand(vectors, -1)
+        ids = [ids[min(i, len(ids) - 1)] for i in range(vectors)]
+        return embedder.token_vectors(ids).detach()
+    return embedder.token_vectors(ids).detach().mean(0, keepdim=True).expand(vectors, -1)
 
 
 def vocabulary_norms(table: Tensor) -> dict[str, float]:
@@ -186,7 +168,7 @@ def check_prompts(
         file = (files or {}).get(prompt)
         where = f"prompt {quote(prompt)}" if file is None else f"caption {file!r}"
         ids = embedder.word_ids(prompt)
-        kept = _kept_tokens(embedder, prompt, ids, dict(words.values()))
+        kept = _kept_tokens(embedder.max_length, ids, dict(words.values()))
         for placeholder, (token, k) in words.items():
             found, named = ids.count(token), occurrences(prompt, placeholder)
             if found < named:
@@ -209,17 +191,13 @@ def check_prompts(
     return lost
 
 
-def _kept_tokens(
-    embedder: TextEmbedder, prompt: str, ids: Sequence[int], vectors: Mapping[int, int]
-) -> int:
-    """Return how many of a text's tokens reach the encoder with all their vectors."""
-    length = embedder.max_length
+def _kept_tokens(length: int, ids: Sequence[int], vectors: Mapping[int, int]) -> int:
+    """Return how many of a text's tokens reach an encoder of `length` with all their vectors."""
     # A tokenizer puts one special token before the text and one behind it, and cuts the text for
     # both to fit; splicing then pushes what follows a word further back.
-    special = embedder.count_tokens(prompt) - len(ids)
-    end = special // 2
+    end = 1
     for place, token in enumerate(ids):
         end += vectors.get(token, 1)
-        if place >= length - special or end > length:
+        if place >= length - 2 or end > length:
             return place
     return len(ids)

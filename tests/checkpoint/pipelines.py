@@ -10,13 +10,20 @@ from diffusers import (
     DDIMScheduler,
     LDMTextToImagePipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (
     LDMBertConfig,
     LDMBertModel,
 )
-from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    BertTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from tests.conftest import VOCABULARY
 from tests.modules.vocabularies import write_clip
@@ -87,9 +94,12 @@ def ldm(folder):
 
 
 def clip_tokenizer(folder, pad_token="<|endoftext|>"):
-    """Build CLIP's tokenizer with a vocabulary of letters."""
+    """Build CLIP's tokenizer with a vocabulary of letters; "!" is id 0, as in CLIP's."""
     folder.mkdir(parents=True, exist_ok=True)
     write_clip(folder)
+    words = json.loads((folder / "vocab.json").read_text())
+    shifted = {"!": 0, **{word: i + 1 for word, i in words.items()}}
+    (folder / "vocab.json").write_text(json.dumps(shifted))
     return CLIPTokenizer(
         str(folder / "vocab.json"),
         str(folder / "merges.txt"),
@@ -114,22 +124,70 @@ def clip_config(tokenizer, **more):
     )
 
 
-def sd1(folder):
-    """Build Stable Diffusion 1's pipeline at tiny size."""
-    tokenizer = clip_tokenizer(folder)
+def stable_diffusion(tokenizer, network, text, **schedule):
+    """Build a pipeline of Stable Diffusion at tiny size."""
     return StableDiffusionPipeline(
         vae=autoencoder(),
-        text_encoder=randomize(CLIPTextModel(clip_config(tokenizer)), 3).eval(),
+        text_encoder=randomize(CLIPTextModel(text), 3).eval(),
         tokenizer=tokenizer,
-        unet=unet(32),
-        scheduler=DDIMScheduler(**SCHEDULE),
+        unet=network,
+        scheduler=DDIMScheduler(**SCHEDULE, **schedule),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
 
 
-PIPELINES = {"ldm": ldm, "sd1": sd1}
+def sd1(folder):
+    """Build Stable Diffusion 1's pipeline at tiny size."""
+    tokenizer = clip_tokenizer(folder)
+    return stable_diffusion(tokenizer, unet(32), clip_config(tokenizer))
+
+
+def sd2(folder, prediction="epsilon"):
+    """Build Stable Diffusion 2's pipeline at tiny size."""
+    tokenizer = clip_tokenizer(folder, "!")
+    network = unet(32, attention_head_dim=(2, 4, 4), use_linear_projection=True)
+    text = clip_config(tokenizer, hidden_act="gelu")
+    return stable_diffusion(tokenizer, network, text, prediction_type=prediction)
+
+
+def sd2_v(folder):
+    """Build Stable Diffusion 2's pipeline with v-prediction at tiny size."""
+    return sd2(folder, "v_prediction")
+
+
+def sdxl(folder):
+    """Build Stable Diffusion XL's pipeline at tiny size."""
+    tokenizer = clip_tokenizer(folder)
+    second = clip_config(
+        tokenizer, hidden_act="gelu", hidden_size=16, intermediate_size=64, projection_dim=16
+    )
+    network = unet(
+        48,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4, 4),
+        use_linear_projection=True,
+        transformer_layers_per_block=(1, 2, 3),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=16 + 6 * 8,
+    )
+    return StableDiffusionXLPipeline(
+        vae=autoencoder(scaling_factor=0.13025),
+        text_encoder=randomize(CLIPTextModel(clip_config(tokenizer)), 3).eval(),
+        text_encoder_2=randomize(CLIPTextModelWithProjection(second), 4).eval(),
+        tokenizer=tokenizer,
+        tokenizer_2=clip_tokenizer(folder / "second", "!"),
+        unet=network,
+        scheduler=DDIMScheduler(**SCHEDULE),
+        add_watermarker=False,
+        force_zeros_for_empty_prompt=False,
+    )
+
+
+PIPELINES = {"ldm": ldm, "sd1": sd1, "sd2": sd2, "sd2-v": sd2_v, "sdxl": sdxl}
 
 
 def write_as_published(pipeline, folder):

@@ -11,6 +11,7 @@ from ldm.modules.encoders.modules import (
     BERTEmbedder,
     ClassEmbedder,
     FrozenCLIPEmbedder,
+    FrozenOpenCLIPEmbedder,
     SpatialRescaler,
 )
 from ldm.modules.encoders.vocabulary import load_tokenizer
@@ -248,3 +249,165 @@ def test_the_end_of_a_text_from_a_token_on(which, request):
     ids = encoder.word_ids(text)
     assert encoder.text_from(text, 0) == text
     assert encoder.word_ids(encoder.text_from(text, 3)) == ids[3:]
+
+
+SIZES = {"width": 24, "layers": 3, "heads": 2, "vocab_size": 70}
+
+
+@pytest.mark.parametrize(("layer", "place"), [("last", -1), ("penultimate", -2)])
+@pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
+def test_clip_takes_its_sizes_from_arguments(tmp_path, layer, place, act):
+    from transformers import CLIPTextModel
+
+    torch.manual_seed(0)
+    folder = write_clip(tmp_path)
+    ours = FrozenCLIPEmbedder(tokenizer=folder, **SIZES, hidden_act=act, layer=layer)
+    theirs = CLIPTextModel(ours.transformer.config).eval()
+    config = theirs.config
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (24, 3, 2)
+    assert (config.vocab_size, config.hidden_act) == (70, act)
+    theirs.load_state_dict(ours.transformer.state_dict())
+    norm = getattr(theirs, "text_model", theirs).final_layer_norm
+    with torch.no_grad():
+        states = theirs(ours.tokenize(PROMPTS), output_hidden_states=True).hidden_states
+        assert_close(ours.encode(PROMPTS), norm(states[place]))
+        assert_close(ours.encode(PROMPTS, clip_skip=2), norm(states[place - 1]))
+        bare = FrozenCLIPEmbedder(tokenizer=folder, **SIZES, layer=layer, final_norm=False)
+        bare.transformer = ours.transformer
+        assert_close(bare.encode(PROMPTS), states[place])
+    with pytest.raises(UserError, match=r"clip_skip must lie in 1\.\.[23] for this model, got 9"):
+        ours.encode(PROMPTS, clip_skip=9)
+    with pytest.raises(ValueError, match="layer must be one of last, penultimate, got 'first'"):
+        FrozenCLIPEmbedder(tokenizer=folder, layer="first")
+
+
+def from_open_clip(state, projection=False):
+    """Return OpenCLIP's text weights under the names of `CLIPTextModelWithProjection`."""
+    names = (
+        ("transformer.resblocks.", "text_model.encoder.layers."),
+        (".ln_1.", ".layer_norm1."),
+        (".ln_2.", ".layer_norm2."),
+        (".mlp.c_fc.", ".mlp.fc1."),
+        (".mlp.c_proj.", ".mlp.fc2."),
+        (".attn.out_proj.", ".self_attn.out_proj."),
+        ("token_embedding.", "text_model.embeddings.token_embedding."),
+        ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
+        ("ln_final.", "text_model.final_layer_norm."),
+    )
+    found = {}
+    for name, value in state.items():
+        if name == "logit_scale":
+            continue
+        if name == "text_projection":
+            found["text_projection.weight"] = value.T.contiguous()
+            continue
+        for ours, theirs in names:
+            name = name.replace(ours, theirs)
+        if ".attn.in_proj_" in name:
+            for kind, part in zip("qkv", value.chunk(3), strict=True):
+                found[name.replace(".attn.in_proj_", f".self_attn.{kind}_proj.")] = part
+        else:
+            found[name] = value
+    return found
+
+
+@pytest.fixture(scope="module")
+def open_clip(tmp_path_factory):
+    """OpenCLIP's text encoder, and `transformers`' with the same weights."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    torch.manual_seed(0)
+    folder = write_clip(tmp_path_factory.mktemp("open_clip"))
+    ours = FrozenOpenCLIPEmbedder(tokenizer=folder, **SIZES)
+    for weight in ours.parameters():
+        weight.add_(0.1 * torch.randn(weight.shape))
+    config = CLIPTextConfig(
+        hidden_size=24,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        vocab_size=70,
+        hidden_act="gelu",
+        projection_dim=24,
+        eos_token_id=ours.frame[1],
+    )
+    theirs = CLIPTextModelWithProjection(config).eval().requires_grad_(False)
+    theirs.load_state_dict(from_open_clip(ours.model.state_dict()), strict=True)
+    return ours, theirs
+
+
+def relative(ours, theirs):
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def test_open_clip_equals_transformers(open_clip):
+    ours, theirs = open_clip
+    ids = ours.tokenize(PROMPTS)
+    start, end, filling = ours.frame
+    assert ids[1].tolist() == [start, end] + [0] * 75
+    assert filling == 0
+    assert {0, start, end} <= ours.special_ids
+    with torch.no_grad():
+        expected = theirs(ids, output_hidden_states=True)
+        norm = theirs.text_model.final_layer_norm
+        assert relative(ours.encode(PROMPTS), norm(expected.hidden_states[-2])) < 1e-5
+        assert relative(ours.encode(PROMPTS, clip_skip=2), norm(expected.hidden_states[-3])) < 1e-5
+        ends = (ids == end).int().argmax(-1)
+        pooled = ours.pooled(ours.states(ids, None, 3)[-1], ends)
+        assert relative(pooled, expected.text_embeds) < 1e-5
+
+
+def test_a_word_of_open_clip_gets_the_gradient_of_transformers(open_clip):
+    """The word's token is in the vocabulary there; here the manager puts it in."""
+    ours, theirs = open_clip
+    cat = ours.word_ids("cat")[0]
+    word = torch.randn(24, requires_grad=True)
+    spliced = ours.encode(
+        ["a cat on the moon"], lambda ids, v: torch.where((ids == cat)[..., None], word, v)
+    )
+    target = torch.randn(spliced.shape)
+    (spliced * target).sum().backward()
+    table = theirs.get_input_embeddings().weight
+    before = table.data.clone()
+    table.data[cat] = word.data
+    table.requires_grad_(True)
+    states = theirs(ours.tokenize(["a cat on the moon"]), output_hidden_states=True).hidden_states
+    (theirs.text_model.final_layer_norm(states[-2]) * target).sum().backward()
+    assert relative(word.grad, table.grad[cat]) < 1e-5
+    table.data, table.grad = before, None
+    table.requires_grad_(False)
+
+
+def test_open_clip_takes_the_published_settings(tmp_path):
+    """`freeze`, `layer` and `arch` as the YAML files of Stable Diffusion 2 have them."""
+    folder = write_clip(tmp_path)
+    with torch.device("meta"):
+        encoder = FrozenOpenCLIPEmbedder(freeze=True, layer="penultimate", tokenizer=folder)
+        large = FrozenOpenCLIPEmbedder(arch="ViT-bigG-14", tokenizer=folder)
+    assert (
+        encoder.width,
+        encoder.blocks(1),
+        encoder.model.transformer["resblocks"][0].attn.heads,
+    ) == (1024, 23, 16)
+    assert (large.width, large.layers) == (1280, 32)
+    with pytest.raises(ValueError, match="arch must be one of"):
+        FrozenOpenCLIPEmbedder(arch="RN50", tokenizer=folder)
+
+
+@pytest.mark.parametrize("kind", ["bert", "clip", "open_clip"])
+def test_a_name_of_several_tokens_is_an_added_token(kind, request):
+    from ldm.words.manager import EmbeddingManager
+
+    encoder = request.getfixturevalue(kind)
+    encoder = encoder[0] if kind == "open_clip" else encoder
+    manager = EmbeddingManager(encoder, ["<Cat-Toy>", "easynegative"], ["cat"])
+    first = encoder.vocab_size
+    assert manager.string_to_token_dict == {"<Cat-Toy>": first, "easynegative": first + 1}
+    ids = encoder.word_ids("a (<cat-toy>, easynegative)")
+    assert (ids.count(first), ids.count(first + 1)) == (1, 1)
+    text, plain = "a <Cat-Toy>", encoder.encode("a cat")
+    assert_close(encoder.encode(text, manager), plain)  # the word starts from "cat"
+    with torch.no_grad():
+        manager.string_to_param_dict["<Cat-Toy>"] += torch.arange(24.0)
+    assert (encoder.encode(text, manager) - plain).abs().max() > 1e-3
+    encoder.placeholders = {}

@@ -333,6 +333,15 @@ def test_a_folder_has_one_owner(tmp_path: Path) -> None:
         assert folder == tmp_path
 
 
+def test_half_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    left = [tmp_path / name / ".part-1a.csv" for name in ("checkpoints", "logger", "images/train")]
+    for path in left:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    with working_folder(tmp_path, exclusive=False):
+        assert not any(path.exists() for path in left)
+
+
 def test_a_failed_run_leaves_no_empty_folder(learn: Learn, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="xylophone"):
         learn("none", "--init_word", "xylophone")

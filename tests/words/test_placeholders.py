@@ -2,7 +2,7 @@
 
 import pytest
 
-from ldm.words.placeholders import PER_IMAGE_PLACEHOLDERS, occurrences, replace, separate
+from ldm.words.placeholders import PER_IMAGE_PLACEHOLDERS, occurrences, replace, split
 
 
 @pytest.mark.parametrize(
@@ -28,19 +28,24 @@ def test_replacing_follows_the_same_rule():
 @pytest.mark.parametrize(
     ("text", "placeholders", "pieces"),
     [
-        ("a photo of *, oil", ["*"], "a photo of * , oil"),
-        ("(*)", ["*"], "( * )"),
-        ("*'s", ["*"], "* 's"),
-        ("*-themed", ["*"], "* -themed"),
-        ("S*", ["*"], "S *"),
-        ("**", ["*"], "* *"),
-        ("** and *.", ["*", "**"], "** and * ."),
-        ("a Cat, category", ["cat"], "a Cat , category"),
+        ("a photo of *, oil", ["*"], "a photo of|*|, oil"),
+        ("(*)", ["*"], "(|*|)"),
+        ("*'s", ["*"], "*|'s"),
+        ("*-themed", ["*"], "*|-themed"),
+        ("S*", ["*"], "S|*"),
+        ("**", ["*"], "*|*"),
+        ("** and *.", ["*", "**"], "**|and|*|."),
+        ("a Cat, category", ["cat"], "a|Cat|, category"),
         ("a (b)", [], "a (b)"),
+        ("a <My-Cat>, (<my-cat>1)", ["<my-cat>"], "a|<My-Cat>|, (|<my-cat>|1)"),
     ],
 )
-def test_separating_placeholders(text, placeholders, pieces):
-    assert separate(text, placeholders).split() == pieces.split()
+def test_splitting_at_placeholders(text, placeholders, pieces):
+    found = split(text, placeholders)
+    assert [piece.strip() for piece, _ in found if piece.strip()] == pieces.split("|")
+    assert "".join(piece for piece, _ in found) == text
+    named = [(piece.lower(), name) for piece, name in found if name is not None]
+    assert named == [(p.lower(), p.lower()) for p in pieces.split("|") if p.lower() in placeholders]
 
 
 def test_per_image_words_are_the_22_hebrew_letters():

@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from ldm.words.placeholders import PER_IMAGE_PLACEHOLDERS, separate
+from ldm.words.placeholders import PER_IMAGE_PLACEHOLDERS, split
 
 PIECES = (
     *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "*", "@", ",", "#", *PER_IMAGE_PLACEHOLDERS),
@@ -20,6 +20,7 @@ class FakeEmbedder:
 
     family = "ldm-bert"
     unknown_id = 1
+    widths = None
     special_ids = frozenset(range(4))
 
     def __init__(self, width=6, max_length=10, extra=(), device="cpu"):
@@ -28,10 +29,24 @@ class FakeEmbedder:
         rng = torch.Generator().manual_seed(0)
         table = torch.randn(len(self.pieces), width, generator=rng)
         self.vocab_table = table.to(device)
-        self.placeholders = ()
+        self.vocab_size = len(self.pieces)
+        self.placeholders = {}
+
+    @property
+    def device(self):
+        return self.vocab_table.device
+
+    def token_vectors(self, ids):
+        return self.vocab_table[ids]
 
     def word_ids(self, word):
-        word, ids = separate(word, self.placeholders), []
+        ids = []
+        for piece, placeholder in split(word, self.placeholders):
+            ids += self._ids(piece) if placeholder is None else [self.placeholders[placeholder]]
+        return ids
+
+    def _ids(self, word):
+        ids = []
         for run in re.findall(r"\w+|[^\w\s]+", word.lower()):
             start = 0
             while start < len(run):

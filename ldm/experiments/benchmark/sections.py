@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 # Numbers of images in a step and of vectors whose growth is measured.
 BATCHES, VECTORS, IMAGES = (1, 2, 4, 8, 16), (1, 4, 16), (5, 50, 500)
 VECTORS_ENTRY = "model.params.personalization_config.params.num_vectors_per_token"
-MAIN = (sys.executable, str(ROOT / "main.py"), "-t", "--no-test")
+# main.py is no part of an installed package.
+TRAIN = (sys.executable, "-c", "from ldm.cli.commands import train; train()", "-t", "--no-test")
 # Folders of images and their initializer words.
 CONCEPTS = {"teal-star": "star", "red-mug": "mug", "pink-heart": "heart", "cyan-ring": "ring"}
 WEIGHTS = ROOT / "models/miniature/model.safetensors"
@@ -180,7 +181,7 @@ def command(plan: Plan, arguments: Sequence[str]) -> dict[str, float]:
     start = time.perf_counter()
     done = subprocess.run(
         [
-            *MAIN,
+            *TRAIN,
             *("--actual_resume", str(WEIGHTS), "-l", str(plan.folder / "logs")),
             *(*threads, *arguments, NO_IMAGES),
         ],

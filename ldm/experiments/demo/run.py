@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from ldm.evaluation.extractors import find_extractor
 from ldm.experiments.demo.page import DemoResult, page
 from ldm.experiments.demo.scores import PROMPTS, ScoredPrompt, Scores, read_curves, saved_words
-from ldm.image_io import pil_grid, safe_name
+from ldm.image_io import pil_grid, safe_name, write_image
 from ldm.inference import Sampling, generate, load_model, load_words
 from ldm.miniature.measure import Concept, load_concepts
 from ldm.resources import ROOT
@@ -217,7 +217,7 @@ def write(result: DemoResult, outdir: Path) -> None:
         for i, p in enumerate(result.prompts, 1)
     }
     for name, (images, columns) in named.items():
-        pil_grid(images, columns).save(grids / f"{name}.png")
+        write_image(pil_grid(images, columns), grids / f"{name}.png")
     text = json.dumps(result.metrics(), indent=2, ensure_ascii=False)
     write_whole(outdir / "metrics.json", text + "\n")
     write_whole(outdir / "index.html", page(result))

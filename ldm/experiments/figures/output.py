@@ -14,6 +14,8 @@ from PIL import Image, PngImagePlugin
 
 from ldm.experiments.figures.record import Drawing, Figure
 from ldm.experiments.figures.style import house_style
+from ldm.image_io import write_image
+from ldm.util import write_whole
 
 SUFFIXES = (".png", ".pdf", ".csv", ".txt")
 
@@ -34,7 +36,6 @@ def save(
         The files: PNG, PDF, CSV, and a text with command, notes and facts.
     """
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every letter it keeps
-    folder.mkdir(parents=True, exist_ok=True)
     png, pdf, table, text = (folder / f"{figure.stem}{suffix}" for suffix in SUFFIXES)
     title = f"Figure {figure.name}: {figure.title}"
     with house_style():
@@ -43,9 +44,10 @@ def save(
         write_png(png, Image.open(whole), {"Title": title, "Description": command})
         # Without its date the same figure gives the same file.
         dateless = {"Title": title, "Subject": command, "CreationDate": None}
-        drawing.canvas.savefig(pdf, metadata=dateless, facecolor="white")
-    table.write_text(table_text(drawing, command), encoding="utf-8")
-    text.write_text(_about(title, drawing, command, facts), encoding="utf-8")
+        canvas = drawing.canvas
+        write_whole(pdf, lambda part: canvas.savefig(part, metadata=dateless, facecolor="white"))
+    write_whole(table, table_text(drawing, command))
+    write_whole(text, _about(title, drawing, command, facts))
     return [png, pdf, table, text]
 
 
@@ -61,7 +63,7 @@ def write_png(path: Path, image: Image.Image, texts: Mapping[str, str]) -> None:
     for name, text in texts.items():
         info.add_itxt(name, text)
     few = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, kmeans=2)
-    few.save(path, pnginfo=info, optimize=True)
+    write_image(few, path, pnginfo=info, optimize=True)
 
 
 def table_text(drawing: Drawing, command: str) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ldm.image_io import write_image
 from ldm.miniature.render import MEDIA, PIXEL_BLOCKS, Spec
 from ldm.miniature.world import render, sample_spec
 
@@ -94,8 +95,7 @@ def write_set(name: str, concepts: Path) -> Path:
         concepts: is made where it is not there.
     """
     folder = concepts / name
-    folder.mkdir(parents=True, exist_ok=True)
     for number, picture in enumerate(SETS[name](), 1):
         levels = np.rint((picture + 1) * 127.5).astype(np.uint8)
-        Image.fromarray(levels).save(folder / f"{number}.png", optimize=True)
+        write_image(Image.fromarray(levels), folder / f"{number}.png", optimize=True)
     return folder

@@ -195,7 +195,8 @@ def keep(cell: Cell, folder: Path, logs: Path) -> None:
         "training_pictures": str(len(cell.learn["pictures"])),
         "protocol_learn_hash": cell.learn_hash,
     }
-    write_words(folder / WORD, word.words, word.token_ids, {**word.metadata, **facts})
+    facts = {**word.metadata, **facts}
+    write_words(folder / WORD, word.words, word.token_ids, facts, word.second)
 
 
 def score(cell: Cell, folder: Path) -> dict[str, Any]:

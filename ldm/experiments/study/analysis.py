@@ -7,7 +7,6 @@ code where both were answered; who answered one of them still counts for that on
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ldm.experiments.study.questionnaire import KINDS, Study
-from ldm.util import UserError
+from ldm.util import UserError, write_table, write_whole
 
 FloatArray = npt.NDArray[np.float64]
 FORMAT = "ldm-study-answers"
@@ -259,17 +258,15 @@ def write_ranks(
         *("participants_text", "participants_image", "participants_both"),
         "note",
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        for r in ranks:
-            (tt, ti), (_, ii) = r.covariance
-            axes = (r.ellipse.major, r.ellipse.minor, r.ellipse.angle) if r.ellipse else ()
-            numbers = [f"{v:.6g}" for v in (r.text, r.image, tt, ti, ii, *axes)]
-            numbers += [""] * (3 - len(axes))
-            people = (counts[kind] for kind in ("text", "image", "both"))
-            writer.writerow([r.model, *numbers, *people, caveat])
+    rows: list[Sequence[object]] = [header]
+    for r in ranks:
+        (tt, ti), (_, ii) = r.covariance
+        axes = (r.ellipse.major, r.ellipse.minor, r.ellipse.angle) if r.ellipse else ()
+        numbers = [f"{v:.6g}" for v in (r.text, r.image, tt, ti, ii, *axes)]
+        numbers += [""] * (3 - len(axes))
+        people = (counts[kind] for kind in ("text", "image", "both"))
+        rows.append([r.model, *numbers, *people, caveat])
+    write_table(path, rows)
 
 
 def plot_ranks(ranks: Sequence[ModelRanks], paths: Sequence[Path], caveat: str = "") -> None:
@@ -296,4 +293,4 @@ def plot_ranks(ranks: Sequence[ModelRanks], paths: Sequence[Path], caveat: str =
     axes.autoscale_view()
     axes.legend(frameon=False, fontsize=8)
     for path in paths:
-        figure.savefig(path, dpi=200)
+        write_whole(path, lambda part: figure.savefig(part, dpi=200))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,8 @@ from ldm.experiments.protocol.cells import Cell
 from ldm.experiments.protocol.folder import CELL, IMAGES, scores_of
 from ldm.experiments.protocol.images import read_images
 from ldm.experiments.study.questionnaire import TRAINING
-from ldm.util import UserError, quote
+from ldm.image_io import write_image
+from ldm.util import UserError, quote, write_table, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -165,10 +164,7 @@ def write_manifest(table: Table, folder: Path) -> Path:
             rows += ((concept, TRAINING, "", name) for name in names)
         rows += ((concept, model, prompt, name) for prompt, name in _unpack(item, folder))
     path = folder / MANIFEST
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows(rows)
+    write_table(path, [COLUMNS, *rows])
     return path
 
 
@@ -182,7 +178,7 @@ def _copy_training(cell: Cell, folder: Path) -> Iterator[str]:
                 f"training image {source / name} of cell {cell.name} does not exist: make the "
                 "study where the protocol ran, or put the images there"
             )
-        shutil.copyfile(source / name, target / name)
+        write_whole(target / name, (source / name).read_bytes())
         yield (target / name).relative_to(folder).as_posix()
 
 
@@ -199,5 +195,5 @@ def _unpack(item: Kept, folder: Path) -> Iterator[tuple[str, str]]:
             )
         for j, image in enumerate(kept[prompt]):
             path = target / f"{i:02d}-seed{cell.seed}-{j:02d}.png"
-            image.save(path)
+            write_image(image, path)
             yield prompt, path.relative_to(folder).as_posix()

@@ -7,6 +7,7 @@ from pathlib import Path
 from ldm.experiments.html import data_url, render
 from ldm.experiments.study.questionnaire import Question, Study
 from ldm.image_io import open_rgb
+from ldm.util import write_whole
 
 TITLES = {"image": "Which looks most like these?", "text": "Which fits the text best?"}
 TASKS = {
@@ -43,8 +44,7 @@ def _question(question: Question) -> dict[str, object]:
 
 def write_pages(study: Study, folder: Path) -> dict[str, Path]:
     """Write both questionnaires into a folder and return them by kind."""
-    folder.mkdir(parents=True, exist_ok=True)
     found = {kind: folder / f"{kind}.html" for kind in study.questions}
     for kind, path in found.items():
-        path.write_text(page(study, kind), encoding="utf-8")
+        write_whole(path, page(study, kind))
     return found

@@ -23,7 +23,7 @@ import numpy as np
 
 from ldm.evaluation.similarity import without_placeholders
 from ldm.image_io import open_rgb
-from ldm.util import UserError, quote
+from ldm.util import UserError, quote, write_whole
 
 KINDS = ("image", "text")
 TRAINING = "training"  # the model's name in a manifest's rows of training images
@@ -269,8 +269,7 @@ def write_key(path: Path, study: Study) -> None:
         return whole.relative_to(folder).as_posix() if whole.is_relative_to(folder) else str(whole)
 
     content = {"format": KEY_FORMAT, **asdict(_with_files(study, place))}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_key(path: str | Path) -> Study:

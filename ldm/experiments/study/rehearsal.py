@@ -20,7 +20,7 @@ from ldm.evaluation.similarity import FeatureExtractor, pairwise_similarity
 from ldm.experiments.study.analysis import FORMAT, FloatArray
 from ldm.experiments.study.questionnaire import KINDS, Study
 from ldm.image_io import open_rgb, safe_name
-from ldm.util import UserError
+from ldm.util import UserError, write_whole
 
 # The paper's own scores explain the paper's own ranks best with this: of Plackett and Luce's
 # expected ranks from the cosines of figure 10a, those with temperature 0.070 (text) and 0.068
@@ -143,11 +143,10 @@ def check_answers_folder(folder: Path) -> None:
 
 def write_answers(folder: Path, answers: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Write answers, a file each; return the files."""
-    folder.mkdir(parents=True, exist_ok=True)
     files = []
     for content in answers:
         who = safe_name(content["participant"])
         files.append(folder / f"answers-{content['questionnaire']}-{who}.json")
         text = json.dumps(content, indent=1, ensure_ascii=False)
-        files[-1].write_text(f"{text}\n", encoding="utf-8")
+        write_whole(files[-1], f"{text}\n")
     return files

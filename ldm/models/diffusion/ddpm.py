@@ -350,14 +350,30 @@ class LatentDiffusion(TrainedModel):
         images: Tensor = self.first_stage_model.decode(z.to(_precision(self.first_stage_model, z)))
         return images.to(z.dtype)
 
-    def get_learned_conditioning(self, c: Any) -> Tensor:
-        """Encode conditions. All texts pass through the embedding manager, also the empty one."""
+    def get_learned_conditioning(
+        self, c: Any, size: tuple[int, int] | None = None, **options: Any
+    ) -> Any:
+        """Encode conditions. All texts pass through the embedding manager, also the empty one.
+
+        Args:
+            c: texts, labels or images.
+            size: height and width of the image in pixels, for SDXL; default: the model's own.
+            options: further arguments of the text encoder's `embed`, such as `clip_skip`.
+
+        Returns:
+            A condition as `apply_model` takes it: of SDXL a mapping, of other models a tensor.
+        """
+        if getattr(self.cond_stage_model, "reads_size", False):
+            own = self.image_size
+            height, width = (own, own) if isinstance(own, int) else own
+            factor = self.first_stage_downsampling
+            options["size"] = size or (height * factor, width * factor)
+        if self.embedding_manager is not None:
+            options["embedding_manager"] = self.embedding_manager
         if self.cond_stage_forward is not None:
             encoded = getattr(self.cond_stage_model, self.cond_stage_forward)(c)
-        elif self.embedding_manager is not None:
-            encoded = self.cond_stage_model.encode(c, embedding_manager=self.embedding_manager)
         elif hasattr(self.cond_stage_model, "encode"):
-            encoded = self.cond_stage_model.encode(c)
+            encoded = self.cond_stage_model.encode(c, **options)
         else:
             encoded = self.cond_stage_model(c)
         return encoded.mode() if isinstance(encoded, DiagonalGaussianDistribution) else encoded
@@ -462,7 +478,8 @@ class LatentDiffusion(TrainedModel):
         z = self.latents(batch)
         cond = None
         if self.cond_stage_model is not None:
-            cond = self.get_learned_conditioning(self.conditions(batch))
+            height, width = (side * self.first_stage_downsampling for side in z.shape[-2:])
+            cond = self.get_learned_conditioning(self.conditions(batch), size=(height, width))
         if "timestep" not in batch:
             u = torch.rand(len(z), device=self.device)
             return (

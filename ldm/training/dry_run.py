@@ -1,0 +1,182 @@
+"""`main.py --dry_run`: check all, take one step, say what a run would do, and write nothing."""
+
+from __future__ import annotations
+
+import logging
+import math
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from ldm.data.personalized import PersonalizedBase
+from ldm.training.callbacks import StepSeed
+from ldm.training.config import RunConfig
+from ldm.training.image_report import image_lines
+from ldm.training.latents import CacheLatents
+from ldm.training.run import Run, quiet, set_up
+from ldm.training.trainer import build_trainer
+from ldm.training.validate import class_images_of, wants_class_images
+from ldm.training.words import manager_of
+from ldm.util import UserError
+from ldm.words.manager import EmbeddingManager
+from ldm.words.placeholders import occurrences
+
+CLASS_ROOT = "data.params.train.params.class_root"
+
+
+class Stopwatch(pl.Callback):
+    """Note the loss and the seconds of each micro-batch.
+
+    Attributes:
+        losses: a number for each micro-batch.
+        seconds: the same.
+    """
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.seconds: list[float] = []
+        self._start = 0.0
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start the clock."""
+        self._start = time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Stop the clock; reading the loss waits for the device."""
+        self.losses.append(float(outputs["loss"]))
+        self.seconds.append(time.monotonic() - self._start)
+
+
+def dry_run(config: RunConfig) -> int:
+    """Check a run's configuration, take one step of its first stage, and print a page about it.
+
+    Raises UserError for what would stop the run, and for a loss that is not finite.
+    """
+    quiet()
+    notes: list[str] = []
+    for stage in (config, config.second):
+        if stage is not None and wants_class_images(stage.sections):
+            prompt, count = class_images_of(stage.sections)
+            notes.append(f"{count} class images of {prompt!r} would be generated")
+    if wants_class_images(config.sections):
+        root = config.sections.data.params.train.params.data_root
+        config = config.with_entry(CLASS_ROOT, root)
+    this = set_up(config)
+    steps = this.trainer.max_steps
+    if config.second is not None:
+        notes.append(f"a second stage would follow, in {config.second.folder}")
+    if this.resume:
+        notes.append(f"resumes from {this.resume.path}, at step {this.resume.step} of {steps}")
+    left = steps - (this.resume.step if this.resume else 0)
+    sections = [
+        *_about_data(this),
+        ("time and memory", list(_step(this, left))),
+        ("where files go", list(_places(this, notes))),
+    ]
+    for title, lines in sections:
+        sys.stdout.write("\n".join([title, *(f"  {line}" for line in lines), ""]))
+    sys.stdout.write("nothing was written; leave out --dry_run to start\n")
+    return 0
+
+
+def _about_data(this: Run) -> list[tuple[str, list[str]]]:
+    """Return the parts about images and words."""
+    found: list[tuple[str, list[str]]] = []
+    for name, dataset in this.data.datasets.items():
+        if isinstance(dataset, PersonalizedBase) and name == "train":
+            found.append(("images", list(image_lines(dataset))))
+    manager = manager_of(this.model)
+    if manager is not None:
+        found.append(("words", list(_words(manager, this.data.datasets.get("train")))))
+    return found
+
+
+def _words(manager: EmbeddingManager, dataset: Any) -> Iterator[str]:
+    """Yield what is to be known about words: start, tokens, collisions."""
+    yield from manager.origins()
+    encoder = manager.embedder
+    for placeholder in manager.placeholders:
+        yield f"placeholder {placeholder!r} is token {manager.token_id(placeholder)}"
+    texts: Sequence[str] = dataset.texts() if hasattr(dataset, "texts") else ()
+    if texts:
+        longest = max(texts, key=encoder.count_tokens)
+        yield (
+            f"{len(texts)} different captions, of at most {encoder.count_tokens(longest)} of "
+            f"{encoder.max_length} tokens, such as {texts[0]!r}"
+        )
+    for word in set(manager.first_words.values()):
+        if both := [text for text in texts if occurrences(text, word)]:
+            yield (
+                f"{len(both)} captions name the initializer word {word!r} beside the learned one, "
+                f"such as {both[0]!r}: the learned word may lack what {word!r} says"
+            )
+    for placeholder in manager.placeholders:
+        if twice := [text for text in texts if occurrences(text, placeholder) > 1]:
+            yield f"{len(twice)} captions name {placeholder!r} twice, such as {twice[0]!r}"
+
+
+def _step(this: Run, left: int) -> Iterator[str]:
+    """Take one step, and yield what it tells about the whole run of `left` steps."""
+    config, settings = this.config, dict(this.config.trainer)
+    watch = Stopwatch()
+    with tempfile.TemporaryDirectory() as folder:
+        cache = CacheLatents(**{"folder": Path(folder), **config.lightning.latent_cache})
+        options = {"val_check_interval": 1, **settings, "max_steps": 1, "limit_val_batches": 0}
+        one = {"devices": 1, "num_nodes": 1, "strategy": "auto", "log_every_n_steps": 1}
+        trainer = build_trainer(
+            options | one, [StepSeed(config.run.seed), cache, watch], [], False, 1
+        )
+        logging.getLogger("ldm.training.progress").setLevel(logging.WARNING)
+        start = time.monotonic()
+        trainer.fit(this.model, this.data)
+        begun = time.monotonic() - start - sum(watch.seconds)
+    if not all(map(math.isfinite, watch.losses)):
+        raise UserError(
+            f"the loss of the first step is not finite, in precision {trainer.precision}: try "
+            "--precision 32, or check the weights"
+        )
+    step = sum(watch.seconds)
+    loss = sum(watch.losses) / len(watch.losses)
+    yield f"one step taken: loss {loss:.4f}, {step:.2f} s (the first step is the slowest)"
+    yield (
+        f"precision {trainer.precision}, learning rate {this.model.learning_rate:.4g}, "
+        f"{config.batch.images} images a step"
+    )
+    yield f"{left} steps: at most {timedelta(seconds=round(begun + left * step))}"
+    device = this.model.device
+    if device.type == "cuda":
+        most = torch.cuda.max_memory_allocated(device) / 2**30
+        whole = torch.cuda.get_device_properties(device).total_memory / 2**30
+        yield f"memory on {device}: {most:.1f} of {whole:.1f} GiB"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts kilobytes
+    yield f"main memory: {peak:.1f} GiB at most"
+    if config.batch.devices > 1:
+        yield f"the run uses {config.batch.devices} processes; this step used one"
+
+
+def _places(this: Run, notes: Sequence[str]) -> Iterator[str]:
+    """Yield where a run's files would lie."""
+    config, every = this.config, this.checkpoints.every
+    yield f"log folder {config.folder}" + ("" if this.resume else " (with the date of its start)")
+    yield f"checkpoints/last.ckpt and previous.ckpt, every {every} steps and at the end"
+    if manager_of(this.model) is not None:
+        yield "checkpoints/embeddings.pt and .safetensors, and embeddings_gs-STEP at each save"
+    yield "logger/metrics.csv, TensorBoard's events beside it, configs/, images/"
+    yield from notes

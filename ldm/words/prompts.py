@@ -1,0 +1,166 @@
+"""Prompts as AUTOMATIC1111 reads them: weights in brackets, and texts of any length in chunks.
+
+`(word)` is read 1.1 times as strongly, `[word]` 1.1 times more weakly, `(word:1.3)` 1.3 times; a
+backslash keeps a bracket. The encoded tokens are multiplied by their weights, and the whole is
+scaled back to the mean it had. `BREAK` begins a new chunk.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BRACKET = 1.1
+# A chunk ends at a comma that stands no further than this before its end.
+BACKTRACK = 20
+BREAK = "BREAK"
+PIECES = re.compile(
+    r"\\[()\[\]\\]|\\|\(|\[|:\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)|\)|\]|[^\\()\[\]:]+|:"
+)
+
+
+def parse(text: str) -> list[tuple[str, float]]:
+    """Split a prompt into texts and their weights; `BREAK` is a text of its own."""
+    parts: list[tuple[str, float]] = []
+    opened: dict[str, list[int]] = {"(": [], "[": []}
+
+    def scale(start: int, factor: float) -> None:
+        parts[start:] = [(part, weight * factor) for part, weight in parts[start:]]
+
+    for found in PIECES.finditer(text):
+        piece, weight = found[0], found["weight"]
+        if piece in opened:
+            opened[piece].append(len(parts))
+        elif weight is not None and opened["("]:
+            scale(opened["("].pop(), float(weight))
+        elif piece == ")" and opened["("]:
+            scale(opened["("].pop(), BRACKET)
+        elif piece == "]" and opened["["]:
+            scale(opened["["].pop(), 1 / BRACKET)
+        elif piece.startswith("\\") and len(piece) == 2:
+            parts.append((piece[1], 1.0))
+        else:
+            for i, part in enumerate(re.split(rf"\s*\b{BREAK}\b\s*", piece)):
+                parts += [(BREAK, 1.0)] * (i > 0) + [(part, 1.0)]
+    # A bracket that is never closed reaches to the end.
+    for bracket, factor in (("(", BRACKET), ("[", 1 / BRACKET)):
+        for start in opened[bracket]:
+            scale(start, factor)
+    joined: list[tuple[str, float]] = []
+    for part, weight in parts:
+        same = joined and joined[-1][1] == weight and BREAK not in (part, joined[-1][0])
+        joined[-1:] = [(joined[-1][0] + part, weight)] if same else [*joined[-1:], (part, weight)]
+    return [(part, weight) for part, weight in joined if part]
+
+
+@dataclass
+class Chunk:
+    """Token ids of a row without special tokens, and a weight for each of their positions."""
+
+    ids: list[int] = field(default_factory=list)
+    spans: list[int] = field(default_factory=list)  # positions that each id takes
+    weights: list[float] = field(default_factory=list)  # of each id
+
+    @property
+    def length(self) -> int:
+        """The positions taken."""
+        return sum(self.spans)
+
+    def cut(self, at: int) -> Chunk:
+        """Cut the chunk before its token `at` and return the rest."""
+        rest = Chunk(self.ids[at:], self.spans[at:], self.weights[at:])
+        del self.ids[at:], self.spans[at:], self.weights[at:]
+        return rest
+
+
+def chunks(encoder: Any, text: str, vectors: Mapping[int, int]) -> list[Chunk]:
+    """Split a prompt into chunks that fit the encoder; a word's vectors stay together.
+
+    Args:
+        encoder: a text encoder.
+        text: the prompt.
+        vectors: number of vectors of each word, by its token id.
+    """
+    room, comma = encoder.max_length - 2, encoder.word_ids(",")
+    found = [Chunk()]
+    for part, weight in parse(text):
+        if part == BREAK:
+            found.append(Chunk())
+            continue
+        for token in encoder.word_ids(part):
+            span, last = vectors.get(token, 1), found[-1]
+            if last.length + span > room:
+                commas = [i + 1 for i, old in enumerate(last.ids) if [old] == comma]
+                near = commas and [token] != comma and sum(last.spans[commas[-1] :]) < BACKTRACK
+                fits = near and sum(last.spans[commas[-1] :]) + span <= room
+                found.append(last.cut(commas[-1]) if fits else Chunk())
+                last = found[-1]
+            last.ids.append(token)
+            last.spans.append(span)
+            last.weights.append(weight)
+    return found
+
+
+def vectors_of(model: Any) -> dict[int, int]:
+    """Return the number of vectors of each of a model's words, by its token id."""
+    manager = model.embedding_manager
+    if manager is None:
+        return {}
+    return {manager.token_id(p): len(manager.word(p)) for p in manager.placeholders}
+
+
+def count_chunks(model: Any, texts: Sequence[str]) -> int:
+    """Return how many chunks the longest of the texts needs."""
+    vectors = vectors_of(model)
+    return max(len(chunks(model.cond_stage_model, text, vectors)) for text in texts)
+
+
+def encode_weighted(model: Any, texts: Sequence[str], count: int, **options: Any) -> Any:
+    """Encode b prompts with weights, in `count` chunks each; shorter ones get empty chunks.
+
+    Args:
+        model: a `LatentDiffusion` with a text encoder.
+        texts: the prompts.
+        count: at least that of `count_chunks`; guidance needs the same for both prompts.
+        options: of `get_learned_conditioning`.
+
+    Returns:
+        A condition as `apply_model` takes it, with a text of count · max_length positions. A
+        pooled text is that of the first chunk.
+    """
+    encoder, vectors = model.cond_stage_model, vectors_of(model)
+    start, end, filling = encoder.frame
+    split = [chunks(encoder, text, vectors) for text in texts]
+    if any(len(text) > count for text in split):
+        raise ValueError(f"count must be {max(map(len, split))} for these texts, got {count}")
+    contexts: list[Tensor] = []
+    first: Any = None
+    for i in range(count):
+        rows = torch.full((len(texts), encoder.max_length), filling)
+        weights = torch.ones(rows.shape)
+        for row, scales, text in zip(rows, weights, split, strict=True):
+            chunk = text[i] if i < len(text) else Chunk()
+            row[: len(chunk.ids) + 2] = torch.tensor([start, *chunk.ids, end])
+            spread = zip(chunk.weights, chunk.spans, strict=True)
+            each = [weight for weight, span in spread for _ in range(span)]
+            scales[1 : len(each) + 1] = torch.tensor(each)
+        encoded = model.get_learned_conditioning(rows.to(encoder.device), **options)
+        context = encoded["c_crossattn"][0] if isinstance(encoded, Mapping) else encoded
+        parts = context.split(encoder.widths or context.shape[-1], dim=-1)
+        contexts.append(torch.cat([_weighted(part, weights.to(part)) for part in parts], dim=-1))
+        first = encoded if first is None else first
+    joined = torch.cat(contexts, dim=1)
+    return {**first, "c_crossattn": [joined]} if isinstance(first, Mapping) else joined
+
+
+def _weighted(context: Tensor, weights: Tensor) -> Tensor:
+    """Multiply tokens [b, n, d] by weights [b, n], keeping each text's mean."""
+    if bool((weights == 1).all()):
+        return context
+    scaled = context * weights[..., None]
+    return scaled * (context.mean((1, 2), True) / scaled.mean((1, 2), True))
