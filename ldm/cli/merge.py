@@ -33,6 +33,8 @@ EXAMPLES = """examples:
   three of one name:
     python merge_embeddings.py --manager_ckpts a.pt b.pt c.pt --output_path all.pt \\
         --rename '*=@' '*=#'
+  a file for each word of one file, as other tools need them:
+    python merge_embeddings.py --manager_ckpts both.pt --split --output_path words
   one word halfway between two, both learned as "*":
     python merge_embeddings.py --manager_ckpts cat.safetensors fox.safetensors --rename '*=@' \\
         --blend '*=0.5' '@=0.5' --output_path catfox.safetensors
@@ -101,7 +103,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer", metavar="FOLDER", help="vocabulary to look new names up in, for a .pt file"
     )
-    parser.add_argument("--force", action="store_true", help="replace an existing output file")
+    parser.add_argument(
+        "--split",
+        action="store_true",
+        help="write each word into a file of its own that other tools load; --output_path is then "
+        "their folder",
+    )
+    parser.add_argument("--force", action="store_true", help="replace existing output files")
     return parser.parse_args(arguments)
 
 
@@ -114,20 +122,20 @@ def run(options: argparse.Namespace) -> int:
     """
     output = Path(options.output_path)
     wanted = read_blend(options.blend, options.blend_name)
-    if output.suffix not in (".pt", ".safetensors"):
+    if options.split and output.suffix:
+        raise UserError(f"--output_path must be a folder with --split, got {output}")
+    if not options.split and output.suffix not in (".pt", ".safetensors"):
         raise UserError(f"--output_path must end in .pt or .safetensors, got {output}")
     check_output_folder(output.parent)
-    if output.exists() and not options.force:
+    if output.exists() and not options.force and not options.split:
         raise UserError(f"{output} exists: give another --output_path, or --force to replace it")
 
-    from ldm.words.files import check_name, read_words, write_words
+    from ldm.words.files import WordFile, check_name, read_words, write_words
 
     sources = [Path(path) for path in options.manager_ckpts]
     files = [read_words(path) for path in sources]
     words = name_words(sources, files, options.rename)
     by_source = list(zip(sources, files, strict=True))
-    for word in words:
-        check_name(word.name)
     vectors = {w.name: file.words[w.stored] for w, file in _pairs(words, by_source)}
     second = {w.name: file.second[w.stored] for w, file in _pairs(words, by_source) if file.second}
     if second and len(second) < len(vectors):
@@ -150,6 +158,11 @@ def run(options: argparse.Namespace) -> int:
         vectors, blended = blend_words(vectors, wanted)
         second = blend_words(second, wanted)[0] if second else {}
         facts |= blended
+    for name in vectors:
+        check_name(name)
+    if options.split:
+        _write_each(output, WordFile(vectors, facts, second=second), options.force)
+        return 0
     ids = stated
     if output.suffix == ".pt":
         new = [name for name in vectors if name not in stated]
@@ -158,6 +171,18 @@ def run(options: argparse.Namespace) -> int:
     write_words(output, vectors, ids, facts, second)
     logger.info("%s: %s", output, " ".join(vectors))
     return 0
+
+
+def _write_each(folder: Path, file: WordFile, force: bool) -> None:
+    """Write each word into a file of its own."""
+    from ldm.words.travel import file_names, write_for_tools
+
+    names = [f"{stem}.safetensors" for stem in file_names(list(file.words)).values()]
+    there = [name for name in names if (folder / name).exists()]
+    if there and not force:
+        raise UserError(f"{folder / there[0]} exists: give another --output_path, or --force")
+    for word, path in zip(file.words, write_for_tools(folder, file), strict=True):
+        logger.info("%s: %s", path, word)
 
 
 def name_words(

@@ -92,6 +92,22 @@ def test_words_of_sdxl_keep_their_second_encoder(tmp_path, options):
     assert_close(file.words["a"], torch.full((2, 768), value))
 
 
+@pytest.mark.parametrize("make", [word_file, lambda path, *names: xl(path, names[0])])
+def test_a_file_of_several_words_is_split(tmp_path, make):
+    both, out = make(tmp_path / "both.safetensors", "*", "<cat>"), tmp_path / "words"
+    held = read_words(both)
+    merge(both, "--split", "--output_path", out)
+    found = [read_words(path) for path in sorted(out.iterdir())]
+    assert {n: v.tolist() for f in found for n, v in f.words.items()} == {
+        n: v.tolist() for n, v in held.words.items()
+    }
+    assert [len(f.words) for f in found] == [1] * len(held.words)
+    assert sum(len(f.second) for f in found) == len(held.second)
+    with pytest.raises(UserError, match=r"exists: give another --output_path"):
+        merge(both, "--split", "--output_path", out)
+    merge(both, "--split", "--output_path", out, "--force")
+
+
 def test_the_merged_file_draws(tiny, tmp_path):
     out = tmp_path / "both.pt"
     vocabulary = tiny.folder / "tokenizer"
@@ -117,6 +133,7 @@ def test_the_merged_file_draws(tiny, tmp_path):
         (["-sd", "a.pt", "--output_path", "out.pt"], "-sd is for words of width 768"),
         (["a.pt", "--output_path", "o.safetensors", "--rename", "*=a.b"], "be the name of a word"),
         (["a.pt", "--output_path", "o.safetensors", "--rename", "*=a b"], "be the name of a word"),
+        (["a.pt", "--split", "--output_path", "o.pt"], "must be a folder with --split"),
         (["xl.safetensors", "small.pt", "--output_path", "out.pt"], "is a word for SDXL and '#'"),
         (["odd.pt", "--output_path", "out.pt", "--rename", "*=#"], "--tokenizer FOLDER"),
         (["a.pt", "b.pt", "--output_path", "out.pt", "--rename", "*=@"], "both bring .* '@'"),
@@ -138,7 +155,7 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, argument
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("zebra", "unknown to the vocabulary"), ("a cat", "2 tokens of")]
+    ("name", "message"), [("zebra", "unknown to the vocabulary"), ("cat@", "2 tokens of")]
 )
 def test_new_names_must_be_one_known_token(tiny, tmp_path, name, message):
     with pytest.raises(UserError, match=message):
