@@ -30,14 +30,22 @@ EXAMPLES = """examples:
     python merge_embeddings.py --manager_ckpts cat.pt style.pt --output_path both.pt
   both were learned as "*"; the second becomes "@":
     python merge_embeddings.py --manager_ckpts cat.pt style.pt --output_path both.pt --rename '*=@'
-  three of the name, for Stable Diffusion:
-    python merge_embeddings.py -sd --manager_ckpts a.pt b.pt c.pt --output_path all.pt \\
+  three of one name:
+    python merge_embeddings.py --manager_ckpts a.pt b.pt c.pt --output_path all.pt \\
         --rename '*=@' '*=#'
+  a file for each word of one file, as other tools need them:
+    python merge_embeddings.py --manager_ckpts both.pt --split --output_path words
   one word halfway between two, both learned as "*":
     python merge_embeddings.py --manager_ckpts cat.safetensors fox.safetensors --rename '*=@' \\
         --blend '*=0.5' '@=0.5' --output_path catfox.safetensors
 """
-BERT_WIDTH, CLIP_WIDTH = 1280, 768
+# Width of a published text encoder → its kind of tokenizer and the vocabulary's name.
+CLIP_VOCABULARY = ("CLIPTokenizerFast", "openai/clip-vit-large-patch14")
+VOCABULARIES = {
+    768: CLIP_VOCABULARY,
+    1024: CLIP_VOCABULARY,
+    1280: ("BertTokenizerFast", "bert-base-uncased"),
+}
 
 
 @dataclass(frozen=True)
@@ -90,12 +98,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "-sd",
         "--stable_diffusion",
         action="store_true",
-        help="the words are for Stable Diffusion: CLIP's vocabulary in place of BERT's",
+        help="check that the words are for Stable Diffusion; their width tells the vocabulary",
     )
     parser.add_argument(
         "--tokenizer", metavar="FOLDER", help="vocabulary to look new names up in, for a .pt file"
     )
-    parser.add_argument("--force", action="store_true", help="replace an existing output file")
+    parser.add_argument(
+        "--split",
+        action="store_true",
+        help="write each word into a file of its own that other tools load; --output_path is then "
+        "their folder",
+    )
+    parser.add_argument("--force", action="store_true", help="replace existing output files")
     return parser.parse_args(arguments)
 
 
@@ -108,19 +122,27 @@ def run(options: argparse.Namespace) -> int:
     """
     output = Path(options.output_path)
     wanted = read_blend(options.blend, options.blend_name)
-    if output.suffix not in (".pt", ".safetensors"):
+    if options.split and output.suffix:
+        raise UserError(f"--output_path must be a folder with --split, got {output}")
+    if not options.split and output.suffix not in (".pt", ".safetensors"):
         raise UserError(f"--output_path must end in .pt or .safetensors, got {output}")
     check_output_folder(output.parent)
-    if output.exists() and not options.force:
+    if output.exists() and not options.force and not options.split:
         raise UserError(f"{output} exists: give another --output_path, or --force to replace it")
 
-    from ldm.words.files import read_words, write_words
+    from ldm.words.files import WordFile, check_name, read_words, write_words
 
     sources = [Path(path) for path in options.manager_ckpts]
     files = [read_words(path) for path in sources]
     words = name_words(sources, files, options.rename)
     by_source = list(zip(sources, files, strict=True))
     vectors = {w.name: file.words[w.stored] for w, file in _pairs(words, by_source)}
+    second = {w.name: file.second[w.stored] for w, file in _pairs(words, by_source) if file.second}
+    if second and len(second) < len(vectors):
+        alone = min(set(vectors) - set(second))
+        raise UserError(
+            f"{min(second)!r} is a word for SDXL and {alone!r} is not: merge alike ones"
+        )
     width = _common_width(words, vectors, options.stable_diffusion)
     stated = {
         w.name: file.token_ids[w.stored]
@@ -134,15 +156,33 @@ def run(options: argparse.Namespace) -> int:
                     len(vectors[word.name]))  # fmt: skip
     if wanted is not None:
         vectors, blended = blend_words(vectors, wanted)
+        second = blend_words(second, wanted)[0] if second else {}
         facts |= blended
+    for name in vectors:
+        check_name(name)
+    if options.split:
+        _write_each(output, WordFile(vectors, facts, second=second), options.force)
+        return 0
     ids = stated
     if output.suffix == ".pt":
         new = [name for name in vectors if name not in stated]
         ids = {**stated, **_look_up(new, options, width)}
         _check_ids({name: ids[name] for name in vectors})
-    write_words(output, vectors, ids, facts)
+    write_words(output, vectors, ids, facts, second)
     logger.info("%s: %s", output, " ".join(vectors))
     return 0
+
+
+def _write_each(folder: Path, file: WordFile, force: bool) -> None:
+    """Write each word into a file of its own."""
+    from ldm.words.travel import file_names, write_for_tools
+
+    names = [f"{stem}.safetensors" for stem in file_names(list(file.words)).values()]
+    there = [name for name in names if (folder / name).exists()]
+    if there and not force:
+        raise UserError(f"{folder / there[0]} exists: give another --output_path, or --force")
+    for word, path in zip(file.words, write_for_tools(folder, file), strict=True):
+        logger.info("%s: %s", path, word)
 
 
 def name_words(
@@ -213,10 +253,8 @@ def _common_width(words: Sequence[Word], vectors: dict[str, Tensor], stable: boo
                 f"{words[0].source} is for a text encoder of width {width} and {word.source} for "
                 f"one of {widths[word.name]}: they cannot be used together"
             )
-    if stable and width != CLIP_WIDTH:
-        raise UserError(f"-sd is for words of width {CLIP_WIDTH}; these have {width}")
-    if not stable and width == CLIP_WIDTH:
-        raise UserError(f"words of width {width} are for Stable Diffusion: add -sd")
+    if stable and VOCABULARIES.get(width) != CLIP_VOCABULARY:
+        raise UserError(f"-sd is for words of width 768 or 1024; these have {width}")
     return width
 
 
@@ -224,17 +262,13 @@ def _look_up(names: Sequence[str], options: argparse.Namespace, width: int) -> d
     """Return the token ids of new names, which the original's readers of a .pt file need."""
     if not names:
         return {}
-    kind = "CLIPTokenizerFast" if options.stable_diffusion else "BertTokenizerFast"
-    source = options.tokenizer
-    if source is None:
-        if width not in (BERT_WIDTH, CLIP_WIDTH):
-            raise UserError(
-                f"no published model has words of width {width}: give its vocabulary as "
-                "--tokenizer FOLDER, or write .safetensors, which needs none"
-            )
-        source = (
-            "openai/clip-vit-large-patch14" if options.stable_diffusion else "bert-base-uncased"
+    if options.tokenizer is None and width not in VOCABULARIES:
+        raise UserError(
+            f"no published model has words of width {width}: give its vocabulary as "
+            "--tokenizer FOLDER, or write .safetensors, which needs none"
         )
+    kind, published = VOCABULARIES.get(width, VOCABULARIES[1280])
+    source = options.tokenizer or published
 
     from ldm.modules.encoders.vocabulary import load_tokenizer
 

@@ -18,7 +18,7 @@ from ldm.training.merge import WORDS
 from ldm.training.options import Batch
 from ldm.training.progress import logged
 from ldm.training.watch import Watch
-from ldm.training.words import manager_of, metadata
+from ldm.training.words import manager_of, metadata, save_for_tools
 from ldm.util import UserError, instantiate_from_config
 from ldm.words.manager import EmbeddingManager
 
@@ -87,11 +87,11 @@ class EachWord:
                 rate: Any = module.learning_rate
                 files = list(concept.files())
                 self._facts[name] = metadata(own, rate, own.batch.images, files)
+            own_folder = folder.parent / name / "checkpoints"
             for stem in ("embeddings", f"embeddings_gs-{trainer.global_step}"):
                 for suffix in (".pt", ".safetensors"):
-                    path = folder.parent / name / "checkpoints" / f"{stem}{suffix}"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    manager.save(path, self._facts[name])
+                    manager.save(own_folder / f"{stem}{suffix}", self._facts[name])
+            save_for_tools(own_folder)
         embedder.placeholders = tuple(tokens)  # the managers above have set their own
 
 

@@ -16,7 +16,10 @@ from omegaconf import OmegaConf
 
 from ldm.resources import ROOT
 from ldm.training.progress import logged
+from ldm.util import UserError
+from ldm.words.files import read_words
 from ldm.words.manager import EmbeddingManager
+from ldm.words.travel import write_for_tools
 
 if TYPE_CHECKING:
     from ldm.training.config import RunConfig
@@ -25,6 +28,9 @@ log = logging.getLogger(__name__)
 
 # A word whose norm is this many times the vocabulary's mean drowns the rest of a prompt.
 LARGEST_RATIO = 10.0
+# In the folder of a run's checkpoints: one file a word, for other tools.
+WORDS_FOLDER = "words"
+LAST_WORD = "embeddings.safetensors"
 
 
 def manager_of(module: pl.LightningModule) -> EmbeddingManager | None:
@@ -90,13 +96,30 @@ def file_hash(path: Path) -> str:
 
 
 def save_words(trainer: pl.Trainer, module: pl.LightningModule, folder: Path) -> None:
-    """Write `embeddings` and `embeddings_gs-<step>`, as .pt (the original's) and .safetensors."""
+    """Write `embeddings` and `embeddings_gs-<step>`, as .pt (the original's) and .safetensors.
+
+    The folder `words` gets the last state of each word in a file that other tools load.
+    """
     manager = manager_of(module)
     if manager is None:
         return
     for stem in ("embeddings", f"embeddings_gs-{trainer.global_step}"):
         for suffix in (".pt", ".safetensors"):
             manager.save(folder / f"{stem}{suffix}")
+    save_for_tools(folder)
+
+
+def save_for_tools(folder: Path) -> None:
+    """Write each word of `embeddings.safetensors` into a file of its own that other tools load.
+
+    A word that no reader accepts, such as one of huge values, gets none; a warning says so.
+    """
+    try:
+        words = read_words(folder / LAST_WORD)
+    except UserError as error:
+        log.warning(f"no file for other tools: {error}")
+        return
+    write_for_tools(folder / WORDS_FOLDER, words)
 
 
 class WordNorms(pl.Callback):

@@ -26,6 +26,8 @@ __all__ = (
     "check_encoder",
     "check_name",
     "describe_width",
+    "header",
+    "plain",
     "read_words",
     "renamed",
     "stored_step",
@@ -176,15 +178,13 @@ def write_words(
     path = Path(path)
     if not words:
         raise ValueError("words is empty: there is nothing to write")
-    tensors, others = _plain(words), _plain(second or {})
-    facts = {str(key): str(value) for key, value in (metadata or {}).items()}
-    facts |= {"word_file": FORMAT_NAME, "word_file_version": FORMAT_VERSION}
+    tensors, others = plain(words), plain(second or {})
+    facts = header(metadata or {})
     if path.suffix == ".safetensors":
         if others:
             facts.setdefault("name", next(iter(tensors)))
             tensors = _two_encoders(tensors, others)
-        # "format": "pt" is what transformers and diffusers expect of a safetensors header.
-        write_whole(path, safetensors_bytes(tensors, {**facts, "format": "pt"}))
+        write_whole(path, safetensors_bytes(tensors, facts))
         return
     if path.suffix != ".pt":
         raise ValueError(f"path must end in .pt or .safetensors, got {str(path)!r}")
@@ -203,7 +203,14 @@ def write_words(
     write_whole(path, buffer.getvalue())
 
 
-def _plain(words: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def header(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return the metadata of a word's file. transformers and diffusers look for `format`."""
+    facts = {str(key): str(value) for key, value in metadata.items()}
+    own = {"word_file": FORMAT_NAME, "word_file_version": FORMAT_VERSION, "format": "pt"}
+    return {**facts, **own}
+
+
+def plain(words: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return float32 copies on the CPU: a view would drag its whole storage into the file."""
     return {p: v.detach().to("cpu", torch.float32).clone().contiguous() for p, v in words.items()}
 

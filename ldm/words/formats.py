@@ -160,12 +160,15 @@ def _joined(files: Iterable[WordFile], source: Source) -> WordFile:
 def _read_original(raw: Mapping[str, Any], source: Source) -> WordFile:
     """Read the original's and AUTOMATIC1111's form: `string_to_param`, `string_to_token`."""
     tensors = _parameters(raw["string_to_param"], source)
-    # AUTOMATIC1111 triggers on its own `name`; the stored key, mostly "*", stays the word's.
     facts = raw.get("metadata")
-    form = "original"
+    form = "AUTOMATIC1111" if "name" in raw else "original"
     if not isinstance(facts, Mapping):
+        # AUTOMATIC1111 triggers on the file's name; the stored key, mostly "*", stays the word's.
         facts = {k: raw[k] for k in AUTOMATIC_KEYS if raw.get(k) is not None}
-        form = "AUTOMATIC1111" if "name" in raw else form
+    elif form == "AUTOMATIC1111" and set(tensors) == {"*"}:
+        # A file of this project for AUTOMATIC1111, which needs the key "*": the facts name it.
+        stated = _stated_name({str(k): str(v) for k, v in facts.items()})
+        tensors = {stated or "*": tensors["*"]}
     words = {p: _vectors(value, p, source) for p, value in tensors.items()}
     second = {}
     if isinstance(raw.get("string_to_param_clip_g"), Mapping):

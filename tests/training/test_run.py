@@ -64,6 +64,8 @@ def test_log_folder(learn: Learn, base: Path) -> None:
             f"checkpoints/embeddings{step}.pt",
             f"checkpoints/embeddings{step}.safetensors",
         } <= names
+    assert "checkpoints/words/word-asterisk.safetensors" in names
+    torch.testing.assert_close(outcome.word("words/word-asterisk.safetensors"), outcome.word())
     keys = ("inputs", "reconstruction", "conditioning", "samples", "samples_scaled")
     for split, batch in (("train", 1), ("val", 0)):
         for key in keys:

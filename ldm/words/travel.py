@@ -1,0 +1,224 @@
+"""Write words in the forms that other tools read; docs/how-to/move-a-word.md has their table."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, PngImagePlugin
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from ldm.util import UserError, write_whole
+from ldm.words.containers import CARD_CHUNK
+from ldm.words.files import FIRST_FILE, SECOND_FILE, header, plain, write_words
+from ldm.words.formats import SDXL, WordFile
+
+# Names that Windows keeps for devices, whatever their suffix.
+DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(10))}
+LONGEST_NAME = 60
+# CLIP's token id of "*", the key under which AUTOMATIC1111 stores every word.
+STAR = {"*": 265}
+CARD_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word on its way to another tool.
+
+    Attributes:
+        name: the placeholder.
+        vectors: float32 [k, d] on the CPU.
+        second: float32 [k, 1280] for SDXL's second text encoder, or None.
+        facts: the header's metadata.
+    """
+
+    name: str
+    vectors: Tensor
+    second: Tensor | None
+    facts: dict[str, str]
+
+
+def file_name(placeholder: str) -> str:
+    """Return the stem of a word's file, which every system can store and a prompt can contain.
+
+    Letters, digits, "-" and "_" stay, at most 60; every other sign is left out. A placeholder of
+    signs alone becomes "word-" and their Unicode names: "*" gives "word-asterisk". A name that
+    Windows keeps for a device gets "word-" in front.
+    """
+    normal = unicodedata.normalize("NFC", placeholder)
+    stem = "".join(c for c in normal if c.isalnum() or c in "-_").strip("-")[:LONGEST_NAME]
+    if not any(c.isalnum() for c in stem):
+        names = (unicodedata.name(c, f"{ord(c):x}") for c in normal)
+        stem = "-".join(("word", *names)).lower().replace(" ", "-")[:LONGEST_NAME]
+    return f"word-{stem}" if stem.lower() in DEVICES else stem
+
+
+def file_names(placeholders: list[str]) -> dict[str, str]:
+    """Return placeholder → stem; where two stems differ only in case, the later one gets a number.
+
+    A file system that ignores case would store the later word over the earlier one.
+    """
+    taken: set[str] = set()
+    stems = {}
+    for placeholder in placeholders:
+        base = stem = file_name(placeholder)
+        number = 1
+        while stem.lower() in taken:
+            number += 1
+            stem = f"{base}-{number}"
+        taken.add(stem.lower())
+        stems[placeholder] = stem
+    return stems
+
+
+def write_for_tools(folder: Path, file: WordFile, form: str = "kohya") -> list[Path]:
+    """Write each word into a file of its own, `folder/STEM.SUFFIX`, and return the files.
+
+    Args:
+        folder: made where it does not exist; files of the same names are replaced.
+        file: the words.
+        form: one of `SINGLE`. Every tool tried reads "kohya": `emb_params` [k, d] in safetensors,
+            or `clip_l` and `clip_g` for SDXL.
+    """
+    suffix, write = SINGLE[form]
+    paths = []
+    for name, stem in file_names(list(file.words)).items():
+        paths.append(folder / f"{stem}{suffix}")
+        write(paths[-1], _word(file, name))
+    return paths
+
+
+def convert(path: Path, file: WordFile, form: str, token_ids: Mapping[str, int]) -> list[Path]:
+    """Write words in a form, and return the files.
+
+    Args:
+        path: a file. A folder, which is a path without suffix, gets one file for each word.
+        file: the words.
+        form: "original", "safetensors" or one of `SINGLE`.
+        token_ids: placeholder → token id; the form "original" needs them.
+
+    Raises:
+        UserError: the form does not fit the suffix, or cannot hold these words.
+    """
+    if form in SEVERAL:
+        if path.suffix != SEVERAL[form]:
+            raise UserError(f"{str(path)!r} must end in {SEVERAL[form]} for --to {form}")
+        write_words(path, file.words, token_ids, file.metadata, file.second)
+        return [path]
+    suffix, write = SINGLE[form]
+    if not path.suffix:
+        return write_for_tools(path, file, form)
+    if path.suffix != suffix:
+        raise UserError(f"{str(path)!r} must end in {suffix} for --to {form}, or be a folder")
+    if len(file.words) > 1:
+        raise UserError(
+            f"a file of the form {form} holds one word, and these are {list(file.words)}: give a "
+            "folder as OUT, without suffix, for one file a word"
+        )
+    write(path, _word(file, next(iter(file.words))))
+    return [path]
+
+
+def _word(file: WordFile, name: str) -> Word:
+    facts = {**file.metadata, "placeholders": json.dumps([name], ensure_ascii=False)}
+    tensors = plain({"first": file.words[name]})
+    if name in file.second:
+        tensors |= plain({"second": file.second[name]})
+        facts["encoder_family"] = SDXL
+    return Word(name, tensors["first"], tensors.get("second"), facts)
+
+
+def _write_safetensors(path: Path, tensors: dict[str, Tensor], word: Word) -> None:
+    write_whole(path, safetensors_bytes(tensors, header(word.facts)))
+
+
+def _write_nameless(key: str) -> Callable[[Path, Word], None]:
+    def write(path: Path, word: Word) -> None:
+        if word.second is not None:
+            _write_sdxl(path, word)
+        else:
+            _write_safetensors(path, {key: word.vectors}, word)
+
+    return write
+
+
+def _write_sdxl(path: Path, word: Word) -> None:
+    if word.second is None:
+        raise UserError(
+            f"word {word.name!r} has vectors for one text encoder; the form sdxl needs those of "
+            "both of SDXL's (clip_l, clip_g)"
+        )
+    _write_safetensors(path, {"clip_l": word.vectors, "clip_g": word.second}, word)
+
+
+def _write_diffusers(path: Path, word: Word) -> None:
+    """Write `{placeholder: [k, d]}`; for SDXL, two files as diffusers' script does."""
+    if word.second is not None:
+        if not path.name.startswith(FIRST_FILE) or path.name.startswith(SECOND_FILE):
+            raise UserError(
+                f"diffusers stores a word of SDXL in two files: OUT must be named {FIRST_FILE}"
+                ".safetensors, or choose --to sdxl for one file"
+            )
+        other = path.with_name(path.name.replace(FIRST_FILE, SECOND_FILE, 1))
+        _write_safetensors(other, {word.name: word.second}, word)
+    _write_safetensors(path, {word.name: word.vectors}, word)
+
+
+def _automatic(word: Word) -> dict[str, Any]:
+    """Return AUTOMATIC1111's plain dictionary. It and diffusers look for the key "*"."""
+    if word.second is not None:
+        raise UserError(
+            f"word {word.name!r} is for SDXL, whose words AUTOMATIC1111 reads from .safetensors: "
+            "choose --to sdxl"
+        )
+    step = word.facts.get("step", "")
+    return {
+        "string_to_token": dict(STAR),
+        "string_to_param": {"*": word.vectors},
+        "name": word.name,
+        "step": int(step) if step.isdecimal() else 0,
+        "sd_checkpoint": word.facts.get("base_checkpoint_hash"),
+        "sd_checkpoint_name": word.facts.get("base_checkpoint"),
+        "metadata": header(word.facts),
+    }
+
+
+def _write_automatic(path: Path, word: Word) -> None:
+    buffer = io.BytesIO()
+    # Readers of old torch versions know only the format without zip.
+    torch.save(_automatic(word), buffer, _use_new_zipfile_serialization=False)
+    write_whole(path, buffer.getvalue())
+
+
+def _write_card(path: Path, word: Word) -> None:
+    """Write a grey image that shows the stem, with the word in AUTOMATIC1111's text chunk."""
+    text = json.dumps(_automatic(word), default=lambda tensor: {"TORCHTENSOR": tensor.tolist()})
+    chunk = PngImagePlugin.PngInfo()
+    chunk.add_text(CARD_CHUNK, base64.b64encode(text.encode()).decode())
+    image = Image.new("RGB", (CARD_SIZE, CARD_SIZE), (96, 96, 96))
+    label = path.stem.encode("ascii", "replace").decode()
+    ImageDraw.Draw(image).text((16, CARD_SIZE - 32), label, fill=(255, 255, 255))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=chunk)
+    write_whole(path, buffer.getvalue())
+
+
+# Forms that hold any number of words: form → suffix.
+SEVERAL = {"original": ".pt", "safetensors": ".safetensors"}
+# Forms of one word a file: form → (suffix, writer).
+SINGLE: dict[str, tuple[str, Callable[[Path, Word], None]]] = {
+    "diffusers": (".safetensors", _write_diffusers),
+    "a1111": (".pt", _write_automatic),
+    "png": (".png", _write_card),
+    "kohya": (".safetensors", _write_nameless("emb_params")),
+    "onetrainer": (".safetensors", _write_nameless("emp_params")),
+    "sdxl": (".safetensors", _write_sdxl),
+}
