@@ -22,7 +22,7 @@ from ldm.checkpoint.convert import FILES, give, read_entries, write_file, write_
 from ldm.checkpoint.loading import find_base
 from ldm.checkpoint.names import match_names
 from ldm.checkpoint.tables import FAMILIES
-from ldm.checkpoint.weight_delta import check_difference
+from ldm.checkpoint.weight_delta import check_weight_delta
 from ldm.util import UserError, write_whole
 from ldm.words.files import WordFile, check_name
 
@@ -81,7 +81,7 @@ def export_delta(
     base = find_base(source, config)
     if base.family is None:
         raise UserError(f"{base.path}: not of a family that can be converted")
-    check_difference(delta, base.path)
+    check_weight_delta(delta, base.path)
     entries = read_entries(base)
     moved = _of_entries(load_file(delta), entries, delta)
     if rank is None:

@@ -387,7 +387,6 @@ def _blocked(arguments: Arguments, folder: Path) -> Arguments:
         (_without("--actual_resume"), "name it with --model MODEL"),
         (_not_weights, "model.ckpt"),
         (_flag("--init_word", "xylophone"), "xylophone"),
-        (_flag("--placeholder_string", "xylophone"), "xylophone"),
         (_flag("--placeholder_string", "photo"), "photo"),
         (_flag("--templates", "/nowhere.txt"), "/nowhere.txt"),
         (_flag("--base", "/nowhere.yaml"), "no configuration at /nowhere.yaml"),
