@@ -9,7 +9,7 @@ import argparse
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,13 +31,14 @@ EXAMPLES = """examples:
   both were learned as "*"; the second becomes "@":
     python merge_embeddings.py --manager_ckpts cat.pt style.pt --output_path both.pt --rename '*=@'
   three of the name, for Stable Diffusion:
-    python merge_embeddings.py -sd --manager_ckpts a.pt b.pt c.pt --output_path all.pt \\
+    python merge_embeddings.py --manager_ckpts a.pt b.pt c.pt --output_path all.pt \\
         --rename '*=@' '*=#'
   one word halfway between two, both learned as "*":
     python merge_embeddings.py --manager_ckpts cat.safetensors fox.safetensors --rename '*=@' \\
         --blend '*=0.5' '@=0.5' --output_path catfox.safetensors
 """
-BERT_WIDTH, CLIP_WIDTH = 1280, 768
+# Widths of the words of published models, by the vocabulary that their placeholders are of.
+BERT_WIDTH, CLIP_WIDTHS = 1280, (768, 1024)
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         prog="merge_embeddings.py",
         description="Merge files of learned words into one. No word is ever overwritten: where two "
-        "have one name, say how to rename them.",
+        "have one name, say how to rename them. scripts/convert_embedding.py splits a file.",
         epilog=EXAMPLES,
     )
     parser.add_argument(
@@ -90,7 +91,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "-sd",
         "--stable_diffusion",
         action="store_true",
-        help="the words are for Stable Diffusion: CLIP's vocabulary in place of BERT's",
+        help="the words are for Stable Diffusion: CLIP's vocabulary in place of BERT's. The width "
+        "of published models' words says so already",
     )
     parser.add_argument(
         "--tokenizer", metavar="FOLDER", help="vocabulary to look new names up in, for a .pt file"
@@ -122,6 +124,11 @@ def run(options: argparse.Namespace) -> int:
     by_source = list(zip(sources, files, strict=True))
     vectors = {w.name: file.words[w.stored] for w, file in _pairs(words, by_source)}
     width = _common_width(words, vectors, options.stable_diffusion)
+    second = {w.name: f.second[w.stored] for w, f in _pairs(words, by_source) if f.second}
+    if second and (wanted is not None or len(second) < len(vectors)):
+        raise UserError(
+            "words of SDXL, with vectors for two text encoders, can be merged with each other only"
+        )
     stated = {
         w.name: file.token_ids[w.stored]
         for w, file in _pairs(words, by_source)
@@ -135,12 +142,10 @@ def run(options: argparse.Namespace) -> int:
     if wanted is not None:
         vectors, blended = blend_words(vectors, wanted)
         facts |= blended
-    ids = stated
+    ids = {}
     if output.suffix == ".pt":
-        new = [name for name in vectors if name not in stated]
-        ids = {**stated, **_look_up(new, options, width)}
-        _check_ids({name: ids[name] for name in vectors})
-    write_words(output, vectors, ids, facts)
+        ids = token_ids(vectors, stated, options.tokenizer, width, options.stable_diffusion)
+    write_words(output, vectors, ids, facts, second)
     logger.info("%s: %s", output, " ".join(vectors))
     return 0
 
@@ -213,28 +218,48 @@ def _common_width(words: Sequence[Word], vectors: dict[str, Tensor], stable: boo
                 f"{words[0].source} is for a text encoder of width {width} and {word.source} for "
                 f"one of {widths[word.name]}: they cannot be used together"
             )
-    if stable and width != CLIP_WIDTH:
-        raise UserError(f"-sd is for words of width {CLIP_WIDTH}; these have {width}")
-    if not stable and width == CLIP_WIDTH:
-        raise UserError(f"words of width {width} are for Stable Diffusion: add -sd")
+    if stable and width == BERT_WIDTH:
+        raise UserError(f"-sd is for words of Stable Diffusion; width {width} is the 1.4B model's")
     return width
 
 
-def _look_up(names: Sequence[str], options: argparse.Namespace, width: int) -> dict[str, int]:
-    """Return the token ids of new names, which the original's readers of a .pt file need."""
-    if not names:
-        return {}
-    kind = "CLIPTokenizerFast" if options.stable_diffusion else "BertTokenizerFast"
-    source = options.tokenizer
+def token_ids(
+    names: Iterable[str],
+    stated: Mapping[str, int],
+    tokenizer: str | None,
+    width: int,
+    stable: bool = False,
+) -> dict[str, int]:
+    """Return each name's token id, which the original's readers of a .pt file need.
+
+    Args:
+        names: the words of the file.
+        stated: ids that are known.
+        tokenizer: folder of the vocabulary to look the others up in; by default that of the
+            published models whose words have this width.
+        width: of the words.
+        stable: take CLIP's vocabulary for a width of no published model.
+
+    Raises:
+        UserError: a name that is not one known token, two names of one token, or no vocabulary.
+    """
+    new = [name for name in names if name not in stated]
+    ids = {name: stated[name] for name in names if name in stated}
+    if new:
+        ids |= _look_up(new, tokenizer, width, stable or width in CLIP_WIDTHS)
+    _check_ids(ids)
+    return ids
+
+
+def _look_up(names: Sequence[str], source: str | None, width: int, is_clip: bool) -> dict[str, int]:
+    kind = "CLIPTokenizerFast" if is_clip else "BertTokenizerFast"
     if source is None:
-        if width not in (BERT_WIDTH, CLIP_WIDTH):
+        if width not in (BERT_WIDTH, *CLIP_WIDTHS):
             raise UserError(
                 f"no published model has words of width {width}: give its vocabulary as "
                 "--tokenizer FOLDER, or write .safetensors, which needs none"
             )
-        source = (
-            "openai/clip-vit-large-patch14" if options.stable_diffusion else "bert-base-uncased"
-        )
+        source = "openai/clip-vit-large-patch14" if is_clip else "bert-base-uncased"
 
     from ldm.modules.encoders.vocabulary import load_tokenizer
 

@@ -89,8 +89,7 @@ def test_the_merged_file_draws(tiny, tmp_path):
         (["a.pt", "--output_path", "out.pt", "--rename", "x"], "takes OLD=NEW, got 'x'"),
         (["a.pt", "--output_path", "out.pt", "--rename", "@=#"], "1 renamings for 0 words"),
         (["a.pt", "small.pt", "--output_path", "out.pt"], "width 1280 and small.pt for one of 768"),
-        (["small.pt", "--output_path", "out.pt"], "are for Stable Diffusion: add -sd"),
-        (["-sd", "a.pt", "--output_path", "out.pt"], "-sd is for words of width 768"),
+        (["-sd", "a.pt", "--output_path", "out.pt"], "width 1280 is the 1.4B model's"),
         (["odd.pt", "--output_path", "out.pt", "--rename", "*=#"], "--tokenizer FOLDER"),
         (["a.pt", "b.pt", "--output_path", "out.pt", "--rename", "*=@"], "both bring .* '@'"),
     ],
@@ -107,6 +106,26 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, argument
         main([*flags, "--manager_ckpts", *arguments[len(flags) :]])
     assert "\n" not in str(caught.value)
     assert {p: p.read_bytes() for p in Path().iterdir()} == before
+
+
+def test_the_width_says_stable_diffusion(tmp_path):
+    small = word_file(tmp_path / "small.pt", "#", width=768)
+    merge(small, "--output_path", tmp_path / "out.pt")
+    assert read_words(tmp_path / "out.pt").words["#"].shape == (1, 768)
+
+
+def test_words_of_sdxl_keep_both_encoders(tmp_path):
+    for name in "ab":
+        word = {name: torch.ones(1, 768)}, {name: torch.full((1, 1280), 2.0)}
+        write_words(tmp_path / f"{name}.safetensors", word[0], second=word[1])
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    merge(*files, "--output_path", tmp_path / "out.safetensors")
+    both = read_words(tmp_path / "out.safetensors")
+    assert set(both.words) == set(both.second) == {"a", "b"}
+    assert_close(both.second["b"], torch.full((1, 1280), 2.0))
+    one = word_file(tmp_path / "one.safetensors", "c", width=768)
+    with pytest.raises(UserError, match="with each other only"):
+        merge(*files, one, "--output_path", tmp_path / "no.safetensors")
 
 
 @pytest.mark.parametrize(
