@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ldm.util import Parser
+from ldm.util import Parser, UserError
 
 EXAMPLES = """examples:
   the 1.4B model from the Hub as the file that the other commands take by default:
@@ -13,6 +13,10 @@ EXAMPLES = """examples:
         models/ldm/text2img-large/model.ckpt
   a file as a folder that diffusers' pipelines open:
     python scripts/convert_model.py v1-5-pruned-emaonly.safetensors stable-diffusion-1.5/
+  what tuning moved, as a LoRA of rank 16 with the word, for other tools:
+    python scripts/convert_model.py v1-5-pruned-emaonly.safetensors my-cat.safetensors \\
+        --weight_delta logs/RUN/checkpoints/weight_delta.safetensors --lora 16 \\
+        --embedding_path my-cat=logs/RUN/checkpoints/embeddings.safetensors
 """
 
 
@@ -33,6 +37,22 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "target", metavar="OUT", help="a .ckpt or .safetensors file; any other name is a folder"
     )
     parser.add_argument("--config", metavar="YAML", help="of IN; by default as it is recognized")
+    parser.add_argument(
+        "--weight_delta",
+        metavar="FILE",
+        help="what tuning moved IN by: OUT becomes the tuned model, or with --lora a LoRA",
+    )
+    parser.add_argument(
+        "--lora",
+        type=int,
+        metavar="RANK",
+        help="write --weight_delta as a LoRA of this rank in kohya's names; says its error",
+    )
+    parser.add_argument(
+        "--embedding_path",
+        metavar="[WORD=]FILE",
+        help="learned words to put into the LoRA, which A1111, Forge and ComfyUI read there",
+    )
     parser.add_argument("--half", action="store_true", help="write float16: half the size")
     return parser.parse_args(arguments)
 
@@ -40,7 +60,40 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
     options = parse(arguments)
+    if options.weight_delta is not None:
+        return _export(options)
+    if options.lora is not None or options.embedding_path is not None:
+        raise UserError("--lora and --embedding_path need --weight_delta FILE")
     from ldm.checkpoint.convert import convert
 
     convert(options.source, options.target, options.config, options.half)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    """Write a tuned model or its LoRA."""
+    if options.half:
+        raise UserError("--half is for bases: a tuned model keeps the base's precision")
+    from dataclasses import replace
+
+    from ldm.checkpoint.lora import export_delta
+    from ldm.words.files import read_words
+    from ldm.words.loading import only_word, split_items
+
+    words = None
+    if options.embedding_path is not None:
+        ((path, name),) = split_items(options.embedding_path)
+        words = read_words(path)
+        if name is not None:
+            held = only_word(path, name)
+            second = {name: words.second[held]} if words.second else {}
+            words = replace(words, words={name: words.words[held]}, second=second)
+    export_delta(
+        options.weight_delta,
+        options.source,
+        options.target,
+        options.config,
+        options.lora,
+        words,
+    )
     return 0

@@ -1,0 +1,221 @@
+"""Export a weight delta: as a whole model, or as a LoRA that other tools read.
+
+A LoRA stores, for each matrix of the delta, the nearest matrix of a given rank. Biases, norms
+and vocabularies have no place in it. The error of both is stated. The names are those of kohya's
+scripts; a word travels in the same file as `bundle_emb.NAME…`, which AUTOMATIC1111, Forge and
+ComfyUI read.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ldm.checkpoint.bases import sizes_of
+from ldm.checkpoint.convert import FILES, give, read_entries, write_file, write_folder
+from ldm.checkpoint.loading import find_base
+from ldm.checkpoint.names import match_names
+from ldm.checkpoint.tables import FAMILIES
+from ldm.checkpoint.weight_delta import check_difference
+from ldm.util import UserError, write_whole
+from ldm.words.files import WordFile, check_name
+
+logger = logging.getLogger(__name__)
+
+# Component of a diffusers folder → prefix of kohya's names. SDXL's first encoder has its own.
+PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A delta of low rank.
+
+    Attributes:
+        tensors: by kohya's names.
+        error: ‖delta − LoRA‖ / ‖delta‖ over all weights of the delta (Frobenius norm).
+        left_out: how many weights of the delta have no place in a LoRA.
+    """
+
+    tensors: dict[str, Tensor]
+    error: float
+    left_out: int
+
+
+def export_delta(
+    delta: str | Path,
+    source: str | Path,
+    target: str | Path,
+    config: str | Path | None = None,
+    rank: int | None = None,
+    words: WordFile | None = None,
+) -> float:
+    """Write the base and its weight delta as one model, or the delta as a LoRA.
+
+    Args:
+        delta: `weight_delta.safetensors` of a run.
+        source: the base that tuning started from: a file, a folder of diffusers or a Hub name.
+        target: a `.ckpt` or `.safetensors` file, or a folder of diffusers; of a LoRA
+            `.safetensors`. It must not exist.
+        config: the base's configuration; by default as the loader finds it.
+        rank: of the LoRA, at least 1; None writes the whole model.
+        words: learned words to bundle with a LoRA.
+
+    Returns:
+        The relative error of the LoRA; 0 for a whole model.
+
+    Raises:
+        UserError: the delta does not belong to the base, the base has no LoRA, or the target exists
+            or cannot be written.
+    """
+    target = Path(target).expanduser()
+    if target.exists():
+        raise UserError(f"{target} exists: name another, or delete it")
+    if words is not None and rank is None:
+        raise UserError("words are bundled with a LoRA only: give its rank")
+    base = find_base(source, config)
+    if base.family is None:
+        raise UserError(f"{base.path}: not of a family that can be converted")
+    check_difference(delta, base.path)
+    entries = read_entries(base)
+    moved = _of_entries(load_file(delta), entries, delta)
+    if rank is None:
+        tuned = entries | {n: (entries[n].float() + v).to(entries[n]) for n, v in moved.items()}
+        if target.suffix in FILES:
+            write_file(base, tuned, target)
+        else:
+            write_folder(base, tuned, target)
+        return 0.0
+    if target.suffix != ".safetensors":
+        raise UserError(f"a LoRA must end in .safetensors, got {target}")
+    lora = low_rank(moved, base.family, sizes_of(entries), rank)
+    facts = {
+        "format": "pt",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(rank),
+        "ss_v2": str(base.family.startswith("sd2")),
+        "relative_error": f"{lora.error:.4g}",
+    }
+    held = lora.tensors | (bundled(words) if words is not None else {})
+    write_whole(target, lambda part: save_file(held, part, metadata=facts))
+    logger.info(
+        f"{target}: rank {rank}, relative error {lora.error:.3g} of the weight delta"
+        + (f"; {lora.left_out} biases, norms or tables are not in a LoRA" * bool(lora.left_out))
+    )
+    return lora.error
+
+
+def _of_entries(
+    delta: Mapping[str, Tensor], entries: Mapping[str, Tensor], path: str | Path
+) -> dict[str, Tensor]:
+    """Return a delta by the published names of the base, as float32."""
+    pairs = match_names(list(entries), list(delta))
+    moved = {}
+    for name, change in delta.items():
+        ours = pairs.get(name, "")
+        if ours not in entries or entries[ours].shape != change.shape:
+            raise UserError(f"{path}: its weight {name} {list(change.shape)} is not in the base")
+        moved[ours] = change.float()
+    return moved
+
+
+@torch.no_grad()
+def low_rank(delta: Mapping[str, Tensor], family: str, sizes: dict[str, int], rank: int) -> Lora:
+    """Return the LoRA of a delta.
+
+    Args:
+        delta: published name → trained − base, float32.
+        family: a key of `FAMILIES`; not "ldm", for which no tool reads a LoRA.
+        sizes: as `sizes_of` returns them.
+        rank: of each matrix, at least 1; a smaller matrix gets its full rank.
+
+    Raises:
+        UserError: the family has no LoRA, or `rank` is below 1.
+    """
+    if family == "ldm":
+        raise UserError(f"no tool reads a LoRA of {FAMILIES[family].title}: write a whole model")
+    if rank < 1:
+        raise UserError(f"the rank of a LoRA must be at least 1, got {rank}")
+    tensors: dict[str, Tensor] = {}
+    missed = total = 0.0
+    left_out = 0
+    for published, change in delta.items():
+        total += change.double().square().sum().item()
+        entry = FAMILIES[family].entry(published, sizes)
+        prefix = None if entry is None else PREFIXES.get(entry.component)
+        parts = {} if entry is None or prefix is None else give(entry, change)
+        if not parts or not all(_is_matrix(name, part) for name, part in parts.items()):
+            missed += change.double().square().sum().item()
+            left_out += 1
+            continue
+        if prefix == "lora_te" and family == "sdxl":
+            prefix = "lora_te1"
+        for name, part in parts.items():
+            stem = f"{prefix}_{name.removesuffix('.weight').replace('.', '_')}"
+            up, down = (factor.half() for factor in factors(part, rank))
+            rows = up.flatten(1).double() @ down.flatten(1).double()
+            missed += (part.flatten(1).double() - rows).square().sum().item()
+            tensors[f"{stem}.lora_up.weight"] = up.contiguous()
+            tensors[f"{stem}.lora_down.weight"] = down.contiguous()
+            tensors[f"{stem}.alpha"] = torch.tensor(float(len(down)))
+    if not tensors:
+        raise UserError("the weight delta moves no matrix: a LoRA of it would be empty")
+    return Lora(tensors, (missed / total) ** 0.5 if total else 0.0, left_out)
+
+
+def _is_matrix(name: str, part: Tensor) -> bool:
+    return name.endswith(".weight") and part.ndim in (2, 4) and "embeddings." not in name
+
+
+def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return up and down, whose product is the nearest matrix of a rank (Eckart and Young, 1936).
+
+    Args:
+        matrix: [o, i] of a linear layer or [o, i, h, w] of a convolution.
+        rank: r, at least 1; the matrix's own where that is smaller.
+
+    Returns:
+        up [o, r] and down [r, i]; of a convolution up [o, r, 1, 1] and down [r, i, h, w].
+    """
+    flat = matrix.flatten(1).double()
+    wide = flat.shape[0] <= flat.shape[1]
+    # Eigenvectors of the smaller Gram matrix: a U-Net's largest convolution has 1280 x 23040.
+    values, vectors = torch.linalg.eigh(flat @ flat.T if wide else flat.T @ flat)
+    keep = vectors[:, -min(rank, vectors.shape[1]) :].flip(1)
+    up, down = (keep, keep.T @ flat) if wide else (flat @ keep, keep.T)
+    # Both factors get the root of the singular value: half precision then loses least.
+    strength = values.flip(0)[: keep.shape[1]].clamp(min=1e-24).sqrt().sqrt()
+    up, down = (
+        (up * strength, down / strength[:, None])
+        if wide
+        else (
+            up / strength,
+            down * strength[:, None],
+        )
+    )
+    if matrix.ndim == 2:
+        return up.float(), down.float()
+    return up.float()[:, :, None, None], down.float().reshape(-1, *matrix.shape[1:])
+
+
+def bundled(words: WordFile) -> dict[str, Tensor]:
+    """Return words under the names that a LoRA carries them by; SDXL's have two tensors each.
+
+    Raises:
+        UserError: a name that cannot stand there.
+    """
+    tensors = {}
+    for name, vectors in words.words.items():
+        check_name(name)
+        if name in words.second:
+            tensors[f"bundle_emb.{name}.clip_l"] = vectors
+            tensors[f"bundle_emb.{name}.clip_g"] = words.second[name]
+        else:
+            tensors[f"bundle_emb.{name}.string_to_param.*"] = vectors
+    return tensors
