@@ -204,9 +204,9 @@ def _automatic(word: Word) -> dict[str, Any]:
 
 
 def _write_automatic(path: Path, word: Word) -> None:
-    buffer = io.BytesIO()
+    content, buffer = _automatic(word), io.BytesIO()
     # Readers of old torch versions know only the format without zip.
-    torch.save(_automatic(word), buffer, _use_new_zipfile_serialization=False)
+    torch.save(content, buffer, _use_new_zipfile_serialization=False)
     write_whole(path, buffer.getvalue())
 
 
