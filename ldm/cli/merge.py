@@ -30,15 +30,22 @@ EXAMPLES = """examples:
     python merge_embeddings.py --manager_ckpts cat.pt style.pt --output_path both.pt
   both were learned as "*"; the second becomes "@":
     python merge_embeddings.py --manager_ckpts cat.pt style.pt --output_path both.pt --rename '*=@'
-  three of the name, for Stable Diffusion:
+  three of one name:
     python merge_embeddings.py --manager_ckpts a.pt b.pt c.pt --output_path all.pt \\
         --rename '*=@' '*=#'
+  a file for each word of one file, as other tools need them:
+    python merge_embeddings.py --manager_ckpts both.pt --split --output_path words
   one word halfway between two, both learned as "*":
     python merge_embeddings.py --manager_ckpts cat.safetensors fox.safetensors --rename '*=@' \\
         --blend '*=0.5' '@=0.5' --output_path catfox.safetensors
 """
-# Widths of the words of published models, by the vocabulary that their placeholders are of.
-BERT_WIDTH, CLIP_WIDTHS = 1280, (768, 1024)
+# Width of a published text encoder → its kind of tokenizer and the vocabulary's name.
+CLIP_VOCABULARY = ("CLIPTokenizerFast", "openai/clip-vit-large-patch14")
+VOCABULARIES = {
+    768: CLIP_VOCABULARY,
+    1024: CLIP_VOCABULARY,
+    1280: ("BertTokenizerFast", "bert-base-uncased"),
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         prog="merge_embeddings.py",
         description="Merge files of learned words into one. No word is ever overwritten: where two "
-        "have one name, say how to rename them. scripts/convert_embedding.py splits a file.",
+        "have one name, say how to rename them.",
         epilog=EXAMPLES,
     )
     parser.add_argument(
@@ -91,13 +98,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "-sd",
         "--stable_diffusion",
         action="store_true",
-        help="the words are for Stable Diffusion: CLIP's vocabulary in place of BERT's. The width "
-        "of published models' words says so already",
+        help="check that the words are for Stable Diffusion; their width tells the vocabulary",
     )
     parser.add_argument(
         "--tokenizer", metavar="FOLDER", help="vocabulary to look new names up in, for a .pt file"
     )
-    parser.add_argument("--force", action="store_true", help="replace an existing output file")
+    parser.add_argument(
+        "--split",
+        action="store_true",
+        help="write each word into a file of its own that other tools load; --output_path is then "
+        "their folder",
+    )
+    parser.add_argument("--force", action="store_true", help="replace existing output files")
     return parser.parse_args(arguments)
 
 
@@ -110,25 +122,28 @@ def run(options: argparse.Namespace) -> int:
     """
     output = Path(options.output_path)
     wanted = read_blend(options.blend, options.blend_name)
-    if output.suffix not in (".pt", ".safetensors"):
+    if options.split and output.suffix:
+        raise UserError(f"--output_path must be a folder with --split, got {output}")
+    if not options.split and output.suffix not in (".pt", ".safetensors"):
         raise UserError(f"--output_path must end in .pt or .safetensors, got {output}")
     check_output_folder(output.parent)
-    if output.exists() and not options.force:
+    if output.exists() and not options.force and not options.split:
         raise UserError(f"{output} exists: give another --output_path, or --force to replace it")
 
-    from ldm.words.files import read_words, write_words
+    from ldm.words.files import WordFile, check_name, read_words, write_words
 
     sources = [Path(path) for path in options.manager_ckpts]
     files = [read_words(path) for path in sources]
     words = name_words(sources, files, options.rename)
     by_source = list(zip(sources, files, strict=True))
     vectors = {w.name: file.words[w.stored] for w, file in _pairs(words, by_source)}
-    width = _common_width(words, vectors, options.stable_diffusion)
-    second = {w.name: f.second[w.stored] for w, f in _pairs(words, by_source) if f.second}
-    if second and (wanted is not None or len(second) < len(vectors)):
+    second = {w.name: file.second[w.stored] for w, file in _pairs(words, by_source) if file.second}
+    if second and len(second) < len(vectors):
+        alone = min(set(vectors) - set(second))
         raise UserError(
-            "words of SDXL, with vectors for two text encoders, can be merged with each other only"
+            f"{min(second)!r} is a word for SDXL and {alone!r} is not: merge alike ones"
         )
+    width = _common_width(words, vectors, options.stable_diffusion)
     stated = {
         w.name: file.token_ids[w.stored]
         for w, file in _pairs(words, by_source)
@@ -141,13 +156,31 @@ def run(options: argparse.Namespace) -> int:
                     len(vectors[word.name]))  # fmt: skip
     if wanted is not None:
         vectors, blended = blend_words(vectors, wanted)
+        second = blend_words(second, wanted)[0] if second else {}
         facts |= blended
+    for name in vectors:
+        check_name(name)
+    if options.split:
+        _write_each(output, WordFile(vectors, facts, second=second), options.force)
+        return 0
     ids = {}
     if output.suffix == ".pt":
-        ids = token_ids(vectors, stated, options.tokenizer, width, options.stable_diffusion)
+        ids = token_ids(vectors, stated, options.tokenizer, width)
     write_words(output, vectors, ids, facts, second)
     logger.info("%s: %s", output, " ".join(vectors))
     return 0
+
+
+def _write_each(folder: Path, file: WordFile, force: bool) -> None:
+    """Write each word into a file of its own."""
+    from ldm.words.travel import file_names, write_for_tools
+
+    names = [f"{stem}.safetensors" for stem in file_names(list(file.words)).values()]
+    there = [name for name in names if (folder / name).exists()]
+    if there and not force:
+        raise UserError(f"{folder / there[0]} exists: give another --output_path, or --force")
+    for word, path in zip(file.words, write_for_tools(folder, file), strict=True):
+        logger.info("%s: %s", path, word)
 
 
 def name_words(
@@ -218,17 +251,13 @@ def _common_width(words: Sequence[Word], vectors: dict[str, Tensor], stable: boo
                 f"{words[0].source} is for a text encoder of width {width} and {word.source} for "
                 f"one of {widths[word.name]}: they cannot be used together"
             )
-    if stable and width == BERT_WIDTH:
-        raise UserError(f"-sd is for words of Stable Diffusion; width {width} is the 1.4B model's")
+    if stable and VOCABULARIES.get(width) != CLIP_VOCABULARY:
+        raise UserError(f"-sd is for words of width 768 or 1024; these have {width}")
     return width
 
 
 def token_ids(
-    names: Iterable[str],
-    stated: Mapping[str, int],
-    tokenizer: str | None,
-    width: int,
-    stable: bool = False,
+    names: Iterable[str], stated: Mapping[str, int], tokenizer: str | None, width: int
 ) -> dict[str, int]:
     """Return each name's token id, which the original's readers of a .pt file need.
 
@@ -238,28 +267,27 @@ def token_ids(
         tokenizer: folder of the vocabulary to look the others up in; by default that of the
             published models whose words have this width.
         width: of the words.
-        stable: take CLIP's vocabulary for a width of no published model.
 
     Raises:
         UserError: a name that is not one known token, two names of one token, or no vocabulary.
     """
     new = [name for name in names if name not in stated]
     ids = {name: stated[name] for name in names if name in stated}
-    if new:
-        ids |= _look_up(new, tokenizer, width, stable or width in CLIP_WIDTHS)
+    ids |= _look_up(new, tokenizer, width)
     _check_ids(ids)
     return ids
 
 
-def _look_up(names: Sequence[str], source: str | None, width: int, is_clip: bool) -> dict[str, int]:
-    kind = "CLIPTokenizerFast" if is_clip else "BertTokenizerFast"
-    if source is None:
-        if width not in (BERT_WIDTH, *CLIP_WIDTHS):
-            raise UserError(
-                f"no published model has words of width {width}: give its vocabulary as "
-                "--tokenizer FOLDER, or write .safetensors, which needs none"
-            )
-        source = "openai/clip-vit-large-patch14" if is_clip else "bert-base-uncased"
+def _look_up(names: Sequence[str], source: str | None, width: int) -> dict[str, int]:
+    if not names:
+        return {}
+    if source is None and width not in VOCABULARIES:
+        raise UserError(
+            f"no published model has words of width {width}: give its vocabulary as "
+            "--tokenizer FOLDER, or write .safetensors, which needs none"
+        )
+    kind, published = VOCABULARIES.get(width, VOCABULARIES[1280])
+    source = source or published
 
     from ldm.modules.encoders.vocabulary import load_tokenizer
 

@@ -25,6 +25,13 @@ def word_file(path, *names, width=1280, value=1.0, ids=True):
     return str(path)
 
 
+def xl(path, name, value=1.0):
+    """A word of SDXL, with vectors for both text encoders."""
+    first, second = ({name: torch.full((2, width), value)} for width in (768, 1280))
+    write_words(path, first, second=second)
+    return path
+
+
 def merge(*arguments):
     assert main(["--manager_ckpts", *map(str, arguments)]) == 0
 
@@ -67,6 +74,40 @@ def test_a_single_file_may_be_renamed(tmp_path):
     assert list(read_words(out).words) == ["@"]
 
 
+def test_the_width_tells_that_words_are_for_stable_diffusion(tmp_path):
+    files = [word_file(tmp_path / f"{n}.pt", n, width=768) for n in "ab"]
+    for flags in ([], ["-sd"]):
+        merge(*files, "--output_path", tmp_path / "both.pt", "--force", *flags)
+        assert set(read_words(tmp_path / "both.pt").words) == {"a", "b"}
+
+
+@pytest.mark.parametrize("options", [[], ["--blend", "a=0.5", "b=0.5"]])
+def test_words_of_sdxl_keep_their_second_encoder(tmp_path, options):
+    files = [xl(tmp_path / f"{n}.safetensors", n, 1.0 + i) for i, n in enumerate("ab")]
+    merge(*files, "--output_path", tmp_path / "both.safetensors", *options)
+    file = read_words(tmp_path / "both.safetensors")
+    value = 1.5 if options else 1.0
+    assert list(file.words) == list(file.second) == (["a"] if options else ["a", "b"])
+    assert_close(file.second["a"], torch.full((2, 1280), value))
+    assert_close(file.words["a"], torch.full((2, 768), value))
+
+
+@pytest.mark.parametrize("make", [word_file, lambda path, *names: xl(path, names[0])])
+def test_a_file_of_several_words_is_split(tmp_path, make):
+    both, out = make(tmp_path / "both.safetensors", "*", "<cat>"), tmp_path / "words"
+    held = read_words(both)
+    merge(both, "--split", "--output_path", out)
+    found = [read_words(path) for path in sorted(out.iterdir())]
+    assert {n: v.tolist() for f in found for n, v in f.words.items()} == {
+        n: v.tolist() for n, v in held.words.items()
+    }
+    assert [len(f.words) for f in found] == [1] * len(held.words)
+    assert sum(len(f.second) for f in found) == len(held.second)
+    with pytest.raises(UserError, match=r"exists: give another --output_path"):
+        merge(both, "--split", "--output_path", out)
+    merge(both, "--split", "--output_path", out, "--force")
+
+
 def test_the_merged_file_draws(tiny, tmp_path):
     out = tmp_path / "both.pt"
     vocabulary = tiny.folder / "tokenizer"
@@ -89,7 +130,11 @@ def test_the_merged_file_draws(tiny, tmp_path):
         (["a.pt", "--output_path", "out.pt", "--rename", "x"], "takes OLD=NEW, got 'x'"),
         (["a.pt", "--output_path", "out.pt", "--rename", "@=#"], "1 renamings for 0 words"),
         (["a.pt", "small.pt", "--output_path", "out.pt"], "width 1280 and small.pt for one of 768"),
-        (["-sd", "a.pt", "--output_path", "out.pt"], "width 1280 is the 1.4B model's"),
+        (["-sd", "a.pt", "--output_path", "out.pt"], "-sd is for words of width 768"),
+        (["a.pt", "--output_path", "o.safetensors", "--rename", "*=a.b"], "be the name of a word"),
+        (["a.pt", "--output_path", "o.safetensors", "--rename", "*=a b"], "be the name of a word"),
+        (["a.pt", "--split", "--output_path", "o.pt"], "must be a folder with --split"),
+        (["xl.safetensors", "small.pt", "--output_path", "out.pt"], "is a word for SDXL and '#'"),
         (["odd.pt", "--output_path", "out.pt", "--rename", "*=#"], "--tokenizer FOLDER"),
         (["a.pt", "b.pt", "--output_path", "out.pt", "--rename", "*=@"], "both bring .* '@'"),
     ],
@@ -100,6 +145,7 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, argument
     word_file(Path("b.pt"), "@")
     word_file(Path("small.pt"), "#", width=768)
     word_file(Path("odd.pt"), "*", width=32)
+    xl(Path("xl.safetensors"), "&")
     before = {p: p.read_bytes() for p in Path().iterdir()}
     flags = [arguments[0]] if arguments[0] == "-sd" else []
     with pytest.raises(UserError, match=message) as caught:
@@ -108,28 +154,8 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, argument
     assert {p: p.read_bytes() for p in Path().iterdir()} == before
 
 
-def test_the_width_says_stable_diffusion(tmp_path):
-    small = word_file(tmp_path / "small.pt", "#", width=768)
-    merge(small, "--output_path", tmp_path / "out.pt")
-    assert read_words(tmp_path / "out.pt").words["#"].shape == (1, 768)
-
-
-def test_words_of_sdxl_keep_both_encoders(tmp_path):
-    for name in "ab":
-        word = {name: torch.ones(1, 768)}, {name: torch.full((1, 1280), 2.0)}
-        write_words(tmp_path / f"{name}.safetensors", word[0], second=word[1])
-    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
-    merge(*files, "--output_path", tmp_path / "out.safetensors")
-    both = read_words(tmp_path / "out.safetensors")
-    assert set(both.words) == set(both.second) == {"a", "b"}
-    assert_close(both.second["b"], torch.full((1, 1280), 2.0))
-    one = word_file(tmp_path / "one.safetensors", "c", width=768)
-    with pytest.raises(UserError, match="with each other only"):
-        merge(*files, one, "--output_path", tmp_path / "no.safetensors")
-
-
 @pytest.mark.parametrize(
-    ("name", "message"), [("zebra", "unknown to the vocabulary"), ("a cat", "2 tokens of")]
+    ("name", "message"), [("zebra", "unknown to the vocabulary"), ("cat@", "2 tokens of")]
 )
 def test_new_names_must_be_one_known_token(tiny, tmp_path, name, message):
     with pytest.raises(UserError, match=message):
