@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from ldm.checkpoint.files import checkpoint_hash
 from ldm.checkpoint.lora import export_delta, factors
-from ldm.checkpoint.weight_delta import FORMAT, apply_difference
+from ldm.checkpoint.weight_delta import FORMAT, apply_weight_delta
 from ldm.cli.convert_model import main
 from ldm.inference import load_model
 from ldm.util import UserError
@@ -57,7 +57,7 @@ def write_delta(base, path, endings):
 
 def tuned(base, delta):
     model = load_model(base)
-    apply_difference(model, delta, base)
+    apply_weight_delta(model, delta, base)
     return model.state_dict()
 
 
