@@ -39,7 +39,8 @@ def write_hub_folder(
     Args:
         folder: must not exist, or be empty.
         file: one word.
-        license_name: identifier of the license on the Hub, such as "cc-by-4.0". The user chooses it.
+        license_name: identifier of the license on the Hub, such as "cc-by-4.0". The user chooses
+            it.
         base_model: the Hub's name of the model that the word is for.
         images: sample images, copied with their metadata left as they are.
 
