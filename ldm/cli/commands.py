@@ -37,6 +37,11 @@ def convert_model() -> None:
     _run("convert_model")
 
 
+def convert_embedding() -> None:
+    """Run `scripts/convert_embedding.py`: write a word in the form of another tool."""
+    _run("convert_embedding")
+
+
 def evaluate() -> None:
     """Run `scripts/evaluate_model.py`: score a learned word."""
     _run("evaluate")

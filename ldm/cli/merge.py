@@ -9,7 +9,7 @@ import argparse
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -163,11 +163,9 @@ def run(options: argparse.Namespace) -> int:
     if options.split:
         _write_each(output, WordFile(vectors, facts, second=second), options.force)
         return 0
-    ids = stated
+    ids = {}
     if output.suffix == ".pt":
-        new = [name for name in vectors if name not in stated]
-        ids = {**stated, **_look_up(new, options, width)}
-        _check_ids({name: ids[name] for name in vectors})
+        ids = token_ids(vectors, stated, options.tokenizer, width)
     write_words(output, vectors, ids, facts, second)
     logger.info("%s: %s", output, " ".join(vectors))
     return 0
@@ -258,17 +256,38 @@ def _common_width(words: Sequence[Word], vectors: dict[str, Tensor], stable: boo
     return width
 
 
-def _look_up(names: Sequence[str], options: argparse.Namespace, width: int) -> dict[str, int]:
-    """Return the token ids of new names, which the original's readers of a .pt file need."""
+def token_ids(
+    names: Iterable[str], stated: Mapping[str, int], tokenizer: str | None, width: int
+) -> dict[str, int]:
+    """Return each name's token id, which the original's readers of a .pt file need.
+
+    Args:
+        names: the words of the file.
+        stated: ids that are known.
+        tokenizer: folder of the vocabulary to look the others up in; by default that of the
+            published models whose words have this width.
+        width: of the words.
+
+    Raises:
+        UserError: a name that is not one known token, two names of one token, or no vocabulary.
+    """
+    new = [name for name in names if name not in stated]
+    ids = {name: stated[name] for name in names if name in stated}
+    ids |= _look_up(new, tokenizer, width)
+    _check_ids(ids)
+    return ids
+
+
+def _look_up(names: Sequence[str], source: str | None, width: int) -> dict[str, int]:
     if not names:
         return {}
-    if options.tokenizer is None and width not in VOCABULARIES:
+    if source is None and width not in VOCABULARIES:
         raise UserError(
             f"no published model has words of width {width}: give its vocabulary as "
             "--tokenizer FOLDER, or write .safetensors, which needs none"
         )
     kind, published = VOCABULARIES.get(width, VOCABULARIES[1280])
-    source = options.tokenizer or published
+    source = source or published
 
     from ldm.modules.encoders.vocabulary import load_tokenizer
 

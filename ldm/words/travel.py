@@ -88,11 +88,9 @@ def write_for_tools(folder: Path, file: WordFile, form: str = "kohya") -> list[P
         form: one of `SINGLE`. Every tool tried reads "kohya": `emb_params` [k, d] in safetensors,
             or `clip_l` and `clip_g` for SDXL.
     """
-    suffix, write = SINGLE[form]
-    paths = []
-    for name, stem in file_names(list(file.words)).items():
-        paths.append(folder / f"{stem}{suffix}")
-        write(paths[-1], _word(file, name))
+    paths = _in_folder(folder, file, form)
+    for path, name in zip(paths, file.words, strict=True):
+        SINGLE[form][1](path, _word(file, name))
     return paths
 
 
@@ -125,6 +123,20 @@ def convert(path: Path, file: WordFile, form: str, token_ids: Mapping[str, int])
         )
     write(path, _word(file, next(iter(file.words))))
     return [path]
+
+
+def targets(path: Path, file: WordFile, form: str) -> list[Path]:
+    """Return the files that `convert` would write."""
+    if not path.suffix and form in SINGLE:
+        return _in_folder(path, file, form)
+    if form == "diffusers" and file.second:
+        return [path, path.with_name(path.name.replace(FIRST_FILE, SECOND_FILE, 1))]
+    return [path]
+
+
+def _in_folder(folder: Path, file: WordFile, form: str) -> list[Path]:
+    names = file_names(list(file.words)).values()
+    return [folder / f"{stem}{SINGLE[form][0]}" for stem in names]
 
 
 def _word(file: WordFile, name: str) -> Word:
@@ -192,9 +204,9 @@ def _automatic(word: Word) -> dict[str, Any]:
 
 
 def _write_automatic(path: Path, word: Word) -> None:
-    buffer = io.BytesIO()
+    content, buffer = _automatic(word), io.BytesIO()
     # Readers of old torch versions know only the format without zip.
-    torch.save(_automatic(word), buffer, _use_new_zipfile_serialization=False)
+    torch.save(content, buffer, _use_new_zipfile_serialization=False)
     write_whole(path, buffer.getvalue())
 
 

@@ -1,0 +1,163 @@
+"""`scripts/convert_embedding.py`: a word's file in the form of another tool, or what it holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldm.cli.common import Parser, check_output_folder
+from ldm.util import UserError
+
+if TYPE_CHECKING:
+    from ldm.words.files import WordFile
+
+EXAMPLES = """examples:
+  what a file holds:
+    python scripts/convert_embedding.py cat.pt --inspect
+  a word of a concept library as a file that every tool loads:
+    python scripts/convert_embedding.py sd-concepts-library/cat-toy cat-toy.safetensors --to kohya
+  each word of a file in a file of its own:
+    python scripts/convert_embedding.py both.pt words/ --to kohya
+"""
+FORMS = ("original", "safetensors", "diffusers", "a1111", "png", "kohya", "onetrainer", "sdxl")
+BY_SUFFIX = {".pt": "original", ".safetensors": "safetensors", ".png": "png", "": "kohya"}
+FAMILIES = ("ldm-bert", "clip")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line.
+
+    Raises:
+        UserError: unknown or malformed options.
+    """
+    parser = Parser(
+        prog="scripts/convert_embedding.py",
+        description="Write learned words in the form of another tool. The values stay as they are.",
+        epilog=EXAMPLES,
+    )
+    parser.add_argument("source", metavar="IN", help="a word's file, its folder or a Hub name")
+    parser.add_argument(
+        "target",
+        metavar="OUT",
+        nargs="?",
+        help="a file; a name without suffix is a folder, which gets one file for each word",
+    )
+    parser.add_argument(
+        "--to",
+        choices=FORMS,
+        help="form of OUT; by default original for .pt, safetensors, png, and kohya for a folder",
+    )
+    parser.add_argument(
+        "--placeholder", metavar="NAME", help="name of the word; IN must hold one word"
+    )
+    parser.add_argument(
+        "--encoder",
+        choices=FAMILIES,
+        help="text encoder of the words, where IN does not say it",
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="FOLDER", help="vocabulary to look new names up in, for original"
+    )
+    parser.add_argument("--inspect", action="store_true", help="say what IN holds; write nothing")
+    parser.add_argument("--force", action="store_true", help="replace existing files")
+    return parser.parse_args(arguments)
+
+
+def describe(file: WordFile, source: str) -> str:
+    """Return what a file holds, as lines of text."""
+    from ldm.words.files import describe_width
+
+    family = file.metadata.get("encoder_family")
+    width = next(iter(file.words.values())).shape[-1]
+    lines = [
+        f"{source}: form {file.form}",
+        f"text encoder: {family or 'not stated'}; width {width} is of {describe_width(width)}",
+    ]
+    for name, vectors in file.words.items():
+        norms = " ".join(f"{norm:.4g}" for norm in vectors.norm(dim=-1).tolist())
+        lines.append(f"word {name}: {len(vectors)} vectors of width {vectors.shape[-1]}")
+        lines.append(f"  norms {norms}; largest value {vectors.abs().max().item():.4g}")
+        if name in file.second:
+            lines.append(f"  and {len(file.second[name])} for SDXL's second text encoder")
+        if name in file.token_ids:
+            lines.append(f"  token id {file.token_ids[name]}")
+    facts = {key: value for key, value in file.metadata.items() if key != "encoder_family"}
+    lines += [f"{key}: {value}" for key, value in facts.items()]
+    return "\n".join(lines)
+
+
+def prepared(file: WordFile, options: argparse.Namespace) -> WordFile:
+    """Return the words under the names, and with the text encoder, that the options give.
+
+    Raises:
+        UserError: a name for several words, one that nothing can load, or a text encoder that
+            contradicts the file.
+    """
+    from ldm.words.files import check_name
+    from ldm.words.formats import SDXL
+
+    stated = file.metadata.get("encoder_family")
+    if options.encoder and (file.second or stated not in (None, options.encoder)):
+        raise UserError(
+            f"--encoder {options.encoder}: {options.source!r} is for {stated or SDXL}, as it says"
+        )
+    if options.encoder:
+        file = replace(file, metadata={**file.metadata, "encoder_family": options.encoder})
+    new = options.placeholder
+    if new is None:
+        return file
+    if len(file.words) > 1:
+        raise UserError(
+            f"--placeholder names one word; {options.source!r} holds {list(file.words)}: split it "
+            "first, with a folder as OUT"
+        )
+    check_name(new)
+    (old,) = file.words
+    facts = file.metadata
+    if "placeholders" in facts:
+        facts = {**facts, "placeholders": json.dumps([new], ensure_ascii=False)}
+    return replace(
+        file,
+        words={new: file.words[old]},
+        second={new: file.second[old]} if file.second else {},
+        token_ids=file.token_ids if new == old else {},
+        metadata=facts,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    options = parse(arguments)
+    if (options.target is None) != options.inspect:
+        raise UserError("give IN and OUT to convert, or IN and --inspect")
+    from ldm.words.files import read_words
+
+    if options.inspect:
+        text = describe(read_words(options.source, options.placeholder), options.source)
+        sys.stdout.write(f"{text}\n")
+        return 0
+    target = Path(options.target)
+    form = options.to or BY_SUFFIX.get(target.suffix)
+    if form is None:
+        raise UserError(f"OUT must end in .pt, .safetensors or .png, got {options.target!r}")
+    check_output_folder(target.parent)
+    file = prepared(read_words(options.source, options.placeholder), options)
+
+    from ldm.cli.merge import token_ids
+    from ldm.words.travel import convert, targets
+
+    taken = [path for path in targets(target, file, form) if path.exists()]
+    if taken and not options.force:
+        raise UserError(f"{taken[0]} exists: give another OUT, or --force to replace it")
+    ids: dict[str, int] = {}
+    if form == "original":
+        width = next(iter(file.words.values())).shape[-1]
+        ids = token_ids(file.words, file.token_ids, options.tokenizer, width)
+    for path in convert(target, file, form, ids):
+        sys.stdout.write(f"{path}\n")
+    return 0
