@@ -7,9 +7,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from ldm.cli.convert_embedding import main
 from ldm.util import UserError
 from ldm.words.card import write_hub_folder
-from ldm.words.files import WordFile, read_words
+from ldm.words.files import WordFile, read_words, write_words
 
 WORD = WordFile({"<cat: toy>": torch.randn(2, 768)}, {"seed": "23", "step": "500"})
 BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -65,3 +66,14 @@ def test_mistakes_write_nothing(tmp_path, options, message):
     options = {**options, "license_name": "mit", "file": WORD, "base_model": None, "images": ()}
     with pytest.raises(UserError, match="has content"):
         write_hub_folder(tmp_path, **options)
+
+
+def test_the_command(tmp_path):
+    write_words(tmp_path / "cat.safetensors", {"*": torch.ones(1, 768)})
+    arguments = [str(tmp_path / "cat.safetensors"), str(tmp_path / "hub")]
+    options = ["--placeholder", "<cat>", "--hub_license", "mit", "--base_model", BASE]
+    assert main([*arguments, *options]) == 0
+    assert block(tmp_path / "hub")[0]["instance_prompt"] == "<cat>"
+    assert_close(read_words(tmp_path / "hub").words, {"<cat>": torch.ones(1, 768)})
+    with pytest.raises(UserError, match="add --hub_license"):
+        main([*arguments, "--base_model", BASE])
