@@ -121,7 +121,7 @@ def _words(manager: EmbeddingManager, dataset: Any) -> Iterator[str]:
             f"{len(texts)} different captions, of at most {encoder.count_tokens(longest)} of "
             f"{encoder.max_length} tokens, such as {texts[0]!r}"
         )
-    for word in set(manager.first_words.values()):
+    for word in set(manager.initializer_words.values()):
         if both := [text for text in texts if occurrences(text, word)]:
             yield (
                 f"{len(both)} captions name the initializer word {word!r} beside the learned one, "
