@@ -21,6 +21,9 @@ EXAMPLES = """examples:
     python scripts/convert_embedding.py cat.pt --inspect
   a word of a concept library as a file that every tool loads:
     python scripts/convert_embedding.py sd-concepts-library/cat-toy cat-toy.safetensors --to kohya
+  a folder to upload to the Hub:
+    python scripts/convert_embedding.py cat.pt my-cat --placeholder '<my-cat>' \\
+        --hub_license cc-by-4.0 --base_model OWNER/NAME --samples cat-1.png cat-2.png
   each word of a file in a file of its own:
     python scripts/convert_embedding.py both.pt words/ --to kohya
 """
@@ -63,6 +66,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer", metavar="FOLDER", help="vocabulary to look new names up in, for original"
     )
+    group = parser.add_argument_group("a folder for the Hugging Face Hub, OUT")
+    group.add_argument(
+        "--hub_license",
+        metavar="ID",
+        help="write such a folder, under this license, e.g. cc-by-4.0: the word, samples, a card",
+    )
+    group.add_argument("--base_model", metavar="OWNER/NAME", help="the word's base on the Hub")
+    group.add_argument("--samples", nargs="+", default=[], metavar="IMAGE", help="sample images")
     parser.add_argument("--inspect", action="store_true", help="say what IN holds; write nothing")
     parser.add_argument("--force", action="store_true", help="replace existing files")
     return parser.parse_args(arguments)
@@ -142,6 +153,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"{text}\n")
         return 0
     target = Path(options.target)
+    if options.hub_license is not None:
+        from ldm.words.card import write_hub_folder
+
+        file = prepared(read_words(options.source, options.placeholder), options)
+        samples = [Path(path) for path in options.samples]
+        write_hub_folder(target, file, options.hub_license, options.base_model, samples)
+        sys.stdout.write(f"{target}\n")
+        return 0
+    if options.samples or options.base_model:
+        raise UserError(
+            "--samples and --base_model describe a folder for the Hub: add --hub_license"
+        )
     form = options.to or BY_SUFFIX.get(target.suffix)
     if form is None:
         raise UserError(f"OUT must end in .pt, .safetensors or .png, got {options.target!r}")
