@@ -74,6 +74,7 @@ class EachWord:
         assert joint is not None
         tokens = joint.placeholders
         embedder: Any = joint.embedder
+        names = embedder.placeholders  # the managers below set their own
         for token, (name, concept) in zip(tokens, dataset.concepts.items(), strict=True):
             own = alone_again(self.config, name)
             manager: EmbeddingManager = instantiate_from_config(
@@ -92,7 +93,7 @@ class EachWord:
                 for suffix in (".pt", ".safetensors"):
                     manager.save(own_folder / f"{stem}{suffix}", self._facts[name])
             save_for_tools(own_folder)
-        embedder.placeholders = tuple(tokens)  # the managers above have set their own
+        embedder.placeholders = names
 
 
 class WatchEach(Watch):

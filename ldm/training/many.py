@@ -129,7 +129,7 @@ def stand_ins(embedder: TextEmbedder, first: str, captions: Sequence[str], count
                 token = placeholder_id(embedder, word, found)
             except UserError:
                 continue
-            if token not in used:
+            if token not in used and token < embedder.vocab_size:
                 found[word] = token
     finally:
         logging.getLogger("ldm.words").setLevel(level)

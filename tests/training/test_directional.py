@@ -101,7 +101,7 @@ def test_two_processes_learn_what_one_learns(arguments: list[str], learn: Learn)
 
 
 def test_without_first_word_nothing_is_built(learn: Learn) -> None:
-    with pytest.raises(UserError, match="directional word starts from a first word's direction"):
+    with pytest.raises(UserError, match="starts from an initializer word's direction"):
         learn("none", f"{WORDS}.initializer_words=[]", "--init_word", "")
 
 
