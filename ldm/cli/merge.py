@@ -189,7 +189,7 @@ def name_words(
     """Give each word of the files its name in the merged file.
 
     Renamings of a name go to the words that bear it, in the files' order; where there is one fewer
-    than words, the first word keeps its name.
+    than words, the first of them keeps its name.
 
     Raises:
         UserError: two words would have one name, or a renaming fits no word.

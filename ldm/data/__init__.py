@@ -1,1 +1,1 @@
-"""Datasets: pictures and captions by sample index. A leaf: nothing here imports a network."""
+"""Datasets: images and captions by sample index. A leaf: nothing here imports a network."""

@@ -42,7 +42,7 @@ def local_edit(figure: Figure, session: Session) -> Rendered:
     numbers: list[tuple[Any, ...]] = []
     for line in request.lines(figure):
         session.take_words(line.concepts)
-        cells = [Cell(image, "picture"), Cell(mask.convert("RGB"), "mask")]
+        cells = [Cell(image, "image"), Cell(mask.convert("RGB"), "mask")]
         for prompt in line.prompts:
             found = edit(session.model, image, mask, prompt, blending, scorer=session.extractor)
             cells.append(Cell(found[0].image, readable(prompt)))
