@@ -366,7 +366,14 @@ def test_signals_of_schedulers_and_terminals_save(
 @pytest.mark.parametrize("moment", ["start", "twice"])
 def test_an_interrupt_says_so_and_exits_with_130(arguments: list[str], moment: str) -> None:
     command = [sys.executable, str(ROOT / "main.py"), *arguments, "--max_steps", "100000"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore the signal, and their children with them.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stderr is not None
     text = ""
     wanted = "effective learning rate" if moment == "start" else "step 1"
