@@ -19,7 +19,7 @@ from ldm.checkpoint.bases import Base, read_weights, sizes_of
 from ldm.checkpoint.folder_config import shipped_config
 from ldm.checkpoint.folder_json import component_configs, model_index
 from ldm.checkpoint.loading import build_empty, find_base
-from ldm.checkpoint.names import OPTIONAL_PREFIXES, match_names, published_name
+from ldm.checkpoint.names import OPTIONAL_PREFIXES, is_optional, match_names, published_name
 from ldm.checkpoint.tables import FAMILIES, INDEX, Entry
 from ldm.util import PART, UserError, write_whole
 
@@ -75,16 +75,15 @@ def read_entries(base: Base) -> dict[str, Tensor]:
     state = read_weights(base.path, model)
     pairs = match_names(list(own), list(state))
     wrong = [n for n, ours in pairs.items() if state[n].shape != own[ours].shape]
-    lost = [n for n, v in own.items() if v.is_meta and n not in {*pairs.values()}]
-    lost = [n for n in lost if not n.endswith(("position_ids", "logit_scale", "text_projection"))]
-    lost = [n for n in lost if not n.startswith(OPTIONAL_PREFIXES)]
+    found = {*pairs.values()}
+    lost = [n for n, v in own.items() if v.is_meta and n not in found and not is_optional(n)]
     if wrong or lost:
         raise UserError(f"{base.path}: {(wrong or lost)[0]} is missing or has another shape")
     return {
         published_name(ours): state[theirs]
         for theirs, ours in pairs.items()
         if not ours.startswith(OPTIONAL_PREFIXES)
-    } | {n: v for n, v in _schedule(own, base).items() if n not in pairs.values()}
+    } | {n: v for n, v in _schedule(own, base).items() if n not in found}
 
 
 def _schedule(own: Mapping[str, Tensor], base: Base) -> dict[str, Tensor]:

@@ -126,14 +126,24 @@ def name_word(prompt: str, placeholders: Sequence[str]) -> str:
     return prompt.replace(DEFAULT_PLACEHOLDER, placeholders[0])
 
 
+def shipped_prompts(weights: Path, ending: str = "") -> Path:
+    """Return the file of prompts that goes with a model's weights.
+
+    Args:
+        weights: of the model; the miniature's have its scorer beside them.
+        ending: of the file's stem, such as "-selection".
+    """
+    from ldm.evaluation.extractors import scorer_beside
+
+    own = "miniature" if scorer_beside(weights) else "paper"
+    return ROOT / "examples" / "prompts" / f"{own}{ending}.txt"
+
+
 def _prompts(options: argparse.Namespace, weights: Path, placeholders: Sequence[str]) -> list[str]:
     """Return the prompts of the file and of the command line, or those that go with the model."""
     file = options.prompts
     if file is None and not options.prompt:
-        from ldm.evaluation.extractors import scorer_beside
-
-        own = "miniature" if scorer_beside(weights) else "paper"
-        file = ROOT / "examples" / "prompts" / f"{own}.txt"
+        file = shipped_prompts(weights)
     listed = read_prompts(file) if file is not None else []
     return [*(name_word(prompt, placeholders) for prompt in listed), *options.prompt]
 

@@ -18,10 +18,9 @@ from ldm.cli.common import (
     find_model,
     sampling_of,
 )
-from ldm.cli.evaluate import name_word
+from ldm.cli.evaluate import name_word, shipped_prompts
 from ldm.cli.evaluate_options import check_generation
 from ldm.evaluation.prompts import check_prompts, read_prompts
-from ldm.resources import ROOT
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -176,7 +175,8 @@ def read_task(options: argparse.Namespace) -> Task:
     images = _needed(options.data_root or facts.data_root, "images", "--data_root DIR")
     placeholders = list(read_words(next(iter(saved.values()))).words)
     image_prompt = name_word(options.image_prompt, placeholders)
-    prompts = [name_word(p, placeholders) for p in read_prompts(_prompt_file(options, weights))]
+    listed = read_prompts(options.prompts or shipped_prompts(weights, "-selection"))
+    prompts = [name_word(prompt, placeholders) for prompt in listed]
     check_prompts([image_prompt, *prompts], placeholders)
     return Task(
         best=best,
@@ -235,13 +235,6 @@ def _needed(value: str | None, what: str, flag: str) -> str:
     if not value:
         raise UserError(f"the run's configuration does not say where its {what} are: give {flag}")
     return value
-
-
-def _prompt_file(options: argparse.Namespace, weights: Path) -> Path:
-    from ldm.evaluation.extractors import scorer_beside
-
-    own = "miniature" if scorer_beside(weights) else "paper"
-    return Path(options.prompts or ROOT / "examples" / "prompts" / f"{own}-selection.txt")
 
 
 def _report(step: int, found: Evaluation) -> None:

@@ -18,7 +18,7 @@ from ldm.training.merge import WORDS
 from ldm.training.options import Batch
 from ldm.training.progress import logged
 from ldm.training.watch import Watch
-from ldm.training.words import manager_of, metadata, save_for_tools
+from ldm.training.words import manager_of, metadata, write_forms
 from ldm.util import UserError, instantiate_from_config
 from ldm.words.manager import EmbeddingManager
 
@@ -89,10 +89,7 @@ class EachWord:
                 files = list(concept.files())
                 self._facts[name] = metadata(own, rate, own.batch.images, files)
             own_folder = folder.parent / name / "checkpoints"
-            for stem in ("embeddings", f"embeddings_gs-{trainer.global_step}"):
-                for suffix in (".pt", ".safetensors"):
-                    manager.save(own_folder / f"{stem}{suffix}", self._facts[name])
-            save_for_tools(own_folder)
+            write_forms(manager, own_folder, trainer.global_step, self._facts[name])
         embedder.placeholders = names
 
 

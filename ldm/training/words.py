@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,16 +97,28 @@ def file_hash(path: Path) -> str:
 
 
 def save_words(trainer: pl.Trainer, module: pl.LightningModule, folder: Path) -> None:
+    """Write a run's words (see `write_forms`)."""
+    manager = manager_of(module)
+    if manager is not None:
+        write_forms(manager, folder, trainer.global_step)
+
+
+def write_forms(
+    manager: EmbeddingManager, folder: Path, step: int, facts: Mapping[str, str] | None = None
+) -> None:
     """Write `embeddings` and `embeddings_gs-<step>`, as .pt (the original's) and .safetensors.
 
     The folder `words` gets the last state of each word in a file that other tools load.
+
+    Args:
+        manager: holds the words.
+        folder: where to.
+        step: optimizer step.
+        facts: metadata; by default the manager's own.
     """
-    manager = manager_of(module)
-    if manager is None:
-        return
-    for stem in ("embeddings", f"embeddings_gs-{trainer.global_step}"):
+    for stem in ("embeddings", f"embeddings_gs-{step}"):
         for suffix in (".pt", ".safetensors"):
-            manager.save(folder / f"{stem}{suffix}")
+            manager.save(folder / f"{stem}{suffix}", facts)
     save_for_tools(folder)
 
 
