@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
-from ldm.util import UserError, write_whole
+from ldm.util import UserError, at_least, write_whole
 
 IMAGE_SUFFIXES = frozenset(
     (
@@ -95,43 +95,29 @@ def from_pil(image: Image.Image) -> Tensor:
     return levels.permute(2, 0, 1).float() / 127.5 - 1
 
 
-def make_grid(
-    images: Tensor, columns: int | None = None, padding: int = 2, fill: float = -1.0
-) -> Tensor:
-    """Lay images [b, c, h, w] out in rows: [c, rows·(h+padding)+padding, …].
+def pil_grid(
+    images: Sequence[Image.Image], columns: int | None = None, padding: int = 2
+) -> Image.Image:
+    """Lay images of one size out in rows, with black lines around each.
 
     Args:
         images: at least one.
         columns: images in a row; about a square by default.
-        padding: width of the lines around each, in pixels.
-        fill: value of the lines and of empty places.
+        padding: width of the lines, in pixels.
     """
-    b, c, h, w = images.shape
-    if b == 0:
-        raise ValueError("images is empty: a grid needs at least one")
-    if columns is not None and columns < 1:
-        raise ValueError(f"columns must be at least 1, got {columns}")
-    columns = min(columns or math.ceil(math.sqrt(b)), b)
-    rows = math.ceil(b / columns)
-    padded = images.new_full((rows * columns, c, h + padding, w + padding), fill)
-    padded[:b, :, padding:, padding:] = images
-    cells = padded.reshape(rows, columns, c, h + padding, w + padding)
-    grid = images.new_full(
-        (c, rows * (h + padding) + padding, columns * (w + padding) + padding), fill
-    )
-    # r k c h w → c (r h) (k w)
-    grid[:, : -padding or None, : -padding or None] = (
-        cells.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
-    )
-    return grid
-
-
-def pil_grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
-    """Lay images of one size out in rows; see `make_grid`."""
+    at_least(1, columns=columns)
     sizes = {image.size for image in images}
-    if len(sizes) > 1:
-        raise ValueError(f"images must have one size, got {sorted(sizes)}")
-    return to_pil(make_grid(torch.stack([from_pil(image) for image in images]), columns))
+    if len(sizes) != 1:
+        raise ValueError(f"images must be at least one, all of one size, got {sorted(sizes)}")
+    ((width, height),) = sizes
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    across, down = width + padding, height + padding
+    rows = math.ceil(len(images) / columns)
+    grid = Image.new("RGB", (columns * across + padding, rows * down + padding))
+    for place, image in enumerate(images):
+        row, column = divmod(place, columns)
+        grid.paste(image, (column * across + padding, row * down + padding))
+    return grid
 
 
 def safe_name(text: str, length: int = 80) -> str:

@@ -13,11 +13,11 @@ the other prompts change it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig
@@ -43,11 +43,15 @@ from ldm.models.diffusion.sampler import (
     map_conditioning,
 )
 from ldm.modules.diffusionmodules.openaimodel import Downsample
+from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.randomness import Purpose, normal
 from ldm.sampling import Sampling
-from ldm.util import UserError
+from ldm.util import UserError, at_least
 from ldm.words.loading import check_prompts, load_words
 from ldm.words.prompts import count_chunks, encode_weighted
+
+if TYPE_CHECKING:
+    from ldm.models.diffusion.ddpm import LatentDiffusion
 
 __all__ = ["GeneratedImage", "Sampling", "generate", "load_model", "load_words", "seeded_noise"]
 
@@ -93,7 +97,7 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     weight_delta: str | Path | None = None,
-) -> Any:
+) -> LatentDiffusion:
     """Build a model and load its weights, in evaluation mode (`ldm.checkpoint.loading`).
 
     `load_model(X)` needs nothing else: the configuration is that beside the weights, or that of the
@@ -143,9 +147,22 @@ def seeded_noise(seeds: Sequence[int]) -> NoiseSource:
     return source
 
 
-@torch.no_grad()
+@contextmanager
+def generating(model: LatentDiffusion, precision: str = "full") -> Iterator[None]:
+    """Within it a model generates: in evaluation mode, with averaged weights, without gradients."""
+    training, device = model.training, model.device.type
+    half = torch.bfloat16 if device == "cpu" else torch.float16
+    casts = nullcontext() if precision == "full" else torch.autocast(device, dtype=half)
+    model.eval()
+    try:
+        with torch.no_grad(), model.ema_scope(), casts:
+            yield
+    finally:
+        model.train(training)
+
+
 def generate(
-    model: Any,
+    model: LatentDiffusion,
     prompts: Sequence[str] | str,
     sampling: Sampling | None = None,
     *,
@@ -157,7 +174,7 @@ def generate(
     """Generate images from prompts.
 
     Args:
-        model: a `LatentDiffusion`, with its words loaded.
+        model: with its words loaded.
         prompts: texts, which may name loaded words.
         sampling: sampler, steps, guidance scale, size, seed, …; `Sampling()` by default.
         samples_per_prompt: images for each prompt; they stand together in the result.
@@ -173,8 +190,7 @@ def generate(
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not texts:
         raise ValueError("prompts must hold at least one text, got none")
-    if samples_per_prompt < 1:
-        raise ValueError(f"samples_per_prompt must be at least 1, got {samples_per_prompt}")
+    at_least(1, samples_per_prompt=samples_per_prompt)
     sampling = _sized(model, sampling or Sampling())
     if not sampling.weighted_prompts:  # they have no end
         check_prompts(model, [*texts, sampling.negative_prompt])
@@ -185,28 +201,23 @@ def generate(
     ]
     images: list[GeneratedImage] = []
     size = sampling.batch_size or fitting_batch(model)
-    training = model.training
-    model.eval()
-    try:
-        with model.ema_scope(), _precision(model.device, sampling.precision):
-            negative = negative_conditioning(model, sampling, 1, texts)
-            while len(images) < len(jobs):
-                batch = jobs[len(images) : len(images) + size]
-                try:
-                    made = _generate_batch(model, batch, sampling, negative, progress)
-                except torch.OutOfMemoryError as error:
-                    size = _smaller(len(batch), sampling, error)
-                    continue
-                if keep is not None:
-                    keep(made)
-                images += made
-    finally:
-        model.train(training)
+    with generating(model, sampling.precision):
+        negative = negative_conditioning(model, sampling, 1, texts)
+        while len(images) < len(jobs):
+            batch = jobs[len(images) : len(images) + size]
+            try:
+                made = _generate_batch(model, batch, sampling, negative, progress)
+            except torch.OutOfMemoryError as error:
+                size = _smaller(len(batch), sampling, error)
+                continue
+            if keep is not None:
+                keep(made)
+            images += made
     return images
 
 
 def negative_conditioning(
-    model: Any, sampling: Sampling, b: int, prompts: Sequence[str] = ()
+    model: LatentDiffusion, sampling: Sampling, b: int, prompts: Sequence[str] = ()
 ) -> Conditioning | None:
     """Return the negative prompt's conditioning for b samples; None without guidance.
 
@@ -218,7 +229,7 @@ def negative_conditioning(
 
 
 def _conditioning(
-    model: Any,
+    model: LatentDiffusion,
     texts: Sequence[str],
     sampling: Sampling,
     prompts: Sequence[str] = (),
@@ -241,7 +252,7 @@ def _conditioning(
 
 
 def sample_latents(
-    model: Any,
+    model: LatentDiffusion,
     sampling: Sampling,
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -252,7 +263,7 @@ def sample_latents(
     """Run the sampler of the settings: latents [b, c, h, w], not yet decoded.
 
     Args:
-        model: a `LatentDiffusion`.
+        model: generates.
         sampling: the settings.
         prompts: b texts.
         seeds: b seeds of the noise.
@@ -275,7 +286,7 @@ def sample_latents(
 
 
 def _generate_batch(
-    model: Any,
+    model: LatentDiffusion,
     jobs: Sequence[tuple[str, int]],
     sampling: Sampling,
     negative: Conditioning | None,
@@ -284,7 +295,7 @@ def _generate_batch(
     """Generate one image for each (prompt, seed); `negative` is for one sample."""
     texts, seeds = zip(*jobs, strict=True)
     shape = latent_shape(model, sampling.height, sampling.width)
-    unconditional = _repeat(negative, len(jobs))
+    unconditional = map_conditioning(lambda c: c.expand(len(jobs), *c.shape[1:]), negative)
     latents = sample_latents(model, sampling, texts, seeds, shape, unconditional, verbose=progress)
     decoded = _finite(model.decode_first_stage(latents), sampling.precision)
     return [
@@ -295,12 +306,19 @@ def _generate_batch(
     ]
 
 
-def fitting_batch(model: Any) -> int:
+def encode_mean(model: LatentDiffusion, images: Tensor) -> Tensor:
+    """Return the scaled latents [b, c, h, w] of images, each the mean of its posterior."""
+    posterior = model.encode_first_stage(images)
+    if isinstance(posterior, DiagonalGaussianDistribution):
+        posterior = posterior.mode()
+    return model.get_first_stage_encoding(posterior)
+
+
+def fitting_batch(model: LatentDiffusion) -> int:
     """Return how many images a model's device holds at a time, at most 64."""
     if model.device.type != "cuda":
         return LARGEST_BATCH_ON_CPU
-    side = model.image_size if isinstance(model.image_size, int) else max(model.image_size)
-    pixels = (side * model.first_stage_downsampling) ** 2
+    pixels = (max(model.latent_size) * model.first_stage_downsampling) ** 2
     free, _ = torch.cuda.mem_get_info(model.device)
     return max(1, min(LARGEST_BATCH, free // (BYTES_A_PIXEL * pixels)))
 
@@ -314,14 +332,15 @@ def _smaller(size: int, sampling: Sampling, error: Exception) -> int:
     return size // 2
 
 
-def latent_shape(model: Any, height: int | None, width: int | None) -> tuple[int, int, int]:
+def latent_shape(
+    model: LatentDiffusion, height: int | None, width: int | None
+) -> tuple[int, int, int]:
     """Return the latent's [c, h, w] for an image of a size in pixels; None is the model's own.
 
     Raises:
         UserError: a side that the autoencoder and the U-Net cannot halve as often as they do.
     """
-    own = model.image_size
-    own_height, own_width = (own, own) if isinstance(own, int) else own
+    own_height, own_width = model.latent_size
     factor, multiple = model.first_stage_downsampling, side_multiple(model)
     for name, side in (("height", height), ("width", width)):
         if side is not None and (side < multiple or side % multiple):
@@ -333,7 +352,7 @@ def latent_shape(model: Any, height: int | None, width: int | None) -> tuple[int
     )
 
 
-def side_multiple(model: Any) -> int:
+def side_multiple(model: LatentDiffusion) -> int:
     """Return what the sides of a model's images must be multiples of, in pixels."""
     blocks = getattr(model.model.diffusion_model, "input_blocks", ())
     halvings = sum(any(isinstance(m, Downsample) for m in block.modules()) for block in blocks)
@@ -341,23 +360,11 @@ def side_multiple(model: Any) -> int:
     return multiple
 
 
-def _sized(model: Any, sampling: Sampling) -> Sampling:
+def _sized(model: LatentDiffusion, sampling: Sampling) -> Sampling:
     """Put the size in pixels into the settings, as the model has it where none is given."""
     _, height, width = latent_shape(model, sampling.height, sampling.width)
     factor = model.first_stage_downsampling
     return replace(sampling, height=height * factor, width=width * factor)
-
-
-def _precision(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    if precision == "full":
-        return nullcontext()
-    half = torch.bfloat16 if device.type == "cpu" else torch.float16
-    return torch.autocast(device.type, dtype=half)
-
-
-def _repeat(conditioning: Conditioning | None, b: int) -> Conditioning | None:
-    """Repeat a conditioning for one sample b times."""
-    return map_conditioning(lambda c: c.expand(b, *c.shape[1:]), conditioning)
 
 
 def _finite(images: Tensor, precision: str) -> Tensor:

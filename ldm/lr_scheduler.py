@@ -28,16 +28,14 @@ class LambdaWarmUpCosineScheduler:
         self.warm_up_steps, self.max_decay_steps = warm_up_steps, max_decay_steps
         self.lr_min, self.lr_max, self.lr_start = lr_min, lr_max, lr_start
 
-    def schedule(self, n: int, **_: int) -> float:
+    def __call__(self, n: int) -> float:
         """Return the multiplier at optimizer step `n`."""
         if n < self.warm_up_steps:
             return self.lr_start + (self.lr_max - self.lr_start) * n / self.warm_up_steps
         t = (n - self.warm_up_steps) / max(1, self.max_decay_steps - self.warm_up_steps)
         return self.lr_min + 0.5 * (self.lr_max - self.lr_min) * (1 + math.cos(math.pi * min(t, 1)))
 
-    def __call__(self, n: int) -> float:
-        """Return the multiplier at optimizer step `n`."""
-        return self.schedule(n)
+    schedule = __call__
 
 
 class LambdaWarmUpCosineScheduler2:
@@ -74,7 +72,7 @@ class LambdaWarmUpCosineScheduler2:
         low, high = self.f_min[cycle], self.f_max[cycle]
         return low + 0.5 * (high - low) * (1 + math.cos(math.pi * min(t, 1)))
 
-    def schedule(self, n: int, **_: int) -> float:
+    def __call__(self, n: int) -> float:
         """Return the multiplier at optimizer step `n`."""
         cycle, n = self._place(n)
         warm_up, start = self.warm_up_steps[cycle], self.f_start[cycle]
@@ -82,9 +80,7 @@ class LambdaWarmUpCosineScheduler2:
             return start + (self.f_max[cycle] - start) * n / warm_up
         return self._decay(cycle, n)
 
-    def __call__(self, n: int) -> float:
-        """Return the multiplier at optimizer step `n`."""
-        return self.schedule(n)
+    schedule = __call__
 
 
 class LambdaLinearScheduler(LambdaWarmUpCosineScheduler2):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import difflib
 import errno
 import importlib
 import inspect
@@ -17,7 +18,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,6 +46,32 @@ class UserError(ValueError):
 def quote(text: str, length: int = 80) -> str:
     """Return a text in quotation marks for an error, cut after `length` characters."""
     return repr(text) if len(text) <= length else f"{text[:length]!r}… ({len(text)} characters)"
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message in one line."""
+    return " ".join(str(error).split())
+
+
+def at_least(least: float, **values: float | None) -> None:
+    """Raise ValueError for the first of the named values that is below `least`."""
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def one_of(choices: Collection[object], **values: object) -> None:
+    """Raise ValueError for the first of the named values that is none of `choices`."""
+    for name, value in values.items():
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint for an error: the known name that is nearest, or all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
 
 
 def is_text(text: str) -> bool:
@@ -108,30 +135,19 @@ def parameters(target: Any) -> tuple[dict[str, inspect.Parameter], bool]:
     A class that hands `**options` on takes its parent's parameters too.
     """
     found: dict[str, inspect.Parameter] = {}
-    owners = [c for c in target.__mro__ if "__init__" in vars(c)] if _is_class(target) else [target]
+    owners = [target]
+    if isinstance(target, type):
+        owners = [vars(c)["__init__"] for c in target.__mro__[:-1] if "__init__" in vars(c)]
     for owner in owners:
-        if owner is object:
-            break
         try:
-            taken = inspect.signature(vars(owner)["__init__"] if _is_class(owner) else owner)
+            kinds = inspect.signature(owner).parameters.values()
         except (TypeError, ValueError):  # written in C
             break
-        kinds = taken.parameters.values()
         named = [p for p in kinds if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         found = {p.name: p for p in named if p.name != "self"} | found
         if not any(p.kind is p.VAR_KEYWORD for p in kinds):
             return found, True
     return found, False
-
-
-def known_parameters(target: Any) -> set[str] | None:
-    """Return the names of what a class or function takes; None where it takes any."""
-    found, complete = parameters(target)
-    return set(found) if complete else None
-
-
-def _is_class(target: Any) -> bool:
-    return isinstance(target, type)
 
 
 def check_arguments(where: str, target: Any, arguments: Mapping[str, Any]) -> None:
@@ -140,11 +156,11 @@ def check_arguments(where: str, target: Any, arguments: Mapping[str, Any]) -> No
     Raises:
         ParameterError: naming `where` and the parameter.
     """
-    known = known_parameters(target)
-    unknown = [str(name) for name in arguments if known is not None and name not in known]
+    known, complete = parameters(target)
+    unknown = [str(name) for name in arguments if complete and name not in known]
     if unknown:
         raise ParameterError(
-            f"{where} takes no parameter {unknown[0]!r}: known are {', '.join(sorted(known or ()))}"
+            f"{where} takes no parameter {unknown[0]!r}: known are {', '.join(sorted(known))}"
         )
     try:
         signature = inspect.signature(target)
@@ -154,6 +170,24 @@ def check_arguments(where: str, target: Any, arguments: Mapping[str, Any]) -> No
         signature.bind(**arguments)
     except TypeError as error:
         raise ParameterError(f"{where}: {error}") from error
+
+
+def without_dropped(where: str, target: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the parameters that a target has dropped, which old files may give.
+
+    `target.dropped` holds their names and the values without effect.
+
+    Raises:
+        UserError: a dropped parameter has another value.
+    """
+    dropped: Mapping[str, Any] = getattr(target, "dropped", {})
+    for name in dropped:
+        if name in params and params[name] != dropped[name]:
+            raise UserError(
+                f"{where}: {name}={params[name]!r} is not supported: leave it out, or give "
+                f"{dropped[name]!r}"
+            )
+    return {str(name): value for name, value in params.items() if name not in dropped}
 
 
 def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
@@ -174,7 +208,8 @@ def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
     target = get_obj_from_str(name)
     if not callable(target) or not isinstance(params, Mapping):
         raise UserError(f"target {name}: expected a class and a mapping of params, got {params!r}")
-    twice = [str(key) for key in params if key in extra]
+    params = without_dropped(f"target {name}", target, params)
+    twice = [key for key in params if key in extra]
     if twice:
         raise ParameterError(f"target {name}: {twice[0]!r} is given by the code, not by a file")
     check_arguments(f"target {name}", target, {**params, **extra})
@@ -261,7 +296,7 @@ def cli_main(run: Callable[[], int | None]) -> None:
     try:
         sys.exit(run() or 0)
     except UserError as error:
-        sys.stderr.write(f"error: {_one_line(error)}\n")
+        sys.stderr.write(f"error: {one_line(error)}\n")
         sys.exit(2)
     except OSError as error:
         if error.errno is None:  # raised by a library as "something went wrong"
@@ -272,12 +307,8 @@ def cli_main(run: Callable[[], int | None]) -> None:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
             raise
-        sys.stderr.write(f"error: {_one_line(error)} Take a smaller batch or size.\n")
+        sys.stderr.write(f"error: {one_line(error)} Take a smaller batch or size.\n")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -31,6 +31,15 @@ PUBLIC = (
     "ldm.data.personalized.PersonalizedBase",
     "ldm.data.personalized_style.PersonalizedBase",
     "ldm.data.miniature.MiniatureWorld",
+    *(
+        f"ldm.lr_scheduler.{name}"
+        for name in (
+            "LambdaWarmUpCosineScheduler",
+            "LambdaWarmUpCosineScheduler2",
+            "LambdaLinearScheduler",
+        )
+    ),
+    "ldm.modules.losses.LPIPSWithDiscriminator",
     "ldm.util.instantiate_from_config",
     *(
         f"main.{name}"

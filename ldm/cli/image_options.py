@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ldm.cli.common import add_model, add_weight_delta, add_words, find_model
 from ldm.cli.txt2img_options import LATENT_DIFFUSION
+
+if TYPE_CHECKING:
+    from ldm.models.diffusion.ddpm import LatentDiffusion
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +28,7 @@ def find_files(options: argparse.Namespace) -> tuple[Path | None, Path]:
     return find_model(options.model, options.config)
 
 
-def load(options: argparse.Namespace, prompts: Sequence[str]) -> Any:
+def load(options: argparse.Namespace, prompts: Sequence[str]) -> LatentDiffusion:
     """Load the model with its words, on the CPU, where its weights lie unread until they are used.
 
     Raises:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ldm.cli.common import Once, Parser, check_output_folder, choose_device, sampling_of
 from ldm.cli.image_options import add_generation, facts, find_files, load
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ldm.editing.bipartite import InvertedNoise
+    from ldm.models.diffusion.ddpm import LatentDiffusion
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +170,7 @@ def _check_same(known: InvertedNoise, made_by: dict[str, str], path: str) -> Non
 
 
 def _draw(
-    model: Any,
+    model: LatentDiffusion,
     found: InvertedNoise,
     best: Image.Image,
     options: argparse.Namespace,

@@ -17,6 +17,7 @@ from ldm.util import UserError
 
 if TYPE_CHECKING:
     from ldm.inference import GeneratedImage
+    from ldm.models.diffusion.ddpm import LatentDiffusion
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def _prompts(options: argparse.Namespace) -> list[str]:
     return list(prompts)
 
 
-def _check_latent(model: Any, options: argparse.Namespace) -> None:
+def _check_latent(model: LatentDiffusion, options: argparse.Namespace) -> None:
     for flag, have in (("C", model.channels), ("f", model.first_stage_downsampling)):
         wanted = getattr(options, flag)
         if wanted is not None and wanted != have:

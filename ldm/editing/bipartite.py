@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -21,8 +21,12 @@ from torch import Tensor
 from ldm.editing.images import encode
 from ldm.editing.inversion import STEPS, invert, resample
 from ldm.image_io import to_pil
+from ldm.inference import generating
 from ldm.sampling import Sampling
 from ldm.util import UserError, write_whole
+
+if TYPE_CHECKING:
+    from ldm.models.diffusion.ddpm import LatentDiffusion
 
 FORMAT = "ldm-inverted-noise"
 DEFAULTS = Sampling(steps=STEPS, scale=1.0)
@@ -49,9 +53,8 @@ class InvertedNoise:
     facts: dict[str, str] | None = None
 
 
-@torch.no_grad()
 def invert_image(
-    model: Any,
+    model: LatentDiffusion,
     original: Image.Image,
     prompt: str,
     sampling: Sampling = DEFAULTS,
@@ -62,7 +65,7 @@ def invert_image(
     """Find the noise from which a model generates an image by DDIM.
 
     Args:
-        model: a `LatentDiffusion` in evaluation mode, with its words loaded.
+        model: with its words loaded.
         original: image of a size that the model generates (`ldm.editing.images.model_size`).
         prompt: such as "a photo of *".
         sampling: its number of steps, at least 2, and its guidance scale; the sampler is DDIM.
@@ -76,7 +79,7 @@ def invert_image(
     if sampling.sampler != "ddim" or sampling.eta:
         raise ValueError(f"sampler must be ddim with eta 0, got {sampling.sampler}, {sampling.eta}")
     steps, scale = sampling.steps, sampling.scale
-    with model.ema_scope():
+    with generating(model):
         noise = invert(
             model,
             encode(model, original),
@@ -90,9 +93,8 @@ def invert_image(
     return InvertedNoise(noise.float().cpu(), prompt, steps, scale, refinements)
 
 
-@torch.no_grad()
 def regenerate(
-    model: Any,
+    model: LatentDiffusion,
     noise: InvertedNoise,
     prompts: Sequence[str],
     scale: float = 1.0,
@@ -109,7 +111,7 @@ def regenerate(
         progress: show a bar.
     """
     b = len(prompts)
-    with model.ema_scope():
+    with generating(model):
         latents = resample(
             model,
             noise.noise.expand(b, -1, -1, -1),
@@ -123,7 +125,7 @@ def regenerate(
 
 
 @torch.no_grad()
-def reconstruction(model: Any, original: Image.Image) -> Image.Image:
+def reconstruction(model: LatentDiffusion, original: Image.Image) -> Image.Image:
     """Return an image through the autoencoder alone: the best that any inversion can reach."""
     return to_pil(model.decode_first_stage(encode(model, original))[0])
 
@@ -139,7 +141,6 @@ def write_noise(path: Path, found: InvertedNoise) -> None:
         {"noise": found.noise.contiguous()},
         {"format": FORMAT, "inversion": json.dumps(settings, ensure_ascii=False)},
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, data)
 
 

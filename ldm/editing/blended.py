@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,11 +21,14 @@ from ldm.editing.images import encode, mask_tensor
 from ldm.editing.refinement import refined
 from ldm.evaluation.similarity import FeatureExtractor, prompt_similarity, without_placeholders
 from ldm.image_io import to_pil
-from ldm.inference import fitting_batch, negative_conditioning, sample_latents
+from ldm.inference import fitting_batch, generating, negative_conditioning, sample_latents
 from ldm.models.diffusion.sampler import Step
 from ldm.sampling import Sampling
-from ldm.util import UserError
+from ldm.util import UserError, at_least, one_of
 from ldm.words.loading import check_prompts
+
+if TYPE_CHECKING:
+    from ldm.models.diffusion.ddpm import LatentDiffusion
 
 BACKGROUNDS = ("paste", "decoder", "none")
 GREY = (128, 128, 128)
@@ -52,13 +55,9 @@ class Blending:
     background: str = "paste"
 
     def __post_init__(self) -> None:
-        for name, least in (("samples", 1), ("dilate", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.background not in BACKGROUNDS:
-            raise ValueError(
-                f"background must be one of {', '.join(BACKGROUNDS)}, got {self.background!r}"
-            )
+        at_least(1, samples=self.samples)
+        at_least(0, dilate=self.dilate)
+        one_of(BACKGROUNDS, background=self.background)
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def mask_schedule(mask: Tensor, dilate: int, steps: int) -> Callable[[Step], Ten
 
 @torch.no_grad()
 def edit(
-    model: Any,
+    model: LatentDiffusion,
     original: Image.Image,
     mask: Image.Image,
     prompt: str,
@@ -105,7 +104,7 @@ def edit(
     """Generate a prompt inside a mask.
 
     Args:
-        model: a `LatentDiffusion`, with its words loaded.
+        model: with its words loaded.
         original: RGB image of a size that the model generates (`ldm.editing.images.model_size`).
         mask: mode "1", of the image's size, white where it changes.
         prompt: may name loaded words.
@@ -125,26 +124,21 @@ def edit(
         raise ValueError(f"mask must have the image's size {original.size}, got {mask.size}")
     latent_mask = latent_mask_of(model, mask).to(model.device)
     check_prompts(model, [prompt])
-    manager = model.embedding_manager
-    names: Sequence[str] = manager.placeholders if manager is not None else ()
     sampling = replace(blending.sampling, height=original.height, width=original.width)
     seeds = [sampling.seed + i for i in range(blending.samples)]
     at_once = sampling.batch_size or fitting_batch(model)
     images: list[Image.Image] = []
-    training = model.training
-    model.eval()
-    try:
-        with model.ema_scope():
-            z = encode(model, original)
-            for start in range(0, len(seeds), at_once):
-                some = seeds[start : start + at_once]
-                latents = _blend(model, z, latent_mask, prompt, some, blending, progress)
-                images += _decode(model, latents, original, mask, blending.background)
-    finally:
-        model.train(training)
+    with generating(model):
+        z = encode(model, original)
+        for start in range(0, len(seeds), at_once):
+            some = seeds[start : start + at_once]
+            latents = _blend(model, z, latent_mask, prompt, some, blending, progress)
+            images += _decode(model, latents, original, mask, blending.background)
     scores: Sequence[float | None] = [None] * len(images)
     if scorer is not None:
-        scores = masked_scores(scorer, images, mask, without_placeholders(prompt, names))
+        manager = model.embedding_manager
+        text = without_placeholders(prompt, manager.placeholders if manager is not None else ())
+        scores = masked_scores(scorer, images, mask, text)
     settings = {
         "prompt": prompt,
         **sampling.metadata(),
@@ -152,19 +146,16 @@ def edit(
         "dilate": blending.dilate,
         "background": blending.background,
     }
-    edits = [
-        Edit(
-            image,
-            seed,
-            score,
-            {**settings, "seed": seed, "background_error": background_error(image, original, mask)},
+    edits = []
+    for image, seed, score in zip(images, seeds, scores, strict=True):
+        error = background_error(image, original, mask)
+        edits.append(
+            Edit(image, seed, score, {**settings, "seed": seed, "background_error": error})
         )
-        for image, seed, score in zip(images, seeds, scores, strict=True)
-    ]
     return sorted(edits, key=lambda e: 0.0 if e.score is None else -e.score)
 
 
-def latent_mask_of(model: Any, mask: Image.Image) -> Tensor:
+def latent_mask_of(model: LatentDiffusion, mask: Image.Image) -> Tensor:
     """Return a mask at the latent's size, [1, 1, h, w].
 
     Raises:
@@ -181,7 +172,7 @@ def latent_mask_of(model: Any, mask: Image.Image) -> Tensor:
 
 
 def _blend(
-    model: Any,
+    model: LatentDiffusion,
     z: Tensor,
     mask: Tensor,
     prompt: str,
@@ -207,7 +198,11 @@ def _blend(
 
 
 def _decode(
-    model: Any, latents: Tensor, original: Image.Image, mask: Image.Image, background: str
+    model: LatentDiffusion,
+    latents: Tensor,
+    original: Image.Image,
+    mask: Image.Image,
+    background: str,
 ) -> list[Image.Image]:
     """Decode latents and keep the background."""
     images = []

@@ -6,15 +6,15 @@ noise, the more the prompt decides.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
 
 from ldm.editing.images import encode, model_size, resized
 from ldm.image_io import to_pil
 from ldm.inference import (
     GeneratedImage,
+    generating,
     make_sampler,
     negative_conditioning,
     sample_latents,
@@ -22,12 +22,15 @@ from ldm.inference import (
 )
 from ldm.models.diffusion.sampler import timestep_batch
 from ldm.sampling import Sampling
+from ldm.util import at_least
 from ldm.words.loading import check_prompts
 
+if TYPE_CHECKING:
+    from ldm.models.diffusion.ddpm import LatentDiffusion
 
-@torch.no_grad()
+
 def from_image(
-    model: Any,
+    model: LatentDiffusion,
     image: Image.Image,
     prompt: str,
     sampling: Sampling,
@@ -39,7 +42,7 @@ def from_image(
     """Generate images of a prompt that start from a noised image.
 
     Args:
-        model: a `LatentDiffusion` in evaluation mode, with its words loaded.
+        model: with its words loaded.
         image: RGB of any size; it is scaled to the model's own.
         prompt: the text.
         sampling: the settings; `steps` counts the whole run. The size is that of the image.
@@ -52,8 +55,7 @@ def from_image(
     """
     if not 0 < strength <= 1:
         raise ValueError(f"strength must lie in (0, 1], got {strength}")
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}")
+    at_least(1, samples=samples)
     check_prompts(model, [prompt, sampling.negative_prompt])
     plan = make_sampler(model, sampling).plan(sampling.steps, sampling.eta)
     skip = len(plan) - max(1, round(strength * len(plan)))
@@ -62,7 +64,7 @@ def from_image(
     seeds = [sampling.seed + i for i in range(samples)]
     at_once = sampling.batch_size or samples
     made: list[GeneratedImage] = []
-    with model.ema_scope():
+    with generating(model):
         clean = encode(model, resized(image, (width, height)))
         for start in range(0, samples, at_once):
             some = seeds[start : start + at_once]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,9 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.image_io import from_pil, open_rgb
-from ldm.inference import latent_shape, side_multiple
-from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
+from ldm.inference import encode_mean, latent_shape, side_multiple
 from ldm.util import UserError
+
+if TYPE_CHECKING:
+    from ldm.models.diffusion.ddpm import LatentDiffusion
 
 WHITE = 128  # from here on a mask's grey means: edit
 
@@ -59,7 +61,7 @@ def fitting_size(size: tuple[int, int], side: int, unit: int) -> tuple[int, int]
     return width, height
 
 
-def model_size(model: Any, size: tuple[int, int]) -> tuple[int, int]:
+def model_size(model: LatentDiffusion, size: tuple[int, int]) -> tuple[int, int]:
     """Return the (width, height) at which a `LatentDiffusion` edits an image of a size."""
     _, height, width = latent_shape(model, None, None)
     factor = model.first_stage_downsampling
@@ -81,13 +83,9 @@ def mask_tensor(mask: Image.Image, size: tuple[int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def encode(model: Any, original: Image.Image) -> Tensor:
+def encode(model: LatentDiffusion, original: Image.Image) -> Tensor:
     """Return an image's scaled latent, the middle of its posterior: [1, c, h, w]."""
-    posterior = model.encode_first_stage(from_pil(original)[None].to(model.device))
-    if isinstance(posterior, DiagonalGaussianDistribution):
-        posterior = posterior.mode()
-    latent: Tensor = model.get_first_stage_encoding(posterior).float()
-    return latent
+    return encode_mean(model, from_pil(original)[None].to(model.device)).float()
 
 
 def psnr(first: Image.Image, second: Image.Image) -> float:

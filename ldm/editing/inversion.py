@@ -29,6 +29,7 @@ from ldm.models.diffusion.sampler import (
     make_timesteps,
     timestep_batch,
 )
+from ldm.util import at_least
 
 STEPS = 250
 
@@ -132,8 +133,7 @@ def invert(
     """
     if steps < 2:
         raise ValueError(f"steps must lie in 2..{model.num_timesteps}, got {steps}")
-    if refinements < 0:
-        raise ValueError(f"refinements must be at least 0, got {refinements}")
+    at_least(0, refinements=refinements)
     check_conditioning("conditioning", conditioning, len(x_0))
     check_conditioning("unconditional", unconditional, len(x_0))
     timesteps = make_timesteps(steps, model.num_timesteps)

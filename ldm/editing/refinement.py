@@ -6,7 +6,7 @@ Avrahami et al., arXiv 2206.02779, section 4.2.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -14,13 +14,16 @@ from torch import Tensor
 
 from ldm.image_io import from_pil
 
+if TYPE_CHECKING:
+    from ldm.models.diffusion.ddpm import LatentDiffusion
+
 STEPS = 75
 RATE = 1e-4
 PRESERVATION = 100.0  # weight of the background's error
 
 
 def refined(
-    model: Any,
+    model: LatentDiffusion,
     latent: Tensor,
     original: Image.Image,
     mask: Tensor,

@@ -8,7 +8,7 @@ compared on the same noises.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 from tqdm import tqdm
@@ -18,12 +18,15 @@ from ldm.inference import GeneratedImage, Sampling, generate
 from ldm.util import UserError, quote
 from ldm.words.placeholders import replace
 
+if TYPE_CHECKING:
+    from ldm.models.diffusion.ddpm import LatentDiffusion
+
 # (prompts, images of each) -> images, those of one prompt side by side.
 ImageSource = Callable[[Sequence[str], int], list[Image.Image]]
 
 
 def from_model(
-    model: Any,
+    model: LatentDiffusion,
     sampling: Sampling,
     *,
     keep: Callable[[Sequence[GeneratedImage]], None] | None = None,
@@ -106,7 +109,7 @@ def from_images(training: Sequence[Image.Image]) -> ImageSource:
     return generated
 
 
-def check_lengths(model: Any, texts: Sequence[str]) -> None:
+def check_lengths(model: LatentDiffusion, texts: Sequence[str]) -> None:
     """Raise UserError for the first text that a model's encoder would cut.
 
     Args:

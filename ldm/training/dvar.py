@@ -16,8 +16,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.training.image_logger import quietly
-from ldm.training.progress import logged
+from ldm.training.progress import StepCallback
+from ldm.util import UserError, at_least
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ def variance_ratio(losses: Sequence[float], window: int) -> float:
     return float(np.var(losses[-window:])) / whole if whole else 0.0
 
 
-class DVAR(pl.Callback):
+class DVAR(StepCallback):
     """Stop when the loss on a fixed batch varies little over a window (the paper's algorithm 1).
 
     The batch is the validation set's first samples, with one noise each and timesteps spread
@@ -62,8 +64,7 @@ class DVAR(pl.Callback):
     def __init__(
         self, window: int = 200, bound: float = 0.15, every: int = 1, samples: int = 8
     ) -> None:
-        if every < 1 or samples < 1:
-            raise ValueError(f"every and samples must be at least 1, got {every} and {samples}")
+        at_least(1, every=every, samples=samples)
         if window < 2 * every:
             raise ValueError(f"window must hold two evaluations, got {window} for every={every}")
         if not 0 < bound <= 1:
@@ -88,6 +89,8 @@ class DVAR(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fix the batch, and record the loss of the initializer word before the first step."""
+        if not isinstance(pl_module, LatentDiffusion):
+            raise UserError("DVAR needs a model of latent diffusion: leave the callback out")
         if trainer.is_global_zero:
             with quietly(pl_module):
                 self._batch = self._fixed_batch(trainer, pl_module)
@@ -95,25 +98,19 @@ class DVAR(pl.Callback):
             self._record(trainer, pl_module)
         self._decide(trainer)
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+    def on_step(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, is_logged: bool
     ) -> None:
         """After a step that is due, record the loss and stop if it has settled."""
-        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if not whole or trainer.global_step % self.every:
+        if trainer.global_step % self.every:
             return
-        self._record(trainer, pl_module)
-        if logged(trainer, batch_idx):
-            pl_module.log_dict({"dvar/loss": self.losses[-1], "dvar/ratio": self.ratio})
+        self._record(trainer, module)
+        if is_logged:
+            module.log_dict({"dvar/loss": self.losses[-1], "dvar/ratio": self.ratio})
         self._decide(trainer)
 
     def _fixed_batch(
-        self, trainer: pl.Trainer, module: Any
+        self, trainer: pl.Trainer, module: LatentDiffusion
     ) -> tuple[Tensor, list[str], Tensor, Tensor]:
         """Return latents [b, c, h, w], captions, timesteps [b] and noises like the latents."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -127,10 +124,11 @@ class DVAR(pl.Callback):
         captions = [item[module.cond_stage_key] for item in items]
         return latents, captions, timesteps, batch["noise"].to(latents)
 
-    def _record(self, trainer: pl.Trainer, module: Any) -> None:
+    def _record(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Compute the loss on the first process and tell the others, so that all decide alike."""
         loss = 0.0
         if self._batch is not None:
+            assert isinstance(module, LatentDiffusion)
             latents, captions, timesteps, noises = self._batch
             with quietly(module):
                 condition = module.get_learned_conditioning(captions)

@@ -20,8 +20,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from ldm.image_io import from_pil, make_grid, to_pil, write_image
+from ldm.image_io import pil_grid, to_pil, write_image
+from ldm.inference import encode_mean, generate
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.sampling import Sampling
+from ldm.training.progress import ends_step
+from ldm.util import at_least
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +43,6 @@ OPTIONS = {
 }
 
 
-def grid(images: Sequence[Image.Image]) -> Image.Image:
-    """Lay images of one size out in rows."""
-    return to_pil(make_grid(torch.stack([from_pil(p) for p in images]), COLUMNS))
-
-
 def write_caption(text: str, side: int) -> Image.Image:
     """Return a white square of `side` pixels with a text on it."""
     side = max(side, CAPTION_SIDE)
@@ -54,7 +53,7 @@ def write_caption(text: str, side: int) -> Image.Image:
 
 
 @contextlib.contextmanager
-def quietly(module: Any) -> Iterator[None]:
+def quietly(module: pl.LightningModule) -> Iterator[None]:
     """Within it a model generates and leaves no trace: its mode and the random state come back."""
     was_training = module.training
     devices = [module.device] if module.device.type == "cuda" else []
@@ -105,8 +104,7 @@ class ImageLogger(pl.Callback):
         seed: int = 23,
         splits: Sequence[str] = ("train", "val"),
     ) -> None:
-        if batch_frequency < 1:
-            raise ValueError(f"batch_frequency must be at least 1, got {batch_frequency}")
+        at_least(1, batch_frequency=batch_frequency)
         if not set(splits) <= set(SPLITS):
             raise ValueError(f"splits may hold {list(SPLITS)}, got {list(splits)}")
         self.clamp, self.rescale = clamp, rescale
@@ -122,8 +120,7 @@ class ImageLogger(pl.Callback):
                 given[OPTIONS[name]] = value
             else:
                 log.info(f"image_logger.params.log_images_kwargs.{name} is left out")
-        if self.max_images < 1:
-            raise ValueError(f"max_images must be at least 1, got {self.max_images}")
+        at_least(1, max_images=self.max_images)
         self.sampling = Sampling(seed=seed, **given)
         doublings = range((batch_frequency - 1).bit_length() if increase_log_steps else 0)
         self.early = {2**n for n in doublings}
@@ -152,9 +149,8 @@ class ImageLogger(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Generate training images when it is time, once a step."""
-        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         count = batch_idx + 1 if self.log_on_batch_idx else trainer.global_step
-        if (whole or self.log_on_batch_idx) and self.due(count):
+        if (self.log_on_batch_idx or ends_step(trainer, batch_idx)) and self.due(count):
             self.draw(trainer, pl_module, "train", batch_idx)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -162,7 +158,9 @@ class ImageLogger(pl.Callback):
         if not trainer.sanity_checking and self.due(trainer.global_step):
             self.draw(trainer, pl_module, "val", 0)
 
-    def draw(self, trainer: pl.Trainer, module: Any, split: str, batch_idx: int) -> None:
+    def draw(
+        self, trainer: pl.Trainer, module: pl.LightningModule, split: str, batch_idx: int
+    ) -> None:
         """Generate a set's grids and save them."""
         datasets = getattr(trainer.datamodule, "datasets", {})  # type: ignore[attr-defined]
         dataset = datasets.get(SPLITS[split])
@@ -185,7 +183,7 @@ class ImageLogger(pl.Callback):
         name = f"_gs-{trainer.global_step:06}_e-{trainer.current_epoch:06}_b-{batch_idx:06}.jpg"
         folder = self.folder / split
         for key, images in grids.items():
-            sheet = grid(images)
+            sheet = pil_grid(images, COLUMNS)
             write_image(sheet, folder / f"{key}{name}", quality=95)
             for logger in trainer.loggers:
                 board = getattr(getattr(logger, "experiment", None), "add_image", None)
@@ -193,19 +191,17 @@ class ImageLogger(pl.Callback):
                     pixels = np.asarray(sheet)
                     board(f"{split}/{key}", pixels, trainer.global_step, dataformats="HWC")
 
-    def grids(self, module: Any, batch: dict[str, Any]) -> dict[str, list[Image.Image]]:
-        """Return a batch's images by key."""
-        drawer: Callable[..., dict[str, Tensor]] | None = getattr(module, "log_images", None)
-        if drawer is not None:
-            return {key: [to_pil(p) for p in x] for key, x in drawer(batch).items()}
-        if not hasattr(module, "get_learned_conditioning"):
+    def grids(
+        self, module: pl.LightningModule, batch: dict[str, Any]
+    ) -> dict[str, list[Image.Image]]:
+        """Return a batch's images by key: those of the model's own `log_images`, or of samples."""
+        maker: Callable[..., dict[str, Tensor]] | None = getattr(module, "log_images", None)
+        if maker is not None:
+            return {key: [to_pil(p) for p in x] for key, x in maker(batch).items()}
+        if not isinstance(module, LatentDiffusion):
             return {}
-        return self._diffusion_grids(module, batch)
-
-    def _diffusion_grids(self, module: Any, batch: dict[str, Any]) -> dict[str, list[Image.Image]]:
         x = module.images(batch)
-        posterior = module.encode_first_stage(x)
-        z = module.scale_factor * (posterior.mode() if hasattr(posterior, "mode") else posterior)
+        z = encode_mean(module, x)
         grids = {
             "inputs": [to_pil(p) for p in x],
             "reconstruction": [to_pil(p) for p in module.decode_first_stage(z)],
@@ -213,20 +209,12 @@ class ImageLogger(pl.Callback):
         captions = batch.get(module.cond_stage_key)
         if not isinstance(captions, list) or not isinstance(captions[0], str):
             return grids
-        from ldm.inference import generate
-
-        side = x.shape[-1]
-        grids["conditioning"] = [write_caption(text, side) for text in captions]
+        height, width = x.shape[-2:]
+        own = replace(self.sampling, height=height, width=width, batch_size=len(captions))
+        grids["conditioning"] = [write_caption(text, width) for text in captions]
         for key, scale in (("samples", 1.0), ("samples_scaled", self.sampling.scale)):
-            sampling = replace(
-                self.sampling,
-                scale=scale,
-                height=x.shape[-2],
-                width=side,
-                batch_size=len(captions),
-            )
-            drawn = generate(module, captions, sampling)
-            grids[key] = [image.image for image in drawn]
+            made = generate(module, captions, replace(own, scale=scale))
+            grids[key] = [one.image for one in made]
         return grids
 
 

@@ -44,8 +44,7 @@ def kept_bytes(network: nn.Module, *inputs: Any, **named: Any) -> int:
 def activation_bytes(model: LatentDiffusion, images: int) -> int:
     """Return the bytes of the activations of a training step: U-Net and text encoder."""
     network, encoder = model.model.diffusion_model, model.cond_stage_model
-    side = model.image_size
-    height, width = (side, side) if isinstance(side, int) else side
+    height, width = model.latent_size
     meta: dict[str, Any] = {"device": "meta", "dtype": next(network.parameters()).dtype}
     named: dict[str, Tensor] = {}
     if network.context_dim is not None:

@@ -15,13 +15,38 @@ from ldm.training.lightning_private import log_interval
 log = logging.getLogger(__name__)
 
 
+def ends_step(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Tell, at a micro-batch's end, whether it ends an optimizer step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
 def logged(trainer: pl.Trainer, batch_idx: int) -> bool:
-    """Tell, at a batch's end, whether it ends a step whose values the trainer logs."""
-    whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-    return whole and trainer.global_step % log_interval(trainer) == 0
+    """Tell, at a micro-batch's end, whether it ends a step whose values the trainer logs."""
+    return ends_step(trainer, batch_idx) and trainer.global_step % log_interval(trainer) == 0
 
 
-class Progress(pl.Callback):
+class StepCallback(pl.Callback):
+    """A callback that acts at the end of optimizer steps, and not of each micro-batch."""
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if ends_step(trainer, batch_idx):
+            self.on_step(trainer, pl_module, outputs, logged(trainer, batch_idx))
+
+    def on_step(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, is_logged: bool
+    ) -> None:
+        """Act after a step; `is_logged` tells whether the trainer logs its values."""
+        raise NotImplementedError
+
+
+class Progress(StepCallback):
     """A line on a terminal, renewed in place; in a file or a pipe, a line now and then.
 
     Also logs `train/steps_per_second` beside the loss.
@@ -41,11 +66,6 @@ class Progress(pl.Callback):
         self.first_step, self.start = trainer.global_step, time.monotonic()
         self.last = (self.start, trainer.global_step)
 
-    def _rate(self, trainer: pl.Trainer, now: float) -> float:
-        """Steps per second since the last logged row."""
-        then, step = self.last
-        return (trainer.global_step - step) / max(now - then, 1e-9)
-
     def line(self, trainer: pl.Trainer, loss: float, now: float) -> str:
         """Return the progress line."""
         done, last = trainer.global_step, trainer.max_steps
@@ -53,26 +73,19 @@ class Progress(pl.Callback):
         left = timedelta(seconds=round((last - done) / rate)) if rate else "unknown"
         return f"step {done}/{last}  loss {loss:.4f}  {rate:.2f} steps/s  remaining {left}"
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+    def on_step(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, is_logged: bool
     ) -> None:
         """Show the line if it is time, and log the speed where the loss is logged."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return
         now, step = time.monotonic(), trainer.global_step
-        if logged(trainer, batch_idx):
+        if is_logged:
+            then, before = self.last
             # One based: the row of step n holds the state after n steps.
-            pl_module.log("step", float(step))
-            pl_module.log("train/steps_per_second", self._rate(trainer, now))
+            module.log("step", float(step))
+            module.log("train/steps_per_second", (step - before) / max(now - then, 1e-9))
             self.last = (now, step)
-        if not trainer.is_global_zero:
-            return
-        if now - self.shown >= self.interval or step == trainer.max_steps:
+        due = now - self.shown >= self.interval or step == trainer.max_steps
+        if due and trainer.is_global_zero:
             self.shown = now
             self._show(self.line(trainer, float(outputs["loss"]), now))
 

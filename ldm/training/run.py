@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -45,6 +45,9 @@ from ldm.training.validate import wants_class_images
 from ldm.training.watch import Watch
 from ldm.training.words import WordNorms, manager_of, metadata
 from ldm.util import UserError, instantiate_from_config
+
+if TYPE_CHECKING:
+    from ldm.models.diffusion.ddpm import LatentDiffusion
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +146,7 @@ def _steps(config: RunConfig, data: Any) -> int:
     return DEFAULT_STEPS
 
 
-def _set_rate(model: Any, config: RunConfig) -> None:
+def _set_rate(model: LatentDiffusion, config: RunConfig) -> None:
     """Set the model's learning rate and log how it was computed."""
     base, batch = config.model.base_learning_rate, config.batch
     model.learning_rate = base * (batch.images if config.run.scale_lr else 1)
@@ -180,7 +183,7 @@ def _callbacks(config: RunConfig, first_step: int) -> list[pl.Callback]:
         ]
 
 
-def _describe(config: RunConfig, model: Any, data: Any, resumed: bool) -> None:
+def _describe(config: RunConfig, model: LatentDiffusion, data: Any, resumed: bool) -> None:
     """Set the learning rate, and the facts that the words' files hold."""
     _set_rate(model, config)
     manager = manager_of(model)

@@ -5,7 +5,6 @@ It reads no weights and no images. What depends on the data is in `ldm.training.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -19,7 +18,7 @@ from ldm.modules.diffusionmodules.model import Decoder
 from ldm.training.merge import WORDS, accepts, datasets
 from ldm.training.options import RunOptions
 from ldm.training.variants import check_learned, check_variant
-from ldm.util import UserError, get_obj_from_str, known_parameters, parameters
+from ldm.util import UserError, did_you_mean, get_obj_from_str, parameters, without_dropped
 from ldm.words.directional import ALONE, DirectionalEmbeddingManager
 from ldm.words.manager import EmbeddingManager
 
@@ -67,9 +66,7 @@ def check_names(where: str, names: Iterable[Any], allowed: Iterable[str]) -> Non
     allowed = list(allowed)
     for name in (str(n) for n in names):
         if name not in allowed:
-            near = difflib.get_close_matches(name, allowed, 1)
-            known = ", ".join(sorted(allowed))
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {known}"
+            hint = did_you_mean(name, allowed)
             raise UserError(f"unknown configuration key {where}.{name}: {hint}")
 
 
@@ -124,6 +121,7 @@ def check_targets(config: Any, where: str, extra: tuple[str, ...] = ()) -> None:
     target = get_obj_from_str(config.target)
     if not callable(target) or not isinstance(params, Mapping):
         raise UserError(f"{where}: expected target, a class, and params, a mapping; got {config}")
+    params = without_dropped(where, target, params)
     signature, complete = parameters(target)
     if complete:
         words = isinstance(target, type) and issubclass(target, EmbeddingManager)
@@ -131,7 +129,7 @@ def check_targets(config: Any, where: str, extra: tuple[str, ...] = ()) -> None:
     if isinstance(target, type) and issubclass(target, Autoencoder):
         networks = params.get("ddconfig")
         if isinstance(networks, Mapping):
-            check_names(f"{where}.params.ddconfig", networks, known_parameters(Decoder) or ())
+            check_names(f"{where}.params.ddconfig", networks, parameters(Decoder)[0])
     for name, parameter in signature.items():
         needed = parameter.default is parameter.empty and name not in GIVEN_BY_PARENT
         if needed and name not in (*params, "data_root"):

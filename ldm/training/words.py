@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.resources import ROOT
-from ldm.training.progress import logged
+from ldm.training.progress import StepCallback
 from ldm.util import UserError
 from ldm.words.files import read_words
 from ldm.words.manager import EmbeddingManager
@@ -135,7 +135,7 @@ def save_for_tools(folder: Path) -> None:
     write_for_tools(folder / WORDS_FOLDER, words)
 
 
-class WordNorms(pl.Callback):
+class WordNorms(StepCallback):
     """Log each word's norm and the vocabulary's where the loss is logged.
 
     A norm far above the vocabulary's drowns the rest of the prompt (Kim et al., arXiv 2512.13672):
@@ -145,20 +145,15 @@ class WordNorms(pl.Callback):
     def __init__(self) -> None:
         self.warned: set[str] = set()
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+    def on_step(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, is_logged: bool
     ) -> None:
         """Log the norms every `log_every_n_steps` steps."""
-        manager = manager_of(pl_module)
-        if manager is None or not logged(trainer, batch_idx):
+        manager = manager_of(module)
+        if manager is None or not is_logged:
             return
         norms = manager.norms()
-        pl_module.log_dict({f"word/{k}": float(v) for k, v in norms.items()})
+        module.log_dict({f"word/{k}": float(v) for k, v in norms.items()})
         for name, value in norms.items():
             kind, _, word = name.partition("/")
             if kind != "norm_ratio" or value <= LARGEST_RATIO or word in self.warned:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from ldm.words.loading import WordModel
 
 BRACKET = 1.1
 # A chunk ends at a comma that stands no further than this before its end.
@@ -56,6 +58,14 @@ def parse(text: str) -> list[tuple[str, float]]:
         same = joined and joined[-1][1] == weight and BREAK not in (part, joined[-1][0])
         joined[-1:] = [(joined[-1][0] + part, weight)] if same else [*joined[-1:], (part, weight)]
     return [(part, weight) for part, weight in joined if part]
+
+
+class TextModel(WordModel, Protocol):
+    """What weighted prompts need of a `LatentDiffusion`."""
+
+    def get_learned_conditioning(self, c: Any, **options: Any) -> Any:
+        """Encode token ids [b, n]."""
+        ...
 
 
 @dataclass
@@ -106,7 +116,7 @@ def chunks(encoder: Any, text: str, vectors: Mapping[int, int]) -> list[Chunk]:
     return found
 
 
-def vectors_of(model: Any) -> dict[int, int]:
+def vectors_of(model: TextModel) -> dict[int, int]:
     """Return the number of vectors of each of a model's words, by its token id."""
     manager = model.embedding_manager
     if manager is None:
@@ -114,13 +124,13 @@ def vectors_of(model: Any) -> dict[int, int]:
     return {manager.token_id(p): len(manager.word(p)) for p in manager.placeholders}
 
 
-def count_chunks(model: Any, texts: Sequence[str]) -> int:
+def count_chunks(model: TextModel, texts: Sequence[str]) -> int:
     """Return how many chunks the longest of the texts needs."""
     vectors = vectors_of(model)
     return max(len(chunks(model.cond_stage_model, text, vectors)) for text in texts)
 
 
-def encode_weighted(model: Any, texts: Sequence[str], count: int, **options: Any) -> Any:
+def encode_weighted(model: TextModel, texts: Sequence[str], count: int, **options: Any) -> Any:
     """Encode b prompts with weights, in `count` chunks each; shorter ones get empty chunks.
 
     Args:

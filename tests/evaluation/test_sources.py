@@ -52,7 +52,7 @@ class Recorder:
 
 
 MODEL: Any = SimpleNamespace(
-    device=torch.device("cpu"), image_size=8, first_stage_downsampling=8,
+    device=torch.device("cpu"), latent_size=(8, 8), first_stage_downsampling=8,
     cond_stage_model=SimpleNamespace(max_length=6, count_tokens=lambda text: len(text.split()) + 2),
 )  # fmt: skip
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from ldm.image_io import pil_grid
 from ldm.training.checkpoints import Checkpoints
 from ldm.training.csv_log import CsvLogger
 from ldm.training.datamodule import DataModuleFromConfig
-from ldm.training.image_logger import ImageLogger, grid, quietly, write_caption
+from ldm.training.image_logger import ImageLogger, quietly, write_caption
 from ldm.training.progress import Progress
 
 
@@ -68,7 +69,7 @@ def test_a_run_outlives_its_images(
 def test_captions_are_written_and_laid_out() -> None:
     pictures = [write_caption("a photo of a *", 64) for _ in range(5)]
     assert len(pictures[0].getcolors() or []) > 1
-    sheet = grid(pictures)
+    sheet = pil_grid(pictures, 4)
     assert sheet.width > 4 * pictures[0].width
     assert sheet.height > 2 * pictures[0].height
 

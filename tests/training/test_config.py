@@ -58,6 +58,32 @@ def test_a_placeholder_of_the_file_reaches_captions_too(arguments: Arguments) ->
         load([*arguments, words, clash])
 
 
+DROPPED = {
+    "learn_logvar": ("false", "true"),
+    "logvar_init": ("0.", "0.5"),
+    "original_elbo_weight": ("0", "0.001"),
+    "l_simple_weight": ("1.", "0.5"),
+    "given_betas": ("null", "[0.1,0.2]"),
+    "v_posterior": ("0.", "1.0"),
+    "cosine_s": ("8e-3", "0.1"),
+}
+
+
+def test_dropped_options_of_the_original_are_accepted_where_they_do_nothing(
+    arguments: Arguments,
+) -> None:
+    given = [f"model.params.{name}={usual}" for name, (usual, _) in DROPPED.items()]
+    assert set_up(load([*arguments, *given])).model.embedding_manager.placeholders == ["*"]
+
+
+@pytest.mark.parametrize("name", DROPPED)
+def test_a_dropped_option_that_asks_for_something_is_one_clear_line(
+    arguments: Arguments, name: str
+) -> None:
+    with pytest.raises(UserError, match=rf"^model: {name}=.* is not supported: leave it out"):
+        load([*arguments, f"model.params.{name}={DROPPED[name][1]}"])
+
+
 def test_data_flags_reach_every_set(arguments: Arguments, tmp_path: Path) -> None:
     lines = tmp_path / "templates.txt"
     lines.write_text("my {}\n")

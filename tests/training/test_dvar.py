@@ -146,8 +146,8 @@ def test_the_overlay_switches_it_on_and_paper_mode_has_none() -> None:
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ({"every": 0}, "every and samples must be at least 1, got 0 and 8"),
-        ({"samples": 0}, "got 1 and 0"),
+        ({"every": 0}, "every must be at least 1, got 0"),
+        ({"samples": 0}, "samples must be at least 1, got 0"),
         ({"window": 9, "every": 5}, "window must hold two evaluations, got 9 for every=5"),
         ({"bound": 0.0}, r"bound must lie in \(0, 1\], got 0"),
         ({"bound": 1.5}, r"bound must lie in \(0, 1\], got 1.5"),

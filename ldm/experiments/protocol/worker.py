@@ -263,6 +263,7 @@ def image_source(
     if cell.source == "prompts":
         return sources.from_prompts(source, words), unknown
     load_words(model, folder / WORD, prompts)
+    assert model.embedding_manager is not None
     norms = model.embedding_manager.norms()
     return source, {
         "word_norm": norms[f"norm/{words[0]}"],

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
@@ -90,6 +90,16 @@ class LatentDiffusion(TrainedModel):
         ValueError: an unknown value of an option, or options that contradict each other.
     """
 
+    # Parameters of the original, and the values at which they have no effect.
+    dropped: ClassVar[Mapping[str, Any]] = {
+        "learn_logvar": False,
+        "logvar_init": 0.0,
+        "original_elbo_weight": 0.0,
+        "l_simple_weight": 1.0,
+        "given_betas": None,
+        "v_posterior": 0.0,
+        "cosine_s": 8e-3,
+    }
     learning_rate = 5e-3
     model: DiffusionWrapper
     embedding_manager: EmbeddingManager | None
@@ -258,6 +268,13 @@ class LatentDiffusion(TrainedModel):
         """Pixels of an image to an element of its latent, along a side."""
         return int(self.first_stage_model.downsampling)
 
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of the latents that the model was trained on."""
+        size = self.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return height, width
+
     def train(self, mode: bool = True) -> LatentDiffusion:
         """Set the mode of the parts that are trained; frozen parts stay in evaluation mode."""
         super().train(mode)
@@ -364,10 +381,8 @@ class LatentDiffusion(TrainedModel):
             A condition as `apply_model` takes it: of SDXL a mapping, of other models a tensor.
         """
         if getattr(self.cond_stage_model, "reads_size", False):
-            own = self.image_size
-            height, width = (own, own) if isinstance(own, int) else own
-            factor = self.first_stage_downsampling
-            options["size"] = size or (height * factor, width * factor)
+            height, width = (side * self.first_stage_downsampling for side in self.latent_size)
+            options["size"] = size or (height, width)
         if self.embedding_manager is not None:
             options["embedding_manager"] = self.embedding_manager
         if self.cond_stage_forward is not None:
