@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.cli.common import Parser, check_output_folder, choose_device
-from ldm.util import UserError
+from ldm.cli.common import Parser, add_options, check_least, check_output_folder, choose_device
 
 log = logging.getLogger(__name__)
 SECTIONS = ("miniature", "1.4B", "growth", "runs")
@@ -33,31 +32,25 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "random, except in whole runs. Writes JSON and Markdown.",
         epilog=EXAMPLES,
     )
-    parser.add_argument(
-        "--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="what to measure"
-    )
+    names = list(SECTIONS)
+    parser.add_argument("--sections", nargs="+", choices=names, default=names, help="to measure")
     parser.add_argument("--batch_size", type=int, help="images a step (miniature 8, 1.4B 1)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side (3)")
     parser.add_argument("--repeat", type=int, default=3, help="steps timed in a turn (3)")
-    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, cuda:1, mps (cpu)")
+    add_options(parser, device="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (torch's choice)")
-    parser.add_argument(
-        "--quick", action="store_true", help="one round of few steps, in this process: for a look"
-    )
+    text = "one round of few steps, in this process: for a look"
+    parser.add_argument("--quick", action="store_true", help=text)
     parser.add_argument("--out", default="outputs/benchmark", help="folder of the results")
-    parser.add_argument(
-        "--page", type=Path, help="Markdown page that gets the tables, at its marks"
-    )
+    text = "Markdown page that gets the tables, at its marks"
+    parser.add_argument("--page", type=Path, help=text)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write."""
     options = parse(argv)
-    for name in ("batch_size", "rounds", "repeat", "threads"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, got {value}")
+    check_least(options, 1, "batch_size", "rounds", "repeat", "threads")
     folder, device = check_output_folder(options.out), choose_device(options.device)
 
     from ldm.experiments.benchmark import report, sections

@@ -52,7 +52,13 @@ def read_blend(given: Sequence[str] | None, name: str | None) -> Blend | None:
         return None
     shares: dict[str, float] = {}
     for text in given:
-        word, share = _read_share(text)
+        word, _, number = text.rpartition("=")
+        try:
+            share = float(number)
+        except ValueError:
+            share = math.nan
+        if not word or not 0 <= share <= 1:
+            raise UserError(f"--blend takes WORD=SHARE with a share of 0 to 1, got {text!r}")
         if word in shares:
             raise UserError(f"--blend names {word!r} twice: it blends two different words")
         shares[word] = share
@@ -62,17 +68,6 @@ def read_blend(given: Sequence[str] | None, name: str | None) -> Blend | None:
         total = f"{sum(shares.values()):g}"
         raise UserError(f"--blend {' '.join(given)}: the shares must sum to 1, not to {total}")
     return Blend(shares, name or next(iter(shares)))
-
-
-def _read_share(text: str) -> tuple[str, float]:
-    word, _, number = text.rpartition("=")
-    try:
-        share = float(number)
-    except ValueError:
-        share = math.nan
-    if not word or not 0 <= share <= 1:
-        raise UserError(f"--blend takes WORD=SHARE with a share of 0 to 1, got {text!r}")
-    return word, share
 
 
 def blend_words(
@@ -110,14 +105,11 @@ def blend_words(
     except ValueError as error:
         raise UserError(f"--blend: {first!r} and {second!r} have no blend: {error}") from error
     norms = [vectors[first].norm(dim=-1), vectors[second].norm(dim=-1), mixed.norm(dim=-1)]
-    logger.info("%s: %s, norms %s", wanted.name, _describe(wanted.shares),
-                ", ".join(f"{norm.mean():.3f}" for norm in norms))  # fmt: skip
+    shares = " + ".join(f"{share:g} {word}" for word, share in wanted.shares.items())
+    sizes = ", ".join(f"{norm.mean():.3f}" for norm in norms)
+    logger.info("%s: %s, norms %s", wanted.name, shares, sizes)
     facts = {
         "placeholders": json.dumps([wanted.name], ensure_ascii=False),
         "blended_from": json.dumps(dict(wanted.shares), ensure_ascii=False),
     }
     return {wanted.name: mixed}, facts
-
-
-def _describe(shares: Mapping[str, float]) -> str:
-    return " + ".join(f"{share:g} {word}" for word, share in shares.items())

@@ -7,28 +7,62 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ldm.resources import locate
-from ldm.sampling import Sampling
-from ldm.util import Parser, UserError
-
-__all__ = (
-    "MINIATURE",
-    "Once",
-    "Parser",
-    "add_model",
-    "add_weight_delta",
-    "add_words",
-    "check_output_folder",
-    "choose_device",
-    "find_model",
-    "sampling_of",
-)
+from ldm.sampling import PRECISIONS, SAMPLERS, Sampling
+from ldm.util import Parser as Parser
+from ldm.util import UserError, at_least
 
 MINIATURE = "models/miniature"
+# An option that takes several values, and may be repeated.
+SEVERAL: Mapping[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+_STEPS = {"type": int, "help": "steps of the sampler, 1..1000"}
+_ETA = {"type": float, "help": "DDIM's noise: 0 is deterministic, 1 is DDPM"}
+# Options that several commands have, by their names in Python: arguments of `add_argument`, and
+# under `flags` other spellings.
+SHARED: Mapping[str, Mapping[str, Any]] = {
+    "steps": {**_STEPS, "flags": ("--steps", "--ddim_steps")},
+    "ddim_steps": _STEPS,
+    "scale": {"type": float, "help": "guidance scale; 1 is none"},
+    "seed": {"type": int, "help": "seed of the first image; image i has seed + i"},
+    "sampler": {"choices": SAMPLERS, "help": "the sampler"},
+    "karras": {
+        "action": "store_true",
+        "help": "space noise levels as Karras et al.: few steps",
+    },
+    "eta": {**_ETA, "flags": ("--eta", "--ddim_eta")},
+    "ddim_eta": _ETA,
+    "negative_prompt": {"metavar": "TEXT", "help": "what guidance leads away from"},
+    "n_samples": {"type": int, "help": "number of images"},
+    "images": {"type": int, "help": "images of each prompt", "flags": ("--images", "--pictures")},
+    "batch_size": {"type": int, "help": "images at a time; 0 takes as many as fit"},
+    "device": {"help": "auto, cpu, cuda, cuda:1, mps"},
+    "precision": {"choices": PRECISIONS, "help": "float32, or half precision where it is safe"},
+    "outdir": {"metavar": "DIR", "help": "folder of the results"},
+    "output": {"metavar": "DIR", "help": "folder of the results"},
+    "concepts": {"metavar": "DIR", "help": "a folder of images for each concept"},
+}
+
+
+def add_options(group: argparse._ActionsContainer, **defaults: Any) -> None:
+    """Add options of `SHARED`, each with its default, which the help names."""
+    for name, default in defaults.items():
+        options = dict(SHARED[name])
+        if default is not None and not isinstance(default, bool) and default != "":
+            options["help"] += f" ({default})"
+        group.add_argument(*options.pop("flags", (f"--{name}",)), default=default, **options)
+
+
+def check_least(options: argparse.Namespace, least: float, *names: str) -> None:
+    """Raise UserError for the first of the named options that is below `least`."""
+    try:
+        at_least(least, **{f"--{name}": getattr(options, name) for name in names})
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 class Once(argparse.Action):
@@ -41,19 +75,13 @@ class Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def add_words(group: argparse._ArgumentGroup) -> None:
+def add_words(group: argparse._ActionsContainer) -> None:
     """Add the option that names files of learned words."""
-    group.add_argument(
-        "--embedding_path",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="[WORD=]FILE",
-        help="files of learned words; with WORD= the file's one word gets that name",
-    )
+    text = "files of learned words; with WORD= the file's one word gets that name"
+    group.add_argument("--embedding_path", **SEVERAL, metavar="[WORD=]FILE", help=text)
 
 
-def add_model(group: argparse._ArgumentGroup, checkpoint: str) -> None:
+def add_model(group: argparse._ActionsContainer, checkpoint: str) -> None:
     """Add the options that name a model, for `find_model`.
 
     Args:
@@ -76,7 +104,7 @@ def add_model(group: argparse._ArgumentGroup, checkpoint: str) -> None:
     )
 
 
-def add_weight_delta(group: argparse._ArgumentGroup) -> None:
+def add_weight_delta(group: argparse._ActionsContainer) -> None:
     """Add the option that names a weight delta."""
     group.add_argument(
         "--weight_delta",
@@ -108,6 +136,14 @@ def find_model(model: str, config: str | None) -> tuple[Path | None, Path]:
     if not locate(config).is_file():
         raise UserError(f"configuration {config} does not exist")
     return locate(config), weights
+
+
+def model_facts(weights: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what an image's metadata say about its model."""
+    from ldm.checkpoint.loading import checkpoint_hash
+
+    facts = {"checkpoint": weights.name, "checkpoint_hash": checkpoint_hash(weights)}
+    return facts | ({"weight_delta": options.weight_delta} if options.weight_delta else {})
 
 
 def sampling_of(options: argparse.Namespace, **flags: str) -> Sampling:

@@ -33,11 +33,7 @@ FAMILIES = ("ldm-bert", "clip")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line.
-
-    Raises:
-        UserError: unknown or malformed options.
-    """
+    """Read the command line."""
     parser = Parser(
         prog="scripts/convert_embedding.py",
         description="Write learned words in the form of another tool. The values stay as they are.",

@@ -21,11 +21,7 @@ EXAMPLES = """examples:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line.
-
-    Raises:
-        UserError: unknown or malformed options.
-    """
+    """Read the command line."""
     parser = Parser(
         prog="scripts/convert_model.py",
         description="Write a base as one file in the published (CompVis) names, or as a folder of "

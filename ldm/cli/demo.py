@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldm.cli.common import Parser, check_output_folder
+from ldm.cli.common import Parser, check_least, check_output_folder
 from ldm.resources import ROOT
 from ldm.util import UserError
 
@@ -53,14 +53,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Check the options before the slow imports.
-
-    Raises:
-        UserError: a number out of range, a file that does not exist, a folder that takes no files.
-    """
-    for name, least in (("steps", 1), ("samples", 1), ("scored", 2), ("ddim_steps", 1)):
-        if getattr(options, name) < least:
-            raise UserError(f"--{name} must be at least {least}, got {getattr(options, name)}")
+    """Raise UserError for a value out of range or a file that is not there."""
+    check_least(options, 1, "steps", "samples", "ddim_steps")
+    check_least(options, 2, "scored")
     for name in ("base", "config", "ckpt"):
         if not getattr(options, name).is_file():
             raise UserError(f"--{name} {getattr(options, name)}: no such file")

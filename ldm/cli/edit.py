@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.cli.common import Once, Parser, check_output_folder, choose_device, sampling_of
+from ldm.cli.common import (
+    Once,
+    Parser,
+    add_options,
+    check_least,
+    check_output_folder,
+    choose_device,
+    sampling_of,
+)
 from ldm.cli.image_options import add_generation, facts, find_files, load
 from ldm.util import UserError
 
@@ -38,11 +46,7 @@ of the image as it is given.
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line.
-
-    Raises:
-        UserError: unknown or malformed options.
-    """
+    """Read the command line."""
     parser = Parser(
         prog="scripts/edit.py",
         description="Edit an image inside a mask; the best image by the selector comes first.",
@@ -58,11 +62,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add_generation(parser)
     group = parser.add_argument_group("how to generate")
-    group.add_argument("--steps", type=int, default=50, help="DDIM steps, 1..1000 (50)")
-    group.add_argument("--scale", type=float, default=5.0, help="guidance scale (5)")
-    group.add_argument("--seed", type=int, default=42, help="seed of the first image (42)")
-    group.add_argument("--n_samples", type=int, default=4, help="number of images (4)")
-    group.add_argument("--batch_size", type=int, default=4, help="images at a time (4)")
+    add_options(group, steps=50, scale=5.0, seed=42, n_samples=4, batch_size=4)
     group.add_argument(
         "--dilate",
         type=int,
@@ -84,20 +84,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "beside the weights, or else openai/clip-vit-base-patch32; a single image is not ranked",
     )
     group = parser.add_argument_group("where to put it (nothing is overwritten)")
-    group.add_argument("--outdir", metavar="DIR", default="outputs/edit")
+    add_options(group, outdir="outputs/edit")
     return parser.parse_args(arguments)
 
 
 def check(options: argparse.Namespace) -> None:
-    """Check what can be checked without any file.
-
-    Raises:
-        UserError: a value out of range.
-    """
+    """Raise UserError for a value out of range."""
     sampling_of(options)
-    for flag, least in (("n_samples", 1), ("batch_size", 1), ("dilate", 0)):
-        if getattr(options, flag) < least:
-            raise UserError(f"--{flag} must be at least {least}, got {getattr(options, flag)}")
+    check_least(options, 1, "n_samples", "batch_size")
+    check_least(options, 0, "dilate")
 
 
 def run(options: argparse.Namespace) -> int:

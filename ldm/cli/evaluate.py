@@ -13,8 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.common import check_output_folder, choose_device, find_model, sampling_of
-from ldm.cli.evaluate_options import check, parse
+from ldm.cli.common import (
+    MINIATURE,
+    SEVERAL,
+    Parser,
+    add_model,
+    add_options,
+    add_weight_delta,
+    add_words,
+    check_least,
+    check_output_folder,
+    choose_device,
+    find_model,
+    sampling_of,
+)
 from ldm.evaluation.prompts import check_prompts, read_prompts
 from ldm.resources import ROOT
 from ldm.training.variants import find_variant
@@ -26,86 +38,152 @@ if TYPE_CHECKING:
 
     from ldm.evaluation.evaluate import Evaluation, ImageSource
     from ldm.inference import GeneratedImage
+    from ldm.models.diffusion.ddpm import LatentDiffusion
 
 log = logging.getLogger(__name__)
+EXAMPLES = """examples:
+  a word of the miniature, which comes with the project:
+    python scripts/evaluate_model.py --embedding_path examples/words/teal-star.safetensors \\
+        --data_root examples/concepts/teal-star
+  the paper's protocol at 1.4B, with CLIP ViT-B/32 and DINO from the hub or its cache:
+    python scripts/evaluate_model.py --model models/ldm/text2img-large/model.ckpt \\
+        --embedding_path embeddings.safetensors --data_root DIR --dino facebook/dino-vits16
+  what the paper compares with:
+    python scripts/evaluate_model.py --data_root DIR --variant human_captions \\
+        --captions "a teal star with yellow dots"
+    python scripts/evaluate_model.py --data_root DIR --variant image_only
+"""
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(
+        prog="scripts/evaluate_model.py",
+        description="Score a learned word by the paper's protocol: likeness to its training "
+        "images and to its prompts, with 95% bootstrap intervals; writes scores.json and "
+        "scores.csv.",
+        epilog=EXAMPLES,
+    )
+    group = parser.add_argument_group("what to score")
+    add_words(group)
+    text = "folder of the training images"
+    group.add_argument("--data_root", metavar="DIR", required=True, help=text)
+    text = "of configs/variants: human_captions, image_only and prompt_only need no word"
+    group.add_argument("--variant", metavar="NAME", help=text)
+    text = "for human_captions; by default those beside the images"
+    group.add_argument("--captions", **SEVERAL, metavar="TEXT|FILE", help=text)
+    group.add_argument("--prompts", metavar="FILE", help="a prompt a line; # begins a comment")
+    text = "one more prompt (repeatable)"
+    group.add_argument("--prompt", action="append", default=[], metavar="TEXT", help=text)
+    text = 'prompt of the image similarity ("A photo of *"); * becomes the word'
+    group.add_argument("--image_prompt", metavar="TEXT", default="A photo of *", help=text)
+    text = "words that prompts name (those of the files, or *)"
+    group.add_argument("--placeholder", action="append", default=[], metavar="WORD", help=text)
+
+    group = parser.add_argument_group("the model and the scorer")
+    add_model(group, MINIATURE)
+    add_weight_delta(group)
+    text = "CLIP that scores; by default that beside the weights, or openai/clip-vit-base-patch32"
+    group.add_argument("--extractor", metavar="FOLDER|NAME", help=text)
+    text = "score by DINO too, e.g. facebook/dino-vits16"
+    group.add_argument("--dino", metavar="FOLDER|NAME", help=text)
+    add_options(group, device="auto", precision="full")
+
+    group = parser.add_argument_group("generation and scoring")
+    add_options(group, images=64, steps=50, sampler="ddim", karras=False, scale=5.0, seed=42)
+    add_options(group, batch_size=0)
+    text = "of the images, for the intervals (1000)"
+    group.add_argument("--resamples", type=int, default=1000, help=text)
+
+    group = parser.add_argument_group("where to put it")
+    text = "folder of the results (outputs/evaluation/NAME)"
+    group.add_argument("--output", metavar="DIR", help=text)
+    group.add_argument("--name", help="in the results (the word's file, or the variant)")
+    names, text = ("--save_images", "--save_pictures"), "keep the generated images"
+    group.add_argument(*names, action="store_true", help=text)
+    group.add_argument("--again", action="store_true", help="replace scores that are there")
+    return parser.parse_args(arguments)
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is to be scored, checked as far as that takes no weights.
+class Subject:
+    """The model, prompts and training images of a scoring, checked before weights are read.
 
     Attributes:
-        name: in the results.
-        source: of the images, one of `ldm.training.variants.SOURCES`.
-        config, weights: of the model.
-        words: files of learned words, or "WORD=FILE".
-        placeholders: what prompts may name.
-        image_prompt, prompts: prompts of the images.
+        config: of the model; None takes that of its family.
+        weights: of the model.
         training: the training images' files.
-        captions: a human's, where they stand in the word's place.
-        folder: of the results.
-        device: device of generation and scoring.
-        difference: file of what tuning moved the weights by.
+        placeholders: the words that prompts may name.
+        image_prompt: of the images that are compared with the training images.
+        prompts: of the images that are compared with their text.
+        device: of generation and scoring.
     """
 
-    name: str
-    source: str
     config: Path | None
     weights: Path
-    words: Sequence[str]
+    training: Sequence[Path]
     placeholders: Sequence[str]
     image_prompt: str
     prompts: Sequence[str]
-    training: Sequence[Path]
-    captions: Sequence[str]
-    folder: Path
     device: str
-    weight_delta: Path | None
 
     @property
     def asked(self) -> list[str]:
         """Every prompt."""
         return [self.image_prompt, *self.prompts]
 
+    @property
+    def prompts_hash(self) -> str:
+        """A hash of every prompt."""
+        return hashlib.sha256("\n".join(self.asked).encode()).hexdigest()[:16]
 
-def read_request(options: argparse.Namespace) -> Request:
-    """Check the options.
+
+def read_subject(
+    options: argparse.Namespace,
+    placeholders: Sequence[str],
+    prompts: Sequence[str] = (),
+    ending: str = "",
+) -> Subject:
+    """Check the options that say what is scored.
+
+    Args:
+        options: of evaluate_model.py or select_word.py.
+        placeholders: the words that prompts may name.
+        prompts: beside those of `options.prompts`; without both, the shipped ones are taken.
+        ending: of the stem of the shipped prompts' file, such as "-selection".
 
     Raises:
-        UserError: anything wrong with them that can be known before weights are read.
+        UserError: a value out of range, a file that is not there, or a prompt without a word.
     """
     from ldm.data.folder import list_images
-    from ldm.words.loading import check_words, split_items
+    from ldm.evaluation.extractors import scorer_beside
 
-    check(options)
-    source = find_variant(options.variant).source if options.variant else "learned"
-    _check_source(options, source)
-    words = options.embedding_path
-    placeholders = options.placeholder or check_words(words, ()) or [DEFAULT_PLACEHOLDER]
+    check_least(options, 1, "images")
+    check_least(options, 0, "batch_size")
+    sampling_of(options)
     config, weights = find_model(options.model, options.config)
-    image_prompt = name_word(options.image_prompt, placeholders)
-    prompts = _prompts(options, weights, placeholders)
-    check_prompts([image_prompt, *prompts], placeholders)
-    training = list_images(options.data_root)
-    name = options.name or options.variant or Path(split_items(words)[0][0]).stem
-    return Request(
-        name=name,
-        source=source,
-        config=config,
-        weights=weights,
-        words=words,
-        placeholders=placeholders,
-        image_prompt=image_prompt,
-        prompts=prompts,
-        training=training,
-        captions=_captions(options, training) if source == "captions" else (),
-        folder=_output(options, name),
-        device=choose_device(options.device),
-        weight_delta=Path(options.weight_delta) if options.weight_delta else None,
-    )
+    file = options.prompts
+    if file is None and not prompts:  # the miniature's weights have their scorer beside them
+        own = "miniature" if scorer_beside(weights) else "paper"
+        file = ROOT / "examples" / "prompts" / f"{own}{ending}.txt"
+    listed = read_prompts(file) if file is not None else []
+    image_prompt, *rest = (_name_word(p, placeholders) for p in (options.image_prompt, *listed))
+    asked = [*rest, *prompts]
+    check_prompts([image_prompt, *asked], placeholders)
+    training, device = list_images(options.data_root), choose_device(options.device)
+    return Subject(config, weights, training, placeholders, image_prompt, asked, device)
 
 
-def _check_source(options: argparse.Namespace, source: str) -> None:
+def _name_word(prompt: str, placeholders: Sequence[str]) -> str:
+    """Put the word's own name in the place of the usual one, where that is not used."""
+    if DEFAULT_PLACEHOLDER in placeholders:
+        return prompt
+    return prompt.replace(DEFAULT_PLACEHOLDER, placeholders[0])
+
+
+def _source_of(options: argparse.Namespace) -> str:
+    """Return where the images come from, one of `ldm.training.variants.SOURCES`."""
+    source = find_variant(options.variant).source if options.variant else "learned"
     if source == "learned" and not options.embedding_path:
         raise UserError(
             "nothing to score: give a learned word as --embedding_path FILE, or --variant "
@@ -117,35 +195,7 @@ def _check_source(options: argparse.Namespace, source: str) -> None:
         )
     if source != "captions" and options.captions:
         raise UserError("--captions go with --variant human_captions only")
-
-
-def name_word(prompt: str, placeholders: Sequence[str]) -> str:
-    """Put the word's own name in the place of the usual one, where that is not used."""
-    if DEFAULT_PLACEHOLDER in placeholders:
-        return prompt
-    return prompt.replace(DEFAULT_PLACEHOLDER, placeholders[0])
-
-
-def shipped_prompts(weights: Path, ending: str = "") -> Path:
-    """Return the file of prompts that goes with a model's weights.
-
-    Args:
-        weights: of the model; the miniature's have its scorer beside them.
-        ending: of the file's stem, such as "-selection".
-    """
-    from ldm.evaluation.extractors import scorer_beside
-
-    own = "miniature" if scorer_beside(weights) else "paper"
-    return ROOT / "examples" / "prompts" / f"{own}{ending}.txt"
-
-
-def _prompts(options: argparse.Namespace, weights: Path, placeholders: Sequence[str]) -> list[str]:
-    """Return the prompts of the file and of the command line, or those that go with the model."""
-    file = options.prompts
-    if file is None and not options.prompt:
-        file = shipped_prompts(weights)
-    listed = read_prompts(file) if file is not None else []
-    return [*(name_word(prompt, placeholders) for prompt in listed), *options.prompt]
+    return source
 
 
 def _captions(options: argparse.Namespace, training: Sequence[Path]) -> list[str]:
@@ -164,102 +214,108 @@ def _captions(options: argparse.Namespace, training: Sequence[Path]) -> list[str
         raise UserError(f"{advice}; {error}") from error
 
 
-def _output(options: argparse.Namespace, name: str) -> Path:
-    folder = check_output_folder(options.output or Path("outputs") / "evaluation" / name)
-    if (folder / "scores.json").exists() and not options.again:
-        raise UserError(
-            f"{folder} holds scores already: give another --output, or --again to replace them"
-        )
-    return folder
-
-
 def run(options: argparse.Namespace) -> int:
     """Score what the options say.
 
     Raises:
         UserError: anything wrong with them, before weights are read where that can be known.
     """
-    request = read_request(options)
+    from ldm.words.loading import check_words, split_items
+
+    check_least(options, 1, "resamples")
+    source, words = _source_of(options), options.embedding_path
+    placeholders = options.placeholder or check_words(words, ()) or [DEFAULT_PLACEHOLDER]
+    subject = read_subject(options, placeholders, options.prompt)
+    name = options.name or options.variant or Path(split_items(words)[0][0]).stem
+    captions = _captions(options, subject.training) if source == "captions" else []
+    folder = check_output_folder(options.output or Path("outputs") / "evaluation" / name)
+    if (folder / "scores.json").exists() and not options.again:
+        raise UserError(
+            f"{folder} holds scores already: give another --output, or --again to replace them"
+        )
     start = time.monotonic()
 
+    from ldm.evaluation import extractors
     from ldm.evaluation.evaluate import evaluate
-    from ldm.evaluation.extractors import (
-        default_extractor,
-        extractor_facts,
-        find_dino,
-        find_extractor,
-    )
     from ldm.image_io import open_rgb
     from ldm.miniature.editability import edit_scores
 
-    training = [open_rgb(path) for path in request.training]
-    scored_by = options.extractor or default_extractor(request.weights)
-    extractor = find_extractor(scored_by, request.device)
-    second = find_dino(options.dino, request.device) if options.dino else None
+    training = [open_rgb(path) for path in subject.training]
+    scored_by = options.extractor or extractors.default_extractor(subject.weights)
+    extractor = extractors.find_extractor(scored_by, subject.device)
+    second = extractors.find_dino(options.dino, subject.device) if options.dino else None
     found = evaluate(
-        _image_source(request, options, training),
+        _image_source(subject, source, captions, options, training, folder),
         extractor,
         training,
-        request.prompts,
-        image_prompt=request.image_prompt,
-        placeholders=request.placeholders,
-        images=len(training) if request.source == "images" else options.images,
+        subject.prompts,
+        image_prompt=subject.image_prompt,
+        placeholders=placeholders,
+        images=len(training) if source == "images" else options.images,
         second=second,
         extra=edit_scores(extractor, resamples=options.resamples),
         resamples=options.resamples,
     )
+    dino = extractors.extractor_facts(options.dino, second) if second is not None else None
     facts = {
-        "extractor": extractor_facts(scored_by, extractor),
-        "dino": extractor_facts(options.dino, second) if second is not None else None,
-        **_facts(request, options),
+        "extractor": extractors.extractor_facts(scored_by, extractor),
+        "dino": dino,
+        "source": source,
+        "captions": captions,
+        **_facts(subject, options),
+        **({} if source == "images" else sampling_of(options).metadata()),
         "seconds": round(time.monotonic() - start, 1),
     }
-    write(request.folder, request.name, found.with_settings(**facts))
+    write(folder, name, found.with_settings(**facts))
     return 0
 
 
 def _image_source(
-    request: Request, options: argparse.Namespace, training: Sequence[Image]
+    subject: Subject,
+    source: str,
+    captions: Sequence[str],
+    options: argparse.Namespace,
+    training: Sequence[Image],
+    folder: Path,
 ) -> ImageSource:
     """Return the source of the images; it saves them if an option asks for it."""
     from ldm.evaluation import sources
     from ldm.image_io import safe_name, save_png
 
-    if request.source == "images":
+    if source == "images":
         return sources.from_images(training)
 
     def keep(images: Sequence[GeneratedImage]) -> None:
         for image in images:
-            path = request.folder / "pictures" / f"{safe_name(image.prompt)}_{image.seed}.png"
+            path = folder / "pictures" / f"{safe_name(image.prompt)}_{image.seed}.png"
             save_png(image.image, path, image.settings)
 
-    model, placeholders = _model(request), request.placeholders
-    if request.source == "captions":
-        each = len(request.captions)
-        texts = sources.captioned(request.asked, each, request.captions, placeholders)
+    model, placeholders = _model(subject, options), subject.placeholders
+    if source == "captions":
+        texts = sources.captioned(subject.asked, len(captions), captions, placeholders)
         sources.check_lengths(model, texts)
-    source = sources.from_model(
-        model.to(request.device),
+    generated = sources.from_model(
+        model.to(subject.device),
         sampling_of(options),
         keep=keep if options.save_images else None,
         progress=sys.stderr.isatty(),
     )
-    if request.source == "captions":
-        return sources.from_captions(source, request.captions, placeholders)
-    return sources.from_prompts(source, placeholders) if request.source == "prompts" else source
+    if source == "captions":
+        return sources.from_captions(generated, captions, placeholders)
+    return sources.from_prompts(generated, placeholders) if source == "prompts" else generated
 
 
-def _model(request: Request) -> Any:
+def _model(subject: Subject, options: argparse.Namespace) -> LatentDiffusion:
     """Load the model on the CPU, where its weights lie unread until all is checked."""
     from ldm.inference import load_model, load_words
 
-    model = load_model(request.config, request.weights, weight_delta=request.weight_delta)
-    load_words(model, request.words, request.asked if request.words else ())
+    model = load_model(subject.config, subject.weights, weight_delta=options.weight_delta)
+    load_words(model, options.embedding_path, subject.asked if options.embedding_path else ())
     return model
 
 
-def _facts(request: Request, options: argparse.Namespace) -> dict[str, Any]:
-    """Return what decided the scores: settings, and each file with the hash of what it holds."""
+def _facts(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the files that decided the scores, each with the hash of what it holds."""
     from importlib.metadata import version
     from platform import python_version
 
@@ -268,25 +324,21 @@ def _facts(request: Request, options: argparse.Namespace) -> dict[str, Any]:
     from ldm.checkpoint.loading import checkpoint_hash
     from ldm.words.loading import split_items
 
-    device = request.device
-    is_gpu = device.startswith("cuda")
+    config, delta, device = subject.config, options.weight_delta, subject.device
     return {
-        "source": request.source,
         "variant": options.variant,
-        "captions": list(request.captions),
-        "checkpoint": request.weights.name,
-        "checkpoint_hash": checkpoint_hash(request.weights),
-        "difference": checkpoint_hash(request.weight_delta) if request.weight_delta else None,
-        "config": request.config.name if request.config else None,
-        "config_hash": checkpoint_hash(request.config) if request.config else None,
+        "checkpoint": subject.weights.name,
+        "checkpoint_hash": checkpoint_hash(subject.weights),
+        "difference": checkpoint_hash(delta) if delta else None,
+        "config": config.name if config else None,
+        "config_hash": checkpoint_hash(config) if config else None,
         "words": [
             {"file": Path(path).name, "hash": checkpoint_hash(path), "name": name}
-            for path, name in split_items(request.words)
+            for path, name in split_items(options.embedding_path)
         ],
-        "training": {path.name: checkpoint_hash(path) for path in request.training},
-        "prompts_hash": hashlib.sha256("\n".join(request.asked).encode()).hexdigest()[:16],
-        **({} if request.source == "images" else sampling_of(options).metadata()),
-        "device": torch.cuda.get_device_name(device) if is_gpu else device,
+        "training": {path.name: checkpoint_hash(path) for path in subject.training},
+        "prompts_hash": subject.prompts_hash,
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "versions": f"python {python_version()}, torch {torch.__version__}, "
         f"transformers {version('transformers')}",
     }

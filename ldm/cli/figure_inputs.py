@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.checkpoint.names import DELTA_FILE
-from ldm.cli.common import Parser, check_output_folder
+from ldm.cli.common import Parser, check_least, check_output_folder
 from ldm.experiments.figures.pivotal import FOLDER, WORD, make
 from ldm.resources import ROOT
-from ldm.util import UserError
 
 log = logging.getLogger(__name__)
+CONCEPTS = str(ROOT / "examples" / "concepts")
 SETS_HELP = """then learn their words and put them beside the others:
   python main.py --base configs/miniature/finetune.yaml -t --no-test --seed 1 --init_word star \\
       --actual_resume models/miniature/model.safetensors --data_root examples/concepts/any-star \\
@@ -35,12 +35,8 @@ def sets(arguments: Sequence[str]) -> int:
         "(arcade).",
         epilog=SETS_HELP,
     )
-    parser.add_argument(
-        "--concepts",
-        metavar="DIR",
-        default=str(ROOT / "examples" / "concepts"),
-        help="parent of their folders (examples/concepts)",
-    )
+    text = "parent of their folders (examples/concepts)"
+    parser.add_argument("--concepts", metavar="DIR", default=CONCEPTS, help=text)
     folder = check_output_folder(parser.parse_args(arguments).concepts)
 
     from ldm.experiments.figures.sets import SETS, write_set
@@ -59,17 +55,12 @@ def pivotal(arguments: Sequence[str]) -> int:
         epilog="example:\n  python scripts/figures.py pivotal\n  python scripts/figures.py 11\n",
     )
     parser.add_argument("--concept", default="teal-star", help="what to learn (teal-star)")
-    parser.add_argument(
-        "--concepts",
-        metavar="DIR",
-        default=str(ROOT / "examples" / "concepts"),
-        help="a folder of images for each concept (examples/concepts)",
-    )
+    text = "a folder of images for each concept (examples/concepts)"
+    parser.add_argument("--concepts", metavar="DIR", default=CONCEPTS, help=text)
     parser.add_argument("--output", metavar="DIR", default=FOLDER, help=f"parent folder ({FOLDER})")
     parser.add_argument("--steps", type=int, help="of both stages (400)")
     options = parser.parse_args(arguments)
-    if options.steps is not None and options.steps < 1:
-        raise UserError(f"--steps must be at least 1, got {options.steps}")
+    check_least(options, 1, "steps")
     output = Path(check_output_folder(options.output)).resolve()
     made = make(options.concept, Path(options.concepts).resolve(), output, ROOT, options.steps)
     log.info("%s", made)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import shlex
 import sys
 import time
@@ -15,11 +14,15 @@ from ldm.checkpoint.names import find_delta
 from ldm.cli import figure_inputs
 from ldm.cli.common import (
     MINIATURE,
+    SEVERAL,
     Parser,
     add_model,
+    add_options,
+    check_least,
     check_output_folder,
     choose_device,
     find_model,
+    sampling_of,
 )
 from ldm.experiments.figures.pivotal import FOLDER, HOW
 from ldm.experiments.figures.record import Figure, find
@@ -46,102 +49,52 @@ EXAMPLES = """examples:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line.
-
-    Raises:
-        UserError: unknown or malformed options.
-    """
+    """Read the command line."""
     parser = Parser(
         prog="scripts/figures.py",
         description="Make figures of the paper: PNG, PDF, the numbers as CSV, and a text with the "
         "command and the settings of the images.",
         epilog=EXAMPLES,
     )
-    parser.add_argument(
-        "figures", nargs="*", metavar="N", help='numbers such as 4, 10a; "all", the default'
-    )
+    text = 'numbers such as 4, 10a; "all", the default'
+    parser.add_argument("figures", nargs="*", metavar="N", help=text)
     parser.add_argument("--list", action="store_true", help="list the figures and stop")
-    _add_where(parser)
-    _add_how(parser)
-    parser.add_argument(
-        "--allow-missing",
-        action="store_true",
-        help="exit with 0 although inputs of some figures are missing",
-    )
-    return parser.parse_intermixed_args(arguments)
-
-
-def _add_where(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where everything lies")
     add_model(group, MINIATURE)
-    group.add_argument(
-        "--words", metavar="DIR", default="examples/words", help="learned words (examples/words)"
+    text = "learned words (examples/words)"
+    group.add_argument("--words", metavar="DIR", default="examples/words", help=text)
+    add_options(group, concepts="examples/concepts")
+    text = (
+        "the protocol's output, for figures 10 and 12 (the first that is there of "
+        f"{', '.join(TABLES[0])}; at 1.4B {TABLES[1][0]})"
     )
-    group.add_argument(
-        "--concepts",
-        metavar="DIR",
-        default="examples/concepts",
-        help="a folder of images for each concept (examples/concepts)",
+    group.add_argument("--table", metavar="DIR", help=text)
+    text = f"of the user study, for figure 10 ({STUDY}/answers/*.json)"
+    group.add_argument("--answers", nargs="+", metavar="FILE", default=[], help=text)
+    text = f"of the user study: its key.json ({STUDY}/key.json)"
+    group.add_argument("--key", metavar="FILE", help=text)
+    text = (
+        "with weight_delta.safetensors and its word, for figure 11 (where it is there "
+        f"{FOLDER}/CONCEPT, which scripts/figures.py pivotal makes)"
     )
-    group.add_argument(
-        "--table",
-        metavar="DIR",
-        help="the protocol's output, for figures 10 and 12 (the first that is there of "
-        f"{', '.join(TABLES[0])}; at 1.4B {TABLES[1][0]})",
-    )
-    group.add_argument(
-        "--answers",
-        nargs="+",
-        metavar="FILE",
-        default=[],
-        help=f"of the user study, for figure 10 ({STUDY}/answers/*.json)",
-    )
-    group.add_argument(
-        "--key", metavar="FILE", help=f"of the user study: its key.json ({STUDY}/key.json)"
-    )
-    group.add_argument(
-        "--pivotal",
-        metavar="DIR",
-        help="with weight_delta.safetensors and its word, for figure 11 (where it is there "
-        f"{FOLDER}/CONCEPT, which scripts/figures.py pivotal makes)",
-    )
+    group.add_argument("--pivotal", metavar="DIR", help=text)
     group.add_argument("--image", metavar="FILE", help="to edit, for figure 9")
     group.add_argument("--mask", metavar="FILE", help="white where to edit, for figure 9")
-    group.add_argument(
-        "--rename",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=OTHER",
-        help="take another concept in a figure's place",
-    )
-    group.add_argument(
-        "--output", metavar="DIR", default="outputs/figures", help="of the files (outputs/figures)"
-    )
-
-
-def _add_how(parser: argparse.ArgumentParser) -> None:
+    text = "take another concept in a figure's place"
+    group.add_argument("--rename", **SEVERAL, metavar="NAME=OTHER", help=text)
+    add_options(group, output="outputs/figures")
     group = parser.add_argument_group("generation and scoring")
-    group.add_argument(
-        "--images",
-        "--pictures",
-        type=int,
-        help=f"images of a prompt ({IMAGES[0]} in the miniature, {IMAGES[1]} otherwise)",
-    )
-    group.add_argument("--steps", type=int, default=50, help="DDIM steps, 1..1000 (50)")
-    group.add_argument(
-        "--scale",
-        type=float,
-        help=f"guidance ({SCALE[0]:g} in the miniature, {SCALE[1]:g} otherwise)",
-    )
-    group.add_argument("--seed", type=int, default=42, help="of the first image (42)")
-    group.add_argument(
-        "--extractor",
-        metavar="FOLDER|NAME",
-        default="",
-        help="CLIP that scores (the one beside the weights, or else the paper's)",
-    )
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    text = f"images of a prompt ({IMAGES[0]} in the miniature, {IMAGES[1]} otherwise)"
+    group.add_argument("--images", "--pictures", type=int, help=text)
+    text = f"guidance ({SCALE[0]:g} in the miniature, {SCALE[1]:g} otherwise)"
+    group.add_argument("--scale", type=float, help=text)
+    add_options(group, steps=50, seed=42)
+    text = "CLIP that scores (the one beside the weights, or else the paper's)"
+    group.add_argument("--extractor", metavar="FOLDER|NAME", default="", help=text)
+    add_options(group, device="auto")
+    text = "exit with 0 although inputs of some figures are missing"
+    parser.add_argument("--allow-missing", action="store_true", help=text)
+    return parser.parse_intermixed_args(arguments)
 
 
 def read_request(options: argparse.Namespace) -> Request:
@@ -150,16 +103,11 @@ def read_request(options: argparse.Namespace) -> Request:
     Raises:
         UserError: a value out of range, or a model that is not there.
     """
-    if options.images is not None and options.images < 1:
-        raise UserError(f"--images must be at least 1, got {options.images}")
-    if not 1 <= options.steps <= 1000:
-        raise UserError(f"--steps must lie in 1..1000, got {options.steps}")
-    if options.scale is not None and not 0 <= options.scale < math.inf:
-        raise UserError(f"--scale must be at least 0, got {options.scale}")
-    if not 0 <= options.seed < 2**62:
-        raise UserError(f"--seed must lie in 0..2^62, got {options.seed}")
+    check_least(options, 1, "images")
     config, weights = find_model(options.model, options.config)
     kind = 0 if is_miniature(weights) else 1
+    options.scale = SCALE[kind] if options.scale is None else options.scale
+    sampling_of(options)
     answers, key = _study(options, kind)
     rename = _renamed(options.rename)
     return Request(
@@ -177,7 +125,7 @@ def read_request(options: argparse.Namespace) -> Request:
         extractor=options.extractor,
         images=options.images or IMAGES[kind],
         steps=options.steps,
-        scale=SCALE[kind] if options.scale is None else options.scale,
+        scale=options.scale,
         seed=options.seed,
         device=choose_device(options.device),
         rename=rename,

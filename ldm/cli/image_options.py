@@ -7,8 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.cli.common import add_model, add_weight_delta, add_words, find_model
-from ldm.cli.txt2img_options import LATENT_DIFFUSION
+from ldm.cli.common import (
+    add_model,
+    add_options,
+    add_weight_delta,
+    add_words,
+    find_model,
+    model_facts,
+)
+from ldm.cli.txt2img import LATENT_DIFFUSION
 
 if TYPE_CHECKING:
     from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -20,7 +27,7 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     add_model(group, LATENT_DIFFUSION.checkpoint)
     add_words(group)
     add_weight_delta(group)
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add_options(group, device="auto")
 
 
 def find_files(options: argparse.Namespace) -> tuple[Path | None, Path]:
@@ -47,13 +54,9 @@ def facts(options: argparse.Namespace) -> dict[str, str]:
     from ldm.checkpoint.loading import checkpoint_hash
 
     _, weights = find_files(options)
-    found = {
+    return {
         "image": Path(options.image).name,
         "image_hash": checkpoint_hash(options.image),
-        "checkpoint": weights.name,
-        "checkpoint_hash": checkpoint_hash(weights),
+        **model_facts(weights, options),
         "embeddings": " ".join(options.embedding_path),
     }
-    if options.weight_delta:
-        found["weight_delta"] = options.weight_delta
-    return found

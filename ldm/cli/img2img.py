@@ -7,9 +7,16 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from ldm.cli.common import Once, Parser, check_output_folder, choose_device, sampling_of
+from ldm.cli.common import (
+    Once,
+    Parser,
+    add_options,
+    check_least,
+    check_output_folder,
+    choose_device,
+    sampling_of,
+)
 from ldm.cli.image_options import add_generation, facts, find_files, load
-from ldm.sampling import SAMPLERS
 from ldm.util import UserError
 
 log = logging.getLogger(__name__)
@@ -25,11 +32,7 @@ EXAMPLES = """examples:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line.
-
-    Raises:
-        UserError: unknown or malformed options.
-    """
+    """Read the command line."""
     parser = Parser(
         prog="scripts/img2img.py",
         description="Generate images of a prompt that start from a given image (SDEdit).",
@@ -48,17 +51,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add_generation(parser)
     group = parser.add_argument_group("how to generate")
-    group.add_argument("--steps", "--ddim_steps", type=int, default=50, help="1..1000 (50)")
-    group.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="the sampler (ddim)")
-    group.add_argument("--karras", action="store_true", help="Karras spacing, for few steps")
-    group.add_argument("--eta", "--ddim_eta", type=float, default=0.0, help="DDIM's noise, 0..1")
-    group.add_argument("--scale", type=float, default=5.0, help="guidance scale (5)")
-    group.add_argument("--negative_prompt", default="", help="what guidance leads away from")
-    group.add_argument("--seed", type=int, default=42, help="seed of the first image (42)")
-    group.add_argument("--n_samples", type=int, default=4, help="number of images (4)")
-    group.add_argument("--batch_size", type=int, default=4, help="images at a time (4)")
+    add_options(group, steps=50, sampler="ddim", karras=False, eta=0.0, scale=5.0)
+    add_options(group, negative_prompt="", seed=42, n_samples=4, batch_size=4)
     group = parser.add_argument_group("where to put it (nothing is overwritten)")
-    group.add_argument("--outdir", metavar="DIR", default="outputs/img2img-samples")
+    add_options(group, outdir="outputs/img2img-samples")
     return parser.parse_args(arguments)
 
 
@@ -71,8 +67,7 @@ def run(options: argparse.Namespace) -> int:
     sampling = sampling_of(options)
     if not 0 < options.strength <= 1:
         raise UserError(f"--strength must lie in (0, 1], got {options.strength}")
-    if options.n_samples < 1:
-        raise UserError(f"--n_samples must be at least 1, got {options.n_samples}")
+    check_least(options, 1, "n_samples")
     folder = check_output_folder(options.outdir)
     find_files(options)
 

@@ -11,7 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.cli.common import Once, Parser, check_output_folder, choose_device, sampling_of
+from ldm.cli.common import (
+    SEVERAL,
+    Once,
+    Parser,
+    add_options,
+    check_least,
+    check_output_folder,
+    choose_device,
+    sampling_of,
+)
 from ldm.cli.image_options import add_generation, facts, find_files, load
 from ldm.util import UserError
 
@@ -39,11 +48,7 @@ model, 64 for the miniature), its proportions kept as nearly as the model can.
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line.
-
-    Raises:
-        UserError: unknown or malformed options.
-    """
+    """Read the command line."""
     parser = Parser(
         prog="scripts/invert.py",
         description="Bipartite (DDIM) inversion: writes noise.safetensors, the image reconstructed "
@@ -52,57 +57,36 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("the image and the prompts")
     group.add_argument("--image", metavar="FILE", required=True, help="the image")
-    group.add_argument(
-        "--prompt", action=Once, metavar="TEXT", help='that describes it, as "a photo of *"'
-    )
+    text = 'that describes it, as "a photo of *"'
+    group.add_argument("--prompt", action=Once, metavar="TEXT", help=text)
     group.add_argument("--noise", metavar="FILE", help="found before; in place of --prompt")
+    text = "prompts to generate from the noise"
+    group.add_argument("--edit", **SEVERAL, metavar="TEXT", help=text)
+    scales, text = [1.0, 3.0, 5.0], "of guidance, for the edits (1 3 5)"
     group.add_argument(
-        "--edit",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="TEXT",
-        help="prompts to generate from the noise",
-    )
-    group.add_argument(
-        "--scales",
-        nargs="+",
-        type=float,
-        default=[1.0, 3.0, 5.0],
-        metavar="SCALE",
-        help="of guidance, for the edits (1 3 5)",
+        "--scales", nargs="+", type=float, default=scales, metavar="SCALE", help=text
     )
     add_generation(parser)
     group = parser.add_argument_group("how to invert")
     group.add_argument("--steps", type=int, default=250, help="of DDIM, 2..1000 (250)")
-    group.add_argument(
-        "--inversion_scale", type=float, default=1.0, help="guidance while inverting; 1 is none (1)"
-    )
-    group.add_argument(
-        "--refinements",
-        type=int,
-        default=0,
-        help="further predictions a step, for few steps or guidance; 0 is the paper's formula (0)",
-    )
+    text = "guidance while inverting; 1 is none (1)"
+    group.add_argument("--inversion_scale", type=float, default=1.0, help=text)
+    text = "further predictions a step, for few steps or guidance; 0 is the paper's formula (0)"
+    group.add_argument("--refinements", type=int, default=0, help=text)
     group = parser.add_argument_group("where to put it (images are not overwritten)")
-    group.add_argument("--outdir", metavar="DIR", default="outputs/invert")
+    add_options(group, outdir="outputs/invert")
     return parser.parse_args(arguments)
 
 
 def check(options: argparse.Namespace) -> None:
-    """Check what can be checked without any file.
-
-    Raises:
-        UserError: a value out of range.
-    """
+    """Raise UserError for a value out of range."""
     sampling_of(options, scale="inversion_scale")
     if options.steps < 2:
         raise UserError(f"--steps must lie in 2..1000, got {options.steps}")
     for scale in options.scales:
         if not (math.isfinite(scale) and scale >= 0):
             raise UserError(f"--scales must be at least 0, got {scale}")
-    if options.refinements < 0:
-        raise UserError(f"--refinements must be at least 0, got {options.refinements}")
+    check_least(options, 0, "refinements")
     if (options.prompt is None) == (options.noise is None):
         raise UserError("give either --prompt TEXT, which describes the image, or --noise FILE")
     if options.noise is not None and not options.edit:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.cli.blend import blend_words, read_blend
-from ldm.cli.common import Parser, check_output_folder
+from ldm.cli.common import SEVERAL, Parser, check_output_folder
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -53,62 +53,49 @@ class Word:
     """A word on its way from a file into the merged one."""
 
     source: Path
+    file: WordFile
     stored: str
     name: str
 
+    @property
+    def vectors(self) -> Tensor:
+        """The word's vectors, [k, d]."""
+        return self.file.words[self.stored]
+
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line.
-
-    Raises:
-        UserError: unknown or malformed options.
-    """
+    """Read the command line."""
     parser = Parser(
         prog="merge_embeddings.py",
         description="Merge files of learned words into one. No word is ever overwritten: where two "
         "have one name, say how to rename them.",
         epilog=EXAMPLES,
     )
-    parser.add_argument(
-        "--manager_ckpts", nargs="+", required=True, metavar="FILE", help="files of learned words"
+    text = "files of learned words"
+    parser.add_argument("--manager_ckpts", nargs="+", required=True, metavar="FILE", help=text)
+    text = "merged file, .pt or .safetensors"
+    parser.add_argument("--output_path", required=True, metavar="FILE", help=text)
+    text = (
+        "rename a word; of several with this name, the first keeps it unless there is a renaming "
+        "for each"
     )
-    parser.add_argument(
-        "--output_path", required=True, metavar="FILE", help="merged file, .pt or .safetensors"
+    parser.add_argument("--rename", **SEVERAL, metavar="OLD=NEW", help=text)
+    text = (
+        "blend two of the (renamed) words, whose shares sum to 1, and write that word alone: "
+        "directions by spherical interpolation, norms linearly, vector by vector"
     )
-    parser.add_argument(
-        "--rename",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="OLD=NEW",
-        help="rename a word; of several with this name, the first keeps it unless there is a "
-        "renaming for each",
+    parser.add_argument("--blend", nargs="+", metavar="WORD=SHARE", help=text)
+    text = "name of the blended word; by default the first one's"
+    parser.add_argument("--blend_name", metavar="WORD", help=text)
+    text = "check that the words are for Stable Diffusion; their width tells the vocabulary"
+    parser.add_argument("-sd", "--stable_diffusion", action="store_true", help=text)
+    text = "vocabulary to look new names up in, for a .pt file"
+    parser.add_argument("--tokenizer", metavar="FOLDER", help=text)
+    text = (
+        "write each word into a file of its own that other tools load; --output_path is then "
+        "their folder"
     )
-    parser.add_argument(
-        "--blend",
-        nargs="+",
-        metavar="WORD=SHARE",
-        help="blend two of the (renamed) words, whose shares sum to 1, and write that word alone: "
-        "directions by spherical interpolation, norms linearly, vector by vector",
-    )
-    parser.add_argument(
-        "--blend_name", metavar="WORD", help="name of the blended word; by default the first one's"
-    )
-    parser.add_argument(
-        "-sd",
-        "--stable_diffusion",
-        action="store_true",
-        help="check that the words are for Stable Diffusion; their width tells the vocabulary",
-    )
-    parser.add_argument(
-        "--tokenizer", metavar="FOLDER", help="vocabulary to look new names up in, for a .pt file"
-    )
-    parser.add_argument(
-        "--split",
-        action="store_true",
-        help="write each word into a file of its own that other tools load; --output_path is then "
-        "their folder",
-    )
+    parser.add_argument("--split", action="store_true", help=text)
     parser.add_argument("--force", action="store_true", help="replace existing output files")
     return parser.parse_args(arguments)
 
@@ -135,25 +122,18 @@ def run(options: argparse.Namespace) -> int:
     sources = [Path(path) for path in options.manager_ckpts]
     files = [read_words(path) for path in sources]
     words = name_words(sources, files, options.rename)
-    by_source = list(zip(sources, files, strict=True))
-    vectors = {w.name: file.words[w.stored] for w, file in _pairs(words, by_source)}
-    second = {w.name: file.second[w.stored] for w, file in _pairs(words, by_source) if file.second}
+    vectors = {word.name: word.vectors for word in words}
+    second = {word.name: word.file.second[word.stored] for word in words if word.file.second}
     if second and len(second) < len(vectors):
         alone = min(set(vectors) - set(second))
         raise UserError(
             f"{min(second)!r} is a word for SDXL and {alone!r} is not: merge alike ones"
         )
-    width = _common_width(words, vectors, options.stable_diffusion)
-    stated = {
-        w.name: file.token_ids[w.stored]
-        for w, file in _pairs(words, by_source)
-        if w.name == w.stored and w.stored in file.token_ids
-    }
-    facts = _metadata(words, by_source, width)
+    width = _common_width(words, options.stable_diffusion)
+    facts = _metadata(words, width)
     for word in words:
         change = "" if word.name == word.stored else f" (was {word.stored})"
-        logger.info("%s%s from %s: %d vectors", word.name, change, word.source,
-                    len(vectors[word.name]))  # fmt: skip
+        logger.info("%s%s from %s: %d vectors", word.name, change, word.source, len(word.vectors))
     if wanted is not None:
         vectors, blended = blend_words(vectors, wanted)
         second = blend_words(second, wanted)[0] if second else {}
@@ -165,6 +145,8 @@ def run(options: argparse.Namespace) -> int:
         return 0
     ids = {}
     if output.suffix == ".pt":
+        same = [word for word in words if word.name == word.stored]
+        stated = {w.name: w.file.token_ids[w.name] for w in same if w.name in w.file.token_ids}
         ids = token_ids(vectors, stated, options.tokenizer, width)
     write_words(output, vectors, ids, facts, second)
     logger.info("%s: %s", output, " ".join(vectors))
@@ -173,12 +155,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _write_each(folder: Path, file: WordFile, force: bool) -> None:
     """Write each word into a file of its own."""
-    from ldm.words.travel import file_names, write_for_tools
+    from ldm.words.travel import targets, write_for_tools
 
-    names = [f"{stem}.safetensors" for stem in file_names(list(file.words)).values()]
-    there = [name for name in names if (folder / name).exists()]
+    there = [path for path in targets(folder, file, "kohya") if path.exists()]
     if there and not force:
-        raise UserError(f"{folder / there[0]} exists: give another --output_path, or --force")
+        raise UserError(f"{there[0]} exists: give another --output_path, or --force")
     for word, path in zip(file.words, write_for_tools(folder, file), strict=True):
         logger.info("%s: %s", path, word)
 
@@ -211,12 +192,7 @@ def name_words(
             keeping = bearers[stored] - len(new) if new else bearers[stored]
             place = met[stored] - keeping
             met[stored] += 1
-            words.append(Word(source, stored, new[place] if place >= 0 else stored))
-    _check_names(words)
-    return words
-
-
-def _check_names(words: Sequence[Word]) -> None:
+            words.append(Word(source, file, stored, new[place] if place >= 0 else stored))
     taken: dict[str, Word] = {}
     for word in words:
         other = taken.setdefault(word.name, word)
@@ -225,6 +201,7 @@ def _check_names(words: Sequence[Word]) -> None:
                 f"{other.source} and {word.source} both bring the word {word.name!r}: rename one "
                 f"with --rename '{word.stored}=NEW'"
             )
+    return words
 
 
 def _split(rename: str) -> tuple[str, str]:
@@ -234,22 +211,13 @@ def _split(rename: str) -> tuple[str, str]:
     return old, new
 
 
-def _pairs(
-    words: Sequence[Word], by_source: Sequence[tuple[Path, WordFile]]
-) -> list[tuple[Word, WordFile]]:
-    """Pair each word with its file; one path given twice is two sources of the same content."""
-    files = dict(by_source)
-    return [(word, files[word.source]) for word in words]
-
-
-def _common_width(words: Sequence[Word], vectors: dict[str, Tensor], stable: bool) -> int:
-    widths = {word.name: vectors[word.name].shape[-1] for word in words}
-    width = widths[words[0].name]
+def _common_width(words: Sequence[Word], stable: bool) -> int:
+    width = words[0].vectors.shape[-1]
     for word in words:
-        if widths[word.name] != width:
+        if word.vectors.shape[-1] != width:
             raise UserError(
                 f"{words[0].source} is for a text encoder of width {width} and {word.source} for "
-                f"one of {widths[word.name]}: they cannot be used together"
+                f"one of {word.vectors.shape[-1]}: they cannot be used together"
             )
     if stable and VOCABULARIES.get(width) != CLIP_VOCABULARY:
         raise UserError(f"-sd is for words of width 768 or 1024; these have {width}")
@@ -271,10 +239,14 @@ def token_ids(
     Raises:
         UserError: a name that is not one known token, two names of one token, or no vocabulary.
     """
-    new = [name for name in names if name not in stated]
+    names = list(names)
     ids = {name: stated[name] for name in names if name in stated}
-    ids |= _look_up(new, tokenizer, width)
-    _check_ids(ids)
+    ids |= _look_up([name for name in names if name not in stated], tokenizer, width)
+    by_id: dict[int, str] = {}
+    for name, token in ids.items():
+        other = by_id.setdefault(token, name)
+        if other != name:
+            raise UserError(f"{other!r} and {name!r} are the same token: rename one of them")
     return ids
 
 
@@ -306,27 +278,15 @@ def _look_up(names: Sequence[str], source: str | None, width: int) -> dict[str, 
     return ids
 
 
-def _check_ids(ids: dict[str, int]) -> None:
-    by_id: dict[int, str] = {}
-    for name, token in ids.items():
-        other = by_id.setdefault(token, name)
-        if other != name:
-            raise UserError(f"{other!r} and {name!r} are the same token: rename one of them")
-
-
-def _metadata(
-    words: Sequence[Word], by_source: Sequence[tuple[Path, WordFile]], width: int
-) -> dict[str, str]:
-    families = {file.metadata.get("encoder_family") for _, file in by_source} - {None}
-    facts = {
-        "placeholders": json.dumps([word.name for word in words], ensure_ascii=False),
-        "merged_from": json.dumps([str(word.source) for word in words], ensure_ascii=False),
-        "words": json.dumps(
-            {word.name: file.metadata for word, file in _pairs(words, by_source)},
-            ensure_ascii=False,
-        ),
-        "encoder_width": str(width),
+def _metadata(words: Sequence[Word], width: int) -> dict[str, str]:
+    families = {word.file.metadata.get("encoder_family") for word in words} - {None}
+    lists = {
+        "placeholders": [word.name for word in words],
+        "merged_from": [str(word.source) for word in words],
+        "words": {word.name: word.file.metadata for word in words},
     }
+    facts = {key: json.dumps(value, ensure_ascii=False) for key, value in lists.items()}
+    facts["encoder_width"] = str(width)
     if len(families) > 1:
         raise UserError(f"the words are for different text encoders: {sorted(map(str, families))}")
     if families:

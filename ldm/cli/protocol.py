@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldm.cli.common import Parser, check_output_folder, choose_device
+from ldm.cli.common import Parser, check_least, check_output_folder, choose_device
 from ldm.util import UserError
 
 EXAMPLES = """examples:
@@ -24,11 +24,7 @@ EXAMPLES = """examples:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line.
-
-    Raises:
-        UserError: unknown or malformed options, or a number out of range.
-    """
+    """Read the command line; raise UserError for a number out of range."""
     parser = Parser(
         prog="scripts/protocol.py",
         description="Learn and score every cell of a protocol, each once, and write table.csv, "
@@ -37,49 +33,32 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         epilog=EXAMPLES,
     )
     parser.add_argument("protocol", metavar="YAML", help="such as configs/protocol/miniature.yaml")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="change an entry of the protocol"
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="the table's folder (outputs/protocol/NAME)"
-    )
+    text = "change an entry of the protocol"
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=text)
+    text = "the table's folder (outputs/protocol/NAME)"
+    parser.add_argument("--output", type=Path, metavar="DIR", help=text)
     parser.add_argument("--model", metavar="FILE", help="weights, in place of the protocol's")
-    parser.add_argument(
-        "--only", metavar="PATTERN", help="run the cells whose concept/variant/seedN matches"
-    )
-    parser.add_argument(
-        "--keep-words",
-        metavar="DIR",
-        help="copy the learned words to DIR/VARIANT/seedN/CONCEPT.safetensors",
-    )
+    text = "run the cells whose concept/variant/seedN matches"
+    parser.add_argument("--only", metavar="PATTERN", help=text)
+    text = "copy the learned words to DIR/VARIANT/seedN/CONCEPT.safetensors"
+    parser.add_argument("--keep-words", metavar="DIR", help=text)
     parser.add_argument("--dry-run", action="store_true", help="list the cells and run none")
-    _add_machines(parser)
+    group = parser.add_argument_group("on which machines")
+    text = "cells at a time (cores over threads, or one a GPU)"
+    group.add_argument("--workers", type=int, help=text)
+    group.add_argument("--threads", type=int, default=1, help="CPU threads of each cell (1)")
+    group.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    text = "run the cells on a Ray cluster (auto, HOST:PORT), or on Ray here (local)"
+    group.add_argument("--ray", metavar="ADDRESS", help=text)
+    text = "GPUs a cell takes on Ray (0; 0.5 is half)"
+    group.add_argument("--gpus", type=float, metavar="SHARE", help=text)
     options = parser.parse_intermixed_args(arguments)  # overrides may follow options
-    for name, least in (("workers", 1), ("threads", 1), ("gpus", 0)):
-        value = getattr(options, name)
-        if value is not None and not value >= least:
-            raise UserError(f"--{name} must be at least {least}, got {value}")
+    check_least(options, 1, "workers", "threads")
+    check_least(options, 0, "gpus")
     for text in options.overrides:
         if "=" not in text:
             raise UserError(f"unknown argument {text!r}: overrides are written key=value")
     return options
-
-
-def _add_machines(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("on which machines")
-    group.add_argument(
-        "--workers", type=int, help="cells at a time (cores over threads, or one a GPU)"
-    )
-    group.add_argument("--threads", type=int, default=1, help="CPU threads of each cell (1)")
-    group.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    group.add_argument(
-        "--ray",
-        metavar="ADDRESS",
-        help="run the cells on a Ray cluster (auto, HOST:PORT), or on Ray here (local)",
-    )
-    group.add_argument(
-        "--gpus", type=float, metavar="SHARE", help="GPUs a cell takes on Ray (0; 0.5 is half)"
-    )
 
 
 def device_of(options: argparse.Namespace) -> str:

@@ -6,12 +6,23 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.common import check_output_folder, choose_device, find_model
-from ldm.cli.txt2img_options import Defaults, check, parse, sampling_settings
+from ldm.cli.common import (
+    Parser,
+    add_model,
+    add_options,
+    add_weight_delta,
+    add_words,
+    check_least,
+    check_output_folder,
+    choose_device,
+    find_model,
+    model_facts,
+    sampling_of,
+)
 from ldm.evaluation.prompts import read_prompts
 from ldm.util import UserError
 
@@ -21,6 +32,103 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+EXAMPLES = """examples:
+  a learned word:
+    python {command} --prompt "a photo of * on the moon" --embedding_path embeddings.pt
+  with the miniature model, which comes with the project:
+    python {command} --model models/miniature --prompt "a red star on the beach"
+  two words, the second of which was also learned as "*":
+    python {command} --embedding_path cat.pt @=style.pt --prompt "a photo of * in the style of @"
+  many prompts, a line each, from a file or a pipe:
+    python {command} --from-file prompts.txt
+    cat prompts.txt | python {command} --from-file -
+"""
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Default values of one of the two commands."""
+
+    command: str
+    description: str
+    checkpoint: str
+    steps: int
+    scale: float
+    iterations: int
+    samples: int
+    precision: str
+
+
+LATENT_DIFFUSION = Defaults(
+    command="scripts/txt2img.py",
+    description="Generate images from text with the 1.4B latent diffusion model and words.",
+    checkpoint="models/ldm/text2img-large/model.ckpt",
+    steps=200,
+    scale=5.0,
+    iterations=1,
+    samples=4,
+    precision="full",
+)
+STABLE_DIFFUSION = Defaults(
+    command="scripts/stable_txt2img.py",
+    description="Generate images from text with Stable Diffusion 1, and learned words.",
+    checkpoint="models/ldm/stable-diffusion-v1/model.ckpt",
+    steps=50,
+    scale=7.5,
+    iterations=2,
+    samples=3,
+    precision="autocast",
+)
+
+
+def parse(defaults: Defaults, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(
+        prog=defaults.command,
+        description=defaults.description,
+        epilog=EXAMPLES.format(command=defaults.command),
+    )
+    group = parser.add_argument_group("what to generate")
+    text = "the text to generate images from (repeatable)"
+    group.add_argument("--prompt", action="append", metavar="TEXT", help=text)
+    text = 'prompts, one a line; # begins a comment; "-" is the standard input'
+    group.add_argument("--from-file", metavar="FILE", help=text)
+    add_options(group, negative_prompt="")
+    text = "(word:1.2), (word) and [word] are weights; prompts may be longer than the encoder"
+    group.add_argument("--weighted_prompts", action="store_true", help=text)
+    text = "CLIP's layer; 2 is one before (1)"
+    group.add_argument("--clip_skip", type=int, default=1, metavar="N", help=text)
+    add_words(group)
+    add_options(group, seed=42)
+    text = "start every prompt with the same seed"
+    group.add_argument("--fixed_code", action="store_true", help=text)
+
+    group = parser.add_argument_group("the model")
+    add_model(group, defaults.checkpoint)
+    add_weight_delta(group)
+    add_options(group, device="auto", precision=defaults.precision)
+    group.add_argument("--C", type=int, metavar="N", help="latent channels; only checked")
+    group.add_argument("--f", type=int, metavar="N", help="downsampling factor; only checked")
+
+    group = parser.add_argument_group("how to generate")
+    add_options(group, ddim_steps=defaults.steps, sampler="ddim")
+    text = "as --sampler plms"
+    group.add_argument("--plms", dest="sampler", action="store_const", const="plms", help=text)
+    add_options(group, karras=False, ddim_eta=0.0, scale=defaults.scale)
+    group.add_argument("--H", type=int, metavar="PIXELS", help="height (the model's own)")
+    group.add_argument("--W", type=int, metavar="PIXELS", help="width (the model's own)")
+    text = f"images of a prompt at a time ({defaults.samples})"
+    group.add_argument("--n_samples", type=int, default=defaults.samples, help=text)
+    text = f"how many times n_samples images of each prompt ({defaults.iterations})"
+    group.add_argument("--n_iter", type=int, default=defaults.iterations, help=text)
+
+    group = parser.add_argument_group("where to put it (nothing is overwritten)")
+    add_options(group, outdir="outputs/txt2img-samples")
+    group.add_argument("--skip_grid", action="store_true", help="no grid for each prompt")
+    group.add_argument("--skip_save", action="store_true", help="no single images")
+    group.add_argument("--n_rows", type=int, default=0, help="images in a row of the grid")
+    return parser.parse_args(arguments)
+
 
 def run(options: argparse.Namespace) -> int:
     """Generate the images that the options describe.
@@ -28,14 +136,19 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: a wrong option; most are found before weights are read.
     """
-    check(options)
-    sampling = sampling_settings(options)
-    prompts = _prompts(options)
+    check_least(options, 1, "n_samples", "n_iter")
+    check_least(options, 0, "n_rows")
+    if options.skip_grid and options.skip_save:
+        raise UserError("--skip_grid and --skip_save together leave nothing to write")
+    flags = {"steps": "ddim_steps", "eta": "ddim_eta", "batch_size": "n_samples"}
+    sampling = sampling_of(options, **flags, height="H", width="W")
+    if bool(options.prompt) == (options.from_file is not None):
+        raise UserError("give either --prompt TEXT or --from-file FILE")
+    prompts = options.prompt or read_prompts(options.from_file)
     folder = check_output_folder(options.outdir)
     config, weights = find_model(options.model, options.config)
     device = choose_device(options.device)
 
-    from ldm.checkpoint.loading import checkpoint_hash
     from ldm.inference import generate, latent_shape, load_model, load_words
     from ldm.words.loading import check_words
 
@@ -49,14 +162,12 @@ def run(options: argparse.Namespace) -> int:
     load_words(model, options.embedding_path, () if options.weighted_prompts else texts)
     model.to(device)
     facts = {
+        **model_facts(weights, options),
         "checkpoint": str(weights),
-        "checkpoint_hash": checkpoint_hash(weights),
         "embeddings": list(options.embedding_path),
     }
     if config is not None:
         facts["config"] = str(config)
-    if options.weight_delta:
-        facts["weight_delta"] = options.weight_delta
     count = options.n_iter * options.n_samples
     progress = sys.stderr.isatty()
     for number, prompt in enumerate(prompts):
@@ -65,18 +176,6 @@ def run(options: argparse.Namespace) -> int:
         made = generate(model, prompt, own, samples_per_prompt=count, progress=progress)
         _save(made, folder, options, facts)
     return 0
-
-
-def _prompts(options: argparse.Namespace) -> list[str]:
-    """Return the prompts given, or those of a file.
-
-    Raises:
-        UserError: none, both, or text that is not UTF-8.
-    """
-    if bool(options.prompt) == (options.from_file is not None):
-        raise UserError("give either --prompt TEXT or --from-file FILE")
-    prompts = options.prompt or read_prompts(options.from_file)
-    return list(prompts)
 
 
 def _check_latent(model: LatentDiffusion, options: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Sequence
 
-from ldm.cli.common import Parser, check_output_folder
+from ldm.cli.common import Parser, check_least, check_output_folder
 from ldm.experiments.figures.published import RANKS
 from ldm.resources import locate
 from ldm.util import UserError
@@ -35,11 +35,7 @@ SCORER = "models/miniature/scorer"
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line.
-
-    Raises:
-        UserError: unknown or malformed options, or a number out of range.
-    """
+    """Read the command line; raise UserError for a number out of range."""
     parser = Parser(
         prog="scripts/user_study.py",
         description="The paper's user study (figure 10b): two questionnaires that open offline in "
@@ -67,29 +63,15 @@ def _add_make(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="DIR", default="outputs/user-study")
     parser.add_argument("--seed", type=int, default=0, help="of shuffling and choosing (0)")
     table = parser.add_argument_group("with --protocol")
-    table.add_argument(
-        "--models", nargs="+", metavar="NAME", help=f"variants to compare ({' '.join(RANKS)})"
-    )
-    table.add_argument(
-        "--seeds",
-        nargs="+",
-        type=int,
-        metavar="N",
-        help="seeds whose images may be chosen (all that every model of a concept has)",
-    )
+    text = f"variants to compare ({' '.join(RANKS)})"
+    table.add_argument("--models", nargs="+", metavar="NAME", help=text)
+    text = "seeds whose images may be chosen (all that every model of a concept has)"
+    table.add_argument("--seeds", nargs="+", type=int, metavar="N", help=text)
     manifest = parser.add_argument_group("with --manifest; a protocol knows these itself")
-    manifest.add_argument(
-        "--image_prompt",
-        metavar="TEXT",
-        help=f'whose images are compared with the training images ("{IMAGE_PROMPT}")',
-    )
-    manifest.add_argument(
-        "--placeholder",
-        action="append",
-        default=[],
-        metavar="WORD",
-        help="taken out of the texts (*)",
-    )
+    text = f'whose images are compared with the training images ("{IMAGE_PROMPT}")'
+    manifest.add_argument("--image_prompt", metavar="TEXT", help=text)
+    text = "taken out of the texts (*)"
+    manifest.add_argument("--placeholder", action="append", default=[], metavar="WORD", help=text)
 
 
 def _add_rehearse(parser: argparse.ArgumentParser) -> None:
@@ -98,21 +80,14 @@ def _add_rehearse(parser: argparse.ArgumentParser) -> None:
         "images elsewhere, with chance: to see that everything works, and no result about people."
     )
     parser.add_argument("--key", metavar="FILE", required=True, help="that `make` wrote")
-    parser.add_argument(
-        "--scorer",
-        "--judge",
-        metavar="FOLDER|NAME",
-        default=SCORER,
-        help=f"a CLIP, or the miniature's ({SCORER})",
-    )
+    names, text = ("--scorer", "--judge"), f"a CLIP, or the miniature's ({SCORER})"
+    parser.add_argument(*names, metavar="FOLDER|NAME", default=SCORER, help=text)
     parser.add_argument("--participants", type=int, default=12, metavar="N", help="(12)")
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        metavar="T",
-        help="how much they differ: of two images whose cosines differ by T, 73 of 100 put the "
-        "better one first (0.07, which fits the paper's ranks to its scores best)",
+    text = (
+        "how much they differ: of two images whose cosines differ by T, 73 of 100 put the "
+        "better one first (0.07, which fits the paper's ranks to its scores best)"
     )
+    parser.add_argument("--temperature", type=float, metavar="T", help=text)
     parser.add_argument("--seed", type=int, default=0, help="of chance (0)")
     parser.add_argument("--output", metavar="DIR", default="outputs/user-study/rehearsal")
 
@@ -136,8 +111,7 @@ def _check_source(options: argparse.Namespace) -> None:
 
 
 def _check_rehearsal(options: argparse.Namespace) -> None:
-    if options.participants < 1:
-        raise UserError(f"--participants must be at least 1, got {options.participants}")
+    check_least(options, 1, "participants")
     if options.temperature is not None and not 0 < options.temperature < math.inf:
         raise UserError(f"--temperature must be above 0, got {options.temperature}")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from ldm.util import Parser, UserError
 
@@ -62,99 +63,10 @@ def flag(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("the run")
-    group.add_argument(
-        "-b", "--base", nargs="*", metavar="YAML", default=[], help="configurations, merged"
-    )
-    group.add_argument(
-        "--variant",
-        nargs="+",
-        action="extend",
-        metavar="NAME",
-        default=[],
-        help="lay configs/variants/NAME.yaml over them",
-    )
-    group.add_argument(
-        "-t", "--train", type=flag, nargs="?", const=True, default=False, help="train"
-    )
-    group.add_argument(
-        "--no-test", type=flag, nargs="?", const=True, default=False, help="no test at the end"
-    )
-    group.add_argument(
-        "-r", "--resume", metavar="PATH", default="", help="log folder or checkpoint to go on from"
-    )
-    group.add_argument(
-        "--dry_run",
-        action="store_true",
-        help="check all, take one step, say what a run would do, and write nothing",
-    )
-    group.add_argument("-s", "--seed", type=int, help="seed of everything random (default 23)")
-    group.add_argument(
-        "--scale_lr",
-        type=flag,
-        nargs="?",
-        const=True,
-        help="rate = accumulation x GPUs x batch x base_learning_rate (default true)",
-    )
-    group.add_argument("--threads", type=int, help="CPU threads of torch")
-    group.add_argument(
-        "-d", "--debug", type=flag, nargs="?", const=True, default=False, help="full error traces"
-    )
-
-
-def _add_folder(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("the log folder, LOGDIR/<data><date>_<name><postfix>")
-    group.add_argument("-l", "--logdir", default="logs", help="parent of log folders (logs)")
-    group.add_argument("-n", "--name", default="", help="name of the run")
-    group.add_argument("-p", "--project", default="", help="parent folder inside LOGDIR")
-    group.add_argument("-f", "--postfix", default="", help="text after the name")
-    group.add_argument(
-        "--datadir_in_name",
-        type=flag,
-        nargs="?",
-        const=True,
-        default=True,
-        help="begin with the data folder's name (default true)",
-    )
-
-
-def _add_word(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("learning a word")
-    group.add_argument(
-        "--data_root",
-        nargs="+",
-        metavar="DIR",
-        default=[],
-        help="folder of training images; several folders teach independent words in one run",
-    )
-    group.add_argument(
-        "--second_root", metavar="DIR", default="", help="of the second word's (variant joint)"
-    )
-    group.add_argument(
-        *("--model", "--actual_resume"),
-        dest="actual_resume",
-        metavar="MODEL",
-        default="",
-        help="a .ckpt or .safetensors file, a folder of diffusers, or a Hub name; without --base "
-        "it decides the configuration",
-    )
-    group.add_argument(
-        "--embedding_manager_ckpt", metavar="FILE", default="", help="words to start from"
-    )
-    group.add_argument(
-        "--placeholder_string", nargs="+", metavar="WORD", default=[], help="the new word (*)"
-    )
-    group.add_argument(
-        "--init_word", nargs="+", metavar="WORD", default=[], help="its first value; one for each"
-    )
-    group.add_argument("--templates", metavar="FILE", default="", help="captions, one a line")
-    group.add_argument("--captions", action="store_true", help="use image.txt beside image.jpg")
-    group.add_argument("--center_crop", action="store_true", help="crop, do not squash")
-    group.add_argument(
-        "--skip_bad", action="store_true", help="go without images that cannot be read"
-    )
-    group.add_argument("--num_workers", type=int, help="processes that load images")
+# An option that stands for true alone, and takes a value too.
+FLAG: Mapping[str, Any] = {"type": flag, "nargs": "?", "const": True}
+WORDS: Mapping[str, Any] = {"nargs": "+", "metavar": "WORD", "default": []}
+FILE: Mapping[str, Any] = {"metavar": "FILE", "default": ""}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -164,16 +76,61 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train a model from a configuration, or teach a frozen one a new word.",
         epilog=EXAMPLES,
     )
-    _add_run(parser)
-    _add_word(parser)
-    _add_folder(parser)
-    group = parser.add_argument_group("the trainer (Lightning)")
-    group.add_argument("--gpus", metavar="LIST", help="GPU numbers, as 0 or 0,1")
+    _add_run(parser.add_argument_group("the run").add_argument)
+    _add_word(parser.add_argument_group("learning a word").add_argument)
+    title = "the log folder, LOGDIR/<data><date>_<name><postfix>"
+    add = parser.add_argument_group(title).add_argument
+    add("-l", "--logdir", default="logs", help="parent of log folders (logs)")
+    add("-n", "--name", default="", help="name of the run")
+    add("-p", "--project", default="", help="parent folder inside LOGDIR")
+    add("-f", "--postfix", default="", help="text after the name")
+    text = "begin with the data folder's name (default true)"
+    add("--datadir_in_name", **FLAG, default=True, help=text)
+    add = parser.add_argument_group("the trainer (Lightning)").add_argument
+    add("--gpus", metavar="LIST", help="GPU numbers, as 0 or 0,1")
     for name, kind in TRAINER_FLAGS.items():
-        text = PRECISION if name == "precision" else None
-        group.add_argument(f"--{name}", type=kind, metavar=kind.__name__.upper(), help=text)
+        help_text = PRECISION if name == "precision" else None
+        add(f"--{name}", type=kind, metavar=kind.__name__.upper(), help=help_text)
     parser.add_argument_group("overrides", "any a.b=c sets that entry of the configuration")
     return parser
+
+
+def _add_run(add: Callable[..., object]) -> None:
+    add("-b", "--base", nargs="*", metavar="YAML", default=[], help="configurations, merged")
+    several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+    add("--variant", **several, metavar="NAME", help="lay configs/variants/NAME.yaml over them")
+    add("-t", "--train", **FLAG, default=False, help="train")
+    add("--no-test", **FLAG, default=False, help="no test at the end")
+    text = "log folder or checkpoint to go on from"
+    add("-r", "--resume", metavar="PATH", default="", help=text)
+    text = "check all, take one step, say what a run would do, and write nothing"
+    add("--dry_run", action="store_true", help=text)
+    add("-s", "--seed", type=int, help="seed of everything random (default 23)")
+    text = "rate = accumulation x GPUs x batch x base_learning_rate (default true)"
+    add("--scale_lr", **FLAG, help=text)
+    add("--threads", type=int, help="CPU threads of torch")
+    add("-d", "--debug", **FLAG, default=False, help="full error traces")
+
+
+def _add_word(add: Callable[..., object]) -> None:
+    text = "folder of training images; several folders teach independent words in one run"
+    add("--data_root", nargs="+", metavar="DIR", default=[], help=text)
+    text = "of the second word's (variant joint)"
+    add("--second_root", metavar="DIR", default="", help=text)
+    text = (
+        "a .ckpt or .safetensors file, a folder of diffusers, or a Hub name; without --base it "
+        "decides the configuration"
+    )
+    names = ("--model", "--actual_resume")
+    add(*names, dest="actual_resume", metavar="MODEL", default="", help=text)
+    add("--embedding_manager_ckpt", **FILE, help="words to start from")
+    add("--placeholder_string", **WORDS, help="the new word (*)")
+    add("--init_word", **WORDS, help="its first value; one for each")
+    add("--templates", **FILE, help="captions, one a line")
+    add("--captions", action="store_true", help="use image.txt beside image.jpg")
+    add("--center_crop", action="store_true", help="crop, do not squash")
+    add("--skip_bad", action="store_true", help="go without images that cannot be read")
+    add("--num_workers", type=int, help="processes that load images")
 
 
 def _part(argv: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:

@@ -27,13 +27,8 @@ OF_THE_BASE = (
 def base_parts(model: str) -> list[DictConfig]:
     """Return the configuration for learning a word on a base, in parts to merge.
 
-    The first part is that of the base's family, the second has the base's own sizes.
-
-    Args:
-        model: a file, a folder of diffusers or a Hub name.
-
-    Raises:
-        UserError: it is not there, or not supported.
+    The first part is that of the base's family, the second has the base's own sizes. `model` is a
+    file, a folder of diffusers or a Hub name; UserError for one that is not there or not supported.
     """
     from ldm.checkpoint.loading import find_base  # imports torch
 

@@ -24,17 +24,10 @@ ROOT_ENTRY = "data.params.train.params.class_root"
 
 
 def with_class_images(config: RunConfig, folder: Path) -> RunConfig:
-    """Generate the class images; return the configuration that names their folder.
+    """Generate the class images in a folder; return the configuration that names it.
 
     Images that exist, from a run that was interrupted, are kept: image i depends on its seed
-    alone. Processes that began together share the work.
-
-    Args:
-        config: whose training set wants them.
-        folder: where they go.
-
-    Raises:
-        UserError: as `class_images_of`; or the folder cannot be written to.
+    alone. Processes that began together share the work. Errors as `class_images_of`.
     """
     prompt, count = class_images_of(config.sections)
     seeds = range(config.run.seed, config.run.seed + count)

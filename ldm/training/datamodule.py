@@ -2,20 +2,90 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from ldm.training.batch import Collate, Described
+from ldm.data.protocol import DescribedImages
+from ldm.models.diffusion.batch_noise import BatchNoise
 from ldm.training.latents import LatentCache
-from ldm.training.sampler import FixedSampler, RunSampler
-from ldm.util import instantiate_from_config
+from ldm.util import at_least, instantiate_from_config
 
 # A dataset of a few images needs few processes.
 MOST_WORKERS = 4
+
+
+class RunSampler:
+    """Yields this rank's sample indices, endlessly, from an optimizer step on.
+
+    Element j of micro-batch m of step s on rank r is ((s·accumulate + m)·world + r)·batch + j:
+    every step takes the next `accumulate·world·batch` indices, however they are shared out. So a
+    run can resume anywhere.
+
+    Args:
+        batch: samples in a micro-batch on one rank.
+        first_step: optimizer steps already done.
+        accumulate: micro-batches in a step.
+        rank, world: this process among all.
+    """
+
+    def __init__(
+        self, batch: int, first_step: int = 0, accumulate: int = 1, rank: int = 0, world: int = 1
+    ) -> None:
+        if not 0 <= rank < world:
+            raise ValueError(f"rank must lie in [0, {world}), got {rank}")
+        self.batch, self.first_batch = batch, first_step * accumulate
+        self.rank, self.world = rank, world
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield sample indices; the trainer stops asking at `max_steps`."""
+        for number in itertools.count(self.first_batch):
+            start = (number * self.world + self.rank) * self.batch
+            yield from range(start, start + self.batch)
+
+
+class Described(Dataset[dict[str, Any]]):
+    """A dataset whose samples have no pixels, because their latents are cached."""
+
+    def __init__(self, dataset: DescribedImages) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, sample: int) -> dict[str, Any]:
+        return self.dataset.describe(sample)
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Makes a complete batch of samples: a training step samples no random number.
+
+    Attributes:
+        batch_noise: samples the random numbers of a batch; None leaves them to the model.
+        latents: the posteriors of the dataset; None if the batch holds images to encode.
+    """
+
+    batch_noise: BatchNoise | None = None
+    latents: LatentCache | None = None
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return the stacked entries of the samples, `moments`, and what `BatchNoise` returns."""
+        return self._complete(default_collate(list(samples)))
+
+    def _complete(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if "prior" in batch:
+            batch["prior"] = self._complete(batch["prior"])
+        if self.latents is not None:
+            batch["moments"] = self.latents(batch["image_id"])
+        if self.batch_noise is not None and "sample" in batch:
+            batch |= self.batch_noise(batch)
+        return batch
 
 
 class DataModuleFromConfig(pl.LightningDataModule):
@@ -46,8 +116,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         validation_samples: int | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        at_least(1, batch_size=batch_size)
         if num_workers is not None and num_workers < 0:
             raise ValueError(f"num_workers must not be negative, got {num_workers}")
         given = {"train": train, "validation": validation, "test": test, "predict": predict}
@@ -71,13 +140,11 @@ class DataModuleFromConfig(pl.LightningDataModule):
         free = getattr(os, "sched_getaffinity", None)
         return min(MOST_WORKERS, len(free(0)) if free else os.cpu_count() or 1)
 
-    def _loader(self, name: str, sampler: RunSampler | FixedSampler) -> DataLoader[Any]:
-        cached = name in self.latents
-        dataset = Described(self.datasets[name]) if cached else self.datasets[name]
-        workers = self._workers(name)
+    def _loader(self, name: str, sampler: Iterable[int]) -> DataLoader[Any]:
+        dataset, workers = self.datasets[name], self._workers(name)
         accelerator = self.trainer.accelerator if self.trainer else None
         return DataLoader(
-            dataset,
+            Described(dataset) if name in self.latents else dataset,
             batch_size=self.batch_size,
             sampler=sampler,
             collate_fn=self.collate(name),
@@ -111,14 +178,13 @@ class DataModuleFromConfig(pl.LightningDataModule):
         return self._loader("train", sampler)
 
     def _fixed_loader(self, name: str) -> DataLoader[Any] | list[Any]:
+        """Return a loader over this rank's share of a set's first samples, in order."""
         if name not in self.datasets:
             return []
-        length = self.validation_samples
-        if length is None:
-            length = len(self.datasets[name])
-        trainer = self.trainer
+        length, trainer = self.validation_samples, self.trainer
+        length = len(self.datasets[name]) if length is None else length
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        return self._loader(name, FixedSampler(length, rank, world))
+        return self._loader(name, range(rank, length, world))
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Return a loader over the validation set, in order."""

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -25,8 +25,7 @@ from tqdm import tqdm
 
 from ldm.data.protocol import DescribedImages
 from ldm.models.diffusion.ddpm import LatentDiffusion, Posterior
-from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
-from ldm.util import write_whole
+from ldm.util import at_least, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +54,8 @@ class LatentCache:
     """Posterior parameters by image id.
 
     Args:
-        ids: distinct image ids, ascending.
+        ids: distinct image ids, ascending; ValueError otherwise.
         moments: mean and log-variance stacked along channels, [len(ids), 2c, h, w].
-
-    Raises:
-        ValueError: other numbers of ids and moments, or ids that do not ascend.
     """
 
     def __init__(self, ids: Sequence[int], moments: Tensor) -> None:
@@ -71,14 +67,10 @@ class LatentCache:
         self.moments = moments
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self.ids)
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """Return the moments of images [b]: [b, 2c, h, w], on the CPU.
-
-        Raises ValueError for an image that was not encoded.
-        """
+        """Return the moments of images [b], which were encoded: [b, 2c, h, w], on the CPU."""
         rows = torch.searchsorted(self.ids, ids).clamp(max=len(self.ids) - 1)
         if not torch.equal(self.ids[rows], ids):
             strangers = ids[self.ids[rows] != ids].tolist()
@@ -124,7 +116,7 @@ def encode_all(
     add_up: Callable[[Tensor], Tensor] | None = None,
     ids: Sequence[int] | None = None,
 ) -> LatentCache | None:
-    """Encode images of a dataset, each once.
+    """Encode images of a dataset, each once; return None without a Gaussian posterior.
 
     Args:
         encode: images [b, 3, h, w] in [−1, 1] → posterior with its `parameters`.
@@ -133,54 +125,34 @@ def encode_all(
         batch_size: images encoded at once.
         workers: processes that load the images of a large dataset.
         share: (rank, world): this process encodes every world-th batch.
-        add_up: sums a tensor over all processes; needed if there are several.
+        add_up: sums a tensor over all processes, where there are several.
         ids: of the images; default: all.
-
-    Returns:
-        The latents, or None if the first stage has no Gaussian posterior.
     """
     ids = sorted(dataset.image_ids() if ids is None else ids)
     rank, world = share
     large = len(ids) >= IMAGES_WORTH_A_FILE
     batches = [range(i, min(i + batch_size, len(ids))) for i in range(0, len(ids), batch_size)]
+    own = batches[rank::world]  # a process without a batch learns the shape from the first one
     loader: DataLoader[Tensor] = DataLoader(
         _Images(dataset, ids),
-        batch_sampler=batches[rank::world],  # type: ignore[arg-type]
+        batch_sampler=own or batches[:1],  # type: ignore[arg-type]
         num_workers=workers if large else 0,
     )
     moments: Tensor | None = None
-    with _progress(len(ids), shown=large and rank == 0) as bar:
-        for places, images in zip(batches[rank::world], loader, strict=True):
+    every = 0.5 if sys.stderr.isatty() else REPORT_SECONDS
+    shown = {"desc": "encoding images", "unit": "image", "disable": not (large and rank == 0)}
+    with tqdm(total=len(ids), mininterval=every, **shown) as bar:
+        for places, images in zip(own or batches[:1], loader, strict=True):
             posterior = encode(images.to(device))
             if isinstance(posterior, Tensor):
                 return None
             if moments is None:
-                moments = _empty(posterior, len(ids))
-            moments[list(places)] = posterior.parameters.to(moments)
+                moments = torch.zeros(len(ids), *posterior.parameters.shape[1:])
+            if own:
+                moments[list(places)] = posterior.parameters.to(moments)
             bar.update(world * len(places))
-    if world > 1 and add_up is not None:
-        if moments is None:  # a process without a batch needs the shape to take part in the sum
-            first = torch.from_numpy(dataset.image(ids[0])).permute(2, 0, 1)[None]
-            posterior = encode(first.to(device))
-            if isinstance(posterior, Tensor):
-                return None
-            moments = _empty(posterior, len(ids))
-        moments = add_up(moments)
     assert moments is not None, "a dataset has at least one image"
-    return LatentCache(ids, moments)
-
-
-def _progress(total: int, shown: bool) -> tqdm[NoReturn]:
-    """Return a progress bar with the remaining time; in a log file it has few lines."""
-    every = 0.5 if sys.stderr.isatty() else REPORT_SECONDS
-    return tqdm(
-        total=total, desc="encoding images", unit="image", mininterval=every, disable=not shown
-    )
-
-
-def _empty(posterior: DiagonalGaussianDistribution, count: int) -> Tensor:
-    """Return zeros for the parameters of `count` posteriors, on the CPU."""
-    return torch.zeros(count, *posterior.parameters.shape[1:])
+    return LatentCache(ids, moments if add_up is None else add_up(moments))
 
 
 class CacheLatents(pl.Callback):
@@ -191,16 +163,12 @@ class CacheLatents(pl.Callback):
 
     Args:
         folder: for the latents of large datasets.
-        batch_size: images encoded at once.
+        batch_size: images encoded at once, at least 1.
         enabled: false to encode at every step, like the original.
-
-    Raises:
-        ValueError: a batch size below 1.
     """
 
     def __init__(self, folder: Path, batch_size: int = 16, enabled: bool = True) -> None:
-        if batch_size < 1:
-            raise ValueError(f"latent_cache.batch_size must be at least 1, got {batch_size}")
+        at_least(1, **{"latent_cache.batch_size": batch_size})
         self.folder, self.batch_size, self.enabled = Path(folder), batch_size, enabled
         self._known: dict[bytes, Tensor] = {}  # hash of an image → its moments
 
@@ -267,7 +235,7 @@ class CacheLatents(pl.Callback):
             self.batch_size,
             workers=2,
             share=(trainer.global_rank, trainer.world_size),
-            add_up=lambda tensor: _sum(trainer, tensor),
+            add_up=(lambda tensor: _sum(trainer, tensor)) if trainer.world_size > 1 else None,
             ids=ids,
         )
 

@@ -20,7 +20,7 @@ from ldm.resources import locate, weights_in
 from ldm.training.arguments import TRAINER_FLAGS
 from ldm.training.base import base_parts
 from ldm.training.variants import find_variant
-from ldm.util import UserError, get_obj_from_str, parameters
+from ldm.util import UserError, get_obj_from_str, one_line, parameters
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,7 @@ def read_yaml(path: Path) -> DictConfig:
     except FileNotFoundError as error:
         raise UserError(f"no configuration at {path}: give an existing file to --base") from error
     except Exception as error:  # both parsers raise anything on damaged files
-        line = " ".join(str(error).split())
-        raise UserError(f"cannot read the configuration {path}: {line}") from error
+        raise UserError(f"cannot read the configuration {path}: {one_line(error)}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"{path} is not a configuration: expected a mapping with 'model', 'data'")
     if isinstance(facts := config.get("variant"), DictConfig):
@@ -96,21 +95,15 @@ def merge_files(
                 f"the configuration has no {name!r} with a target: give a YAML with one to --base"
             )
         merged[name].params = merged[name].get("params") or {}
-    for given, known, prefix in ((merged, SECTIONS, ""), *_second(merged)):
-        if unknown := [str(name) for name in given if name not in known]:
-            key = f"{prefix}{unknown[0]}"
-            raise UserError(f"unknown configuration key {key!r}: expected {', '.join(known)}")
-    try:
-        check_shape(merged)
-    except OmegaConfBaseException as error:
-        line = " ".join(str(error).split())
-        raise UserError(f"the configuration does not fit together: {line}") from error
-    return merged
-
-
-def _second(merged: DictConfig) -> list[tuple[DictConfig, tuple[str, ...], str]]:
     later = merged.get("second_stage")
-    return [(later, STAGE_SECTIONS, "second_stage.")] if isinstance(later, DictConfig) else []
+    given = {str(name): SECTIONS for name in merged}
+    if isinstance(later, DictConfig):
+        given |= {f"second_stage.{name}": STAGE_SECTIONS for name in later}
+    for key, known in given.items():
+        if key.removeprefix("second_stage.") not in known:
+            raise UserError(f"unknown configuration key {key!r}: expected {', '.join(known)}")
+    check_shape(merged)
+    return merged
 
 
 def accepts(config: DictConfig, name: str) -> bool:
@@ -196,11 +189,10 @@ def _set_words(words: DictConfig, options: argparse.Namespace) -> list[str]:
         elif given:
             log.warning(f"--{flag} is empty: the configuration's {list(words.get(key) or [])} stay")
     placeholders = list(words.get("placeholder_strings") or ["*"])
+    given = " ".join(options.init_word)
     if any(options.init_word) and len(options.init_word) < len(placeholders):
-        given = " ".join(options.init_word)
         raise UserError(f"--init_word {given}: give one for each word of {placeholders}")
     if len(options.init_word) > len(placeholders):
-        given = " ".join(options.init_word)
         raise UserError(
             f"--init_word {given}: {len(options.init_word)} words for {placeholders}: put a word "
             f'of several parts in quotes, as --init_word "{given}", or give as many placeholders'
@@ -307,7 +299,7 @@ def merge(options: argparse.Namespace, stored: Sequence[Path] = ()) -> DictConfi
         apply_flags(merged, options)
         OmegaConf.resolve(merged)
     except OmegaConfBaseException as error:
-        line = " ".join(str(error).split())
+        line = one_line(error)
         raise UserError(f"the configuration does not fit together: {line}") from error
     if missing := sorted(OmegaConf.missing_keys(merged)):
         raise UserError(f"the configuration leaves {missing[0]} open (???): give {missing[0]}=")

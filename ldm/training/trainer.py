@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import os
@@ -18,7 +17,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from ldm.training.csv_log import CsvLogger
-from ldm.util import UserError, instantiate_from_config
+from ldm.util import UserError, did_you_mean, instantiate_from_config
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +55,7 @@ OUTDATED_SAVING = {"dirpath", "filename", "monitor", "save_last", "save_top_k", 
 
 
 def trainer_settings(config: DictConfig) -> dict[str, Any]:
-    """Return the options of `pl.Trainer`, from `lightning.trainer`.
-
-    Raises UserError for an option that no trainer has.
-    """
+    """Return the options of `pl.Trainer` in `lightning.trainer`; UserError for one it lacks."""
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self", "logger", "callbacks"}
     for old in ("distributed_backend", "accelerator"):
@@ -68,11 +64,9 @@ def trainer_settings(config: DictConfig) -> dict[str, Any]:
     for name in [name for name in settings if name in OUTDATED]:
         log.info(f"lightning.trainer.{name} is outdated and left out")
         del settings[name]
-    for name in settings:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else "see `pl.Trainer`'s options"
-            raise UserError(f"unknown configuration key lightning.trainer.{name}: {hint}")
+    if unknown := [name for name in settings if name not in known]:
+        hint = did_you_mean(unknown[0], known)
+        raise UserError(f"unknown configuration key lightning.trainer.{unknown[0]}: {hint}")
     # Lightning's "auto" would take every GPU there is, and with it change the batch.
     # Under torchrun these are known; Lightning's own processes see the same command line again.
     local = os.environ.get("LOCAL_WORLD_SIZE")
@@ -86,10 +80,7 @@ def trainer_settings(config: DictConfig) -> dict[str, Any]:
 
 
 def read_devices(wanted: Any) -> int | list[int]:
-    """Return a number of devices, -1 for all, or the list of their numbers.
-
-    Raises UserError if `wanted` is neither, or no device at all.
-    """
+    """Return a number of devices, -1 for all, or the list of their numbers; or raise UserError."""
     if wanted == "auto":
         return -1
     try:
@@ -110,12 +101,9 @@ def read_devices(wanted: Any) -> int | list[int]:
 def device_count(settings: Mapping[str, Any]) -> int:
     """Return the number of processes, over all nodes, that trainer options lead to."""
     devices, accelerator = read_devices(settings["devices"]), settings.get("accelerator", "auto")
-    if isinstance(devices, list):
-        count = len(devices)
-    elif devices == -1:
+    count = len(devices) if isinstance(devices, list) else devices
+    if count == -1:
         count = 1 if accelerator in ("cpu", "mps") else max(1, torch.cuda.device_count())
-    else:
-        count = devices
     return count * int(settings.get("num_nodes", 1))
 
 
@@ -143,10 +131,7 @@ def check_machine(settings: Mapping[str, Any]) -> None:
 
 
 def accumulation(config: DictConfig, settings: Mapping[str, Any], batch: int, devices: int) -> int:
-    """Return micro-batches a step: as given, or so that a step sees `lightning.images_per_step`.
-
-    Raises UserError if these do not divide.
-    """
+    """Return micro-batches a step: as given, or so that a step sees `images_per_step` images."""
     wanted = config.get("images_per_step")
     if "accumulate_grad_batches" in settings or wanted is None:
         return int(settings.get("accumulate_grad_batches", 1))
@@ -237,5 +222,4 @@ def build_trainer(
     try:
         return pl.Trainer(**options, callbacks=callbacks, logger=logger)
     except (MisconfigurationException, ValueError) as error:
-        line = " ".join(str(error).split())
-        raise UserError(f"lightning.trainer: {line}") from error
+        raise UserError(f"lightning.trainer: {error}") from error

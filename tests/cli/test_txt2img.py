@@ -15,8 +15,7 @@ import torch
 from PIL import Image
 
 from ldm.cli.common import check_output_folder, find_model
-from ldm.cli.txt2img import main
-from ldm.cli.txt2img_options import LATENT_DIFFUSION, STABLE_DIFFUSION, parse
+from ldm.cli.txt2img import LATENT_DIFFUSION, STABLE_DIFFUSION, main, parse
 from ldm.image_io import read_settings
 from ldm.modules.encoders.modules import TextEncoder
 from ldm.sampling import Sampling

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldm.data.personalized import PersonalizedBase
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
-from ldm.training.batch import Collate, Described
+from ldm.training.datamodule import Collate, Described
 from ldm.training.latents import CacheLatents, LatentCache, encode_all, fingerprint
 from ldm.util import instantiate_from_config
 from tests.training.conftest import tiny_config
