@@ -35,10 +35,8 @@ RESERVED_NAMES = {"con", "prn", "aux", "nul"} | {
 def open_rgb(path: str | Path) -> Image.Image:
     """Open an image upright, as 8-bit RGB: EXIF rotation applied, transparency laid onto white.
 
-    Of an animation this is the first frame; 16-bit values are scaled to 8 bits.
-
-    Raises:
-        UserError: no such file, or not an image that can be decoded.
+    Of an animation this is the first frame; 16-bit values are scaled to 8 bits. Raises UserError
+    where there is no such file, or no image that can be decoded.
     """
     path = Path(path)
     if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
@@ -77,8 +75,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def to_pil(image: Tensor) -> Image.Image:
     """Turn [c, h, w] in [-1, 1], c of 1 or 3, into an RGB image; values outside are clamped.
 
-    Raises:
-        ValueError: another shape, or values that are no numbers.
+    Raises ValueError for another shape, or values that are no numbers.
     """
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise ValueError(f"image must be [1 or 3, h, w], got {tuple(image.shape)}")
@@ -144,10 +141,7 @@ def save_png(
             prompt also as plain text under "prompt".
 
     Returns:
-        The file written.
-
-    Raises:
-        UserError: the folder cannot be written to.
+        The file written; UserError where it cannot be.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
@@ -172,13 +166,8 @@ def save_png(
 def write_image(image: Image.Image, path: str | Path, **options: Any) -> None:
     """Write an image whole or not at all, in place of a file that exists.
 
-    Args:
-        image: any image.
-        path: the file, whose suffix decides the format; folders are made.
-        options: of Pillow's writer, such as `quality`.
-
-    Raises:
-        UserError: the file cannot be written; names it.
+    The suffix of `path` decides the format; `options` are those of Pillow's writer, such as
+    `quality`. Errors as `write_whole`.
     """
     write_whole(path, lambda part: image.save(part, **options))
 
@@ -186,8 +175,7 @@ def write_image(image: Image.Image, path: str | Path, **options: Any) -> None:
 def read_settings(path: str | Path) -> dict[str, Any]:
     """Return the settings that `save_png` stored, {} where there are none.
 
-    Raises:
-        UserError: not a readable image, or a damaged chunk.
+    Raises UserError for no readable image, or a damaged chunk.
     """
     try:
         with Image.open(path) as image:

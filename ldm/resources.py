@@ -25,11 +25,7 @@ def weights_in(folder: Path) -> Path | None:
 def locate(path: str | Path) -> Path:
     """Find a file or folder from the working directory, then among the shipped files.
 
-    Args:
-        path: relative or absolute; `~` is the home folder.
-
-    Returns:
-        The first place where it exists; `path` itself if it exists in neither.
+    `~` is the home folder. Returns the first place where it exists; `path` itself if there is none.
     """
     here = Path(path).expanduser()
     if here.exists() or here.is_absolute():

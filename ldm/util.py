@@ -153,8 +153,7 @@ def parameters(target: Any) -> tuple[dict[str, inspect.Parameter], bool]:
 def check_arguments(where: str, target: Any, arguments: Mapping[str, Any]) -> None:
     """Check that a target takes each of its arguments and lacks none, without calling it.
 
-    Raises:
-        ParameterError: naming `where` and the parameter.
+    Raises ParameterError naming `where` and the parameter.
     """
     known, complete = parameters(target)
     unknown = [str(name) for name in arguments if complete and name not in known]
@@ -175,10 +174,8 @@ def check_arguments(where: str, target: Any, arguments: Mapping[str, Any]) -> No
 def without_dropped(where: str, target: Any, params: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out the parameters that a target has dropped, which old files may give.
 
-    `target.dropped` holds their names and the values without effect.
-
-    Raises:
-        UserError: a dropped parameter has another value.
+    `target.dropped` holds their names and the values without effect. Raises UserError for another
+    value.
     """
     dropped: Mapping[str, Any] = getattr(target, "dropped", {})
     for name in dropped:

@@ -26,24 +26,14 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Blend:
-    """What to blend.
-
-    Attributes:
-        shares: word → share; two of them, at least 0, that sum to 1.
-        name: of the blended word.
-    """
+    """Two words and their shares, at least 0, that sum to 1; and the blended word's name."""
 
     shares: Mapping[str, float]
     name: str
 
 
 def read_blend(given: Sequence[str] | None, name: str | None) -> Blend | None:
-    """Read `--blend` and `--blend_name`; None where nothing is to be blended.
-
-    Raises:
-        UserError: not two different words, a share that is no number of 0 to 1, or shares that do
-            not sum to 1.
-    """
+    """Read `--blend` and `--blend_name`; None where nothing is to be blended, or UserError."""
     if given is None:
         if name is not None:
             raise UserError(
@@ -73,18 +63,10 @@ def read_blend(given: Sequence[str] | None, name: str | None) -> Blend | None:
 def blend_words(
     vectors: Mapping[str, Tensor], wanted: Blend
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Blend two of the words.
+    """Return the blended word alone, and what its file should say about it.
 
-    Args:
-        vectors: word → [k, d], of one width.
-        wanted: which, and how much of each.
-
-    Returns:
-        The blended word alone, and what its file should say about it.
-
-    Raises:
-        UserError: a word that is not there, words of unlike numbers of vectors, or vectors without
-            a shortest way between them.
+    `vectors` has [k, d] of each word, of one width. Raises UserError for a word that is not there,
+    words of unlike numbers of vectors, or vectors without a shortest way between them.
     """
     absent = [word for word in wanted.shares if word not in vectors]
     if absent:

@@ -82,12 +82,7 @@ def add_words(group: argparse._ActionsContainer) -> None:
 
 
 def add_model(group: argparse._ActionsContainer, checkpoint: str) -> None:
-    """Add the options that name a model, for `find_model`.
-
-    Args:
-        group: gets them.
-        checkpoint: the model by default.
-    """
+    """Add the options that name a model, for `find_model`; `checkpoint` is the default one."""
     ships = "; models/miniature ships with the project" if checkpoint != MINIATURE else ""
     group.add_argument(
         *("--model", "--ckpt_path", "--ckpt"),
@@ -119,11 +114,8 @@ def find_model(model: str, config: str | None) -> tuple[Path | None, Path]:
 
     Args:
         model: as `ldm.checkpoint.hub.locate_base` takes it: a file, a folder or a Hub name.
-        config: the configuration; where none is given, the one beside the weights.
-
-    Returns:
-        The configuration and the weights. The configuration is None where the loader takes that of
-        the family that the weights belong to.
+        config: the configuration; by default the one beside the weights, or None where the loader
+            takes that of the family that the weights belong to.
 
     Raises:
         UserError: one of the files does not exist; says how to get weights.
@@ -147,14 +139,9 @@ def model_facts(weights: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def sampling_of(options: argparse.Namespace, **flags: str) -> Sampling:
-    """Return the sampling settings that options give.
+    """Return the sampling settings that options give; UserError for one out of range.
 
-    Args:
-        options: of a command.
-        flags: setting → its option, where the option has another name.
-
-    Raises:
-        UserError: a value out of range; names the option.
+    `flags` maps a setting to its option, where the option has another name.
     """
     names = {field.name: flags.get(field.name, field.name) for field in fields(Sampling)}
     given = {name: getattr(options, flag) for name, flag in names.items() if hasattr(options, flag)}
@@ -168,8 +155,7 @@ def sampling_of(options: argparse.Namespace, **flags: str) -> Sampling:
 def choose_device(name: str) -> str:
     """Return the device to use; "auto" takes a GPU where there is one.
 
-    Raises:
-        UserError: an unknown device, or one that this machine does not have.
+    Raises UserError for an unknown device, or one that this machine does not have.
     """
     import torch
 
@@ -191,11 +177,7 @@ def choose_device(name: str) -> str:
 
 
 def check_output_folder(path: str | Path) -> Path:
-    """Check that files can be written into a folder, which need not exist yet.
-
-    Raises:
-        UserError: they cannot.
-    """
+    """Return a folder, which need not exist yet; UserError where it takes no files."""
     path = Path(path)
     existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     if not existing.is_dir():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -105,7 +104,7 @@ def prepared(file: WordFile, options: argparse.Namespace) -> WordFile:
         UserError: a name for several words, one that nothing can load, or a text encoder that
             contradicts the file.
     """
-    from ldm.words.files import check_name
+    from ldm.words.files import check_name, renamed
     from ldm.words.formats import SDXL
 
     stated = file.metadata.get("encoder_family")
@@ -124,17 +123,7 @@ def prepared(file: WordFile, options: argparse.Namespace) -> WordFile:
             "first, with a folder as OUT"
         )
     check_name(new)
-    (old,) = file.words
-    facts = file.metadata
-    if "placeholders" in facts:
-        facts = {**facts, "placeholders": json.dumps([new], ensure_ascii=False)}
-    return replace(
-        file,
-        words={new: file.words[old]},
-        second={new: file.second[old]} if file.second else {},
-        token_ids=file.token_ids if new == old else {},
-        metadata=facts,
-    )
+    return renamed(file, dict.fromkeys(file.words, new), options.source)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

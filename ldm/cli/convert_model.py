@@ -70,20 +70,15 @@ def _export(options: argparse.Namespace) -> int:
     """Write a tuned model or its LoRA."""
     if options.half:
         raise UserError("--half is for bases: a tuned model keeps the base's precision")
-    from dataclasses import replace
-
     from ldm.checkpoint.lora import export_delta
-    from ldm.words.files import read_words
-    from ldm.words.loading import only_word, split_items
+    from ldm.words.files import read_words, renamed
+    from ldm.words.loading import renaming, split_items
 
     words = None
     if options.embedding_path is not None:
         ((path, name),) = split_items(options.embedding_path)
         words = read_words(path)
-        if name is not None:
-            held = only_word(path, name)
-            second = {name: words.second[held]} if words.second else {}
-            words = replace(words, words={name: words.words[held]}, second=second)
+        words = renamed(words, renaming(path, words, name), path)
     export_delta(
         options.weight_delta,
         options.source,

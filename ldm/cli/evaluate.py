@@ -215,11 +215,7 @@ def _captions(options: argparse.Namespace, training: Sequence[Path]) -> list[str
 
 
 def run(options: argparse.Namespace) -> int:
-    """Score what the options say.
-
-    Raises:
-        UserError: anything wrong with them, before weights are read where that can be known.
-    """
+    """Score what the options say; find mistakes before weights are read, where they can be."""
     from ldm.words.loading import check_words, split_items
 
     check_least(options, 1, "resamples")

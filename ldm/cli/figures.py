@@ -98,11 +98,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def read_request(options: argparse.Namespace) -> Request:
-    """Check the options and find the model.
-
-    Raises:
-        UserError: a value out of range, or a model that is not there.
-    """
+    """Check the options and find the model; or raise UserError."""
     check_least(options, 1, "images")
     config, weights = find_model(options.model, options.config)
     kind = 0 if is_miniature(weights) else 1
@@ -169,18 +165,10 @@ def _renamed(items: Sequence[str]) -> dict[str, str]:
 
 
 def run(options: argparse.Namespace, figures: Sequence[Figure], command: str) -> int:
-    """Make figures; those whose inputs are missing are named and left out.
+    """Make figures; return 2 where one was left out for missing inputs and that is not allowed.
 
-    Args:
-        options: the command line's.
-        figures: which.
-        command: the command line itself, to be kept in the files.
-
-    Returns:
-        0, or 2 where a figure was left out and that is not allowed.
-
-    Raises:
-        UserError: anything wrong before weights are read; for one figure alone, what it lacks.
+    `command` is the command line itself, to be kept in the files. Raises UserError for anything
+    wrong before weights are read; for one figure alone, for what it lacks.
     """
     request = read_request(options)
     ready, missing = [], []

@@ -38,8 +38,7 @@ def find_files(options: argparse.Namespace) -> tuple[Path | None, Path]:
 def load(options: argparse.Namespace, prompts: Sequence[str]) -> LatentDiffusion:
     """Load the model with its words, on the CPU, where its weights lie unread until they are used.
 
-    Raises:
-        UserError: files of another architecture, or a prompt that would lose a word.
+    Raises UserError for files of another architecture, or a prompt that would lose a word.
     """
     from ldm.inference import load_model, load_words
 

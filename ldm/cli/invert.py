@@ -94,11 +94,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Invert an image and generate from its noise.
-
-    Raises:
-        UserError: anything wrong with them, before weights are read where that can be known.
-    """
+    """Invert an image and generate from its noise; find mistakes before weights are read."""
     check(options)
     folder = check_output_folder(options.outdir)
     find_files(options)

@@ -103,9 +103,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     """Merge what the options say.
 
-    Raises:
-        UserError: unreadable files, words of one name, words for different text encoders, a new
-            name that is not one known token, words that cannot be blended.
+    Raises UserError for unreadable files, words of one name or for different text encoders, a new
+    name that is not one known token, and words that cannot be blended.
     """
     output = Path(options.output_path)
     wanted = read_blend(options.blend, options.blend_name)
@@ -170,10 +169,8 @@ def name_words(
     """Give each word of the files its name in the merged file.
 
     Renamings of a name go to the words that bear it, in the files' order; where there is one fewer
-    than words, the first of them keeps its name.
-
-    Raises:
-        UserError: two words would have one name, or a renaming fits no word.
+    than words, the first of them keeps its name. Raises UserError where two words would have one
+    name, or a renaming fits no word.
     """
     pairs = [_split(rename) for rename in renames]
     bearers = Counter(stored for file in files for stored in file.words)
@@ -235,9 +232,6 @@ def token_ids(
         tokenizer: folder of the vocabulary to look the others up in; by default that of the
             published models whose words have this width.
         width: of the words.
-
-    Raises:
-        UserError: a name that is not one known token, two names of one token, or no vocabulary.
     """
     names = list(names)
     ids = {name: stated[name] for name in names if name in stated}

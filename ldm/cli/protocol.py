@@ -71,11 +71,7 @@ def device_of(options: argparse.Namespace) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the grid; return 1 if a cell failed.
-
-    Raises:
-        UserError: anything wrong that can be known before a cell runs.
-    """
+    """Make the grid; return 1 if a cell failed."""
     options = parse(arguments)
     output = check_output_folder(
         options.output or Path("outputs") / "protocol" / Path(options.protocol).stem

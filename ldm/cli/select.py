@@ -79,11 +79,7 @@ def _take_facts(options: argparse.Namespace, configs: Path) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Score a run's saved steps, choose, and write what was chosen.
-
-    Raises:
-        UserError: anything wrong with the options, before weights are read where that can be known.
-    """
+    """Score a run's saved steps, choose, and write what was chosen."""
     from ldm.experiments.demo.scores import saved_words
     from ldm.words.files import read_words
 

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from ldm.training.dry_run import dry_run
 
             return dry_run(config)
-        from ldm.training.stages import run_stages
+        from ldm.training.run import run_stages
 
         return run_stages(config)
     except (UserError, OSError):

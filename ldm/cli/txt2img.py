@@ -131,11 +131,7 @@ def parse(defaults: Defaults, arguments: Sequence[str] | None = None) -> argpars
 
 
 def run(options: argparse.Namespace) -> int:
-    """Generate the images that the options describe.
-
-    Raises:
-        UserError: a wrong option; most are found before weights are read.
-    """
+    """Generate the images that the options describe; find most mistakes before weights are read."""
     check_least(options, 1, "n_samples", "n_iter")
     check_least(options, 0, "n_rows")
     if options.skip_grid and options.skip_save:

@@ -87,8 +87,7 @@ def caption_file(image: Path) -> Path:
 def read_captions(image: Path) -> tuple[str, ...]:
     """Return the captions beside an image, one a line; empty if there is no such file.
 
-    Raises:
-        UserError: the file is not UTF-8 text, too large, or cannot be read.
+    Raises UserError where the file is not UTF-8 text, too large, or cannot be read.
     """
     path = caption_file(image)
     if not path.is_file():
@@ -114,11 +113,7 @@ def insert_placeholder(caption: str, placeholder: str, first_word: str | None, s
        "a * in the sun").
     4. The word is appended: "in the sun, *".
 
-    Args:
-        caption: one text.
-        placeholder: the string that stands for the word.
-        first_word: the initializer word, if any.
-        shown: the inserted text: the placeholder, perhaps after a coarse class.
+    `shown` is the inserted text: the placeholder, perhaps after a coarse class.
     """
     if "{}" in caption:
         return caption.replace("{}", shown)
@@ -132,8 +127,7 @@ def insert_placeholder(caption: str, placeholder: str, first_word: str | None, s
 def captions_of(images: Sequence[Path]) -> tuple[tuple[str, ...], ...]:
     """Return the captions beside each image; the log names the images without any.
 
-    Raises:
-        UserError: no image has a caption, or one is unreadable.
+    Raises UserError where no image has a caption, or one is unreadable.
     """
     captions = tuple(read_captions(path) for path in images)
     without = [path.name for path, texts in zip(images, captions, strict=True) if not texts]

@@ -18,7 +18,7 @@ from PIL import Image
 from ldm.data.personalized import PersonalizedBase
 from ldm.data.templates import check_placeholder, fill, find_templates
 from ldm.randomness import Purpose, generator
-from ldm.util import UserError
+from ldm.util import UserError, at_least
 
 # Sides of a pasted box, as shares of the sides of the image.
 SMALLEST, LARGEST = 0.25, 0.5
@@ -77,8 +77,7 @@ class JointConcepts(PersonalizedBase):
             raise UserError("two concepts need two folders: give the second's, --second_root DIR")
         if not 0 <= joint_prob <= 1:
             raise ValueError(f"joint_prob must lie in [0, 1], got {joint_prob}")
-        if pastings < 1:
-            raise ValueError(f"pastings must be at least 1, got {pastings}")
+        at_least(1, pastings=pastings)
         super().__init__(data_root, **options)
         if self.own_words:
             raise UserError(
@@ -100,11 +99,9 @@ class JointConcepts(PersonalizedBase):
         self._check_pair()
 
     def files(self) -> tuple[Path, ...]:
-        """Return the images' files, the first concept's before the second's."""
         return (*super().files(), *self.second.files())
 
     def image_ids(self) -> Sequence[int]:
-        """Return the id of every image that samples may show, ascending."""
         first, both = self._offsets()
         second = [first + image_id for image_id in self.second.image_ids()]
         pasted = range(both, both + self.pastings) if self.joint_prob else ()
@@ -122,7 +119,6 @@ class JointConcepts(PersonalizedBase):
         return super().levels(image_id)
 
     def choose(self, sample: int) -> tuple[int, str]:
-        """Return the image id and the caption of a sample."""
         first, both = self._offsets()
         draw = generator(self.seed, sample, Purpose.MIXTURE)
         if draw.random() < self.joint_prob:
@@ -137,7 +133,6 @@ class JointConcepts(PersonalizedBase):
         return first + image_id, caption
 
     def texts(self) -> list[str]:
-        """Return every caption that samples may have, for a check that none loses a word."""
         both = [fill(t, self.shown, self.second.shown) for t in self.joint_templates]
         joint = both if self.joint_prob else []
         return list(dict.fromkeys([*super().texts(), *self.second.texts(), *joint]))

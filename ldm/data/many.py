@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ldm.data.personalized import PersonalizedBase
+from ldm.data.protocol import DescribedImages
 from ldm.util import instantiate_from_config
 
 
-class ManyConcepts:
+class ManyConcepts(DescribedImages):
     """Concepts whose samples follow each other in blocks: b of the first, b of the second.
 
     With a batch of n·b samples for n concepts, each concept's rows of a batch are the batch of a
@@ -40,7 +41,6 @@ class ManyConcepts:
         self._list, self.block = list(self.concepts.values()), block
 
     def __len__(self) -> int:
-        """Return the samples in one epoch; any index from 0 on is valid."""
         return len(self._list) * max(len(concept) for concept in self._list)
 
     def place(self, sample: int) -> tuple[int, int]:
@@ -50,18 +50,11 @@ class ManyConcepts:
         return place, turn * self.block + offset
 
     def describe(self, sample: int) -> dict[str, Any]:
-        """Return a sample without its pixels: `caption`, `image_id` and `sample`."""
         place, own = self.place(sample)
         item = self._list[place].describe(own)
         return item | {"image_id": item["image_id"] * len(self._list) + place}
 
-    def __getitem__(self, sample: int) -> dict[str, Any]:
-        """Return a sample: what `describe` returns, and `image` float32 [h, w, 3] in [-1, 1]."""
-        item = self.describe(sample)
-        return item | {"image": self.image(item["image_id"])}
-
     def image_ids(self) -> Sequence[int]:
-        """Return the id of every image that samples may show, ascending."""
         count = len(self._list)
         return sorted(
             count * image_id + place
@@ -70,7 +63,6 @@ class ManyConcepts:
         )
 
     def image(self, image_id: int) -> npt.NDArray[np.float32]:
-        """Return an image, float32 [h, w, 3] in [-1, 1]."""
         own, place = divmod(image_id, len(self._list))
         return self._list[place].image(own)
 

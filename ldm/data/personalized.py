@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ldm.data.folder import caption_file, captions_of, insert_placeholder, list_images
+from ldm.data.protocol import DescribedImages
 from ldm.data.templates import (
     OBJECT_TEMPLATES,
     check_placeholder,
@@ -24,7 +25,7 @@ from ldm.data.templates import (
 )
 from ldm.image_io import open_rgb
 from ldm.randomness import Purpose, generator
-from ldm.util import UserError
+from ldm.util import UserError, at_least, one_of
 from ldm.words.placeholders import DEFAULT_PLACEHOLDER, PER_IMAGE_PLACEHOLDERS
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ SETS = ("train", "val", "validation", "test")
 CACHE_BYTES = 2**30
 
 
-class PersonalizedBase:
+class PersonalizedBase(DescribedImages):
     """Images of a folder under captions with the placeholder, indexed by the run's samples.
 
     The image and the caption of a sample are functions of (seed, sample). Each pass over the n
@@ -103,7 +104,12 @@ class PersonalizedBase:
         per_image_placeholders: Sequence[str] | None = None,
         skip_bad: bool = False,
     ) -> None:
-        _check_arguments(size, repeats, interpolation, flip_p, set, mixing_prob)
+        at_least(1, size=size, repeats=repeats)
+        one_of(INTERPOLATIONS, interpolation=interpolation)
+        one_of(SETS, set=set)
+        for name, value in (("flip_p", flip_p), ("mixing_prob", mixing_prob)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {value}")
         self.size, self.center_crop = size, center_crop
         self.resampling = INTERPOLATIONS[interpolation]
         self.training = set == "train"
@@ -173,11 +179,6 @@ class PersonalizedBase:
             raise IndexError(f"sample must not be negative, got {sample}")
         image_id, caption = self.choose(sample)
         return {"caption": caption, "image_id": image_id, "sample": sample}
-
-    def __getitem__(self, sample: int) -> dict[str, Any]:
-        """Return a sample: what `describe` returns, and `image` float32 [h, w, 3] in [-1, 1]."""
-        item = self.describe(sample)
-        return item | {"image": self.image(item["image_id"])}
 
     def choose(self, sample: int) -> tuple[int, str]:
         """Return the image id and the caption of a sample."""
@@ -281,21 +282,3 @@ class PersonalizedBase:
         logger.warning(
             "skipped %d of %d images that cannot be read: %s", len(self.skipped), count, reasons
         )
-
-
-def _check_arguments(
-    size: int | None, repeats: int, interpolation: str, flip_p: float, set: str, mixing_prob: float
-) -> None:
-    if size is not None and size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
-    if interpolation not in INTERPOLATIONS:
-        raise ValueError(
-            f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}"
-        )
-    if set not in SETS:
-        raise ValueError(f"set must be one of {', '.join(SETS)}, got {set!r}")
-    for name, value in (("flip_p", flip_p), ("mixing_prob", mixing_prob)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must lie in [0, 1], got {value}")

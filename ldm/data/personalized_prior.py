@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ldm.data.personalized import PersonalizedBase
-from ldm.util import UserError
+from ldm.util import UserError, at_least
 
 # Class images count their samples from here, so that their noise differs from that of the word.
 FIRST_SAMPLE = 2**48
@@ -19,11 +19,7 @@ SHARED = ("size", "interpolation", "center_crop", "flip_p", "seed")
 
 
 def class_prompt_of(first_word: str | None) -> str:
-    """Return the prompt of the class images, for generation and for training.
-
-    Raises:
-        UserError: there is no initializer word to name the class.
-    """
+    """Return the prompt of the class images; UserError without an initializer word."""
     if not first_word:
         raise UserError(
             "prior preservation needs a class: give --init_word, or class_prompt, such as "
@@ -43,11 +39,7 @@ class PersonalizedWithPrior(PersonalizedBase):
             and sets this.
         class_pictures: number of class images that a run generates, at least 1.
         class_prompt: their caption; "a photo of a INITIALIZER_WORD" by default.
-        options: of `PersonalizedBase`.
-
-    Raises:
-        UserError: as `PersonalizedBase`; no class images, or no class.
-        ValueError: as `PersonalizedBase`.
+        options: of `PersonalizedBase`, whose errors it has too.
     """
 
     def __init__(
@@ -59,8 +51,7 @@ class PersonalizedWithPrior(PersonalizedBase):
         **options: Any,
     ) -> None:
         super().__init__(data_root, **options)
-        if class_pictures < 1:
-            raise ValueError(f"class_pictures must be at least 1, got {class_pictures}")
+        at_least(1, class_pictures=class_pictures)
         if class_root is None or not Path(class_root).is_dir():
             raise UserError(f"class_root must be a folder of class images, got {class_root!r}")
         prompt = class_prompt or class_prompt_of(options.get("first_word"))
@@ -72,11 +63,9 @@ class PersonalizedWithPrior(PersonalizedBase):
         self._first_id = 2 * len(self.paths)
 
     def image_ids(self) -> list[int]:
-        """Return the id of every image of both kinds, ascending."""
         return [*super().image_ids(), *(self._first_id + i for i in self.prior.image_ids())]
 
     def image(self, image_id: int) -> npt.NDArray[np.float32]:
-        """Return an image of either kind, float32 [h, w, 3] in [-1, 1]."""
         if image_id >= self._first_id:
             return self.prior.image(image_id - self._first_id)
         return super().image(image_id)
@@ -90,7 +79,6 @@ class PersonalizedWithPrior(PersonalizedBase):
         return item | {"prior": other | {"image_id": self._first_id + other["image_id"]}}
 
     def __getitem__(self, sample: int) -> dict[str, Any]:
-        """Return what `describe` returns, with `image` for the word and for the class."""
         item = super().__getitem__(sample)
         if prior := item.get("prior"):
             prior["image"] = self.image(prior["image_id"])

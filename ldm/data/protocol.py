@@ -21,10 +21,6 @@ class DescribedImages(Protocol):
         """Return the number of samples in an epoch; larger indices are valid too."""
         ...
 
-    def __getitem__(self, sample: int) -> dict[str, Any]:
-        """Return a sample."""
-        ...
-
     def describe(self, sample: int) -> dict[str, Any]:
         """Return a sample without its image."""
         ...
@@ -36,3 +32,8 @@ class DescribedImages(Protocol):
     def image(self, image_id: int) -> npt.NDArray[np.float32]:
         """Return an image, float32 [h, w, 3] in [−1, 1]."""
         ...
+
+    def __getitem__(self, sample: int) -> dict[str, Any]:
+        """Return a sample."""
+        item = self.describe(sample)
+        return item | {"image": self.image(item["image_id"])}

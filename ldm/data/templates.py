@@ -67,13 +67,9 @@ STYLE_TEMPLATES = (
 
 
 def with_second(templates: Sequence[str]) -> tuple[str, ...]:
-    """Return each template once, followed by a second word: "… {} with {}"."""
+    """Return each template once, followed by " with {}", the place of an image's own word."""
     return tuple(dict.fromkeys(f"{template} with {{}}" for template in templates))
 
-
-# For per-image tokens: 27 and 17.
-DUAL_OBJECT_TEMPLATES = with_second(OBJECT_TEMPLATES)
-DUAL_STYLE_TEMPLATES = with_second(STYLE_TEMPLATES)
 
 TEMPLATE_SETS = {
     "object": OBJECT_TEMPLATES,
@@ -93,8 +89,8 @@ def fill(template: str, word: str, second: str | None = None) -> str:
 def load_templates(path: str | Path) -> tuple[str, ...]:
     """Read templates from a text file, one a line, without empty lines and lines that begin with #.
 
-    Raises:
-        UserError: no such file, not UTF-8 text, no templates, or a line without `{}`.
+    Raises UserError where there is no such file, it is not UTF-8 text, has no templates, or has a
+    line without `{}`.
     """
     path = Path(path)
     try:

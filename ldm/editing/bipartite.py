@@ -68,13 +68,10 @@ def invert_image(
         model: with its words loaded.
         original: image of a size that the model generates (`ldm.editing.images.model_size`).
         prompt: such as "a photo of *".
-        sampling: its number of steps, at least 2, and its guidance scale; the sampler is DDIM.
+        sampling: its number of steps, at least 2, and its guidance scale; DDIM with eta 0.
         refinements: further predictions a step, which reconstruct better; 0 is the paper's formula
             (see `ldm.editing.inversion.invert`).
         progress: show a bar.
-
-    Raises:
-        ValueError: fewer than 2 steps, or another sampler than DDIM with eta 0.
     """
     if sampling.sampler != "ddim" or sampling.eta:
         raise ValueError(f"sampler must be ddim with eta 0, got {sampling.sampler}, {sampling.eta}")
@@ -103,12 +100,8 @@ def regenerate(
 ) -> list[Image.Image]:
     """Generate images of prompts from inverted noise, in as many steps as the inversion took.
 
-    Args:
-        model: the one that the noise was found with.
-        noise: of one image.
-        prompts: one or more; they are one batch.
-        scale: of guidance. With 1 and the noise's own prompt the image comes back.
-        progress: show a bar.
+    The model is the one that the noise was found with; the prompts are one batch. With scale 1 and
+    the noise's own prompt the image comes back.
     """
     b = len(prompts)
     with generating(model):
@@ -131,11 +124,7 @@ def reconstruction(model: LatentDiffusion, original: Image.Image) -> Image.Image
 
 
 def write_noise(path: Path, found: InvertedNoise) -> None:
-    """Write inverted noise as safetensors, how it was found in the header.
-
-    Raises:
-        UserError: the file cannot be written; none is left behind.
-    """
+    """Write inverted noise as safetensors, how it was found in the header."""
     settings = {k: v for k, v in asdict(found).items() if k != "noise"}
     data = save(
         {"noise": found.noise.contiguous()},
@@ -145,11 +134,7 @@ def write_noise(path: Path, found: InvertedNoise) -> None:
 
 
 def read_noise(path: str | Path) -> InvertedNoise:
-    """Read what `write_noise` wrote.
-
-    Raises:
-        UserError: no such file, or not inverted noise.
-    """
+    """Read what `write_noise` wrote; UserError for any other file."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"noise {str(path)!r} does not exist: make it with scripts/invert.py")

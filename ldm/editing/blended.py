@@ -81,10 +81,8 @@ class Edit:
 def mask_schedule(mask: Tensor, dilate: int, steps: int) -> Callable[[Step], Tensor]:
     """Return each step's mask, from the widest to `mask` itself over equal blocks of steps.
 
-    Args:
-        mask: 1 where the image changes, [1, 1, h, w].
-        dilate: points by which the widest mask is wider, on every side.
-        steps: of the run.
+    `mask` [1, 1, h, w] is 1 where the image changes. The widest one is wider by `dilate` points on
+    every side.
     """
     masks = [F.max_pool2d(mask, 2 * k + 1, stride=1, padding=k) for k in range(dilate, -1, -1)]
     return lambda step: masks[step.position * len(masks) // steps]
@@ -158,8 +156,7 @@ def edit(
 def latent_mask_of(model: LatentDiffusion, mask: Image.Image) -> Tensor:
     """Return a mask at the latent's size, [1, 1, h, w].
 
-    Raises:
-        UserError: it is too thin to hold the middle of any latent point.
+    Raises UserError where it is too thin to hold the middle of any latent point.
     """
     factor = model.first_stage_downsampling
     found = mask_tensor(mask, (mask.width // factor, mask.height // factor))

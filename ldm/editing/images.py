@@ -21,14 +21,10 @@ WHITE = 128  # from here on a mask's grey means: edit
 
 
 def open_mask(path: str | Path, size: tuple[int, int]) -> Image.Image:
-    """Open a mask, white where the image is to change: mode "1".
+    """Open a mask, white where an image of `size` (width, height) is to change: mode "1".
 
-    Args:
-        path: any image; its grey decides.
-        size: the image's (width, height).
-
-    Raises:
-        UserError: unreadable, of another size, or without any white.
+    Its grey decides. Raises UserError for a mask that is unreadable, of another size, or without
+    any white.
     """
     grey = open_rgb(path).convert("L")
     if grey.size != size:
@@ -45,16 +41,10 @@ def open_mask(path: str | Path, size: tuple[int, int]) -> Image.Image:
 
 
 def fitting_size(size: tuple[int, int], side: int, unit: int) -> tuple[int, int]:
-    """Return the (width, height) at which to generate.
+    """Return the (width, height) at which to generate an image of `size`.
 
-    The longer side becomes the model's own, the shorter keeps the proportions as nearly as
-    multiples of `unit` allow: a square image has 256 x 256 in the published model, 64 x 64 in the
-    miniature.
-
-    Args:
-        size: the image's (width, height).
-        side: of the square that the model was trained on, in pixels.
-        unit: what both sides must be multiples of.
+    The longer side becomes that of the model's own square, `side` pixels; the shorter keeps the
+    proportions as nearly as multiples of `unit` allow.
     """
     longer = max(size)
     width, height = (max(unit, round(s * side / longer / unit) * unit) for s in size)

@@ -36,14 +36,7 @@ STEPS = 250
 
 @dataclass(frozen=True)
 class Ascent:
-    """One transition, from timestep t to the noisier one after it.
-
-    Attributes:
-        t: the timestep that the network sees.
-        t_next: the timestep reached.
-        alpha: ā before.
-        alpha_next: ā after.
-    """
+    """One transition, from timestep t to the noisier t_next; alpha and alpha_next are ā there."""
 
     t: int
     t_next: int
@@ -72,19 +65,12 @@ def ascend(
     refinements: int = 0,
     callback: Callable[[int], object] | None = None,
 ) -> Tensor:
-    """Follow transitions from x [b, c, h, w] to its noise, [b, c, h, w].
+    """Follow transitions from x [b, c, h, w] to its noise, [b, c, h, w], the least noisy first.
 
     The sampler comes down from (x', t') with the noise that it predicts *there*; on the way up x'
     is not known yet, and the noise predicted at (x, t) stands in for it, wrong by the order of a
     step. Each refinement predicts again at the x' found, which closes in on the x' that the sampler
-    does take back to x: a fixed-point iteration.
-
-    Args:
-        denoise: predicts the noise.
-        x: where the first transition begins.
-        ascents: least noisy first.
-        refinements: further predictions a transition.
-        callback: called with a transition's number after it.
+    does take back to x: a fixed-point iteration. `callback` gets each transition's number after it.
     """
     for number, ascent in enumerate(ascents):
         found = ascent.advance(x, denoise(x, timestep_batch(x, ascent.t)))

@@ -31,13 +31,13 @@ def refined(
     steps: int = STEPS,
     rate: float = RATE,
 ) -> Tensor:
-    """Decode a latent by a copy of the decoder, tuned for it by Adam.
+    """Decode a latent by a copy of the decoder, tuned for it by Adam. The model does not change.
 
     The loss is the mean square error to the plain decoding inside the mask, plus `PRESERVATION`
-    times that to the image outside it, both over all pixels. The model itself does not change.
+    times that to the image outside it, both over all pixels.
 
     Args:
-        model: a `LatentDiffusion` whose first stage has a `decoder`.
+        model: its first stage has a `decoder`.
         latent: scaled, [1, c, h, w].
         original: the image whose background is kept.
         mask: 1 where the decoding is kept instead, [1, 1, f·h, f·w].

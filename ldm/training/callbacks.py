@@ -18,11 +18,8 @@ log = logging.getLogger(__name__)
 class SetupCallback(pl.Callback):
     """Store the run's configuration in its log folder when training begins or continues.
 
-    Args:
-        resume: whether the run is resumed; its earlier configurations stay beside the new ones.
-        now: date at the start of the files' names.
-        logdir, ckptdir, cfgdir: the log folder, and in it those of checkpoints and configurations.
-        config: the merged configuration.
+    The parameters are the original's; `now` is the date at the start of the files' names. Earlier
+    configurations of a resumed run stay beside the new ones.
     """
 
     def __init__(
@@ -34,8 +31,7 @@ class SetupCallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the configurations, on the first process only.
 
-        A checkpoint to resume from has been read by now, so a configuration that does not fit it is
-        never stored.
+        A checkpoint to resume from has been read by now, so it fits the configuration.
         """
         if trainer.is_global_zero:
             self.ckptdir.mkdir(parents=True, exist_ok=True)
@@ -43,13 +39,10 @@ class SetupCallback(pl.Callback):
 
 
 class StepSeed(pl.Callback):
-    """Seed torch's own generator for each micro-batch, from (seed, batch, rank).
+    """Seed torch's own generator for each micro-batch, from (the run's seed, batch, rank).
 
     Dropout and models without sample indices use it. They get the same numbers however often images
     are logged, and wherever a run was interrupted.
-
-    Args:
-        seed: the run's seed.
     """
 
     def __init__(self, seed: int) -> None:
@@ -58,7 +51,6 @@ class StepSeed(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seed before the batch."""
         place = batch_idx * trainer.world_size + trainer.global_rank
         # Knuth's multiplicative constant keeps runs with neighbouring seeds apart.
         seed = (self.seed * 2654435761 + place) % 2**63
@@ -78,13 +70,11 @@ class CUDACallback(pl.Callback):
         self.first_step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start measuring."""
         self.start, self.first_step = time.monotonic(), trainer.global_step
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report."""
         seconds, steps = time.monotonic() - self.start, trainer.global_step - self.first_step
         line = f"{steps} steps in {seconds:.1f} s"
         if pl_module.device.type == "cuda":

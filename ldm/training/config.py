@@ -71,12 +71,6 @@ class RunConfig:
         lightning: DictConfig = self.sections.lightning
         return lightning
 
-    @property
-    def variant(self) -> DictConfig | None:
-        """The variant of the method; see `ldm.training.variants`."""
-        variant: DictConfig | None = self.sections.get("variant")
-        return variant
-
     def with_entry(self, name: str, value: Any) -> RunConfig:
         """Return the configuration with another value of an entry, such as "data.params.x"."""
         sections = self.sections.copy()
@@ -86,12 +80,7 @@ class RunConfig:
         return replace(self, sections=sections)
 
     def second_after(self, folder: Path, words: Path) -> RunConfig:
-        """Return the second stage's configuration, now that the first one's results are known.
-
-        Args:
-            folder: the first stage's log folder.
-            words: file of the first stage's words.
-        """
+        """Return the second stage's configuration, given the first one's folder and words file."""
         assert self.second is not None
         second = self.second
         if OmegaConf.select(second.sections, WORDS) is not None:

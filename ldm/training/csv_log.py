@@ -21,12 +21,8 @@ from ldm.util import write_whole
 class CsvLogger(Logger):
     """Write `path` with the columns step, seconds and one for each logged name.
 
-    A run that goes on keeps the rows before its first step, and `seconds` (wall clock) counts on
-    from there. Lightning's own logger would delete the table of the interrupted run.
-
-    Args:
-        path: the table.
-        first_step: optimizer step from which the run goes on; later rows are dropped.
+    A resumed run keeps the rows up to its `first_step`, and `seconds` (wall clock) counts on from
+    there. Lightning's own logger would delete the table of the interrupted run.
     """
 
     def __init__(self, path: Path, first_step: int = 0) -> None:
@@ -43,15 +39,8 @@ class CsvLogger(Logger):
         self.start = time.monotonic() - before
         self.changed = False
 
-    @property
-    def name(self) -> str:
-        """The logger's name."""
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        """The logger's version; there is only one."""
-        return ""
+    name = "csv"
+    version = ""
 
     @property
     @rank_zero_experiment
@@ -95,7 +84,6 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what is left."""
         self.save()
 
 

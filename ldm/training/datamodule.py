@@ -154,11 +154,9 @@ class DataModuleFromConfig(pl.LightningDataModule):
         )
 
     def collate(self, name: str, cached: bool = True) -> Collate:
-        """Return the function that makes complete batches for the trainer's model.
+        """Return the function that makes complete batches of a dataset for the trainer's model.
 
-        Args:
-            name: of the dataset.
-            cached: take latents from the cache if the dataset is in it.
+        `cached` takes latents from the cache if the dataset is in it.
         """
         model: Any = self.trainer.lightning_module if self.trainer else None
         batch_noise = model.batch_noise() if hasattr(model, "batch_noise") else None
@@ -187,7 +185,6 @@ class DataModuleFromConfig(pl.LightningDataModule):
         return self._loader(name, range(rank, length, world))
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Return a loader over the validation set, in order."""
         return self._fixed_loader("validation")
 
     def test_dataloader(self) -> DataLoader[Any] | list[Any]:
@@ -195,5 +192,4 @@ class DataModuleFromConfig(pl.LightningDataModule):
         return self._fixed_loader("test" if "test" in self.datasets else "validation")
 
     def predict_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Return a loader over the set to predict, in order."""
         return self._fixed_loader("predict")

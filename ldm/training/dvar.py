@@ -1,8 +1,7 @@
 """Early stopping by a loss without noise: DVAR (Voronov et al., NeurIPS 2023, arXiv 2302.04841).
 
-The training loss says little about a word's progress, because most of its variance comes from the
-random images, timesteps and noises of each step. On a batch in which all of these stay the same,
-the loss falls and settles visibly. DVAR stops when it has settled.
+The training loss says little about a word's progress: most of its variance comes from the random
+images, timesteps and noises. On a fixed batch the loss falls and settles visibly. DVAR stops then.
 """
 
 from __future__ import annotations
@@ -44,11 +43,8 @@ class DVAR(StepCallback):
 
         var(losses of the last `window` steps) / var(all losses so far) < bound.
 
-    With `lightning.callbacks.early_stopping: {target: ldm.training.dvar.DVAR}` it is on; without,
-    nothing of it runs. It changes no number of the training: up to where it stops, the run is the
-    one without it. Its losses are saved in `last.ckpt`, so a run that goes on decides as one that
-    was never interrupted. Of several processes the first decides for all.
-
+    Up to there the run is the one without this callback. The losses are saved in `last.ckpt`, so a
+    resumed run decides as an uninterrupted one. Of several processes the first decides for all.
     Logs `dvar/loss` and `dvar/ratio`.
 
     Args:
@@ -56,9 +52,6 @@ class DVAR(StepCallback):
         bound: on the ratio, in (0, 1]; the authors' code has 0.15.
         every: optimizer steps between evaluations; the paper evaluates after each.
         samples: images in the batch, at least 1.
-
-    Raises:
-        ValueError: an argument out of range.
     """
 
     def __init__(
@@ -80,11 +73,9 @@ class DVAR(StepCallback):
         return variance_ratio(self.losses, self.window)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what `last.ckpt` keeps."""
         return {"losses": list(self.losses)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the losses of the run that goes on."""
         self.losses = list(state_dict["losses"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -73,7 +73,7 @@ class ImageLogger(pl.Callback):
     `conditioning`, `samples` and `samples_scaled` (guided). Only the first process generates.
 
     Args:
-        batch_frequency: optimizer steps between drawings.
+        batch_frequency: optimizer steps between two times.
         max_images: images in a grid.
         clamp, rescale: accepted for old configurations; images are always brought to 0…255.
         increase_log_steps: generate at steps 1, 2, 4, 8 … below `batch_frequency` too.
@@ -82,8 +82,7 @@ class ImageLogger(pl.Callback):
         log_first_step: generate before the first step too.
         log_images_kwargs: the original's options: `ddim_steps`, `ddim_eta`, `N`,
             `unconditional_guidance_scale`; others are left out, with a note.
-        ddim_steps: steps of a generating; a generating costs about as many evaluations per image.
-        ddim_eta, guidance, seed: of the drawings.
+        ddim_steps, ddim_eta, guidance, seed: of the images.
         splits: which of "train" and "val" to generate.
     """
 
@@ -131,7 +130,6 @@ class ImageLogger(pl.Callback):
         return count > 0 and (count % self.batch_frequency == 0 or count in self.early)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Learn the folder from the logger."""
         if trainer.loggers and trainer.loggers[0].save_dir:
             self.folder = Path(trainer.loggers[0].save_dir) / "images"
 
@@ -154,7 +152,6 @@ class ImageLogger(pl.Callback):
             self.draw(trainer, pl_module, "train", batch_idx)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Generate validation images when it is time."""
         if not trainer.sanity_checking and self.due(trainer.global_step):
             self.draw(trainer, pl_module, "val", 0)
 

@@ -25,12 +25,7 @@ def count_steps(trainer: pl.Trainer) -> None:
 
 
 def settle_counters(checkpoint: dict[str, Any], batches: int) -> None:
-    """Write a checkpoint's counters as they are between two batches, within the one epoch.
-
-    Args:
-        checkpoint: what Lightning is about to save.
-        batches: micro-batches done.
-    """
+    """Write a checkpoint's counters as after `batches` micro-batches, within the one epoch."""
     fit = checkpoint["loops"]["fit_loop"]
     for counter in ("ready", "started", "processed", "completed"):
         for scope in ("total", "current"):

@@ -95,10 +95,7 @@ def weight_bytes(model: nn.Module) -> int:
 def choose_checkpointing(model: pl.LightningModule, images: int, device: str) -> None:
     """With `use_checkpoint: auto`, keep activations if they fit into memory; say which.
 
-    Args:
-        model: not yet on a GPU; on a CPU its weights may still lie in their file.
-        images: in a micro-batch.
-        device: where the model will be trained.
+    `model` is not yet on the GPU where it will be trained, with `images` in a micro-batch.
     """
     if not isinstance(model, LatentDiffusion):
         return

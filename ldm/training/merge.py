@@ -96,12 +96,12 @@ def merge_files(
             )
         merged[name].params = merged[name].get("params") or {}
     later = merged.get("second_stage")
-    given = {str(name): SECTIONS for name in merged}
+    given: dict[str, Sequence[str]] = {str(name): SECTIONS for name in merged}
     if isinstance(later, DictConfig):
-        given |= {f"second_stage.{name}": STAGE_SECTIONS for name in later}
-    for key, known in given.items():
-        if key.removeprefix("second_stage.") not in known:
-            raise UserError(f"unknown configuration key {key!r}: expected {', '.join(known)}")
+        given |= {f"second_stage.{name!s}": STAGE_SECTIONS for name in later}
+    for key, allowed in given.items():
+        if key.removeprefix("second_stage.") not in allowed:
+            raise UserError(f"unknown configuration key {key!r}: expected {', '.join(allowed)}")
     check_shape(merged)
     return merged
 
@@ -265,7 +265,7 @@ def resolve_paths(node: DictConfig) -> None:
     """Make paths absolute, in place, so that a run resumes from any working directory.
 
     A path is looked up from the working directory, then among the files of the project. What does
-    not exist stays as it is: it may be a name. The base may be a name on the Hub.
+    not exist stays: it may be a name, as the base's on the Hub.
     """
     for name in list(node):
         value = node[name]
@@ -282,12 +282,8 @@ def resolve_paths(node: DictConfig) -> None:
 def merge(options: argparse.Namespace, stored: Sequence[Path] = ()) -> DictConfig:
     """Return the merged and resolved mapping of a run.
 
-    Args:
-        options: the command line.
-        stored: the configuration that a resumed run stored.
-
-    Raises:
-        UserError: for what cannot be read or does not fit together.
+    `stored` is the configuration that a resumed run stored. Raises UserError for what cannot be
+    read or does not fit together.
     """
     paths = [*stored, *(locate(path) for path in options.base)]
     first = base_parts(options.actual_resume) if options.actual_resume and not paths else []

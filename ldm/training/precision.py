@@ -40,13 +40,10 @@ class Precision:
 
 
 def choose(config: RunConfig, device: str) -> Precision:
-    """Return the precision that `lightning.trainer.precision` leads to on a device.
+    """Return the precision that `lightning.trainer.precision` leads to; UserError if there is none.
 
     `auto` is bf16 where the device has it and, on a CPU, the base has over 100 million weights;
     float32 elsewhere.
-
-    Raises:
-        UserError: the device lacks the precision that is asked for.
     """
     wanted = config.trainer.get("precision")
     if wanted == "auto":

@@ -1,7 +1,12 @@
-"""A run from its configuration: check, build, train, test."""
+"""A run from its configuration: check, build, train, test; in one stage or two.
+
+In two stages, such as pivotal tuning, the word comes first, then what `second_stage` changes. Each
+stage is saved and resumed as a run of its own. The second one's log folder lies in the first one's.
+"""
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -11,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -19,6 +24,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from ldm.checkpoint.names import DELTA_FILE
+from ldm.models.base import TrainedModel
 from ldm.training.callbacks import CUDACallback, SetupCallback, StepSeed
 from ldm.training.checkpoints import Checkpoints
 from ldm.training.checks import check_captions, check_captions_early, check_keys
@@ -46,20 +52,12 @@ from ldm.training.watch import Watch
 from ldm.training.words import WordNorms, manager_of, metadata
 from ldm.util import UserError, instantiate_from_config
 
-if TYPE_CHECKING:
-    from ldm.models.diffusion.ddpm import LatentDiffusion
-
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is set up.
-
-    Attributes:
-        config: its configuration.
-        resume: checkpoint to resume from.
-    """
+    """A run that is set up; `resume` is the checkpoint to resume from."""
 
     config: RunConfig
     resume: Saved | None
@@ -91,9 +89,7 @@ def user_errors(where: str) -> Iterator[None]:
 def build_model(config: RunConfig, weights: torch.dtype | None = None) -> Any:
     """Return the model, with the weights of the base checkpoint if there is one.
 
-    Args:
-        config: of the run.
-        weights: type of the frozen networks' weights; float32 by default.
+    `weights` is the type of the frozen networks' weights; float32 by default.
     """
     base = config.run.base_checkpoint
     pl.seed_everything(config.run.seed, verbose=False)
@@ -146,8 +142,8 @@ def _steps(config: RunConfig, data: Any) -> int:
     return DEFAULT_STEPS
 
 
-def _set_rate(model: LatentDiffusion, config: RunConfig) -> None:
-    """Set the model's learning rate and log how it was computed."""
+def _describe(config: RunConfig, model: TrainedModel, data: Any, resumed: bool) -> None:
+    """Set and log the learning rate, and set the facts that the words' files hold."""
     base, batch = config.model.base_learning_rate, config.batch
     model.learning_rate = base * (batch.images if config.run.scale_lr else 1)
     origin = f"{base:g} x {batch}" if config.run.scale_lr else "not scaled"
@@ -155,6 +151,17 @@ def _set_rate(model: LatentDiffusion, config: RunConfig) -> None:
     if tunes(model):
         log.info(network_rates(model))
     log.info(f"{batch.images} images a step ({batch})")
+    manager = manager_of(model)
+    if manager is None:
+        return
+    images = list(getattr(data.datasets.get("train"), "files", tuple)())
+    facts = metadata(config, model.learning_rate, config.batch.images, images)
+    manager.metadata.update(facts)
+    if not resumed:
+        for line in manager.origins():
+            log.info(line)
+    if resumed and first_process():
+        warn_of_changed_images(config.folder / "checkpoints", images)
 
 
 def _callbacks(config: RunConfig, first_step: int) -> list[pl.Callback]:
@@ -181,22 +188,6 @@ def _callbacks(config: RunConfig, first_step: int) -> list[pl.Callback]:
                 if callback
             ),
         ]
-
-
-def _describe(config: RunConfig, model: LatentDiffusion, data: Any, resumed: bool) -> None:
-    """Set the learning rate, and the facts that the words' files hold."""
-    _set_rate(model, config)
-    manager = manager_of(model)
-    if manager is None:
-        return
-    images = list(getattr(data.datasets.get("train"), "files", tuple)())
-    facts = metadata(config, model.learning_rate, config.batch.images, images)
-    manager.metadata.update(facts)
-    if not resumed:
-        for line in manager.origins():
-            log.info(line)
-    if resumed and first_process():
-        warn_of_changed_images(config.folder / "checkpoints", images)
 
 
 def set_up(config: RunConfig) -> Run:
@@ -302,9 +293,7 @@ def train(this: Run) -> int:
 def run(config: RunConfig, exclusive: bool = True) -> Outcome:
     """Train and test as the configuration says, in one stage.
 
-    Args:
-        config: the stage's.
-        exclusive: make a log folder that no other run has, unless the run is resumed.
+    With `exclusive`, a run that is not resumed gets a log folder that no other run has.
     """
     quiet()
     with working_folder(config.folder, exclusive and config.resume is None) as folder:
@@ -324,3 +313,24 @@ def run(config: RunConfig, exclusive: bool = True) -> Outcome:
                 if name.startswith("test/"):
                     log.info(f"{name} {float(value):.5f}")
         return Outcome(0, folder)
+
+
+def run_stages(config: RunConfig) -> int:
+    """Do what the configuration says, in one stage or two; return the exit status.
+
+    A resumed run continues in the stage that was interrupted.
+
+    Raises UserError for whatever the user can change.
+    """
+    if config.second is None:
+        return run(config).status
+    words = "checkpoints", "embeddings.safetensors"
+    second = config.second_after(config.folder, config.folder.joinpath(*words))
+    if second.resume is None:
+        first = run(config)
+        if first.status or not config.train:
+            return first.status
+        gc.collect()  # the first stage's model, before the second one's is read
+        second = config.second_after(first.folder, first.folder.joinpath(*words))
+        log.info(f"second stage, in {second.folder}")
+    return run(second, exclusive=False).status

@@ -202,12 +202,9 @@ def build_trainer(
 ) -> pl.Trainer:
     """Return the trainer.
 
-    Args:
-        settings: from `trainer_settings`, with `max_steps`; `val_check_interval` counts steps.
-        callbacks: of the run.
-        logger: the run's loggers.
-        find_unused: whether a batch may leave some trained weights unused.
-        devices: processes over all nodes.
+    `settings` are those of `trainer_settings`, with `max_steps`; `val_check_interval` counts steps.
+    `find_unused` tells whether a batch may leave some trained weights unused. `devices` are the
+    processes over all nodes.
     """
     micro = settings.get("accumulate_grad_batches", 1)
     interval = settings.get("val_check_interval")

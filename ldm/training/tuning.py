@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import pytorch_lightning as pl
 
@@ -23,16 +23,13 @@ if TYPE_CHECKING:
 class DeltaSaver:
     """Writes the weight delta at each save; nothing if only words are trained.
 
-    Attributes:
-        base: the checkpoint that tuning began from.
-        half: store half precision.
+    `base` is the checkpoint that tuning began from; `half` stores half precision.
     """
 
     base: Path
     half: bool
 
     def __call__(self, trainer: pl.Trainer, module: pl.LightningModule, folder: Path) -> None:
-        """Write the file over that of the last save."""
         if not tunes(module):
             return
         manager = manager_of(module)
@@ -43,7 +40,7 @@ class DeltaSaver:
         save_weight_delta(module, folder / DELTA_FILE, self.base, half=self.half, facts=facts)
 
 
-def tunes(module: pl.LightningModule) -> bool:
+def tunes(module: pl.LightningModule) -> TypeGuard[LatentDiffusion]:
     """Tell whether a model's networks are trained beside its words."""
     return manager_of(module) is not None and bool(getattr(module, "trains_model", False))
 

@@ -45,11 +45,8 @@ def metadata(
 ) -> dict[str, str]:
     """Return the facts that a word's file holds beside the word.
 
-    Args:
-        config: of the run.
-        rate: effective learning rate.
-        images_per_step: images in one optimizer step, over all devices.
-        images: the training images' files.
+    `rate` is the effective learning rate; `images_per_step` counts over all devices; `images` are
+    the training images' files.
     """
     from ldm.checkpoint.loading import checkpoint_hash
 
@@ -108,13 +105,8 @@ def write_forms(
 ) -> None:
     """Write `embeddings` and `embeddings_gs-<step>`, as .pt (the original's) and .safetensors.
 
-    The folder `words` gets the last state of each word in a file that other tools load.
-
-    Args:
-        manager: holds the words.
-        folder: where to.
-        step: optimizer step.
-        facts: metadata; by default the manager's own.
+    The folder `words` gets the last state of each word in a file that other tools load. `facts` are
+    metadata; by default the manager's own.
     """
     for stem in ("embeddings", f"embeddings_gs-{step}"):
         for suffix in (".pt", ".safetensors"):

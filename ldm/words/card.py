@@ -25,6 +25,22 @@ FACTS = {
     "base_checkpoint_hash": "hash of the base checkpoint",
     "config_hash": "hash of the configuration",
 }
+HEAD = """---
+license: {license}
+{base}pipeline_tag: text-to-image
+instance_prompt: {name}
+tags:
+- textual_inversion
+- text-to-image
+- diffusers
+---
+"""
+CODE = """```python
+pipeline = DiffusionPipeline.from_pretrained({base})
+pipeline.load_textual_inversion("THIS_REPOSITORY")
+pipeline({prompt})
+```
+"""
 
 
 def write_hub_folder(
@@ -39,8 +55,7 @@ def write_hub_folder(
     Args:
         folder: must not exist, or be empty.
         file: one word.
-        license_name: identifier of the license on the Hub, such as "cc-by-4.0". The user chooses
-            it.
+        license_name: identifier of the license on the Hub, such as "cc-by-4.0".
         base_model: the Hub's name of the model that the word is for.
         images: sample images, copied with their metadata left as they are.
 
@@ -76,48 +91,20 @@ def model_card(
 ) -> str:
     """Return the model card of one word, with the Hub's metadata block.
 
-    Args:
-        file: one word.
-        license_name: identifier of the license.
-        base_model: the Hub's name of the base, or None.
-        images: paths of the sample images inside the folder.
+    `images` are paths of the sample images inside the folder.
     """
     ((word, vectors),) = file.words.items()
-    # JSON strings are YAML strings, whatever signs the word has.
-    block = [
-        f"license: {license_name}",
-        *([f"base_model: {base_model}"] if base_model else []),
-        *(["library_name: diffusers"] if base_model else []),
-        "pipeline_tag: text-to-image",
-        f"instance_prompt: {json.dumps(word, ensure_ascii=False)}",
-        "tags:",
-        *(f"- {tag}" for tag in ("textual_inversion", "text-to-image", "diffusers")),
-    ]
+    name = json.dumps(word, ensure_ascii=False)  # a JSON string is a YAML string
+    base = f"base_model: {base_model}\nlibrary_name: diffusers\n" if base_model else ""
     facts = [
         f"- {text}: {file.metadata[key]}" for key, text in FACTS.items() if key in file.metadata
     ]
-    base = base_model or "BASE"
-    lines = [
-        "---",
-        *block,
-        "---",
-        "",
-        f"# {word}",
-        "",
-        "A word learned by textual inversion: "
-        f"{len(vectors)} vectors of width {vectors.shape[-1]}.",
-        "",
-        *facts,
-        *([""] if facts else []),
-    ]
+    lines = [HEAD.format(license=license_name, base=base, name=name)]
+    width = vectors.shape[-1]
+    about = f"A word learned by textual inversion: {len(vectors)} vectors of width {width}."
+    lines += [f"# {word}", "", about, "", *facts, *([""] if facts else [])]
     if not file.second:
-        lines += [
-            "```python",
-            f"pipeline = DiffusionPipeline.from_pretrained({json.dumps(base)})",
-            'pipeline.load_textual_inversion("THIS_REPOSITORY")',
-            f"pipeline({json.dumps(f'a photo of {word}', ensure_ascii=False)})",
-            "```",
-            "",
-        ]
+        prompt = json.dumps(f"a photo of {word}", ensure_ascii=False)
+        lines.append(CODE.format(base=json.dumps(base_model or "BASE"), prompt=prompt))
     lines += [f"![a sample image]({name})" for name in images]
     return "\n".join(lines) + "\n"

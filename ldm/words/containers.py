@@ -14,7 +14,7 @@ import warnings
 import zipfile
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +22,6 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ldm.util import UserError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 # A pickle or image of words is small. One that is larger, or unpacks to more, is not opened.
 LARGEST_BYTES = 2**28
@@ -127,7 +124,7 @@ def _read_card(path: Path) -> Any:
                     )
                 image.load()
                 text = image.info.get(CARD_CHUNK)
-                pixels = None if isinstance(text, str) else _pixels(image)
+                pixels = None if isinstance(text, str) else image.convert("RGB")
     except UserError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -135,17 +132,11 @@ def _read_card(path: Path) -> Any:
     except Exception as error:  # an image decoder fails in many ways
         raise UserError(f"{str(path)!r} is not a readable image: {error}") from error
     try:
-        data = base64.b64decode(text) if isinstance(text, str) else _pixel_data(pixels)
-        if data is None:
-            _no_word(path)
-        return json.loads(data, object_hook=_json_tensor)
-    except UserError:
-        raise
+        data = base64.b64decode(text) if isinstance(text, str) else _pixel_data(np.asarray(pixels))
+        if data is not None:
+            return json.loads(data, object_hook=_json_tensor)
     except (binascii.Error, ValueError, TypeError, RuntimeError, zlib.error) as error:
         raise UserError(f"{str(path)!r}: the word in this image is damaged: {error}") from error
-
-
-def _no_word(path: Path) -> NoReturn:
     raise UserError(
         f"{str(path)!r} holds no word: neither in a text chunk {CARD_CHUNK!r} nor in its pixels"
     )
@@ -155,22 +146,13 @@ def _json_tensor(node: dict[str, Any]) -> Any:
     return torch.tensor(node["TORCHTENSOR"]) if "TORCHTENSOR" in node else node
 
 
-def _pixels(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.asarray(image.convert("RGB"), dtype=np.uint8)
-
-
-def _pixel_data(pixels: np.ndarray[Any, np.dtype[np.uint8]] | None) -> bytes | None:
-    """Return the JSON that an image's pixels carry, None where they carry nothing.
+def _pixel_data(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes | None:
+    """Return the JSON that an image's pixels [h, w, 3] carry, None where they carry nothing.
 
     AUTOMATIC1111's second form: two blocks left and right of the image, each parted from it by a
     black column, hold the lower and upper four bits of a zlib stream in the lower four bits of
     their channels, XORed with a fixed pseudo-random sequence.
-
-    Args:
-        pixels: [h, w, 3].
     """
-    if pixels is None:
-        return None
     lit = np.all(pixels > 0, axis=2)
     rows, columns = np.flatnonzero(np.any(lit, axis=1)), np.flatnonzero(np.any(lit, axis=0))
     if not rows.size:

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ldm.util import UserError
+from ldm.util import UserError, at_least
 from ldm.words.manager import EmbeddingManager
 from ldm.words.sphere import directions, tangent
 from ldm.words.tokens import TextEmbedder
@@ -91,12 +91,10 @@ class DirectionalDescent(Optimizer):
         radius: float,
         kappa: float,
     ) -> None:
-        if not lr > 0:
-            raise ValueError(f"lr must be above 0, got {lr}")
-        if not radius > 0:
-            raise ValueError(f"radius must be above 0, got {radius}")
-        if not kappa >= 0:
-            raise ValueError(f"kappa must be at least 0, got {kappa}")
+        for name, value in (("lr", lr), ("radius", radius)):
+            if not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        at_least(0, kappa=kappa)
         words = list(words)
         super().__init__(words, {"lr": lr, "radius": radius, "kappa": kappa})
         for word, mean in zip(words, means, strict=True):
@@ -150,8 +148,7 @@ class DirectionalEmbeddingManager(EmbeddingManager):
         norm: str | float = "mean",
         **options: Any,
     ) -> None:
-        if not kappa >= 0:
-            raise ValueError(f"kappa must be at least 0, got {kappa}")
+        at_least(0, kappa=kappa)
         if norm not in NORMS if isinstance(norm, str) else not 0 < norm < math.inf:
             raise ValueError(f"norm must be 'mean', 'median' or a number above 0, got {norm!r}")
         # Before the parent's, which takes the initializer words' vectors.

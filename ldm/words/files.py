@@ -8,6 +8,7 @@ header says where the words come from. Read: these, and the forms of other tools
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -52,11 +53,10 @@ def stored_step(file: WordFile) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def renamed(file: WordFile, rename: Mapping[str, str], path: str | Path) -> dict[str, Tensor]:
-    """Return the words of a file under new names; those not in `rename` keep theirs.
+def renamed(file: WordFile, rename: Mapping[str, str], path: str | Path) -> WordFile:
+    """Return a file's words under new names; those not in `rename` keep theirs.
 
-    Raises:
-        UserError: `rename` names a word that is not there, or makes two words one.
+    Raises UserError where `rename` names a word that is not there, or makes two words one.
     """
     absent = [old for old in rename if old not in file.words]
     if absent:
@@ -64,7 +64,16 @@ def renamed(file: WordFile, rename: Mapping[str, str], path: str | Path) -> dict
     names = [rename.get(p, p) for p in file.words]
     if len(set(names)) < len(names):
         raise UserError(f"{str(path)!r}: renaming gives two words one name: {names}")
-    return dict(zip(names, file.words.values(), strict=True))
+    facts = dict(file.metadata)
+    if "placeholders" in facts and rename:
+        facts["placeholders"] = json.dumps(names, ensure_ascii=False)
+    return replace(
+        file,
+        words={rename.get(p, p): v for p, v in file.words.items()},
+        second={rename.get(p, p): v for p, v in file.second.items()},
+        token_ids={p: i for p, i in file.token_ids.items() if rename.get(p, p) == p},
+        metadata=facts,
+    )
 
 
 def check_name(name: str) -> None:

@@ -23,12 +23,9 @@ IDENTIFIER = "token_identifier.txt"
 def find_word(path: str | Path) -> tuple[Path, str | None]:
     """Return a word's file, and the name that its folder gives it.
 
-    Args:
-        path: a file; a folder, such as a concept of the Hub or a run's log folder; or a name of the
-            Hub, such as "sd-concepts-library/cat-toy" or "hf:NAME@REVISION".
-
-    Raises:
-        UserError: there is no such file, no word in the folder, or no such name.
+    `path` is a file; a folder, such as a concept of the Hub or a run's log folder; or a name of the
+    Hub, such as "sd-concepts-library/cat-toy" or "hf:NAME@REVISION". Raises UserError where there
+    is no such file, no word in the folder, or no such name.
     """
     local = Path(path)
     if not local.exists():

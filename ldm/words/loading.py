@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from ldm.util import UserError, quote
 from ldm.words import tokens
-from ldm.words.files import read_words
+from ldm.words.files import WordFile, read_words
 from ldm.words.manager import EmbeddingManager
 from ldm.words.placeholders import DEFAULT_PLACEHOLDER, occurrences
 
@@ -52,7 +52,7 @@ def load_words(model: WordModel, items: Items, prompts: Sequence[str] = ()) -> l
     configured = manager.placeholders
     manager.clear()
     for path, name in split_items(items):
-        rename = None if name is None else {only_word(path, name): name}
+        rename = {} if name is None else renaming(path, read_words(path), name)
         log.info("%s: %s", path, " ".join(manager.load(path, rename=rename)))
     words = manager.placeholders
     _check_known(prompts, [word for word in configured if word not in words])
@@ -69,13 +69,8 @@ def check_prompts(
 ) -> None:
     """Warn of each prompt whose end is cut off; a conditioner that reads no text is not asked.
 
-    Args:
-        model: a `LatentDiffusion`.
-        prompts: the texts.
-        files: prompt → the file that it comes from, for messages.
-
-    Raises:
-        UserError: a prompt would lose a word it names.
+    `files` names the file of each prompt that comes from one, for messages. Raises UserError for a
+    prompt that would lose a word it names.
     """
     if model.embedding_manager is not None:
         model.embedding_manager.check_prompts(prompts, files)
@@ -85,20 +80,16 @@ def check_prompts(
 
 
 def check_words(items: Items, prompts: Sequence[str]) -> list[str]:
-    """Read embedding files and check prompts before any model is there.
+    """Read embedding files and check prompts before any model is there; return the placeholders.
 
-    Returns:
-        The placeholders that the files bring.
-
-    Raises:
-        UserError: an unreadable file; a file of several words under one name; no file although a
-            prompt names the usual placeholder.
+    Raises UserError for an unreadable file; a file of several words under one name; no file
+    although a prompt names the usual placeholder.
     """
     words: list[str] = []
     for path, name in split_items(items):
-        if name is not None:
-            only_word(path, name)
-        words += read_words(path).words if name is None else [name]
+        file = read_words(path)
+        rename = renaming(path, file, name)
+        words += [rename.get(word, word) for word in file.words]
     if not words:
         _check_known(prompts, [DEFAULT_PLACEHOLDER])
     return words
@@ -114,16 +105,16 @@ def split_items(items: Items) -> list[tuple[str, str | None]]:
     return found
 
 
-def only_word(path: str, name: str) -> str:
-    """Return the stored placeholder of a file that holds one word.
+def renaming(path: str, file: WordFile, name: str | None) -> dict[str, str]:
+    """Return stored placeholder → `name` for a file's only word; {} without a name.
 
-    Raises:
-        UserError: the file holds several words, which cannot all get `name`.
+    Raises UserError where the file holds several words, which cannot all get the name.
     """
-    held = list(read_words(path).words)
-    if len(held) != 1:
-        raise UserError(f"{name}={path}: the file holds {len(held)} words: {held}")
-    return held[0]
+    if name is not None and len(file.words) != 1:
+        raise UserError(
+            f"{name}={path}: the file holds {len(file.words)} words: {list(file.words)}"
+        )
+    return {} if name is None else dict.fromkeys(file.words, name)
 
 
 def _check_known(prompts: Sequence[str], missing: Sequence[str]) -> None:

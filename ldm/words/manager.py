@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.randomness import Purpose, generator
-from ldm.util import UserError
+from ldm.util import UserError, at_least, one_of
 from ldm.words.files import (
     check_encoder,
     read_words,
@@ -96,16 +96,10 @@ class EmbeddingManager(nn.Module):
         per_image_placeholders: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        if progressive_steps < 1:
-            raise ValueError(f"progressive_steps must be at least 1, got {progressive_steps}")
-        if num_vectors_per_token < 1:
-            raise ValueError(
-                f"num_vectors_per_token must be at least 1, got {num_vectors_per_token}"
-            )
-        if initializer_mode not in INITIALIZER_MODES:
-            raise ValueError(
-                f"initializer_mode must be one of {INITIALIZER_MODES}, got {initializer_mode!r}"
-            )
+        at_least(
+            1, progressive_steps=progressive_steps, num_vectors_per_token=num_vectors_per_token
+        )
+        one_of(INITIALIZER_MODES, initializer_mode=initializer_mode)
         # Past nn.Module's bookkeeping: registered, the encoder would be saved and trained twice.
         self.__dict__["embedder"] = embedder
         self.progressive_words, self.progressive_steps = progressive_words, progressive_steps
@@ -259,14 +253,10 @@ class EmbeddingManager(nn.Module):
         return f"{count}, from the initializer word {word!r}{start}"
 
     def check_prompts(self, prompts: Sequence[str], files: Mapping[str, str] | None = None) -> None:
-        """Warn once of each prompt whose end is cut off.
+        """Warn once of each prompt whose end is cut off; UserError for one that would lose a word.
 
-        Args:
-            prompts: the texts.
-            files: prompt → the file that it comes from, for messages.
-
-        Raises:
-            UserError: a prompt would lose a word it names; see `ldm.words.tokens.check_prompts`.
+        `files` names the file of each prompt that comes from one; see
+        `ldm.words.tokens.check_prompts`.
         """
         # All vectors of a progressive word count: training will bring them into play.
         words = {p: (self.token_id(p), len(v)) for p, v in self.string_to_param_dict.items()}
@@ -276,11 +266,10 @@ class EmbeddingManager(nn.Module):
         self._warned |= set(lost)
 
     def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-        """Write the words, `.pt` or `.safetensors`; per-image words serve only training: left out.
+        """Write the words, `.pt` or `.safetensors`, in place of a file that exists.
 
-        Args:
-            path: where; replaced if it exists.
-            metadata: facts beside the manager's own and `self.metadata`.
+        Per-image words serve only training and are left out. `metadata` are facts beside the
+        manager's own and `self.metadata`.
         """
         kept = self._lasting()
         facts = {
@@ -307,8 +296,6 @@ class EmbeddingManager(nn.Module):
         self,
         path: str | Path,
         rename: Mapping[str, str] | None = None,
-        *,
-        keep_initial: bool = False,
     ) -> list[str]:
         """Take words from a file; several calls gather the words of several files.
 
@@ -319,7 +306,6 @@ class EmbeddingManager(nn.Module):
         Args:
             path: any file that `ldm.words.files.read_words` reads.
             rename: stored placeholder → placeholder to use.
-            keep_initial: keep the words that come from no file, to train them beside loaded ones.
 
         Returns:
             The placeholders it brought.
@@ -333,7 +319,7 @@ class EmbeddingManager(nn.Module):
             both = {p: torch.cat([v, file.second[p]], dim=1) for p, v in file.words.items()}
             file = replace(file, words=both)
         check_encoder(file, self.embedder.family, self.embedder.width, path)
-        words = renamed(file, rename or {}, path)
+        words = renamed(file, rename or {}, path).words
         step = stored_step(file)
         if file.metadata.get("progressive_words") == "true" and not self.progressive_words:
             # Vectors that were not in use yet would add copies of the initializer word.
@@ -346,13 +332,13 @@ class EmbeddingManager(nn.Module):
                 raise UserError(
                     f"{str(path)!r}: word {placeholder!r} is loaded already: rename one of the two"
                 )
-        replaced = [] if keep_initial else self._configured()
-        leaving = [p for p in self.placeholders if p in replaced or p in words]
+        configured = self._configured()
+        leaving = [p for p in self.placeholders if p in configured or p in words]
         others = {p: i for p, i in self.string_to_token_dict.items() if p not in leaving}
         token_ids: dict[str, int] = {}
         for placeholder in words:
-            taken = others | token_ids
-            token_ids[placeholder] = placeholder_id(self.embedder, placeholder, taken)
+            found = placeholder_id(self.embedder, placeholder, others | token_ids)
+            token_ids[placeholder] = found
         for placeholder in leaving:
             self._remove(placeholder)
         self.initializer_words = {

@@ -89,12 +89,9 @@ class Chunk:
 
 
 def chunks(encoder: Any, text: str, vectors: Mapping[int, int]) -> list[Chunk]:
-    """Split a prompt into chunks that fit the encoder; a word's vectors stay together.
+    """Split a prompt into chunks that fit a text encoder; a word's vectors stay together.
 
-    Args:
-        encoder: a text encoder.
-        text: the prompt.
-        vectors: number of vectors of each word, by its token id.
+    `vectors` is the number of vectors of each word, by its token id.
     """
     room, comma = encoder.max_length - 2, encoder.word_ids(",")
     found = [Chunk()]

@@ -16,13 +16,12 @@ from PIL import Image, ImageDraw, PngImagePlugin
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
+from ldm.image_io import RESERVED_NAMES
 from ldm.util import UserError, write_whole
 from ldm.words.containers import CARD_CHUNK
 from ldm.words.files import FIRST_FILE, SECOND_FILE, header, plain, write_words
 from ldm.words.formats import SDXL, WordFile
 
-# Names that Windows keeps for devices, whatever their suffix.
-DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(10))}
 LONGEST_NAME = 60
 # CLIP's token id of "*", the key under which AUTOMATIC1111 stores every word.
 STAR = {"*": 265}
@@ -58,7 +57,7 @@ def file_name(placeholder: str) -> str:
     if not any(c.isalnum() for c in stem):
         names = (unicodedata.name(c, f"{ord(c):x}") for c in normal)
         stem = "-".join(("word", *names)).lower().replace(" ", "-")[:LONGEST_NAME]
-    return f"word-{stem}" if stem.lower() in DEVICES else stem
+    return f"word-{stem}" if stem.lower() in RESERVED_NAMES else stem
 
 
 def file_names(placeholders: list[str]) -> dict[str, str]:
@@ -66,27 +65,19 @@ def file_names(placeholders: list[str]) -> dict[str, str]:
 
     A file system that ignores case would store the later word over the earlier one.
     """
-    taken: set[str] = set()
-    stems = {}
+    stems: dict[str, str] = {}
     for placeholder in placeholders:
-        base = stem = file_name(placeholder)
-        number = 1
-        while stem.lower() in taken:
-            number += 1
-            stem = f"{base}-{number}"
-        taken.add(stem.lower())
-        stems[placeholder] = stem
+        base, taken = file_name(placeholder), {stem.lower() for stem in stems.values()}
+        names = (base, *(f"{base}-{number}" for number in range(2, len(stems) + 3)))
+        stems[placeholder] = next(name for name in names if name.lower() not in taken)
     return stems
 
 
 def write_for_tools(folder: Path, file: WordFile, form: str = "kohya") -> list[Path]:
     """Write each word into a file of its own, `folder/STEM.SUFFIX`, and return the files.
 
-    Args:
-        folder: made where it does not exist; files of the same names are replaced.
-        file: the words.
-        form: one of `SINGLE`. Every tool tried reads "kohya": `emb_params` [k, d] in safetensors,
-            or `clip_l` and `clip_g` for SDXL.
+    `form` is one of `SINGLE`. Every tool tried reads "kohya": `emb_params` [k, d] in safetensors,
+    or `clip_l` and `clip_g` for SDXL.
     """
     paths = _in_folder(folder, file, form)
     for path, name in zip(paths, file.words, strict=True):

@@ -5,8 +5,6 @@ from collections import Counter
 import pytest
 
 from ldm.data.templates import (
-    DUAL_OBJECT_TEMPLATES,
-    DUAL_STYLE_TEMPLATES,
     OBJECT_TEMPLATES,
     RELEASED_OBJECT_TEMPLATES,
     STYLE_TEMPLATES,
@@ -15,6 +13,7 @@ from ldm.data.templates import (
     fill,
     find_templates,
     load_templates,
+    with_second,
 )
 from ldm.util import UserError
 
@@ -22,7 +21,8 @@ from ldm.util import UserError
 def test_counts_of_the_paper_and_the_released_code():
     lists = (OBJECT_TEMPLATES, RELEASED_OBJECT_TEMPLATES, STYLE_TEMPLATES)
     assert [(len(t), len(set(t))) for t in lists] == [(27, 27), (81, 57), (19, 17)]
-    assert [len(set(t)) for t in (DUAL_OBJECT_TEMPLATES, DUAL_STYLE_TEMPLATES)] == [27, 17]
+    both = [with_second(t) for t in (OBJECT_TEMPLATES, STYLE_TEMPLATES)]
+    assert [len(set(t)) for t in both] == [27, 17]
 
 
 def test_the_27_are_the_papers():
@@ -53,7 +53,7 @@ def test_repeats_are_weights():
 def test_every_template_has_its_places():
     for templates in TEMPLATE_SETS.values():
         assert all(t.count("{}") == 1 for t in templates)
-    assert all(t.endswith("{} with {}") for t in DUAL_OBJECT_TEMPLATES + DUAL_STYLE_TEMPLATES)
+        assert all(t.endswith("{} with {}") for t in with_second(templates))
 
 
 def test_filling():

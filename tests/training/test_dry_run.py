@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import main
-from ldm.training.image_report import near_duplicates
+from ldm.training.dry_run import near_duplicates
 from ldm.util import UserError
 from tests.training.conftest import Outcome
 from tests.training.test_reliability import Learn, files

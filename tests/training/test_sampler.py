@@ -47,12 +47,12 @@ def test_fixed_samples_are_shared_without_overlap() -> None:
     shares: list[list[int]] = []
     for rank in range(3):
         data: Any = DataModuleFromConfig(2, validation_samples=7, num_workers=0)
-        data.datasets["validation"] = range(9)
+        data.datasets["validation"] = [{"place": i} for i in range(9)]
         data.trainer = SimpleNamespace(
             global_rank=rank, world_size=3, accelerator=None, lightning_module=None
         )
         loader = data.val_dataloader()
-        shares.append([int(i) for batch in loader for i in batch])
+        shares.append([int(i) for batch in loader for i in batch["place"]])
         assert len(loader) == math.ceil(len(shares[-1]) / 2)
     assert shares == [[0, 3, 6], [1, 4], [2, 5]]
 

@@ -368,13 +368,6 @@ class TestFiles:
         assert other.placeholders == []
         assert other.load(tmp_path / "a.pt") == ["*"]
 
-    def test_may_leave_the_configurations_words(self, embedder, tmp_path):
-        write_words(tmp_path / "a.pt", {"@": torch.ones(1, 6)}, {"@": 5})
-        manager = EmbeddingManager(embedder, ["*"], ["cat"])
-        manager.load(tmp_path / "a.pt", keep_initial=True)
-        assert manager.placeholders == ["*", "@"]
-        torch.testing.assert_close(manager.word("*").data, row(embedder, "cat"))
-
     def test_keep_the_first_word_for_regularisation(self, embedder, tmp_path):
         write_words(tmp_path / "a.pt", {"*": row(embedder, "cat") + 1}, {"*": 4})
         manager = EmbeddingManager(embedder, ["*"], ["cat"])
