@@ -29,7 +29,6 @@ class LambdaWarmUpCosineScheduler:
         self.lr_min, self.lr_max, self.lr_start = lr_min, lr_max, lr_start
 
     def __call__(self, n: int) -> float:
-        """Return the multiplier at optimizer step `n`."""
         if n < self.warm_up_steps:
             return self.lr_start + (self.lr_max - self.lr_start) * n / self.warm_up_steps
         t = (n - self.warm_up_steps) / max(1, self.max_decay_steps - self.warm_up_steps)
@@ -73,7 +72,6 @@ class LambdaWarmUpCosineScheduler2:
         return low + 0.5 * (high - low) * (1 + math.cos(math.pi * min(t, 1)))
 
     def __call__(self, n: int) -> float:
-        """Return the multiplier at optimizer step `n`."""
         cycle, n = self._place(n)
         warm_up, start = self.warm_up_steps[cycle], self.f_start[cycle]
         if n < warm_up:
@@ -113,7 +111,6 @@ class LambdaWarmUpStableDecayScheduler:
         self.decay_steps, self.lr_min = decay_steps, lr_min
 
     def __call__(self, n: int) -> float:
-        """Return the multiplier at optimizer step `n`."""
         if n < self.warm_up_steps:
             return (n + 1) / self.warm_up_steps
         t = min(max(n - self.decay_start, 0) / self.decay_steps, 1.0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,15 @@ def check_least(options: argparse.Namespace, least: float, *names: str) -> None:
         at_least(least, **{f"--{name}": getattr(options, name) for name in names})
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def split_pairs(form: str, items: Sequence[str]) -> list[tuple[str, str]]:
+    """Split an option's values at "="; UserError, which begins with `form`, for another form."""
+    pairs = [item.partition("=") for item in items]
+    for item, (old, equals, new) in zip(items, pairs, strict=True):
+        if not (old and equals and new):
+            raise UserError(f"{form}, got {item!r}")
+    return [(old, new) for old, _, new in pairs]
 
 
 class Once(argparse.Action):

@@ -38,39 +38,24 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description="Write learned words in the form of another tool. The values stay as they are.",
         epilog=EXAMPLES,
     )
-    parser.add_argument("source", metavar="IN", help="a word's file, its folder or a Hub name")
-    parser.add_argument(
-        "target",
-        metavar="OUT",
-        nargs="?",
-        help="a file; a name without suffix is a folder, which gets one file for each word",
-    )
-    parser.add_argument(
-        "--to",
-        choices=FORMS,
-        help="form of OUT; by default original for .pt, safetensors, png, and kohya for a folder",
-    )
-    parser.add_argument(
-        "--placeholder", metavar="NAME", help="name of the word; IN must hold one word"
-    )
-    parser.add_argument(
-        "--encoder",
-        choices=FAMILIES,
-        help="text encoder of the words, where IN does not say it",
-    )
-    parser.add_argument(
-        "--tokenizer", metavar="FOLDER", help="vocabulary to look new names up in, for original"
-    )
+    add = parser.add_argument
+    add("source", metavar="IN", help="a word's file, its folder or a Hub name")
+    text = "a file; a name without suffix is a folder, which gets one file for each word"
+    add("target", metavar="OUT", nargs="?", help=text)
+    text = "form of OUT; by default original for .pt, safetensors, png, and kohya for a folder"
+    add("--to", choices=FORMS, help=text)
+    add("--placeholder", metavar="NAME", help="name of the word; IN must hold one word")
+    text = "text encoder of the words, where IN does not say it"
+    add("--encoder", choices=FAMILIES, help=text)
+    text = "vocabulary to look new names up in, for original"
+    add("--tokenizer", metavar="FOLDER", help=text)
     group = parser.add_argument_group("a folder for the Hugging Face Hub, OUT")
-    group.add_argument(
-        "--hub_license",
-        metavar="ID",
-        help="write such a folder, under this license, e.g. cc-by-4.0: the word, samples, a card",
-    )
+    text = "write such a folder, under this license, e.g. cc-by-4.0: the word, samples, a card"
+    group.add_argument("--hub_license", metavar="ID", help=text)
     group.add_argument("--base_model", metavar="OWNER/NAME", help="the word's base on the Hub")
     group.add_argument("--samples", nargs="+", default=[], metavar="IMAGE", help="sample images")
-    parser.add_argument("--inspect", action="store_true", help="say what IN holds; write nothing")
-    parser.add_argument("--force", action="store_true", help="replace existing files")
+    add("--inspect", action="store_true", help="say what IN holds; write nothing")
+    add("--force", action="store_true", help="replace existing files")
     return parser.parse_args(arguments)
 
 

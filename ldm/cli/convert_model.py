@@ -32,24 +32,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "target", metavar="OUT", help="a .ckpt or .safetensors file; any other name is a folder"
     )
-    parser.add_argument("--config", metavar="YAML", help="of IN; by default as it is recognized")
-    parser.add_argument(
-        "--weight_delta",
-        metavar="FILE",
-        help="what tuning moved IN by: OUT becomes the tuned model, or with --lora a LoRA",
-    )
-    parser.add_argument(
-        "--lora",
-        type=int,
-        metavar="RANK",
-        help="write --weight_delta as a LoRA of this rank in kohya's names; says its error",
-    )
-    parser.add_argument(
-        "--embedding_path",
-        metavar="[WORD=]FILE",
-        help="learned words to put into the LoRA, which A1111, Forge and ComfyUI read there",
-    )
-    parser.add_argument("--half", action="store_true", help="write float16: half the size")
+    add = parser.add_argument
+    add("--config", metavar="YAML", help="of IN; by default as it is recognized")
+    text = "what tuning moved IN by: OUT becomes the tuned model, or with --lora a LoRA"
+    add("--weight_delta", metavar="FILE", help=text)
+    text = "write --weight_delta as a LoRA of this rank in kohya's names; says its error"
+    add("--lora", type=int, metavar="RANK", help=text)
+    text = "learned words to put into the LoRA, which A1111, Forge and ComfyUI read there"
+    add("--embedding_path", metavar="[WORD=]FILE", help=text)
+    add("--half", action="store_true", help="write float16: half the size")
     return parser.parse_args(arguments)
 
 

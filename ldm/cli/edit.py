@@ -9,15 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.cli.common import (
-    Once,
-    Parser,
-    add_options,
-    check_least,
-    check_output_folder,
-    choose_device,
-    sampling_of,
-)
+from ldm.cli import common
 from ldm.cli.image_options import add_generation, facts, find_files, load
 from ldm.util import UserError
 
@@ -47,52 +39,41 @@ of the image as it is given.
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(
+    parser = common.Parser(
         prog="scripts/edit.py",
         description="Edit an image inside a mask; the best image by the selector comes first.",
         epilog=EXAMPLES,
     )
-    group = parser.add_argument_group("what to edit")
-    group.add_argument("--image", metavar="FILE", required=True, help="the image")
-    group.add_argument(
-        "--mask", metavar="FILE", required=True, help="of its size; white is what changes"
-    )
-    group.add_argument(
-        "--prompt", action=Once, metavar="TEXT", required=True, help="the text to generate there"
-    )
+    add = parser.add_argument_group("what to edit").add_argument
+    add("--image", metavar="FILE", required=True, help="the image")
+    add("--mask", metavar="FILE", required=True, help="of its size; white is what changes")
+    text = "the text to generate there"
+    add("--prompt", action=common.Once, metavar="TEXT", required=True, help=text)
     add_generation(parser)
     group = parser.add_argument_group("how to generate")
-    add_options(group, steps=50, scale=5.0, seed=42, n_samples=4, batch_size=4)
-    group.add_argument(
-        "--dilate",
-        type=int,
-        default=0,
-        metavar="N",
-        help="for thin masks: begin N latent points wider, and shrink over the steps (0)",
+    common.add_options(group, steps=50, scale=5.0, seed=42, n_samples=4, batch_size=4)
+    text = "for thin masks: begin N latent points wider, and shrink over the steps (0)"
+    group.add_argument("--dilate", type=int, default=0, metavar="N", help=text)
+    text = (
+        "paste: the image's own pixels outside the mask; decoder: a decoder tuned to each image "
+        "(slower, no seam); none: as decoded (paste)"
     )
-    group.add_argument(
-        "--background",
-        choices=BACKGROUNDS,
-        default="paste",
-        help="paste: the image's own pixels outside the mask; decoder: a decoder tuned to each "
-        "image (slower, no seam); none: as decoded (paste)",
+    group.add_argument("--background", choices=BACKGROUNDS, default="paste", help=text)
+    text = (
+        'ranks the images: a CLIP\'s folder or name, or "none"; by default the selector beside the '
+        "weights, or else openai/clip-vit-base-patch32; a single image is not ranked"
     )
-    group.add_argument(
-        "--extractor",
-        metavar="FOLDER|NAME",
-        help='ranks the images: a CLIP\'s folder or name, or "none"; by default the selector '
-        "beside the weights, or else openai/clip-vit-base-patch32; a single image is not ranked",
-    )
+    group.add_argument("--extractor", metavar="FOLDER|NAME", help=text)
     group = parser.add_argument_group("where to put it (nothing is overwritten)")
-    add_options(group, outdir="outputs/edit")
+    common.add_options(group, outdir="outputs/edit")
     return parser.parse_args(arguments)
 
 
 def check(options: argparse.Namespace) -> None:
     """Raise UserError for a value out of range."""
-    sampling_of(options)
-    check_least(options, 1, "n_samples", "batch_size")
-    check_least(options, 0, "dilate")
+    common.sampling_of(options)
+    common.check_least(options, 1, "n_samples")
+    common.check_least(options, 0, "dilate")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -102,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
         UserError: anything wrong with them, before weights are read where that can be known.
     """
     check(options)
-    folder = check_output_folder(options.outdir)
+    folder = common.check_output_folder(options.outdir)
     find_files(options)
 
     from ldm.editing.blended import Blending, edit, latent_mask_of
@@ -113,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     original = open_rgb(options.image)
     mask = open_mask(options.mask, original.size)
     check_words(options.embedding_path, [options.prompt])
-    device = choose_device(options.device)
+    device = common.choose_device(options.device)
     selector = _selector(options, device)
     model = load(options, [options.prompt])
     size = model_size(model, original.size)
@@ -122,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
     original, mask = resized(original, size), resized(mask, size)
     latent_mask_of(model, mask)  # says now what is wrong with it
     blending = Blending(
-        sampling=sampling_of(options),
+        sampling=common.sampling_of(options),
         samples=options.n_samples,
         dilate=options.dilate,
         background=options.background,

@@ -13,20 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.common import (
-    MINIATURE,
-    SEVERAL,
-    Parser,
-    add_model,
-    add_options,
-    add_weight_delta,
-    add_words,
-    check_least,
-    check_output_folder,
-    choose_device,
-    find_model,
-    sampling_of,
-)
+from ldm.cli import common
 from ldm.evaluation.prompts import check_prompts, read_prompts
 from ldm.resources import ROOT
 from ldm.training.variants import find_variant
@@ -57,7 +44,7 @@ EXAMPLES = """examples:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(
+    parser = common.Parser(
         prog="scripts/evaluate_model.py",
         description="Score a learned word by the paper's protocol: likeness to its training "
         "images and to its prompts, with 95% bootstrap intervals; writes scores.json and "
@@ -65,13 +52,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         epilog=EXAMPLES,
     )
     group = parser.add_argument_group("what to score")
-    add_words(group)
+    common.add_words(group)
     text = "folder of the training images"
     group.add_argument("--data_root", metavar="DIR", required=True, help=text)
     text = "of configs/variants: human_captions, image_only and prompt_only need no word"
     group.add_argument("--variant", metavar="NAME", help=text)
     text = "for human_captions; by default those beside the images"
-    group.add_argument("--captions", **SEVERAL, metavar="TEXT|FILE", help=text)
+    group.add_argument("--captions", **common.SEVERAL, metavar="TEXT|FILE", help=text)
     group.add_argument("--prompts", metavar="FILE", help="a prompt a line; # begins a comment")
     text = "one more prompt (repeatable)"
     group.add_argument("--prompt", action="append", default=[], metavar="TEXT", help=text)
@@ -81,17 +68,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--placeholder", action="append", default=[], metavar="WORD", help=text)
 
     group = parser.add_argument_group("the model and the scorer")
-    add_model(group, MINIATURE)
-    add_weight_delta(group)
+    common.add_model(group, common.MINIATURE)
+    common.add_weight_delta(group)
     text = "CLIP that scores; by default that beside the weights, or openai/clip-vit-base-patch32"
     group.add_argument("--extractor", metavar="FOLDER|NAME", help=text)
     text = "score by DINO too, e.g. facebook/dino-vits16"
     group.add_argument("--dino", metavar="FOLDER|NAME", help=text)
-    add_options(group, device="auto", precision="full")
+    common.add_options(group, device="auto", precision="full")
 
     group = parser.add_argument_group("generation and scoring")
-    add_options(group, images=64, steps=50, sampler="ddim", karras=False, scale=5.0, seed=42)
-    add_options(group, batch_size=0)
+    common.add_options(group, images=64, steps=50, sampler="ddim", karras=False, scale=5.0, seed=42)
+    common.add_options(group, batch_size=0)
     text = "of the images, for the intervals (1000)"
     group.add_argument("--resamples", type=int, default=1000, help=text)
 
@@ -129,12 +116,10 @@ class Subject:
 
     @property
     def asked(self) -> list[str]:
-        """Every prompt."""
         return [self.image_prompt, *self.prompts]
 
     @property
     def prompts_hash(self) -> str:
-        """A hash of every prompt."""
         return hashlib.sha256("\n".join(self.asked).encode()).hexdigest()[:16]
 
 
@@ -158,10 +143,10 @@ def read_subject(
     from ldm.data.folder import list_images
     from ldm.evaluation.extractors import scorer_beside
 
-    check_least(options, 1, "images")
-    check_least(options, 0, "batch_size")
-    sampling_of(options)
-    config, weights = find_model(options.model, options.config)
+    common.check_least(options, 1, "images")
+    common.check_least(options, 0, "batch_size")
+    common.sampling_of(options)
+    config, weights = common.find_model(options.model, options.config)
     file = options.prompts
     if file is None and not prompts:  # the miniature's weights have their scorer beside them
         own = "miniature" if scorer_beside(weights) else "paper"
@@ -170,7 +155,7 @@ def read_subject(
     image_prompt, *rest = (_name_word(p, placeholders) for p in (options.image_prompt, *listed))
     asked = [*rest, *prompts]
     check_prompts([image_prompt, *asked], placeholders)
-    training, device = list_images(options.data_root), choose_device(options.device)
+    training, device = list_images(options.data_root), common.choose_device(options.device)
     return Subject(config, weights, training, placeholders, image_prompt, asked, device)
 
 
@@ -218,13 +203,13 @@ def run(options: argparse.Namespace) -> int:
     """Score what the options say; find mistakes before weights are read, where they can be."""
     from ldm.words.loading import check_words, split_items
 
-    check_least(options, 1, "resamples")
+    common.check_least(options, 1, "resamples")
     source, words = _source_of(options), options.embedding_path
     placeholders = options.placeholder or check_words(words, ()) or [DEFAULT_PLACEHOLDER]
     subject = read_subject(options, placeholders, options.prompt)
     name = options.name or options.variant or Path(split_items(words)[0][0]).stem
     captions = _captions(options, subject.training) if source == "captions" else []
-    folder = check_output_folder(options.output or Path("outputs") / "evaluation" / name)
+    folder = common.check_output_folder(options.output or Path("outputs") / "evaluation" / name)
     if (folder / "scores.json").exists() and not options.again:
         raise UserError(
             f"{folder} holds scores already: give another --output, or --again to replace them"
@@ -259,7 +244,7 @@ def run(options: argparse.Namespace) -> int:
         "source": source,
         "captions": captions,
         **_facts(subject, options),
-        **({} if source == "images" else sampling_of(options).metadata()),
+        **({} if source == "images" else common.sampling_of(options).metadata()),
         "seconds": round(time.monotonic() - start, 1),
     }
     write(folder, name, found.with_settings(**facts))
@@ -292,7 +277,7 @@ def _image_source(
         sources.check_lengths(model, texts)
     generated = sources.from_model(
         model.to(subject.device),
-        sampling_of(options),
+        common.sampling_of(options),
         keep=keep if options.save_images else None,
         progress=sys.stderr.isatty(),
     )

@@ -11,19 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ldm.checkpoint.names import find_delta
-from ldm.cli import figure_inputs
-from ldm.cli.common import (
-    MINIATURE,
-    SEVERAL,
-    Parser,
-    add_model,
-    add_options,
-    check_least,
-    check_output_folder,
-    choose_device,
-    find_model,
-    sampling_of,
-)
+from ldm.cli import common, figure_inputs
 from ldm.experiments.figures.pivotal import FOLDER, HOW
 from ldm.experiments.figures.record import Figure, find
 from ldm.experiments.figures.registry import FIGURES
@@ -50,7 +38,7 @@ EXAMPLES = """examples:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(
+    parser = common.Parser(
         prog="scripts/figures.py",
         description="Make figures of the paper: PNG, PDF, the numbers as CSV, and a text with the "
         "command and the settings of the images.",
@@ -60,10 +48,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("figures", nargs="*", metavar="N", help=text)
     parser.add_argument("--list", action="store_true", help="list the figures and stop")
     group = parser.add_argument_group("where everything lies")
-    add_model(group, MINIATURE)
+    common.add_model(group, common.MINIATURE)
     text = "learned words (examples/words)"
     group.add_argument("--words", metavar="DIR", default="examples/words", help=text)
-    add_options(group, concepts="examples/concepts")
+    common.add_options(group, concepts="examples/concepts")
     text = (
         "the protocol's output, for figures 10 and 12 (the first that is there of "
         f"{', '.join(TABLES[0])}; at 1.4B {TABLES[1][0]})"
@@ -81,17 +69,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     group.add_argument("--image", metavar="FILE", help="to edit, for figure 9")
     group.add_argument("--mask", metavar="FILE", help="white where to edit, for figure 9")
     text = "take another concept in a figure's place"
-    group.add_argument("--rename", **SEVERAL, metavar="NAME=OTHER", help=text)
-    add_options(group, output="outputs/figures")
+    group.add_argument("--rename", **common.SEVERAL, metavar="NAME=OTHER", help=text)
+    common.add_options(group, output="outputs/figures")
     group = parser.add_argument_group("generation and scoring")
     text = f"images of a prompt ({IMAGES[0]} in the miniature, {IMAGES[1]} otherwise)"
     group.add_argument("--images", "--pictures", type=int, help=text)
     text = f"guidance ({SCALE[0]:g} in the miniature, {SCALE[1]:g} otherwise)"
     group.add_argument("--scale", type=float, help=text)
-    add_options(group, steps=50, seed=42)
+    common.add_options(group, steps=50, seed=42)
     text = "CLIP that scores (the one beside the weights, or else the paper's)"
     group.add_argument("--extractor", metavar="FOLDER|NAME", default="", help=text)
-    add_options(group, device="auto")
+    common.add_options(group, device="auto")
     text = "exit with 0 although inputs of some figures are missing"
     parser.add_argument("--allow-missing", action="store_true", help=text)
     return parser.parse_intermixed_args(arguments)
@@ -99,20 +87,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def read_request(options: argparse.Namespace) -> Request:
     """Check the options and find the model; or raise UserError."""
-    check_least(options, 1, "images")
-    config, weights = find_model(options.model, options.config)
+    common.check_least(options, 1, "images")
+    config, weights = common.find_model(options.model, options.config)
     kind = 0 if is_miniature(weights) else 1
     options.scale = SCALE[kind] if options.scale is None else options.scale
-    sampling_of(options)
+    common.sampling_of(options)
     answers, key = _study(options, kind)
-    rename = _renamed(options.rename)
+    rename = dict(common.split_pairs("--rename takes NAME=OTHER", options.rename))
     return Request(
         config=config,
         weights=weights,
         words=locate(options.words),
         concepts=locate(options.concepts),
         table=_table(options, kind),
-        output=check_output_folder(options.output),
+        output=common.check_output_folder(options.output),
         key=key,
         answers=answers,
         pivotal=_pivotal(options, rename),
@@ -123,7 +111,7 @@ def read_request(options: argparse.Namespace) -> Request:
         steps=options.steps,
         scale=options.scale,
         seed=options.seed,
-        device=choose_device(options.device),
+        device=common.choose_device(options.device),
         rename=rename,
     )
 
@@ -153,15 +141,7 @@ def _pivotal(options: argparse.Namespace, rename: Mapping[str, str]) -> Path | N
     (line,) = find(FIGURES, "11")[0].miniature
     (concept,) = line.concepts
     folder = locate(f"{FOLDER}/{rename.get(concept, concept)}")
-    return folder if options.model == MINIATURE and find_delta(folder).is_file() else None
-
-
-def _renamed(items: Sequence[str]) -> dict[str, str]:
-    pairs = [item.partition("=") for item in items]
-    for item, (old, equals, new) in zip(items, pairs, strict=True):
-        if not (old and equals and new):
-            raise UserError(f"--rename takes NAME=OTHER, got {item!r}")
-    return {old: new for old, _, new in pairs}
+    return folder if options.model == common.MINIATURE and find_delta(folder).is_file() else None
 
 
 def run(options: argparse.Namespace, figures: Sequence[Figure], command: str) -> int:

@@ -7,14 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.cli.common import (
-    add_model,
-    add_options,
-    add_weight_delta,
-    add_words,
-    find_model,
-    model_facts,
-)
+from ldm.cli import common
 from ldm.cli.txt2img import LATENT_DIFFUSION
 
 if TYPE_CHECKING:
@@ -24,15 +17,15 @@ if TYPE_CHECKING:
 def add_generation(parser: argparse.ArgumentParser) -> None:
     """Add the options of the model that generates."""
     group = parser.add_argument_group("the model")
-    add_model(group, LATENT_DIFFUSION.checkpoint)
-    add_words(group)
-    add_weight_delta(group)
-    add_options(group, device="auto")
+    common.add_model(group, LATENT_DIFFUSION.checkpoint)
+    common.add_words(group)
+    common.add_weight_delta(group)
+    common.add_options(group, device="auto")
 
 
 def find_files(options: argparse.Namespace) -> tuple[Path | None, Path]:
     """Return configuration and weights; see `ldm.cli.common.find_model`."""
-    return find_model(options.model, options.config)
+    return common.find_model(options.model, options.config)
 
 
 def load(options: argparse.Namespace, prompts: Sequence[str]) -> LatentDiffusion:
@@ -56,6 +49,6 @@ def facts(options: argparse.Namespace) -> dict[str, str]:
     return {
         "image": Path(options.image).name,
         "image_hash": checkpoint_hash(options.image),
-        **model_facts(weights, options),
+        **common.model_facts(weights, options),
         "embeddings": " ".join(options.embedding_path),
     }

@@ -7,15 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from ldm.cli.common import (
-    Once,
-    Parser,
-    add_options,
-    check_least,
-    check_output_folder,
-    choose_device,
-    sampling_of,
-)
+from ldm.cli import common
 from ldm.cli.image_options import add_generation, facts, find_files, load
 from ldm.util import UserError
 
@@ -33,28 +25,23 @@ EXAMPLES = """examples:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(
+    parser = common.Parser(
         prog="scripts/img2img.py",
         description="Generate images of a prompt that start from a given image (SDEdit).",
         epilog=EXAMPLES,
     )
-    group = parser.add_argument_group("what to generate")
-    group.add_argument(
-        "--init-img", "--image", dest="image", metavar="FILE", required=True, help="the image"
-    )
-    group.add_argument("--prompt", action=Once, metavar="TEXT", required=True, help="the text")
-    group.add_argument(
-        "--strength",
-        type=float,
-        default=0.75,
-        help="0 keeps the image, 1 keeps nothing of it: the share of the steps made (0.75)",
-    )
+    add = parser.add_argument_group("what to generate").add_argument
+    names = ("--init-img", "--image")
+    add(*names, dest="image", metavar="FILE", required=True, help="the image")
+    add("--prompt", action=common.Once, metavar="TEXT", required=True, help="the text")
+    text = "0 keeps the image, 1 keeps nothing of it: the share of the steps made (0.75)"
+    add("--strength", type=float, default=0.75, help=text)
     add_generation(parser)
     group = parser.add_argument_group("how to generate")
-    add_options(group, steps=50, sampler="ddim", karras=False, eta=0.0, scale=5.0)
-    add_options(group, negative_prompt="", seed=42, n_samples=4, batch_size=4)
+    common.add_options(group, steps=50, sampler="ddim", karras=False, eta=0.0, scale=5.0)
+    common.add_options(group, negative_prompt="", seed=42, n_samples=4, batch_size=4)
     group = parser.add_argument_group("where to put it (nothing is overwritten)")
-    add_options(group, outdir="outputs/img2img-samples")
+    common.add_options(group, outdir="outputs/img2img-samples")
     return parser.parse_args(arguments)
 
 
@@ -64,11 +51,11 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: a wrong option; most are found before weights are read.
     """
-    sampling = sampling_of(options)
+    sampling = common.sampling_of(options)
     if not 0 < options.strength <= 1:
         raise UserError(f"--strength must lie in (0, 1], got {options.strength}")
-    check_least(options, 1, "n_samples")
-    folder = check_output_folder(options.outdir)
+    common.check_least(options, 1, "n_samples")
+    folder = common.check_output_folder(options.outdir)
     find_files(options)
 
     from ldm.editing.guided import from_image
@@ -78,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     image = open_rgb(options.image)
     prompts = [options.prompt, options.negative_prompt]
     check_words(options.embedding_path, prompts)
-    device = choose_device(options.device)
+    device = common.choose_device(options.device)
     model = load(options, prompts).to(device)
     made = from_image(
         model,

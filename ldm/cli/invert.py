@@ -11,16 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.cli.common import (
-    SEVERAL,
-    Once,
-    Parser,
-    add_options,
-    check_least,
-    check_output_folder,
-    choose_device,
-    sampling_of,
-)
+from ldm.cli import common
 from ldm.cli.image_options import add_generation, facts, find_files, load
 from ldm.util import UserError
 
@@ -49,7 +40,7 @@ model, 64 for the miniature), its proportions kept as nearly as the model can.
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(
+    parser = common.Parser(
         prog="scripts/invert.py",
         description="Bipartite (DDIM) inversion: writes noise.safetensors, the image reconstructed "
         "from it, and images of other prompts from it at several guidance scales.",
@@ -58,10 +49,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("the image and the prompts")
     group.add_argument("--image", metavar="FILE", required=True, help="the image")
     text = 'that describes it, as "a photo of *"'
-    group.add_argument("--prompt", action=Once, metavar="TEXT", help=text)
+    group.add_argument("--prompt", action=common.Once, metavar="TEXT", help=text)
     group.add_argument("--noise", metavar="FILE", help="found before; in place of --prompt")
     text = "prompts to generate from the noise"
-    group.add_argument("--edit", **SEVERAL, metavar="TEXT", help=text)
+    group.add_argument("--edit", **common.SEVERAL, metavar="TEXT", help=text)
     scales, text = [1.0, 3.0, 5.0], "of guidance, for the edits (1 3 5)"
     group.add_argument(
         "--scales", nargs="+", type=float, default=scales, metavar="SCALE", help=text
@@ -74,19 +65,19 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     text = "further predictions a step, for few steps or guidance; 0 is the paper's formula (0)"
     group.add_argument("--refinements", type=int, default=0, help=text)
     group = parser.add_argument_group("where to put it (images are not overwritten)")
-    add_options(group, outdir="outputs/invert")
+    common.add_options(group, outdir="outputs/invert")
     return parser.parse_args(arguments)
 
 
 def check(options: argparse.Namespace) -> None:
     """Raise UserError for a value out of range."""
-    sampling_of(options, scale="inversion_scale")
+    common.sampling_of(options, scale="inversion_scale")
     if options.steps < 2:
         raise UserError(f"--steps must lie in 2..1000, got {options.steps}")
     for scale in options.scales:
         if not (math.isfinite(scale) and scale >= 0):
             raise UserError(f"--scales must be at least 0, got {scale}")
-    check_least(options, 0, "refinements")
+    common.check_least(options, 0, "refinements")
     if (options.prompt is None) == (options.noise is None):
         raise UserError("give either --prompt TEXT, which describes the image, or --noise FILE")
     if options.noise is not None and not options.edit:
@@ -96,7 +87,7 @@ def check(options: argparse.Namespace) -> None:
 def run(options: argparse.Namespace) -> int:
     """Invert an image and generate from its noise; find mistakes before weights are read."""
     check(options)
-    folder = check_output_folder(options.outdir)
+    folder = common.check_output_folder(options.outdir)
     find_files(options)
 
     from ldm.editing.bipartite import invert_image, read_noise, reconstruction, write_noise
@@ -111,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
     known = read_noise(options.noise) if options.noise is not None else None
     prompts = [options.prompt if known is None else known.prompt, *options.edit]
     check_words(options.embedding_path, prompts)
-    device = choose_device(options.device)
+    device = common.choose_device(options.device)
     model = load(options, prompts)
     made_by = facts(options)
     if known is not None:
@@ -126,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
         model,
         original,
         options.prompt,
-        sampling_of(options, scale="inversion_scale"),
+        common.sampling_of(options, scale="inversion_scale"),
         refinements=options.refinements,
         progress=progress,
     )

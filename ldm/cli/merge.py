@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.cli.blend import blend_words, read_blend
-from ldm.cli.common import SEVERAL, Parser, check_output_folder
+from ldm.cli.common import SEVERAL, Parser, check_output_folder, split_pairs
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -59,7 +59,6 @@ class Word:
 
     @property
     def vectors(self) -> Tensor:
-        """The word's vectors, [k, d]."""
         return self.file.words[self.stored]
 
 
@@ -153,7 +152,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _write_each(folder: Path, file: WordFile, force: bool) -> None:
-    """Write each word into a file of its own."""
     from ldm.words.travel import targets, write_for_tools
 
     there = [path for path in targets(folder, file, "kohya") if path.exists()]
@@ -172,7 +170,7 @@ def name_words(
     than words, the first of them keeps its name. Raises UserError where two words would have one
     name, or a renaming fits no word.
     """
-    pairs = [_split(rename) for rename in renames]
+    pairs = split_pairs("--rename takes OLD=NEW", renames)
     bearers = Counter(stored for file in files for stored in file.words)
     for old, count in Counter(old for old, _ in pairs).items():
         if count > bearers[old]:
@@ -199,13 +197,6 @@ def name_words(
                 f"with --rename '{word.stored}=NEW'"
             )
     return words
-
-
-def _split(rename: str) -> tuple[str, str]:
-    old, equals, new = rename.partition("=")
-    if not (old and equals and new):
-        raise UserError(f"--rename takes OLD=NEW, got {rename!r}")
-    return old, new
 
 
 def _common_width(words: Sequence[Word], stable: bool) -> int:

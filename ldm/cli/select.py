@@ -14,7 +14,7 @@ from ldm.cli.evaluate import Subject, read_subject
 from ldm.util import UserError
 
 if TYPE_CHECKING:
-    from ldm.evaluation.evaluate import Evaluation, ImageSource
+    from ldm.evaluation.evaluate import ImageSource
 
 log = logging.getLogger(__name__)
 BEST = "best.safetensors"
@@ -109,7 +109,9 @@ def run(options: argparse.Namespace) -> int:
         extractor,
         training,
         subject.prompts,
-        report=_report,
+        report=lambda step, found: log.info(
+            "step %6d  image %.4f  text %.4f", step, found.image.value, found.text.value
+        ),
         image_prompt=subject.image_prompt,
         placeholders=placeholders,
         images=options.images,
@@ -126,10 +128,6 @@ def run(options: argparse.Namespace) -> int:
     log.info("step %d: %s", selection.chosen, selection.rule)
     log.info("%s, and selection.csv, .json, .png beside it", best)
     return 0
-
-
-def _report(step: int, found: Evaluation) -> None:
-    log.info("step %6d  image %.4f  text %.4f", step, found.image.value, found.text.value)
 
 
 def _strings(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -154,7 +152,6 @@ class _WordSource:
         self.source = from_model(self.model, sampling_of(options), progress=sys.stderr.isatty())
 
     def source_with(self, word: Path) -> ImageSource:
-        """Load a word in place of the last one."""
         from ldm.inference import load_words
 
         load_words(self.model, word, self.prompts)

@@ -10,19 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.common import (
-    Parser,
-    add_model,
-    add_options,
-    add_weight_delta,
-    add_words,
-    check_least,
-    check_output_folder,
-    choose_device,
-    find_model,
-    model_facts,
-    sampling_of,
-)
+from ldm.cli import common
 from ldm.evaluation.prompts import read_prompts
 from ldm.util import UserError
 
@@ -83,7 +71,7 @@ STABLE_DIFFUSION = Defaults(
 
 def parse(defaults: Defaults, arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(
+    parser = common.Parser(
         prog=defaults.command,
         description=defaults.description,
         epilog=EXAMPLES.format(command=defaults.command),
@@ -93,28 +81,28 @@ def parse(defaults: Defaults, arguments: Sequence[str] | None = None) -> argpars
     group.add_argument("--prompt", action="append", metavar="TEXT", help=text)
     text = 'prompts, one a line; # begins a comment; "-" is the standard input'
     group.add_argument("--from-file", metavar="FILE", help=text)
-    add_options(group, negative_prompt="")
+    common.add_options(group, negative_prompt="")
     text = "(word:1.2), (word) and [word] are weights; prompts may be longer than the encoder"
     group.add_argument("--weighted_prompts", action="store_true", help=text)
     text = "CLIP's layer; 2 is one before (1)"
     group.add_argument("--clip_skip", type=int, default=1, metavar="N", help=text)
-    add_words(group)
-    add_options(group, seed=42)
+    common.add_words(group)
+    common.add_options(group, seed=42)
     text = "start every prompt with the same seed"
     group.add_argument("--fixed_code", action="store_true", help=text)
 
     group = parser.add_argument_group("the model")
-    add_model(group, defaults.checkpoint)
-    add_weight_delta(group)
-    add_options(group, device="auto", precision=defaults.precision)
+    common.add_model(group, defaults.checkpoint)
+    common.add_weight_delta(group)
+    common.add_options(group, device="auto", precision=defaults.precision)
     group.add_argument("--C", type=int, metavar="N", help="latent channels; only checked")
     group.add_argument("--f", type=int, metavar="N", help="downsampling factor; only checked")
 
     group = parser.add_argument_group("how to generate")
-    add_options(group, ddim_steps=defaults.steps, sampler="ddim")
+    common.add_options(group, ddim_steps=defaults.steps, sampler="ddim")
     text = "as --sampler plms"
     group.add_argument("--plms", dest="sampler", action="store_const", const="plms", help=text)
-    add_options(group, karras=False, ddim_eta=0.0, scale=defaults.scale)
+    common.add_options(group, karras=False, ddim_eta=0.0, scale=defaults.scale)
     group.add_argument("--H", type=int, metavar="PIXELS", help="height (the model's own)")
     group.add_argument("--W", type=int, metavar="PIXELS", help="width (the model's own)")
     text = f"images of a prompt at a time ({defaults.samples})"
@@ -123,7 +111,7 @@ def parse(defaults: Defaults, arguments: Sequence[str] | None = None) -> argpars
     group.add_argument("--n_iter", type=int, default=defaults.iterations, help=text)
 
     group = parser.add_argument_group("where to put it (nothing is overwritten)")
-    add_options(group, outdir="outputs/txt2img-samples")
+    common.add_options(group, outdir="outputs/txt2img-samples")
     group.add_argument("--skip_grid", action="store_true", help="no grid for each prompt")
     group.add_argument("--skip_save", action="store_true", help="no single images")
     group.add_argument("--n_rows", type=int, default=0, help="images in a row of the grid")
@@ -132,18 +120,18 @@ def parse(defaults: Defaults, arguments: Sequence[str] | None = None) -> argpars
 
 def run(options: argparse.Namespace) -> int:
     """Generate the images that the options describe; find most mistakes before weights are read."""
-    check_least(options, 1, "n_samples", "n_iter")
-    check_least(options, 0, "n_rows")
+    common.check_least(options, 1, "n_samples", "n_iter")
+    common.check_least(options, 0, "n_rows")
     if options.skip_grid and options.skip_save:
         raise UserError("--skip_grid and --skip_save together leave nothing to write")
     flags = {"steps": "ddim_steps", "eta": "ddim_eta", "batch_size": "n_samples"}
-    sampling = sampling_of(options, **flags, height="H", width="W")
+    sampling = common.sampling_of(options, **flags, height="H", width="W")
     if bool(options.prompt) == (options.from_file is not None):
         raise UserError("give either --prompt TEXT or --from-file FILE")
     prompts = options.prompt or read_prompts(options.from_file)
-    folder = check_output_folder(options.outdir)
-    config, weights = find_model(options.model, options.config)
-    device = choose_device(options.device)
+    folder = common.check_output_folder(options.outdir)
+    config, weights = common.find_model(options.model, options.config)
+    device = common.choose_device(options.device)
 
     from ldm.inference import generate, latent_shape, load_model, load_words
     from ldm.words.loading import check_words
@@ -158,7 +146,7 @@ def run(options: argparse.Namespace) -> int:
     load_words(model, options.embedding_path, () if options.weighted_prompts else texts)
     model.to(device)
     facts = {
-        **model_facts(weights, options),
+        **common.model_facts(weights, options),
         "checkpoint": str(weights),
         "embeddings": list(options.embedding_path),
     }

@@ -67,9 +67,7 @@ class ManyConcepts(DescribedImages):
         return self._list[place].image(own)
 
     def files(self) -> tuple[Path, ...]:
-        """Return the images' files, concept by concept."""
         return tuple(path for concept in self._list for path in concept.files())
 
     def texts(self) -> list[str]:
-        """Return every caption that samples may have."""
         return [text for concept in self._list for text in concept.texts()]

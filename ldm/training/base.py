@@ -50,7 +50,6 @@ def base_parts(model: str) -> list[DictConfig]:
 
 
 def _finetune(base: Base) -> str:
-    """Return the configuration that learns a word on a base."""
     from ldm.checkpoint.tables import FAMILIES
 
     if base.path.parent.resolve() == locate(MINIATURE).resolve():

@@ -54,7 +54,6 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add values to the row of an optimizer step."""
         row = self.rows.setdefault(int(step or 0), {"step": float(step or 0)})
         row["seconds"] = round(time.monotonic() - self.start, 3)
         row.update({name: float(value) for name, value in metrics.items() if name != "epoch"})

@@ -104,7 +104,6 @@ def dry_run(config: RunConfig) -> int:
 
 
 def _about_data(this: Run) -> list[tuple[str, list[str]]]:
-    """Return the parts about images and words."""
     found: list[tuple[str, list[str]]] = []
     for name, dataset in this.data.datasets.items():
         if isinstance(dataset, PersonalizedBase) and name == "train":
@@ -179,7 +178,6 @@ def _step(this: Run, left: int) -> Iterator[str]:
 
 
 def _places(this: Run, notes: Sequence[str]) -> Iterator[str]:
-    """Yield where a run's files would lie."""
     config, every = this.config, this.checkpoints.every
     yield f"log folder {config.folder}" + ("" if this.resume else " (with the date of its start)")
     yield f"checkpoints/last.ckpt and previous.ckpt, every {every} steps and at the end"

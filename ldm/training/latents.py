@@ -78,7 +78,6 @@ class LatentCache:
         return self.moments[rows]
 
     def save(self, path: Path, fingerprint: str) -> None:
-        """Write the latents to `path`, whole or not at all."""
         tensors = {"ids": self.ids, "moments": self.moments}
         write_whole(path, lambda part: save_file(tensors, part, {"fingerprint": fingerprint}))
 

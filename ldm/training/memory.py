@@ -71,20 +71,13 @@ def free_bytes(device: str) -> int | None:
         free = 1024 * int(kib["MemAvailable"])
     except (OSError, KeyError, ValueError):
         return None
-    return min(free, *_of_container(free))
-
-
-def _of_container(free: int) -> list[int]:
-    """Return what a container's limit leaves, with `free` itself where there is no limit."""
-    root = Path("/sys/fs/cgroup")
     try:
         limit, used = (
-            int((root / f"memory.{name}").read_text(encoding="ascii"))
-            for name in ("max", "current")
+            int(Path(f"/sys/fs/cgroup/memory.{n}").read_text()) for n in ("max", "current")
         )
-    except (OSError, ValueError):
-        return [free]
-    return [free, limit - used]
+    except (OSError, ValueError):  # no container, or one without a limit
+        return free
+    return min(free, limit - used)
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -34,7 +34,6 @@ class RunOptions:
     placeholder: str = "*"
 
     def __post_init__(self) -> None:
-        """Raise UserError for a number out of range."""
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed {self.seed}: expected a number from 0 to {2**32 - 1}")
         if self.threads is not None and self.threads < 1:
@@ -61,5 +60,4 @@ class Batch:
         return self.size * self.micro * self.devices
 
     def __str__(self) -> str:
-        """Return the product as text."""
         return f"{self.micro} accumulated x {self.devices} devices x {self.size} in a batch"

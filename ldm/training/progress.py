@@ -62,12 +62,10 @@ class Progress(StepCallback):
         self.last = (0.0, 0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
         self.first_step, self.start = trainer.global_step, time.monotonic()
         self.last = (self.start, trainer.global_step)
 
     def line(self, trainer: pl.Trainer, loss: float, now: float) -> str:
-        """Return the progress line."""
         done, last = trainer.global_step, trainer.max_steps
         rate = (done - self.first_step) / max(now - self.start, 1e-9)
         left = timedelta(seconds=round((last - done) / rate)) if rate else "unknown"
@@ -101,6 +99,5 @@ class Progress(StepCallback):
             log.info(line)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the last line standing."""
         if self.terminal and trainer.is_global_zero:
             sys.stderr.write("\n")

@@ -140,7 +140,6 @@ class WordNorms(StepCallback):
     def on_step(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, is_logged: bool
     ) -> None:
-        """Log the norms every `log_every_n_steps` steps."""
         manager = manager_of(module)
         if manager is None or not is_logged:
             return

@@ -53,12 +53,9 @@ def spherical_step(
         vectors: e, [k, d]; only their directions count.
         gradient: of the loss in e, [k, d].
         mean: μ, unit vectors [k, d].
-        radius: m, above 0.
+        radius: m, above 0, the norm of the result where a vector moved.
         kappa: κ, at least 0.
         rate: tangent of the angle turned.
-
-    Returns:
-        The new e, [k, d] of norm m where it moved.
     """
     u = F.normalize(vectors.float(), dim=-1)
     whole = radius * gradient.to(u) - kappa * mean
@@ -171,8 +168,7 @@ class DirectionalEmbeddingManager(EmbeddingManager):
     def make_optimizer(self, groups: list[dict[str, Any]], rate: float) -> Optimizer:
         """Return what moves the words over their spheres, onto which loaded words are put first.
 
-        Raises:
-            UserError: a loaded word without an initializer word, or networks trained beside words.
+        Raises UserError for a word without an initializer word, or networks trained beside words.
         """
         if len(groups) > 1:
             raise UserError(ALONE)

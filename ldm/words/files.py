@@ -134,8 +134,7 @@ def read_words(path: str | Path, placeholder: str | None = None) -> WordFile:
             own without suffix.
 
     Raises:
-        UserError: no such file, unreadable, refused because loading it would run code, or not an
-            embedding file.
+        UserError: no embedding file, unreadable, or refused because loading it would run code.
     """
     found, identifier = find_word(path)
     raw, metadata = read_container(found)
@@ -144,11 +143,7 @@ def read_words(path: str | Path, placeholder: str | None = None) -> WordFile:
 
 
 def _with_companion(file: WordFile, path: Path) -> WordFile:
-    """Join the two files in which diffusers' script stores a word of SDXL.
-
-    Raises:
-        UserError: the two hold different words.
-    """
+    """Join the two files in which diffusers' script stores a word of SDXL."""
     is_second = path.name.startswith(SECOND_FILE)
     if not path.name.startswith(FIRST_FILE) or file.second:
         return file

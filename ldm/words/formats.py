@@ -66,20 +66,13 @@ class WordFile:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the content comes from.
-
-    Attributes:
-        path: for errors.
-        metadata: of the safetensors header.
-        name: of a word that the content does not name.
-    """
+    """Where the content comes from: its file and header; and the name of a nameless word."""
 
     path: Path
     metadata: dict[str, str]
     name: str
 
     def fail(self, problem: str) -> UserError:
-        """Return an error that names the file."""
         return UserError(f"{str(self.path)!r} {problem}")
 
 
@@ -90,7 +83,7 @@ class Form:
     Attributes:
         name: of the form.
         fits: tells by the keys of the content, and the metadata, whether it has this form.
-        read: returns the words, or raises UserError for content that holds none.
+        read: returns the words; UserError for content that holds none.
     """
 
     name: str
@@ -99,7 +92,7 @@ class Form:
 
 
 def interpret(raw: Any, metadata: Mapping[str, str], path: Path, given: str | None) -> WordFile:
-    """Return the words of a file's content.
+    """Return the words of a file's content; UserError, in one line, for what holds none.
 
     Args:
         raw: what `ldm.words.containers.read_container` found.
@@ -107,9 +100,6 @@ def interpret(raw: Any, metadata: Mapping[str, str], path: Path, given: str | No
         path: for errors, and for the name of a nameless word.
         given: name of a word that the file does not name; by default the one its header states,
             or else the file's name without suffix.
-
-    Raises:
-        UserError: the file holds no words; one line says what it holds.
     """
     source = Source(path, dict(metadata), given or _stated_name(metadata) or path.stem)
     if isinstance(raw, Tensor):

@@ -27,7 +27,7 @@ class WordModel(Protocol):
 
 
 def load_words(model: WordModel, items: Items, prompts: Sequence[str] = ()) -> list[str]:
-    """Load the words of embedding files in place of the model's words.
+    """Load the words of embedding files in place of the model's words; return the placeholders.
 
     The files decide the number of vectors. A word that no prompt names is a warning.
 
@@ -35,9 +35,6 @@ def load_words(model: WordModel, items: Items, prompts: Sequence[str] = ()) -> l
         model: a `LatentDiffusion`.
         items: files, or "WORD=FILE" for another name; none leaves the model without words.
         prompts: texts that will be generated; none checks nothing about them.
-
-    Returns:
-        The placeholders that prompts may now use.
 
     Raises:
         UserError: a file is unreadable or for another text encoder; two words have one name; a

@@ -28,12 +28,9 @@ def replace(text: str, word: str, replacement: str, count: int = 0) -> str:
 
 
 def split(text: str, placeholders: Iterable[str]) -> list[tuple[str, str | None]]:
-    """Split `text` at the placeholders it names.
+    """Split `text` at the placeholders it names: pieces, each with its placeholder or None.
 
     No tokenizer can then join a placeholder to a neighbor: CLIP has tokens such as "*," and "*)".
-
-    Returns:
-        The pieces in order, each with the placeholder that it is, or None for other text.
     """
     # The longest first: "**" is one placeholder where "*" is another.
     names = sorted(placeholders, key=len, reverse=True)

@@ -78,7 +78,6 @@ class Chunk:
 
     @property
     def length(self) -> int:
-        """The positions taken."""
         return sum(self.spans)
 
     def cut(self, at: int) -> Chunk:
@@ -131,7 +130,7 @@ def encode_weighted(model: TextModel, texts: Sequence[str], count: int, **option
     """Encode b prompts with weights, in `count` chunks each; shorter ones get empty chunks.
 
     Args:
-        model: a `LatentDiffusion` with a text encoder.
+        model: with a text encoder.
         texts: the prompts.
         count: at least that of `count_chunks`; guidance needs the same for both prompts.
         options: of `get_learned_conditioning`.

@@ -13,11 +13,7 @@ OPPOSITE = 1e-6
 
 
 def directions(vectors: Tensor) -> Tensor:
-    """Return the unit vectors of rows [k, d], float32 at least.
-
-    Raises:
-        ValueError: a row of zeros, which has no direction.
-    """
+    """Return the unit vectors of rows [k, d], float32 at least; ValueError for a row of zeros."""
     wide = vectors if vectors.dtype == torch.float64 else vectors.float()
     norms = wide.norm(dim=-1, keepdim=True)
     if not bool((norms > 0).all()):
@@ -41,15 +37,9 @@ def angles(a: Tensor, b: Tensor) -> Tensor:
 def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
     """Interpolate spherically between unit vectors (Shoemake 1985): [k, d] → [k, d].
 
-    (sin((1 − t)·θ)·a + sin(t·θ)·b) / sin θ with θ the angle between a and b.
-
-    Args:
-        a: unit vectors, where t is 0.
-        b: unit vectors, where t is 1.
-        t: in [0, 1].
-
-    Raises:
-        ValueError: t out of range, or directions that are opposite, which no shortest way joins.
+    (sin((1 − t)·θ)·a + sin(t·θ)·b) / sin θ with θ the angle between a and b; a where t is 0, b
+    where t is 1. Raises ValueError for t outside [0, 1], or directions that are opposite, which no
+    shortest way joins.
     """
     if not 0 <= t <= 1:
         raise ValueError(f"t must lie in [0, 1], got {t}")
@@ -68,10 +58,7 @@ def blend(a: Tensor, b: Tensor, t: float) -> Tensor:
     """Mix two words, [k, d] each: directions by `slerp`, norms linearly; t is the share of b.
 
     Directions carry a word's meaning (Kim et al., arXiv 2512.13672, which blends words so); the
-    straight line between two vectors would shorten them.
-
-    Raises:
-        ValueError: shapes differ, or as `directions` and `slerp`.
+    straight line between two vectors would shorten them. Errors as `directions` and `slerp`.
     """
     if a.shape != b.shape:
         raise ValueError(f"a and b must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")

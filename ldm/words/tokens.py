@@ -56,16 +56,11 @@ def placeholder_id(embedder: TextEmbedder, placeholder: str, others: Mapping[str
     """Return the token id that stands for `placeholder`.
 
     A placeholder that is one known token has the id of that token. Any other, such as `<cat-toy>`,
-    becomes an added token with a free id beyond the vocabulary, as in diffusers.
+    becomes an added token with a free id beyond the vocabulary, as in diffusers. `others` are
+    placeholders in use → their token ids.
 
-    Args:
-        embedder: the encoder whose vocabulary counts.
-        placeholder: the string that shall stand for a word.
-        others: placeholders in use → their token ids.
-
-    Raises:
-        UserError: the placeholder is empty, has a space, is a special token, or is the token of
-            another placeholder.
+    Raises UserError for a placeholder that is empty, has a space, is a special token, or is the
+    token of another placeholder.
     """
     advice = "choose a symbol that captions do not use, such as * or <my-cat>"
     if not placeholder or any(character.isspace() for character in placeholder):
@@ -98,9 +93,8 @@ def placeholder_id(embedder: TextEmbedder, placeholder: str, others: Mapping[str
 def initializer_ids(embedder: TextEmbedder, word: str, vectors: int, mode: str) -> list[int]:
     """Return the token ids of an initializer word of one or several tokens.
 
-    Raises:
-        UserError: the vocabulary does not know the word, or a part of it; or `mode` is "sequence"
-            and there are more tokens than `vectors`.
+    Raises UserError where the vocabulary does not know the word, or a part of it; or `mode` is
+    "sequence" and there are more tokens than `vectors`.
     """
     ids = embedder.word_ids(word)
     if not ids or embedder.unknown_id in ids or max(ids) >= embedder.vocab_size:
@@ -161,8 +155,7 @@ def check_prompts(
         The ends that the encoder does not read: a message for each prompt that has one.
 
     Raises:
-        UserError: a placeholder in the text is no longer there after tokenizing, or (part of) its
-            vectors would fall behind the encoder's last position.
+        UserError: tokenizing loses a placeholder, or its vectors fall behind the last position.
     """
     lost: dict[str, str] = {}
     for prompt in dict.fromkeys(prompts):

@@ -337,7 +337,7 @@ def test_renaming(tmp_path):
     path = tmp_path / "e.safetensors"
     write_words(path, {"*": torch.ones(1, 2), "@": torch.zeros(1, 2)})
     file = read_words(path)
-    assert set(renamed(file, {"*": "#"}, path)) == {"#", "@"}
+    assert set(renamed(file, {"*": "#"}, path).words) == {"#", "@"}
     with pytest.raises(UserError, match="no word '!'"):
         renamed(file, {"!": "#"}, path)
     with pytest.raises(UserError, match="two words one name"):
