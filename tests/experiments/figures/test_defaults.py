@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ldm.cli import figures as cli
+from ldm.cli.common import split_pairs
 from ldm.experiments.figures.request import Request
 from ldm.util import UserError
 
@@ -75,7 +76,9 @@ def test_pivotal_tuning_of_the_concept_is_found_for_the_shipped_model_alone(
     empty_project: Path,
 ) -> None:
     def found(*more: str) -> Path | None:
-        return cli._pivotal(options := cli.parse(["11", *more]), cli._renamed(options.rename))
+        return cli._pivotal(
+            options := cli.parse(["11", *more]), dict(split_pairs("--rename", options.rename))
+        )
 
     assert found() is None
     folder = touch(empty_project / "outputs/pivotal/teal-star/difference.safetensors").parent
