@@ -202,7 +202,9 @@ def test_a_batch_that_does_not_fit_is_halved(model, monkeypatch, caplog):
 def test_a_gpu_is_filled_by_its_free_memory(monkeypatch):
     cpu = SimpleNamespace(device=torch.device("cpu"))
     assert fitting_batch(cpu) == inference.LARGEST_BATCH_ON_CPU
-    gpu = SimpleNamespace(device=torch.device("cuda"), latent_size=(32, 32), first_stage_downsampling=8)
+    gpu = SimpleNamespace(
+        device=torch.device("cuda"), latent_size=(32, 32), first_stage_downsampling=8
+    )
     for free, expected in ((8, 16), (141, 64), (0, 1)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, g=free: (g * 2**30, 0))
         assert fitting_batch(gpu) == expected
