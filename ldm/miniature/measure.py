@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +207,7 @@ class ConceptScore:
     Attributes:
         image_similarity: of images of the word.
         training: of the training images with each other.
-        first_word: of images of the word the learning began with.
+        initializer_word: of images of the word the learning began with.
         best_word: of images of the vocabulary's best word, generated anew after it was chosen.
         best_word_is: that word.
         caption: of images of the full description.
@@ -233,6 +233,36 @@ def see_concept(scorer: MiniatureClip, features: Tensor, concept: Concept) -> li
     answers = [scorer.classify(features, question) for question in questions]
     wanted = tuple(concept.attributes[question] for question in questions)
     return [given == wanted for given in zip(*answers, strict=True)]
+
+
+def _seen(
+    scorer: MiniatureClip, features: Tensor, concept: Concept
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tell of images in the concept's prompt scenes, equally many of each: scene, concept seen."""
+    each = len(features) // len(concept.prompt_scenes)
+    wanted = [scene for scene in concept.prompt_scenes for _ in range(each)]
+    scenes = [a == b for a, b in zip(scorer.classify(features, "scene"), wanted, strict=True)]
+    return np.array(scenes), np.array(see_concept(scorer, features, concept))
+
+
+def rendered_share(scorer: MiniatureClip, concept: Concept, each: int = 40) -> float:
+    """Return `ConceptScore.both` of rendered images: the scorer errs there too.
+
+    Args:
+        scorer: the one that scores the generated images.
+        concept: what the images show.
+        each: images of each scene prompt.
+    """
+    asked = {"medium": "photo", **concept.attributes}
+    if concept.is_style:  # the object of `Concept.scene_prompt`
+        asked |= {"shape": "star", "colour": "red", "texture": "plain", "second": ""}
+    drawn = unseen_specs(each * len(concept.prompt_scenes), seed=2)
+    specs = [
+        replace(spec, **asked, scene=concept.prompt_scenes[i // each])
+        for i, spec in enumerate(drawn)
+    ]
+    scenes, things = _seen(scorer, scorer.image_features(render_specs(specs)), concept)
+    return float(np.mean(scenes & things))
 
 
 def score_concept(
@@ -268,9 +298,7 @@ def score_concept(
     each = max(1, images // 2)
     placed = generate(prompts, each)
     features = scorer.image_features(placed)
-    wanted = [scene for scene in concept.prompt_scenes for _ in range(each)]
-    scenes = [a == b for a, b in zip(scorer.classify(features, "scene"), wanted, strict=True)]
-    things = see_concept(scorer, features, concept)
+    scenes, things = _seen(scorer, features, concept)
     described = concept.prompt(concept.words) if concept.is_style else concept.caption
     return ConceptScore(
         image_similarity=pairwise_similarity(scorer.image_features(own), training),
@@ -281,7 +309,7 @@ def score_concept(
         caption=likeness(described, images // 2),
         scene=float(np.mean(scenes)),
         concept=float(np.mean(things)),
-        both=float(np.mean(np.logical_and(scenes, things))),
+        both=float(np.mean(scenes & things)),
     ), own[:5] + [placed[i * each + j] for j in range(min(2, each)) for i in range(len(prompts))]
 
 

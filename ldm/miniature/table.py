@@ -44,8 +44,8 @@ def _concepts(metrics: Mapping[str, Any]) -> list[str]:
     lines = [
         "| Concept | Learned in | Image similarity | Training images' own | Ratio "
         "| Best vocabulary word | Initializer word | Full caption | Scene seen | Concept seen "
-        "| Both |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| Both | Both, rendered |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, score in metrics.get("concepts", {}).items():
         seconds = metrics.get("words", {}).get(name, {}).get("seconds")
@@ -56,8 +56,8 @@ def _concepts(metrics: Mapping[str, Any]) -> list[str]:
             *(f"{score[key]:.3f}" for key in ("image_similarity", "training")),
             f"{ratio:.2f}",
             f"{score['best_word']:.3f} ({score['best_word_is']})",
-            *(f"{score[key]:.3f}" for key in ("first_word", "caption")),
-            *(f"{score[key]:.0%}" for key in ("scene", "concept", "both")),
+            *(f"{score[key]:.3f}" for key in ("initializer_word", "caption")),
+            *(f"{score[key]:.0%}" for key in ("scene", "concept", "both", "rendered")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines if len(lines) > 2 else []

@@ -47,7 +47,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--selector", type=Path, default=MODEL / "selector")
     parser.add_argument("--finetune", type=Path, default=ROOT / "configs/miniature/finetune.yaml")
     parser.add_argument("--words", type=Path, default=ROOT / "examples/words")
-    parser.add_argument("--pictures", type=Path, default=ROOT / "examples/miniature")
+    parser.add_argument("--images", "--pictures", type=Path, default=ROOT / "examples/miniature")
     parser.add_argument("--metrics", type=Path, default=MODEL / "metrics.json")
     parser.add_argument("--work", type=Path, default=ROOT / "outputs/miniature-eval")
     parser.add_argument("--samples", type=int, default=256, help="captions to generate (256)")
@@ -134,7 +134,7 @@ class Evaluation:
         count = 1024
         psnr, shown = autoencoder_psnr(self.load(), count)
         self.save(shown, "reconstructions", 8)
-        self.store("autoencoder", {"psnr": psnr, "pictures": count})
+        self.store("autoencoder", {"psnr": psnr, "images": count})
 
     def measure_scorer(self, part: str = "scorer") -> None:
         """A CLIP's accuracies on unseen images."""
@@ -143,7 +143,7 @@ class Evaluation:
 
         count = 2048
         accuracy = clip_accuracy(MiniatureClip.load(getattr(self.options, part)), count)
-        self.store(part, {**accuracy, "pictures": count})
+        self.store(part, {**accuracy, "images": count})
 
     def measure_selector(self) -> None:
         """The same of the CLIP that chooses."""
@@ -195,7 +195,7 @@ class Evaluation:
         found = sorted(logs.glob("*/checkpoints/embeddings.safetensors"))
         options.words.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(found[-1], options.words / f"{concept.name}.safetensors")
-        return {"seconds": seconds, "cores": cores, "first_word": concept.initializer_word}
+        return {"seconds": seconds, "cores": cores, "initializer_word": concept.initializer_word}
 
     def measure_words(self) -> None:
         """Learn the words that are not there yet, the whole command's seconds each."""
@@ -210,7 +210,7 @@ class Evaluation:
         """Measure the learned words against the training images and the vocabulary."""
         from ldm.miniature.clip import MiniatureClip
         from ldm.miniature.grammar import vocabulary
-        from ldm.miniature.measure import score_concept, vocabulary_features
+        from ldm.miniature.measure import rendered_share, score_concept, vocabulary_features
 
         scorer = MiniatureClip.load(self.options.scorer)
         words = [word for word in vocabulary() if word.isalpha() and len(word) > 2]
@@ -229,8 +229,8 @@ class Evaluation:
             )
             given = [image.resize((64, 64)) for image in concept.images]
             self.save([*given, *shown], f"concepts/{concept.name}", 5)
-            found = {**self.metrics.get("concepts", {}), concept.name: dataclasses.asdict(score)}
-            self.store("concepts", found)
+            own = {**dataclasses.asdict(score), "rendered": rendered_share(scorer, concept)}
+            self.store("concepts", {**self.metrics.get("concepts", {}), concept.name: own})
 
     def measure_table(self) -> None:
         """Write the table into the model card."""

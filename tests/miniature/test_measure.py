@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from ldm.image_io import to_pil
 from ldm.miniature import measure as miniature
-from ldm.miniature.clip import PROMPTS
+from ldm.miniature.clip import PROMPTS, MiniatureClip
 from ldm.miniature.measure import (
     Concept,
     autoencoder_psnr,
@@ -26,6 +28,7 @@ from ldm.miniature.measure import (
     load_concepts,
     named,
     render_specs,
+    rendered_share,
     score_concept,
     truth,
     unseen_specs,
@@ -36,6 +39,7 @@ from ldm.miniature.world import Spec, full_caption, sample_spec
 from ldm.util import UserError
 
 CONCEPTS = Path(__file__).parents[2] / "examples" / "concepts"
+MODEL = Path(__file__).parents[2] / "models" / "miniature"
 WORDS = sorted({word for asked in PROMPTS.values() for answer in asked for word in answer.split()})
 
 
@@ -195,6 +199,33 @@ def test_styles_are_asked_for_and_judged_as_styles() -> None:
     assert miniature.see_concept(scorer, features, sepia) == [True, False]
 
 
+def test_the_scorers_own_errors_are_measured_on_rendered_images() -> None:
+    scorer = MiniatureClip.load(MODEL / "scorer")
+    star, flower = load_concepts(CONCEPTS, ["teal-star", "blue-flower"])
+    assert rendered_share(scorer, star, 4) > 0.9
+    assert 0 < rendered_share(scorer, flower, 4) < 0.8  # its orange border passes for its colour
+    assert rendered_share(scorer, load_concepts(CONCEPTS, ["sepia"])[0], 4) > 0.9
+
+
+@pytest.mark.slow
+def test_the_command_measures_each_part_and_writes_the_card(tmp_path: Path) -> None:
+    """`make miniature-eval`, with few images."""
+    command = [sys.executable, str(MODEL.parents[1] / "scripts/miniature/evaluate.py")]
+    command += ["--parts", "autoencoder", "scorer", "samples", "concepts", "table"]
+    command += ["--concepts", "teal-star", "--samples", "4", "--each", "2", "--steps", "1"]
+    command += ["--metrics", str(tmp_path / "metrics.json"), "--images", str(tmp_path / "images")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(p.name for p in (tmp_path / "images").rglob("*.png")) == [
+        "reconstructions.png",
+        "samples.png",
+        "teal-star.png",
+    ]
+    card = (tmp_path / "README.md").read_text()
+    assert "| Autoencoder, PSNR" in card
+    assert "| teal-star |" in card
+
+
 def test_the_shipped_concepts_are_read_with_their_pictures() -> None:
     concepts = load_concepts(CONCEPTS)
     assert len(concepts) >= 8
@@ -211,7 +242,8 @@ def test_the_shipped_concepts_are_read_with_their_pictures() -> None:
 
 
 def metrics() -> dict[str, Any]:
-    score = dict.fromkeys(("first_word", "best_word", "caption", "scene", "concept", "both"), 0.5)
+    shares = ("scene", "concept", "both", "rendered")
+    score = dict.fromkeys(("initializer_word", "best_word", "caption", *shares), 0.5)
     score |= {"image_similarity": 0.72, "training": 0.8, "best_word_is": "star"}
     return {
         "autoencoder": {"psnr": 26.123},
