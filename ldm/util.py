@@ -213,6 +213,18 @@ def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
     return target(**params, **extra)
 
 
+def read_text(path: str | Path, what: str) -> str:
+    """Return the content of a UTF-8 text file; "-" is the standard input.
+
+    Raises UserError, which begins with `what`, where it cannot be read or is no such text.
+    """
+    try:
+        return sys.stdin.read() if path == "-" else Path(path).read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"{what} {path}: {reason}") from error
+
+
 def write_whole(
     path: str | Path, content: bytes | str | Callable[[Path], object], *, replace: bool = True
 ) -> None:

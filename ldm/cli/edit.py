@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.cli import common
-from ldm.cli.image_options import add_generation, facts, find_files, load
+from ldm.cli.image_options import add_generation, facts, load
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     """
     check(options)
     folder = common.check_output_folder(options.outdir)
-    find_files(options)
+    common.find_model(options.model, options.config)
 
     from ldm.editing.blended import Blending, edit, latent_mask_of
     from ldm.editing.images import model_size, open_mask, resized
@@ -130,7 +130,7 @@ def _selector(options: argparse.Namespace, device: str) -> FeatureExtractor | No
         return None
     if options.extractor:
         return find_extractor(options.extractor, device)
-    _, weights = find_files(options)
+    _, weights = common.find_model(options.model, options.config)
     try:
         return find_extractor(default_selector(weights), device)
     except UserError as error:

@@ -23,11 +23,6 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     common.add_options(group, device="auto")
 
 
-def find_files(options: argparse.Namespace) -> tuple[Path | None, Path]:
-    """Return configuration and weights; see `ldm.cli.common.find_model`."""
-    return common.find_model(options.model, options.config)
-
-
 def load(options: argparse.Namespace, prompts: Sequence[str]) -> LatentDiffusion:
     """Load the model with its words, on the CPU, where its weights lie unread until they are used.
 
@@ -35,7 +30,7 @@ def load(options: argparse.Namespace, prompts: Sequence[str]) -> LatentDiffusion
     """
     from ldm.inference import load_model, load_words
 
-    config, weights = find_files(options)
+    config, weights = common.find_model(options.model, options.config)
     model = load_model(config, weights, weight_delta=options.weight_delta)
     load_words(model, options.embedding_path, prompts)
     return model
@@ -45,7 +40,7 @@ def facts(options: argparse.Namespace) -> dict[str, str]:
     """Return which files decided an image."""
     from ldm.checkpoint.loading import checkpoint_hash
 
-    _, weights = find_files(options)
+    _, weights = common.find_model(options.model, options.config)
     return {
         "image": Path(options.image).name,
         "image_hash": checkpoint_hash(options.image),

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from ldm.cli import common
-from ldm.cli.image_options import add_generation, facts, find_files, load
+from ldm.cli.image_options import add_generation, facts, load
 from ldm.util import UserError
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--strength must lie in (0, 1], got {options.strength}")
     common.check_least(options, 1, "n_samples")
     folder = common.check_output_folder(options.outdir)
-    find_files(options)
+    common.find_model(options.model, options.config)
 
     from ldm.editing.guided import from_image
     from ldm.image_io import open_rgb, pil_grid, safe_name, save_png

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.cli import common
-from ldm.cli.image_options import add_generation, facts, find_files, load
+from ldm.cli.image_options import add_generation, facts, load
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
     """Invert an image and generate from its noise; find mistakes before weights are read."""
     check(options)
     folder = common.check_output_folder(options.outdir)
-    find_files(options)
+    common.find_model(options.model, options.config)
 
     from ldm.editing.bipartite import invert_image, read_noise, reconstruction, write_noise
     from ldm.editing.images import model_size, resized

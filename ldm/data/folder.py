@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.image_io import IMAGE_SUFFIXES
-from ldm.util import UserError
+from ldm.util import UserError, read_text
 from ldm.words.placeholders import occurrences, replace
 
 logger = logging.getLogger(__name__)
@@ -92,15 +92,12 @@ def read_captions(image: Path) -> tuple[str, ...]:
     path = caption_file(image)
     if not path.is_file():
         return ()
-    try:
-        if (size := path.stat().st_size) > LARGEST_CAPTIONS:
-            raise UserError(
-                f"caption {str(path)!r} has {size} bytes, more than {LARGEST_CAPTIONS}: write one "
-                "caption a line"
-            )
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"caption {str(path)!r} is not readable UTF-8 text") from error
+    if (size := path.stat().st_size) > LARGEST_CAPTIONS:
+        raise UserError(
+            f"caption {str(path)!r} has {size} bytes, more than {LARGEST_CAPTIONS}: write one "
+            "caption a line"
+        )
+    lines = read_text(path, "caption").splitlines()
     return tuple(text for line in lines if (text := " ".join(line.split())))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ldm.util import UserError, quote
+from ldm.util import UserError, quote, read_text
 from ldm.words.placeholders import occurrences
 
 
@@ -92,15 +92,8 @@ def load_templates(path: str | Path) -> tuple[str, ...]:
     Raises UserError where there is no such file, it is not UTF-8 text, has no templates, or has a
     line without `{}`.
     """
-    path = Path(path)
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except OSError as error:
-        raise UserError(f"templates {str(path)!r} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"templates {str(path)!r} are not UTF-8 text: save them as such") from error
     templates = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path, "templates").splitlines(), 1):
         text = " ".join(line.split())
         if not text or text.startswith("#"):
             continue

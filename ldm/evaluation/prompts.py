@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldm.util import UserError, is_text, quote
+from ldm.util import UserError, is_text, quote, read_text
 from ldm.words.placeholders import occurrences
 
 
@@ -19,12 +18,7 @@ def read_prompts(path: str | Path) -> list[str]:
     Raises:
         UserError: the file cannot be read, is not UTF-8 text, or holds no prompt.
     """
-    try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"prompts {path}: {reason}") from error
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip() for line in read_text(path, "prompts").splitlines()]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise UserError(f"prompts {path}: no prompts in it; write one a line")

@@ -253,7 +253,7 @@ def rendered_share(scorer: MiniatureClip, concept: Concept, each: int = 40) -> f
         concept: what the images show.
         each: images of each scene prompt.
     """
-    asked = {"medium": "photo", **concept.attributes}
+    asked: dict[str, Any] = {"medium": "photo", **concept.attributes}
     if concept.is_style:  # the object of `Concept.scene_prompt`
         asked |= {"shape": "star", "colour": "red", "texture": "plain", "second": ""}
     drawn = unseen_specs(each * len(concept.prompt_scenes), seed=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 import time
 from argparse import Namespace
@@ -15,7 +14,7 @@ from lightning_fabric.loggers.logger import rank_zero_experiment
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.loggers.logger import Logger
 
-from ldm.util import write_whole
+from ldm.util import write_table
 
 
 class CsvLogger(Logger):
@@ -70,15 +69,10 @@ class CsvLogger(Logger):
         """Write the table, which stays small: a row for every `log_every_n_steps`."""
         if not self.changed:
             return
-        columns: dict[str, None] = {}
-        for row in self.rows.values():
-            columns.update(dict.fromkeys(row))
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(columns))
-        writer.writeheader()
-        for _, row in sorted(self.rows.items()):
-            writer.writerow({name: _text(value) for name, value in row.items()})
-        write_whole(self.path, text.getvalue())
+        columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))
+        rows = [row for _, row in sorted(self.rows.items())]
+        texts = [[_text(row[c]) if c in row else "" for c in columns] for row in rows]
+        write_table(self.path, [columns, *texts])
         self.changed = False
 
     @rank_zero_only

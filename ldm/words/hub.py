@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ldm.util import UserError
+from ldm.util import UserError, read_text
 
 HUB_PREFIX = "hf:"
 # What a folder of a word may hold, the best first: a concept of the Hub, our runs.
@@ -53,10 +53,7 @@ def _in_folder(folder: Path, asked: str | Path) -> tuple[Path, str | None]:
     identifier = folder / IDENTIFIER
     if not identifier.is_file():
         return found, None
-    try:
-        text = identifier.read_text(encoding="utf-8")[:1000].split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{str(identifier)!r} is not readable text") from error
+    text = read_text(identifier, "name")[:1000].split()
     return found, text[0] if len(text) == 1 else None
 
 

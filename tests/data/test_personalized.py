@@ -346,7 +346,7 @@ class TestCaptionsBesidePictures:
         with pytest.raises(UserError, match=r"write 'a.txt' beside 'a.png'"):
             PersonalizedBase(folder, captions=True)
         (folder / "a.txt").write_bytes(b"\xff\xfe\xfa")
-        with pytest.raises(UserError, match=r"a.txt.*not readable UTF-8"):
+        with pytest.raises(UserError, match=r"a.txt.*not UTF-8 text"):
             PersonalizedBase(folder, captions=True)
 
 
