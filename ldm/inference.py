@@ -29,11 +29,7 @@ from ldm.checkpoint.loading import load_model as load_base
 from ldm.checkpoint.weight_delta import apply_weight_delta, check_weight_delta
 from ldm.image_io import to_pil
 from ldm.models.diffusion.ddim import DDIMSampler
-from ldm.models.diffusion.few_steps import (
-    DPMSolverSampler,
-    EulerAncestralSampler,
-    EulerSampler,
-)
+from ldm.models.diffusion.few_steps import DPMSolverSampler, EulerAncestralSampler, EulerSampler
 from ldm.models.diffusion.plms import PLMSSampler
 from ldm.models.diffusion.sampler import (
     Conditioning,

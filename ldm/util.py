@@ -23,14 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 # A configuration file may come from a stranger; `target:` must not import whatever it likes.
-ALLOWED_PREFIXES = (
-    "ldm.",
-    "main.",
-    "taming.",
-    "pytorch_lightning.",
-    "torch.nn.",
-    "torch.optim.",
-)
+ALLOWED_PREFIXES = ("ldm.", "main.", "taming.", "pytorch_lightning.", "torch.nn.", "torch.optim.")
 
 
 # A file that is being written begins with this: hidden, and no set of images takes it.

@@ -30,10 +30,7 @@ SHARED: Mapping[str, Mapping[str, Any]] = {
     "scale": {"type": float, "help": "guidance scale; 1 is none"},
     "seed": {"type": int, "help": "seed of the first image; image i has seed + i"},
     "sampler": {"choices": SAMPLERS, "help": "the sampler"},
-    "karras": {
-        "action": "store_true",
-        "help": "space noise levels as Karras et al.: few steps",
-    },
+    "karras": {"action": "store_true", "help": "space noise levels as Karras et al.: few steps"},
     "eta": {**_ETA, "flags": ("--eta", "--ddim_eta")},
     "ddim_eta": _ETA,
     "negative_prompt": {"metavar": "TEXT", "help": "what guidance leads away from"},

@@ -45,11 +45,7 @@ def _as(kind: str) -> tuple[str, ...]:
 
 # The list of the released code: the 27 three times over, as photos, illustrations and depictions.
 # 81 entries, 57 of them distinct, since only 15 begin with "a photo of".
-RELEASED_OBJECT_TEMPLATES = (
-    *OBJECT_TEMPLATES,
-    *_as("an illustration of"),
-    *_as("a depiction of"),
-)
+RELEASED_OBJECT_TEMPLATES = (*OBJECT_TEMPLATES, *_as("an illustration of"), *_as("a depiction of"))
 
 # 19 entries, 17 distinct.
 STYLE_TEMPLATES = (

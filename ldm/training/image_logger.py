@@ -36,11 +36,7 @@ GUIDANCE = 5.0
 # Smallest side, in pixels, at which a caption can be read.
 CAPTION_SIDE = 192
 # Of the original's `log_images_kwargs`, sampling settings and their names in `Sampling`.
-OPTIONS = {
-    "ddim_steps": "steps",
-    "ddim_eta": "eta",
-    "unconditional_guidance_scale": "scale",
-}
+OPTIONS = {"ddim_steps": "steps", "ddim_eta": "eta", "unconditional_guidance_scale": "scale"}
 
 
 def write_caption(text: str, side: int) -> Image.Image:

@@ -286,9 +286,7 @@ FORMS = (
         _read_pivotal,
     ),
     Form(
-        "LoRA",
-        _any(LORA),
-        _refuse("is a LoRA, which changes a model's weights: it holds no word"),
+        "LoRA", _any(LORA), _refuse("is a LoRA, which changes a model's weights: it holds no word")
     ),
     Form(
         "kohya XTI",

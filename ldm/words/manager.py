@@ -17,13 +17,7 @@ from torch import Tensor, nn
 
 from ldm.randomness import Purpose, generator
 from ldm.util import UserError, at_least, one_of
-from ldm.words.files import (
-    check_encoder,
-    read_words,
-    renamed,
-    stored_step,
-    write_words,
-)
+from ldm.words.files import check_encoder, read_words, renamed, stored_step, write_words
 from ldm.words.placeholders import DEFAULT_PLACEHOLDER, PER_IMAGE_PLACEHOLDERS
 from ldm.words.splice import splice
 from ldm.words.tokens import (
@@ -292,11 +286,7 @@ class EmbeddingManager(nn.Module):
         first, second = ({p: both[i] for p, both in parts.items()} for i in (0, 1))
         write_words(path, first, ids, facts, second)
 
-    def load(
-        self,
-        path: str | Path,
-        rename: Mapping[str, str] | None = None,
-    ) -> list[str]:
+    def load(self, path: str | Path, rename: Mapping[str, str] | None = None) -> list[str]:
         """Take words from a file; several calls gather the words of several files.
 
         The first call replaces the words of the configuration, as the original did. Otherwise one
