@@ -19,9 +19,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ldm.editing.images import encode
-from ldm.editing.inversion import STEPS, invert, resample
+from ldm.editing.inversion import STEPS, invert
 from ldm.image_io import to_pil
 from ldm.inference import generating
+from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.sampling import Sampling
 from ldm.util import UserError, write_whole
 
@@ -105,13 +106,15 @@ def regenerate(
     """
     b = len(prompts)
     with generating(model):
-        latents = resample(
-            model,
-            noise.noise.expand(b, -1, -1, -1),
-            model.get_learned_conditioning(list(prompts)),
-            steps=noise.steps,
-            scale=scale,
-            unconditional=model.get_learned_conditioning([""] * b) if scale != 1 else None,
+        empty = model.get_learned_conditioning([""] * b) if scale != 1 else None
+        latents, _ = DDIMSampler(model).sample(
+            S=noise.steps,
+            batch_size=b,
+            shape=noise.noise.shape[1:],
+            conditioning=model.get_learned_conditioning(list(prompts)),
+            unconditional_guidance_scale=scale,
+            unconditional_conditioning=empty,
+            x_T=noise.noise.expand(b, -1, -1, -1),
             verbose=progress,
         )
         return [to_pil(decoded) for decoded in model.decode_first_stage(latents)]

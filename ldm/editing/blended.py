@@ -8,8 +8,8 @@ too, though little, so it is kept by one of `BACKGROUNDS`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,7 +21,13 @@ from ldm.editing.images import encode, mask_tensor
 from ldm.editing.refinement import refined
 from ldm.evaluation.similarity import FeatureExtractor, prompt_similarity, without_placeholders
 from ldm.image_io import to_pil
-from ldm.inference import fitting_batch, generating, negative_conditioning, sample_latents
+from ldm.inference import (
+    GeneratedImage,
+    fitting_batch,
+    generating,
+    negative_conditioning,
+    sample_latents,
+)
 from ldm.models.diffusion.sampler import Step
 from ldm.sampling import Sampling
 from ldm.util import UserError, at_least, one_of
@@ -61,21 +67,17 @@ class Blending:
 
 
 @dataclass(frozen=True)
-class Edit:
-    """One edited image.
+class Edit(GeneratedImage):
+    """One edited image, of the given image's size.
+
+    Its settings hold `background_error`, the largest difference from the given image outside the
+    mask, in levels of 0..255.
 
     Attributes:
-        image: RGB, of the given image's size.
-        seed: seed of this image.
         score: cosine of its masked region with the prompt, where a scorer was given.
-        settings: what decided it, as plain values; `background_error` is the largest difference
-            from the given image outside the mask, in levels of 0..255.
     """
 
-    image: Image.Image
-    seed: int
-    score: float | None
-    settings: dict[str, Any] = field(default_factory=dict)
+    score: float | None = None
 
 
 def mask_schedule(mask: Tensor, dilate: int, steps: int) -> Callable[[Step], Tensor]:
@@ -147,9 +149,8 @@ def edit(
     edits = []
     for image, seed, score in zip(images, seeds, scores, strict=True):
         error = background_error(image, original, mask)
-        edits.append(
-            Edit(image, seed, score, {**settings, "seed": seed, "background_error": error})
-        )
+        own = {**settings, "seed": seed, "background_error": error}
+        edits.append(Edit(image, prompt, seed, own, score))
     return sorted(edits, key=lambda e: 0.0 if e.score is None else -e.score)
 
 

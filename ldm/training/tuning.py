@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -19,25 +19,17 @@ if TYPE_CHECKING:
     from ldm.training.config import RunConfig
 
 
-@dataclass(frozen=True)
-class DeltaSaver:
-    """Writes the weight delta at each save; nothing if only words are trained.
-
-    `base` is the checkpoint that tuning began from; `half` stores half precision.
-    """
-
-    base: Path
-    half: bool
-
-    def __call__(self, trainer: pl.Trainer, module: pl.LightningModule, folder: Path) -> None:
-        if not tunes(module):
-            return
-        manager = manager_of(module)
-        assert manager is not None
-        facts = {"step": str(trainer.global_step)}
-        if "config_hash" in manager.metadata:
-            facts["config_hash"] = manager.metadata["config_hash"]
-        save_weight_delta(module, folder / DELTA_FILE, self.base, half=self.half, facts=facts)
+def save_delta(
+    trainer: pl.Trainer, module: pl.LightningModule, folder: Path, *, base: str, half: bool
+) -> None:
+    """Write the weight delta from the checkpoint `base`; nothing if only words are trained."""
+    if not tunes(module):
+        return
+    assert module.embedding_manager is not None
+    facts = {"step": str(trainer.global_step)}
+    if found := module.embedding_manager.metadata.get("config_hash"):
+        facts["config_hash"] = found
+    save_weight_delta(module, folder / DELTA_FILE, Path(base), half=half, facts=facts)
 
 
 def tunes(module: pl.LightningModule) -> TypeGuard[LatentDiffusion]:
@@ -57,6 +49,5 @@ def savers(config: RunConfig) -> tuple[Saver, ...]:
     """Return what a run writes at each save."""
     if is_joint(config):
         return (EachWord(config),)
-    if not config.run.base_checkpoint:  # a delta needs a base
-        return (save_words,)
-    return save_words, DeltaSaver(Path(config.run.base_checkpoint), config.run.half_difference)
+    base, half = config.run.base_checkpoint, config.run.half_difference
+    return (save_words, partial(save_delta, base=base, half=half)) if base else (save_words,)

@@ -111,17 +111,9 @@ def write_forms(
     for stem in ("embeddings", f"embeddings_gs-{step}"):
         for suffix in (".pt", ".safetensors"):
             manager.save(folder / f"{stem}{suffix}", facts)
-    save_for_tools(folder)
-
-
-def save_for_tools(folder: Path) -> None:
-    """Write each word of `embeddings.safetensors` into a file of its own that other tools load.
-
-    A word that no reader accepts, such as one of huge values, gets none; a warning says so.
-    """
     try:
         words = read_words(folder / LAST_WORD)
-    except UserError as error:
+    except UserError as error:  # no reader accepts it: huge values, for example
         log.warning(f"no file for other tools: {error}")
         return
     write_for_tools(folder / WORDS_FOLDER, words)
