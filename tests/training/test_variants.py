@@ -65,9 +65,9 @@ def build(config: RunConfig, files: Path) -> Any:
 @pytest.mark.parametrize("name", LEARNED)
 def test_each_lies_over_each_base(name: str, base: str, files: Path) -> None:
     config = load(files, base, "--variant", name)
-    assert config.variant is not None
-    assert config.variant.name == name
-    assert config.variant.about == find_variant(name).about
+    assert config.sections.variant is not None
+    assert config.sections.variant.name == name
+    assert config.sections.variant.about == find_variant(name).about
     model = build(config, files)
     assert not model.trains_model
     second = config.second
