@@ -46,6 +46,12 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, at most 160 characters, or else its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:160] if lines else type(error).__name__
+
+
 def at_least(least: float, **values: float | None) -> None:
     """Raise ValueError for the first of the named values that is below `least`."""
     for name, value in values.items():
