@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import difflib
 import errno
 import importlib
 import inspect
@@ -64,13 +63,6 @@ def one_of(choices: Collection[object], **values: object) -> None:
     for name, value in values.items():
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint for an error: the known name that is nearest, or all of them."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
 
 
 def is_text(text: str) -> bool:
