@@ -166,6 +166,17 @@ def run(options: argparse.Namespace, figures: Sequence[Figure], command: str) ->
     for figure in ready:
         if "pivotal" in figure.needs and request.pivotal is None:
             log.warning("figure %s: without pivotal tuning (%s)", figure.name, HOW)
+    make = _maker(request, command)
+    for figure in ready:
+        done(figure, make)
+    if missing:
+        names = ", ".join(figure.name for figure in missing)
+        log.warning("%d of %d figures were left out: %s", len(missing), len(figures), names)
+    return 2 if missing and not options.allow_missing else 0
+
+
+def _maker(request: Request, command: str) -> Callable[[Figure], None]:
+    """Return the function that makes a figure; what is heavy is imported now."""
     from ldm.experiments.figures.output import save
     from ldm.experiments.figures.renderers import RENDERERS
     from ldm.experiments.figures.session import Session
@@ -181,12 +192,7 @@ def run(options: argparse.Namespace, figures: Sequence[Figure], command: str) ->
         files = save(figure, rendered, request.output, command, session.facts(figure))
         log.info("  %s (%.0f s)", files[0], time.monotonic() - start)
 
-    for figure in ready:
-        done(figure, make)
-    if missing:
-        names = ", ".join(figure.name for figure in missing)
-        log.warning("%d of %d figures were left out: %s", len(missing), len(figures), names)
-    return 2 if missing and not options.allow_missing else 0
+    return make
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
