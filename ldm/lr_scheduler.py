@@ -7,36 +7,6 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 
-class LambdaWarmUpCosineScheduler:
-    """Linear warm-up from `lr_start` to `lr_max`, then half a cosine down to `lr_min`.
-
-    Args:
-        warm_up_steps: optimizer steps of the warm-up.
-        max_decay_steps: step at which `lr_min` is reached.
-        verbosity_interval: accepted for old configurations; the rate is logged by the trainer.
-    """
-
-    def __init__(
-        self,
-        warm_up_steps: int,
-        lr_min: float,
-        lr_max: float,
-        lr_start: float,
-        max_decay_steps: int,
-        verbosity_interval: int = 0,  # noqa: ARG002
-    ) -> None:
-        self.warm_up_steps, self.max_decay_steps = warm_up_steps, max_decay_steps
-        self.lr_min, self.lr_max, self.lr_start = lr_min, lr_max, lr_start
-
-    def __call__(self, n: int) -> float:
-        if n < self.warm_up_steps:
-            return self.lr_start + (self.lr_max - self.lr_start) * n / self.warm_up_steps
-        t = (n - self.warm_up_steps) / max(1, self.max_decay_steps - self.warm_up_steps)
-        return self.lr_min + 0.5 * (self.lr_max - self.lr_min) * (1 + math.cos(math.pi * min(t, 1)))
-
-    schedule = __call__
-
-
 class LambdaWarmUpCosineScheduler2:
     """Cycles of linear warm-up from `f_start` to `f_max` and cosine decay to `f_min`.
 
@@ -79,6 +49,27 @@ class LambdaWarmUpCosineScheduler2:
         return self._decay(cycle, n)
 
     schedule = __call__
+
+
+class LambdaWarmUpCosineScheduler(LambdaWarmUpCosineScheduler2):
+    """Linear warm-up from `lr_start` to `lr_max`, then half a cosine down to `lr_min`.
+
+    Args:
+        warm_up_steps: optimizer steps of the warm-up.
+        max_decay_steps: step at which `lr_min` is reached.
+        verbosity_interval: accepted for old configurations; the rate is logged by the trainer.
+    """
+
+    def __init__(
+        self,
+        warm_up_steps: int,
+        lr_min: float,
+        lr_max: float,
+        lr_start: float,
+        max_decay_steps: int,
+        verbosity_interval: int = 0,  # noqa: ARG002
+    ) -> None:
+        super().__init__([warm_up_steps], [lr_min], [lr_max], [lr_start], [max_decay_steps])
 
 
 class LambdaLinearScheduler(LambdaWarmUpCosineScheduler2):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
     scored_by = options.extractor or default_selector(subject.weights)
     extractor = find_extractor(scored_by, subject.device)
     curve = score_steps(
-        _WordSource(subject, options).source_with,
+        _source_of(subject, options),
         saved,
         extractor,
         training,
@@ -140,22 +140,19 @@ def _strings(facts: Mapping[str, Any]) -> dict[str, str]:
     return flat
 
 
-class _WordSource:
-    """A model that generates with one saved word after the other."""
+def _source_of(subject: Subject, options: argparse.Namespace) -> Callable[[Path], ImageSource]:
+    """Return a source of images with one saved word after the other."""
+    from ldm.evaluation.sources import from_model
+    from ldm.inference import load_model, load_words
 
-    def __init__(self, subject: Subject, options: argparse.Namespace) -> None:
-        from ldm.evaluation.sources import from_model
-        from ldm.inference import load_model
+    model = load_model(subject.config, subject.weights).to(subject.device)
+    source = from_model(model, sampling_of(options), progress=sys.stderr.isatty())
 
-        self.prompts = subject.asked
-        self.model = load_model(subject.config, subject.weights).to(subject.device)
-        self.source = from_model(self.model, sampling_of(options), progress=sys.stderr.isatty())
+    def source_with(word: Path) -> ImageSource:
+        load_words(model, word, subject.asked)
+        return source
 
-    def source_with(self, word: Path) -> ImageSource:
-        from ldm.inference import load_words
-
-        load_words(self.model, word, self.prompts)
-        return self.source
+    return source_with
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

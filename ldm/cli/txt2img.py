@@ -34,28 +34,19 @@ EXAMPLES = """examples:
 
 @dataclass(frozen=True)
 class Defaults:
-    """Default values of one of the two commands."""
+    """Default values of one of the two commands; those of scripts/txt2img.py by default."""
 
-    command: str
-    description: str
-    checkpoint: str
-    steps: int
-    scale: float
-    iterations: int
-    samples: int
-    precision: str
+    command: str = "scripts/txt2img.py"
+    description: str = "Generate images from text with the 1.4B latent diffusion model and words."
+    checkpoint: str = common.PUBLISHED
+    steps: int = 200
+    scale: float = 5.0
+    iterations: int = 1
+    samples: int = 4
+    precision: str = "full"
 
 
-LATENT_DIFFUSION = Defaults(
-    command="scripts/txt2img.py",
-    description="Generate images from text with the 1.4B latent diffusion model and words.",
-    checkpoint=common.PUBLISHED,
-    steps=200,
-    scale=5.0,
-    iterations=1,
-    samples=4,
-    precision="full",
-)
+LATENT_DIFFUSION = Defaults()
 STABLE_DIFFUSION = Defaults(
     command="scripts/stable_txt2img.py",
     description="Generate images from text with Stable Diffusion 1, and learned words.",

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ldm.data.personalized import PersonalizedBase
-from ldm.data.templates import check_placeholder, fill, find_templates
+from ldm.data.templates import check_placeholder, fill, find_templates, with_second
 from ldm.randomness import Purpose, generator
 from ldm.util import UserError, at_least
 
@@ -190,7 +190,7 @@ def _joint_templates(
 ) -> tuple[str, ...]:
     """Return templates with two places: those given, or made of the first concept's."""
     if wanted is None:
-        return tuple(dict.fromkeys(f"{template} with a {{}}" for template in templates))
+        return with_second(templates, "a {}")
     found = find_templates(wanted)
     short = [template for template in found if template.count("{}") < 2]
     if short:

@@ -62,9 +62,9 @@ STYLE_TEMPLATES = (
 )
 
 
-def with_second(templates: Sequence[str]) -> tuple[str, ...]:
-    """Return each template once, followed by " with {}", the place of an image's own word."""
-    return tuple(dict.fromkeys(f"{template} with {{}}" for template in templates))
+def with_second(templates: Sequence[str], second: str = "{}") -> tuple[str, ...]:
+    """Return each template once, followed by " with " and the place of a second word."""
+    return tuple(dict.fromkeys(f"{template} with {second}" for template in templates))
 
 
 TEMPLATE_SETS = {

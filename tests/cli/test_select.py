@@ -11,7 +11,6 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ldm.cli import select as command
 from ldm.cli.select import main
 from ldm.evaluation.prompts import read_prompts
 from ldm.util import UserError
@@ -88,10 +87,10 @@ def test_prompts_for_choosing_are_not_those_of_the_evaluation() -> None:
 def test_mistakes_show_before_the_model_is_read(
     run: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise AssertionError("the model was read")
 
-    monkeypatch.setattr(command, "_WordSource", fail)
+    monkeypatch.setattr("ldm.inference.load_model", fail)
     with pytest.raises(UserError, match=line):
         main([str(run), *FEW, *arguments])
     assert not (run / "checkpoints" / "best.safetensors").exists()
