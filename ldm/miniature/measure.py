@@ -21,9 +21,11 @@ from torch import Tensor
 from ldm.evaluation.similarity import own_similarity, pairwise_similarity
 from ldm.evaluation.sources import ImageSource
 from ldm.image_io import open_rgb, to_pil
+from ldm.inference import encode_mean
 from ldm.miniature.clip import PROMPTS, MiniatureClip
 from ldm.miniature.grammar import SCENE_PHRASES, STYLE_PHRASES, caption, full_caption
 from ldm.miniature.world import MiniatureWorld, Spec, render
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import UserError
 
 COLOURFUL = ("photo", "painting")  # the media that show an object's colour as it is
@@ -97,11 +99,13 @@ def render_specs(specs: Sequence[Spec], size: int = 64) -> Tensor:
 
 
 @torch.no_grad()
-def autoencoder_psnr(model: Any, count: int, size: int = 64) -> tuple[float, list[Image.Image]]:
+def autoencoder_psnr(
+    model: LatentDiffusion, count: int, size: int = 64
+) -> tuple[float, list[Image.Image]]:
     """Measure a first stage on unseen images, each coded as its posterior's mean.
 
     Args:
-        model: a LatentDiffusion.
+        model: its first stage is measured.
         count: images to measure.
         size: their side.
 
@@ -113,8 +117,8 @@ def autoencoder_psnr(model: Any, count: int, size: int = 64) -> tuple[float, lis
     errors: list[Tensor] = []
     shown: list[Image.Image] = []
     for batch in torch.split(images, 32):
-        latent = model.encode_first_stage(batch.to(model.device)).mode()
-        again = model.decode_first_stage(model.scale_factor * latent).cpu().clamp(-1, 1)
+        latent = encode_mean(model, batch.to(model.device))
+        again = model.decode_first_stage(latent).cpu().clamp(-1, 1)
         errors.append(((again - batch) ** 2).mean((1, 2, 3)))
         if not shown:
             shown = [to_pil(p) for pair in zip(batch[:16], again, strict=False) for p in pair]

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ldm.data.protocol import DescribedImages
 from ldm.models.diffusion.batch_noise import BatchNoise
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.training.latents import LatentCache
 from ldm.util import at_least, instantiate_from_config
 
@@ -158,8 +159,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
 
         `cached` takes latents from the cache if the dataset is in it.
         """
-        model: Any = self.trainer.lightning_module if self.trainer else None
-        batch_noise = model.batch_noise() if hasattr(model, "batch_noise") else None
+        model = self.trainer.lightning_module if self.trainer else None
+        batch_noise = model.batch_noise() if isinstance(model, LatentDiffusion) else None
         return Collate(batch_noise, self.latents.get(name) if cached else None)
 
     def train_dataloader(self) -> DataLoader[Any]:
