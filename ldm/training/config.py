@@ -168,11 +168,8 @@ def _second_sections(sections: DictConfig) -> DictConfig:
 def load(argv: Sequence[str] | argparse.Namespace | None = None) -> RunConfig:
     """Return the configuration of a run: files and flags, merged and checked, of both stages.
 
-    Args:
-        argv: the command line, or its parsed form; by default that of this process.
-
-    Raises:
-        UserError: for what cannot be read, does not exist or does not fit together.
+    `argv` is the command line, or its parsed form; by default that of this process. Raises
+    UserError for what cannot be read, does not exist or does not fit together.
     """
     options = argv if isinstance(argv, argparse.Namespace) else parse(argv)
     folder, checkpoint, stored = None, None, []

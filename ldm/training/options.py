@@ -44,10 +44,7 @@ class RunOptions:
 class Batch:
     """How many images an optimizer step sees.
 
-    Attributes:
-        size: images in a micro-batch on one device.
-        micro: micro-batches accumulated in a step.
-        devices: processes over all nodes.
+    `micro` micro-batches of `size` images are accumulated on each of `devices`, over all nodes.
     """
 
     size: int

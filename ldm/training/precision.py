@@ -28,11 +28,9 @@ LARGE = 100_000_000
 
 @dataclass(frozen=True)
 class Precision:
-    """How a run computes.
+    """How a run computes: type of the frozen networks' weights, and Lightning's setting.
 
-    Attributes:
-        weights: type of the frozen networks' weights; None leaves float32.
-        trainer: Lightning's setting; None leaves its default, float32.
+    None leaves float32, and Lightning's default, which is float32 too.
     """
 
     weights: torch.dtype | None

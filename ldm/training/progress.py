@@ -49,10 +49,8 @@ class StepCallback(pl.Callback):
 class Progress(StepCallback):
     """A line on a terminal, renewed in place; in a file or a pipe, a line now and then.
 
-    Also logs `train/steps_per_second` beside the loss.
-
-    Args:
-        seconds: least time between two lines, on a terminal and elsewhere.
+    `seconds` is the least time between two lines, on a terminal and elsewhere. Also logs
+    `train/steps_per_second` beside the loss.
     """
 
     def __init__(self, seconds: tuple[float, float] = (0.5, 15.0)) -> None:

@@ -30,13 +30,9 @@ CARD_SIZE = 256
 
 @dataclass(frozen=True)
 class Word:
-    """One word on its way to another tool.
+    """One word on its way to another tool, with the metadata of its header.
 
-    Attributes:
-        name: the placeholder.
-        vectors: float32 [k, d] on the CPU.
-        second: float32 [k, 1280] for SDXL's second text encoder, or None.
-        facts: the header's metadata.
+    Its vectors are float32 [k, d] on the CPU; `second` [k, 1280] is for SDXL's second text encoder.
     """
 
     name: str
