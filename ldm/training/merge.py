@@ -9,6 +9,7 @@ import argparse
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -74,6 +75,17 @@ def check_shape(config: DictConfig) -> None:
             raise UserError(f"{name}: expected {what}, got {value!r}")
 
 
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """Turn what OmegaConf finds wrong, such as an interpolation of nothing, into a UserError."""
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        line = one_line(error)
+        raise UserError(f"the configuration does not fit together: {line}") from error
+
+
+@_fitting()
 def merge_files(
     paths: Sequence[Path], overrides: Sequence[str], first: Sequence[DictConfig] = ()
 ) -> DictConfig:
@@ -290,13 +302,10 @@ def merge(options: argparse.Namespace, stored: Sequence[Path] = ()) -> DictConfi
     paths += [find_variant(name).path for name in options.variant]
     if not paths and not first:
         raise UserError("no configuration: give --model MODEL, --base YAML or --resume LOGFOLDER")
-    try:
-        merged = merge_files(paths, options.overrides, first)
+    merged = merge_files(paths, options.overrides, first)
+    with _fitting():
         apply_flags(merged, options)
         OmegaConf.resolve(merged)
-    except OmegaConfBaseException as error:
-        line = one_line(error)
-        raise UserError(f"the configuration does not fit together: {line}") from error
     if missing := sorted(OmegaConf.missing_keys(merged)):
         raise UserError(f"the configuration leaves {missing[0]} open (???): give {missing[0]}=")
     resolve_paths(merged)
