@@ -217,11 +217,16 @@ def negative_conditioning(
 ) -> Conditioning | None:
     """Return the negative prompt's conditioning for b samples; None without guidance.
 
-    With weighted prompts it is as long as the longest of `prompts` needs.
+    With weighted prompts it is as long as the longest of `prompts` needs. Without a negative
+    prompt it is the empty text; for SDXL it is zeros (`FrozenXLEmbedder.without_text`).
     """
     if sampling.scale == 1:
         return None
-    return _conditioning(model, [sampling.negative_prompt] * b, sampling, prompts)
+    negative = _conditioning(model, [sampling.negative_prompt] * b, sampling, prompts)
+    without_text = getattr(model.cond_stage_model, "without_text", None)
+    if without_text is not None and not sampling.negative_prompt:
+        return without_text(negative)  # type: ignore[no-any-return]
+    return negative
 
 
 def _conditioning(
