@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
-from ldm.util import UserError, at_least, write_whole
+from ldm.util import UserError, at_least, first_line, write_whole
 
 IMAGE_SUFFIXES = frozenset(
     (
@@ -49,8 +49,8 @@ def open_rgb(path: str | Path) -> Image.Image:
         raise UserError(f"image {str(path)!r} does not exist") from error
     except Exception as error:  # decoders of damaged files raise anything
         advice = "convert it to PNG or JPEG, or take it out of the folder"
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"image {str(path)!r} cannot be read ({reason}): {advice}") from error
+        line = f"image {str(path)!r} cannot be read ({first_line(error)}): {advice}"
+        raise UserError(line) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import difflib
 import errno
 import importlib
 import inspect
@@ -46,6 +45,12 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, at most 160 characters, or else its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:160] if lines else type(error).__name__
+
+
 def at_least(least: float, **values: float | None) -> None:
     """Raise ValueError for the first of the named values that is below `least`."""
     for name, value in values.items():
@@ -58,13 +63,6 @@ def one_of(choices: Collection[object], **values: object) -> None:
     for name, value in values.items():
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint for an error: the known name that is nearest, or all of them."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
 
 
 def is_text(text: str) -> bool:

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # Layers from the ground up. A folder or file may import earlier layers, itself, and sisters below.
-GROUND = ("util", "randomness", "image_io", "lr_scheduler", "sampling", "resources")
+GROUND = ("util", "hub", "randomness", "image_io", "lr_scheduler", "sampling", "resources")
 LAYERS: tuple[tuple[str, ...], ...] = (
     GROUND,
     ("words", "modules"),
@@ -29,6 +29,7 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 # Sisters of one layer that know each other, one way.
 SISTERS = {
     ("image_io", "util"),
+    ("hub", "util"),
     ("randomness", "util"),
     ("lr_scheduler", "util"),
     ("sampling", "util"),

@@ -10,8 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from ldm.checkpoint.files import one_line
-from ldm.util import UserError
+from ldm.util import UserError, first_line
 
 
 def read_config(config: DictConfig | Mapping[str, Any] | str | Path) -> DictConfig:
@@ -47,4 +46,4 @@ def _read_yaml(path: Path) -> Any:
     try:
         return OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
-        raise UserError(f"configuration {path} is not YAML: {one_line(error)}") from error
+        raise UserError(f"configuration {path} is not YAML: {first_line(error)}") from error

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from ldm.util import UserError
+from ldm.util import UserError, first_line
 
 # Objects that training frameworks leave beside the weights. They are replaced by nothing at all; a
 # file that names anything else is refused.
@@ -149,18 +149,12 @@ def _read_pickle(path: Path, mapped: bool) -> Any:
             return torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: not a plain checkpoint, so refused ({one_line(error)})"
+            f"{path}: not a plain checkpoint, so refused ({first_line(error)})"
         ) from error
     except UserError:
         raise
     except Exception as error:  # a damaged pickle may raise anything
         size = path.stat().st_size
         raise UserError(
-            f"{path}: truncated or damaged at {size} bytes; download it again ({one_line(error)})"
+            f"{path}: truncated or damaged at {size} bytes; download it again ({first_line(error)})"
         ) from error
-
-
-def one_line(error: Exception) -> str:
-    """Return the first line of an error, at most 160 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:160] if lines else type(error).__name__

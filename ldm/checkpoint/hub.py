@@ -6,9 +6,9 @@ import logging
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from ldm.checkpoint.tables import INDEX, choose_weights
+from ldm.hub import snapshot
 from ldm.resources import locate, weights_in
 from ldm.util import UserError
 
@@ -56,77 +56,21 @@ def _is_ours(text: str) -> bool:
 
 @cache
 def fetch(repository: str, file: str = "", revision: str | None = None) -> Path:
-    """Return a repository's files in the Hub's cache; what is lacking is downloaded.
+    """Return a repository's files in the Hub's cache; see `ldm.hub.snapshot`.
 
-    A process asks the Hub once. Without a network the cache is used as it is. Of each component the
-    safetensors are taken if there are any; a repository without `model_index.json` has to have one
-    file of weights.
-
-    Raises:
-        UserError: the repository or its revision does not exist, it is gated, or there is neither a
-            network nor a cached copy.
+    A process asks the Hub once. Of each component the safetensors are taken if there are any; a
+    repository without `model_index.json` has to have one file of weights.
     """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    options: dict[str, Any] = {"repo_id": repository, "revision": revision}
     where = repository + (f"@{revision}" if revision else "")
-    try:
-        info = HfApi().model_info(**options, timeout=20)
-        names = [entry.rfilename for entry in info.siblings or ()]
-        wanted = [file] if file else wanted_files(names, where)
+
+    def choose(names: list[str]) -> list[str]:
         if file and file not in names:
             raise UserError(f"{where} on the Hub has no file {file}")
-        folder = Path(snapshot_download(**options, allow_patterns=wanted))
-    except GatedRepoError as error:
-        raise UserError(
-            f"{where} on the Hub is gated: accept its terms on huggingface.co/{repository}, then "
-            "log in with `hf auth login`"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise UserError(f"{repository} on the Hub has no revision {revision}") from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"{repository} is no file or folder here, and no model on the Hub that you may read: "
-            "check the name; a private one needs `hf auth login`"
-        ) from error
-    except EntryNotFoundError as error:
-        raise UserError(f"{where} on the Hub lacks a file: {_first_line(error)}") from error
-    except Exception as error:
-        if isinstance(error, UserError) or not _of_the_network(error):
-            raise
-        folder = _cached(options, where, error)
+        return [file] if file else wanted_files(names, where)
+
+    folder = snapshot(repository, revision, choose)
     logger.info("%s from the Hub, revision %s", repository, folder.name)
     return folder / file if file else locate_base(folder)
-
-
-def _of_the_network(error: Exception) -> bool:
-    """Tell whether the network or the Hub is to blame; its client's errors vary by version."""
-    library = type(error).__module__.partition(".")[0]
-    return isinstance(error, OSError) or library.startswith(
-        ("httpx", "requests", "huggingface_hub")
-    )
-
-
-def _cached(options: dict[str, Any], where: str, reason: Exception) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(**options, local_files_only=True))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{where} is no file or folder here, not in the Hub's cache, and the Hub cannot be "
-            f"reached ({_first_line(reason)}): go online once, or give a file or folder"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
 def wanted_files(names: list[str], where: str) -> list[str]:

@@ -10,14 +10,18 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldm.resources import locate
 from ldm.sampling import PRECISIONS, SAMPLERS, Sampling
 from ldm.util import Parser as Parser
 from ldm.util import UserError, at_least
 
+if TYPE_CHECKING:
+    from ldm.models.diffusion.ddpm import LatentDiffusion
+
 MINIATURE = "models/miniature"
+PUBLISHED = "models/ldm/text2img-large/model.ckpt"
 # An option that takes several values, and may be repeated.
 SEVERAL: Mapping[str, Any] = {"nargs": "+", "action": "extend", "default": []}
 _STEPS = {"type": int, "help": "steps of the sampler, 1..1000"}
@@ -115,6 +119,15 @@ def add_weight_delta(group: argparse._ActionsContainer) -> None:
     )
 
 
+def add_generation(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a model that generates, and its words."""
+    group = parser.add_argument_group("the model")
+    add_model(group, PUBLISHED)
+    add_words(group)
+    add_weight_delta(group)
+    add_options(group, device="auto")
+
+
 def find_model(model: str, config: str | None) -> tuple[Path | None, Path]:
     """Find a model's configuration and weights; a Hub name is downloaded.
 
@@ -134,6 +147,37 @@ def find_model(model: str, config: str | None) -> tuple[Path | None, Path]:
     if not locate(config).is_file():
         raise UserError(f"configuration {config} does not exist")
     return locate(config), weights
+
+
+def load(
+    options: argparse.Namespace, prompts: Sequence[str], *, weighted: bool = False
+) -> LatentDiffusion:
+    """Load the model with its words, on the CPU, where its weights lie unread until they are used.
+
+    Raises UserError for files of another architecture, or a prompt that would lose a word. With
+    `weighted` prompts have no end that could be cut off.
+    """
+    from ldm.inference import load_model, load_words
+    from ldm.words.loading import check_words
+
+    config, weights = find_model(options.model, options.config)
+    check_words(options.embedding_path, prompts)
+    model = load_model(config, weights, weight_delta=options.weight_delta)
+    load_words(model, options.embedding_path, () if weighted else prompts)
+    return model
+
+
+def image_facts(options: argparse.Namespace) -> dict[str, Any]:
+    """Return which files decided an image that was made from another one."""
+    from ldm.checkpoint.loading import checkpoint_hash
+
+    _, weights = find_model(options.model, options.config)
+    return {
+        "image": Path(options.image).name,
+        "image_hash": checkpoint_hash(options.image),
+        **model_facts(weights, options),
+        "embeddings": " ".join(options.embedding_path),
+    }
 
 
 def model_facts(weights: Path, options: argparse.Namespace) -> dict[str, Any]:

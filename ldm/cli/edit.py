@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.cli import common
-from ldm.cli.image_options import add_generation, facts, load
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--mask", metavar="FILE", required=True, help="of its size; white is what changes")
     text = "the text to generate there"
     add("--prompt", action=common.Once, metavar="TEXT", required=True, help=text)
-    add_generation(parser)
+    common.add_generation(parser)
     group = parser.add_argument_group("how to generate")
     common.add_options(group, steps=50, scale=5.0, seed=42, n_samples=4, batch_size=4)
     text = "for thin masks: begin N latent points wider, and shrink over the steps (0)"
@@ -89,14 +88,12 @@ def run(options: argparse.Namespace) -> int:
     from ldm.editing.blended import Blending, edit, latent_mask_of
     from ldm.editing.images import model_size, open_mask, resized
     from ldm.image_io import open_rgb
-    from ldm.words.loading import check_words
 
     original = open_rgb(options.image)
     mask = open_mask(options.mask, original.size)
-    check_words(options.embedding_path, [options.prompt])
     device = common.choose_device(options.device)
     selector = _selector(options, device)
-    model = load(options, [options.prompt])
+    model = common.load(options, [options.prompt])
     size = model_size(model, original.size)
     if size != original.size:
         logger.info("the image is generated at %d x %d", *size)
@@ -118,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
         scorer=selector,
         progress=progress,
     )
-    _save(edits, original, folder, facts(options))
+    _save(edits, original, folder, common.image_facts(options))
     return 0
 
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from ldm.evaluation.evaluate import Evaluation, ImageSource
     from ldm.inference import GeneratedImage
-    from ldm.models.diffusion.ddpm import LatentDiffusion
 
 log = logging.getLogger(__name__)
 EXAMPLES = """examples:
@@ -271,7 +270,8 @@ def _image_source(
             path = folder / "pictures" / f"{safe_name(image.prompt)}_{image.seed}.png"
             save_png(image.image, path, image.settings)
 
-    model, placeholders = _model(subject, options), subject.placeholders
+    model = common.load(options, subject.asked if options.embedding_path else ())
+    placeholders = subject.placeholders
     if source == "captions":
         texts = sources.captioned(subject.asked, len(captions), captions, placeholders)
         sources.check_lengths(model, texts)
@@ -284,15 +284,6 @@ def _image_source(
     if source == "captions":
         return sources.from_captions(generated, captions, placeholders)
     return sources.from_prompts(generated, placeholders) if source == "prompts" else generated
-
-
-def _model(subject: Subject, options: argparse.Namespace) -> LatentDiffusion:
-    """Load the model on the CPU, where its weights lie unread until all is checked."""
-    from ldm.inference import load_model, load_words
-
-    model = load_model(subject.config, subject.weights, weight_delta=options.weight_delta)
-    load_words(model, options.embedding_path, subject.asked if options.embedding_path else ())
-    return model
 
 
 def _facts(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ldm.checkpoint.names import find_delta
@@ -150,50 +150,49 @@ def run(options: argparse.Namespace, figures: Sequence[Figure], command: str) ->
     `command` is the command line itself, to be kept in the files. Raises UserError for anything
     wrong before weights are read; for one figure alone, for what it lacks.
     """
-    request = read_request(options)
-    ready, missing = [], []
-    for figure in figures:
+    request, missing = read_request(options), list[Figure]()
+
+    def done(figure: Figure, action: Callable[[Figure], object]) -> bool:
         try:
-            check(figure, request)
-            ready.append(figure)
-            if "pivotal" in figure.needs and request.pivotal is None:
-                log.warning("figure %s: without pivotal tuning (%s)", figure.name, HOW)
+            action(figure)
         except UserError as error:
             if len(figures) == 1:
                 raise
             missing.append(figure)
             log.warning("figure %s is left out: %s", figure.name, error)
-    if ready:
-        missing += _image_source(ready, request, command)
+        return figure not in missing
+
+    ready = [figure for figure in figures if done(figure, lambda f: check(f, request))]
+    for figure in ready:
+        if "pivotal" in figure.needs and request.pivotal is None:
+            log.warning("figure %s: without pivotal tuning (%s)", figure.name, HOW)
+    make = _maker(request, command)
+    for figure in ready:
+        done(figure, make)
     if missing:
         names = ", ".join(figure.name for figure in missing)
         log.warning("%d of %d figures were left out: %s", len(missing), len(figures), names)
     return 2 if missing and not options.allow_missing else 0
 
 
-def _image_source(figures: Sequence[Figure], request: Request, command: str) -> list[Figure]:
-    """Make the figures whose inputs exist; return those that turned out to lack something."""
+def _maker(request: Request, command: str) -> Callable[[Figure], None]:
+    """Return the function that makes a figure; what is heavy is imported now."""
     from ldm.experiments.figures.output import save
     from ldm.experiments.figures.renderers import RENDERERS
     from ldm.experiments.figures.session import Session
     from ldm.experiments.figures.style import house_style
 
-    session, left_out = Session(request), []
-    for figure in figures:
+    session = Session(request)
+
+    def make(figure: Figure) -> None:
         log.info("figure %s: %s", figure.name, figure.title)
         start = time.monotonic()
-        try:
-            with house_style():
-                rendered = RENDERERS[figure.renderer](figure, session)
-        except UserError as error:
-            if len(figures) == 1:
-                raise
-            log.warning("figure %s is left out: %s", figure.name, error)
-            left_out.append(figure)
-            continue
+        with house_style():
+            rendered = RENDERERS[figure.renderer](figure, session)
         files = save(figure, rendered, request.output, command, session.facts(figure))
         log.info("  %s (%.0f s)", files[0], time.monotonic() - start)
-    return left_out
+
+    return make
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

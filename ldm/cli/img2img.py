@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 
 from ldm.cli import common
-from ldm.cli.image_options import add_generation, facts, load
 from ldm.util import UserError
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--prompt", action=common.Once, metavar="TEXT", required=True, help="the text")
     text = "0 keeps the image, 1 keeps nothing of it: the share of the steps made (0.75)"
     add("--strength", type=float, default=0.75, help=text)
-    add_generation(parser)
+    common.add_generation(parser)
     group = parser.add_argument_group("how to generate")
     common.add_options(group, steps=50, sampler="ddim", karras=False, eta=0.0, scale=5.0)
     common.add_options(group, negative_prompt="", seed=42, n_samples=4, batch_size=4)
@@ -60,13 +59,11 @@ def run(options: argparse.Namespace) -> int:
 
     from ldm.editing.guided import from_image
     from ldm.image_io import open_rgb, pil_grid, safe_name, save_png
-    from ldm.words.loading import check_words
 
     image = open_rgb(options.image)
     prompts = [options.prompt, options.negative_prompt]
-    check_words(options.embedding_path, prompts)
     device = common.choose_device(options.device)
-    model = load(options, prompts).to(device)
+    model = common.load(options, prompts).to(device)
     made = from_image(
         model,
         image,
@@ -76,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
         strength=options.strength,
         progress=sys.stderr.isatty(),
     )
-    made_by, name = facts(options), safe_name(options.prompt)
+    made_by, name = common.image_facts(options), safe_name(options.prompt)
     for one in made:
         path = folder / "samples" / f"{name}_{one.seed}.png"
         save_png(one.image, path, {**one.settings, **made_by})

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.cli import common
-from ldm.cli.image_options import add_generation, facts, load
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--scales", nargs="+", type=float, default=scales, metavar="SCALE", help=text
     )
-    add_generation(parser)
+    common.add_generation(parser)
     group = parser.add_argument_group("how to invert")
     group.add_argument("--steps", type=int, default=250, help="of DDIM, 2..1000 (250)")
     text = "guidance while inverting; 1 is none (1)"
@@ -93,7 +92,6 @@ def run(options: argparse.Namespace) -> int:
     from ldm.editing.bipartite import invert_image, read_noise, reconstruction, write_noise
     from ldm.editing.images import model_size, resized
     from ldm.image_io import open_rgb
-    from ldm.words.loading import check_words
 
     noise_file = folder / "noise.safetensors"
     if options.noise is None and noise_file.exists():
@@ -101,10 +99,9 @@ def run(options: argparse.Namespace) -> int:
     original = open_rgb(options.image)
     known = read_noise(options.noise) if options.noise is not None else None
     prompts = [options.prompt if known is None else known.prompt, *options.edit]
-    check_words(options.embedding_path, prompts)
     device = common.choose_device(options.device)
-    model = load(options, prompts)
-    made_by = facts(options)
+    model = common.load(options, prompts)
+    made_by = common.image_facts(options)
     if known is not None:
         _check_same(known, made_by, options.noise)
     size = model_size(model, original.size)

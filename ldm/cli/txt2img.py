@@ -16,7 +16,6 @@ from ldm.util import UserError
 
 if TYPE_CHECKING:
     from ldm.inference import GeneratedImage
-    from ldm.models.diffusion.ddpm import LatentDiffusion
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ class Defaults:
 LATENT_DIFFUSION = Defaults(
     command="scripts/txt2img.py",
     description="Generate images from text with the 1.4B latent diffusion model and words.",
-    checkpoint="models/ldm/text2img-large/model.ckpt",
+    checkpoint=common.PUBLISHED,
     steps=200,
     scale=5.0,
     iterations=1,
@@ -133,17 +132,15 @@ def run(options: argparse.Namespace) -> int:
     config, weights = common.find_model(options.model, options.config)
     device = common.choose_device(options.device)
 
-    from ldm.inference import generate, latent_shape, load_model, load_words
-    from ldm.words.loading import check_words
+    from ldm.inference import generate, latent_shape
 
     texts = [*prompts, options.negative_prompt]
-    check_words(options.embedding_path, texts)
-    # On the CPU the weights lie unread in the mapped file until all is checked.
-    model = load_model(config, weights, weight_delta=options.weight_delta)
-    _check_latent(model, options)
+    model = common.load(options, texts, weighted=options.weighted_prompts)
+    for flag, have in (("C", model.channels), ("f", model.first_stage_downsampling)):
+        wanted = getattr(options, flag)
+        if wanted is not None and wanted != have:
+            raise UserError(f"--{flag} {wanted} does not fit the model, which has {have}")
     latent_shape(model, options.H, options.W)
-    # Weighted prompts have no end that could be cut off.
-    load_words(model, options.embedding_path, () if options.weighted_prompts else texts)
     model.to(device)
     facts = {
         **common.model_facts(weights, options),
@@ -160,13 +157,6 @@ def run(options: argparse.Namespace) -> int:
         made = generate(model, prompt, own, samples_per_prompt=count, progress=progress)
         _save(made, folder, options, facts)
     return 0
-
-
-def _check_latent(model: LatentDiffusion, options: argparse.Namespace) -> None:
-    for flag, have in (("C", model.channels), ("f", model.first_stage_downsampling)):
-        wanted = getattr(options, flag)
-        if wanted is not None and wanted != have:
-            raise UserError(f"--{flag} {wanted} does not fit the model, which has {have}")
 
 
 def _save(

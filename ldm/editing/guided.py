@@ -14,6 +14,7 @@ from ldm.editing.images import encode, model_size, resized
 from ldm.image_io import to_pil
 from ldm.inference import (
     GeneratedImage,
+    fitting_batch,
     generating,
     make_sampler,
     negative_conditioning,
@@ -62,7 +63,7 @@ def from_image(
     width, height = model_size(model, image.size)
     settings = {**sampling.metadata(), "height": height, "width": width, "strength": strength}
     seeds = [sampling.seed + i for i in range(samples)]
-    at_once = sampling.batch_size or samples
+    at_once = sampling.batch_size or fitting_batch(model)
     made: list[GeneratedImage] = []
     with generating(model):
         clean = encode(model, resized(image, (width, height)))

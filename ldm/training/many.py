@@ -43,10 +43,8 @@ REFUSED = {
 def learn_many(options: argparse.Namespace) -> int:
     """Learn a word for each folder of `options.data_roots`; return the exit status.
 
-    A folder that cannot be used is reported and left out; the status is then 1.
-
-    Raises:
-        UserError: for what concerns all words, or no folder can be used.
+    A folder that cannot be used is reported and left out; the status is then 1. Raises UserError
+    for what concerns all words, or where no folder can be used.
     """
     roots, inits = options.data_roots, options.init_word
     if len(inits) != len(roots):

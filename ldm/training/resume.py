@@ -93,14 +93,6 @@ def read_checkpoint(path: Path) -> Saved:
     return saved
 
 
-def read_step(path: Path) -> int:
-    """Return the optimizer step at which a training checkpoint was saved.
-
-    Raises UserError for any other file, or a damaged one.
-    """
-    return read_checkpoint(path).step
-
-
 def check_fits(saved: Saved, module: pl.LightningModule) -> None:
     """Check that a checkpoint holds what the configured model trains, in the same shapes.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import logging
 import os
@@ -17,7 +18,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from ldm.training.csv_log import CsvLogger
-from ldm.util import UserError, did_you_mean, instantiate_from_config
+from ldm.util import UserError, instantiate_from_config
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ def trainer_settings(config: DictConfig) -> dict[str, Any]:
         log.info(f"lightning.trainer.{name} is outdated and left out")
         del settings[name]
     if unknown := [name for name in settings if name not in known]:
-        hint = did_you_mean(unknown[0], known)
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else "see `pl.Trainer`'s options"
         raise UserError(f"unknown configuration key lightning.trainer.{unknown[0]}: {hint}")
     # Lightning's "auto" would take every GPU there is, and with it change the batch.
     # Under torchrun these are known; Lightning's own processes see the same command line again.

@@ -54,12 +54,7 @@ def variant_names(folder: Path = FOLDER) -> list[str]:
 
 
 def find_variant(name: str, folder: Path = FOLDER) -> Variant:
-    """Return a variant by name.
-
-    Raises:
-        UserError: there is none of that name (names the nearest first), or its file does not say
-            what it is.
-    """
+    """Return a variant by name; UserError for an unknown one, which names the nearest first."""
     names = variant_names(folder)
     if name not in names:
         near = difflib.get_close_matches(name, names, len(names), cutoff=0.0)
@@ -79,15 +74,7 @@ def find_variant(name: str, folder: Path = FOLDER) -> Variant:
 
 
 def check_variant(facts: Any, where: str) -> Mapping[str, Any]:
-    """Return a `variant:` mapping, checked.
-
-    Args:
-        facts: the mapping.
-        where: what to call its file.
-
-    Raises:
-        UserError: it is none, has other keys, or a `source` that does not exist.
-    """
+    """Return the facts of a `variant:` mapping; UserError, about its file `where`, for others."""
     if not isinstance(facts, Mapping):
         raise UserError(f"{where}: expected variant: {{about: one sentence, source: learned}}")
     strangers = [str(key) for key in facts if key not in KEYS]
@@ -104,11 +91,7 @@ def check_variant(facts: Any, where: str) -> Mapping[str, Any]:
 
 
 def check_learned(facts: Mapping[str, Any]) -> None:
-    """Raise UserError where a variant has nothing to train.
-
-    Args:
-        facts: a checked `variant:` mapping, with its `name` where that is known.
-    """
+    """Raise UserError where a variant, by the facts of its mapping, has nothing to train."""
     if facts["source"] != "learned":
         name = facts.get("name") or facts["about"]
         raise UserError(

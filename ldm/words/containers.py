@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from ldm.util import UserError
+from ldm.util import UserError, first_line
 
 # A pickle or image of words is small. One that is larger, or unpacks to more, is not opened.
 LARGEST_BYTES = 2**28
@@ -91,7 +91,7 @@ def _read_pickle(path: Path) -> Any:
         ) from error
     # A damaged pickle can fail in any way, but runs nothing.
     except Exception as error:
-        reason = (str(error).splitlines() or [repr(error)])[0][:200]
+        reason = first_line(error)
         raise UserError(f"{str(path)!r} is not a readable embedding file: {reason}") from error
 
 

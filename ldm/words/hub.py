@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ldm.hub import snapshot
 from ldm.util import UserError, read_text
 
 HUB_PREFIX = "hf:"
@@ -77,30 +78,9 @@ def _hub_name(text: str) -> tuple[str, str | None] | None:
 
 def _download(name: str, revision: str | None) -> Path:
     """Return the local folder of a repository's word; the Hub's own cache keeps it."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
-    patterns = ["learned_embeds*", "*/learned_embeds*", "embeddings.*", IDENTIFIER]
-    asked = f"{name!r} of the Hugging Face Hub"
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except GatedRepoError as error:
-        raise UserError(
-            f"{asked} is gated: accept its terms on its page and log in with `hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(f"no file {name!r} exists, and no repository {asked}") from error
-    except RevisionNotFoundError as error:
-        raise UserError(f"{asked} has no revision {revision!r}") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"no file {name!r} exists, and {asked} is neither in the cache nor within reach of "
-            "the network"
-        ) from error
+    def choose(names: list[str]) -> list[str]:
+        kept = ("learned_embeds", "embeddings.", IDENTIFIER)
+        return [path for path in names if Path(path).name.startswith(kept)]
+
+    return snapshot(name, revision, choose)

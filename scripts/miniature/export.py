@@ -25,7 +25,7 @@ def read_run(run: Path) -> tuple[Any, Any, int]:
     from omegaconf import OmegaConf
 
     from ldm.checkpoint.files import read_state_dict
-    from ldm.training.resume import read_step
+    from ldm.training.resume import read_checkpoint
     from ldm.util import instantiate_from_config
 
     checkpoint = run / "checkpoints" / "last.ckpt"
@@ -39,7 +39,7 @@ def read_run(run: Path) -> tuple[Any, Any, int]:
     if model.model_ema is not None:
         model.model_ema.copy_to(getattr(model, "model", model))
     torch.set_grad_enabled(False)
-    return config, model.eval(), read_step(checkpoint)
+    return config, model.eval(), read_checkpoint(checkpoint).step
 
 
 def latent_scale(autoencoder: Any, dataset: Any) -> float:

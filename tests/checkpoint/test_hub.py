@@ -84,7 +84,7 @@ def test_a_cached_folder_that_lacks_a_component(cache):
     ("error", "says"),
     [
         ("GatedRepoError", "is gated: accept its terms on huggingface.co/org/name"),
-        ("RepositoryNotFoundError", "no model on the Hub that you may read: check the name"),
+        ("RepositoryNotFoundError", "no repository on the Hub that you may read: check the name"),
         ("RevisionNotFoundError", "has no revision v9"),
     ],
 )

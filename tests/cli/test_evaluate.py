@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from ldm.checkpoint.loading import checkpoint_hash
-from ldm.cli import evaluate as command
 from ldm.cli.evaluate import main
 from ldm.evaluation.evaluate import Evaluation
 from ldm.image_io import read_settings
@@ -174,10 +173,10 @@ def test_clip_and_dino_score_where_they_are_given(
 def test_mistakes_show_before_the_model_is_read(
     score: Evaluate, monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise AssertionError("the model was read")
 
-    monkeypatch.setattr(command, "_model", fail)
+    monkeypatch.setattr("ldm.inference.load_model", fail)
     given = [str(score.word) if a == "WORD" else a for a in arguments]
     with pytest.raises(UserError, match=line) as caught:
         score(*given)

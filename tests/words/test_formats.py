@@ -262,7 +262,7 @@ class TestFolders:
 
     def test_a_name_out_of_reach_is_one_line(self, tmp_path, monkeypatch):
         self.cached(monkeypatch, tmp_path, "sd-concepts-library/cat-toy", {"a": vectors()})
-        with pytest.raises(UserError, match="neither in the cache nor within reach") as caught:
+        with pytest.raises(UserError, match="not in the Hub's cache, and the Hub") as caught:
             read_words("sd-concepts-library/dog-toy")
         assert "\n" not in str(caught.value)
 

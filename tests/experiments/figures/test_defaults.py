@@ -92,7 +92,7 @@ def test_pivotal_tuning_of_the_concept_is_found_for_the_shipped_model_alone(
 def test_figure_11_says_in_one_line_that_pivotal_tuning_is_missing(
     options: Options, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_image_source", lambda *_: [])
+    monkeypatch.setattr(cli, "_maker", lambda *_: lambda _: None)
     with caplog.at_level(logging.WARNING):
         assert cli.main(["11", *options()]) == 0
     (record,) = caplog.records
