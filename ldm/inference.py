@@ -188,8 +188,7 @@ def generate(
         raise ValueError("prompts must hold at least one text, got none")
     at_least(1, samples_per_prompt=samples_per_prompt)
     sampling = _sized(model, sampling or Sampling())
-    if not sampling.weighted_prompts:  # they have no end
-        check_prompts(model, [*texts, sampling.negative_prompt])
+    check_texts(model, sampling, texts)
     jobs = [
         (text, sampling.seed + j + (0 if restart_seeds else i * samples_per_prompt))
         for i, text in enumerate(texts)
@@ -210,6 +209,12 @@ def generate(
                 keep(made)
             images += made
     return images
+
+
+def check_texts(model: LatentDiffusion, sampling: Sampling, prompts: Sequence[str]) -> None:
+    """Raise UserError for a prompt that would lose a word. Weighted prompts have no end."""
+    if not sampling.weighted_prompts:
+        check_prompts(model, [*prompts, sampling.negative_prompt])
 
 
 def negative_conditioning(
