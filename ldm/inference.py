@@ -188,8 +188,7 @@ def generate(
         raise ValueError("prompts must hold at least one text, got none")
     at_least(1, samples_per_prompt=samples_per_prompt)
     sampling = _sized(model, sampling or Sampling())
-    if not sampling.weighted_prompts:  # they have no end
-        check_prompts(model, [*texts, sampling.negative_prompt])
+    check_texts(model, sampling, texts)
     jobs = [
         (text, sampling.seed + j + (0 if restart_seeds else i * samples_per_prompt))
         for i, text in enumerate(texts)
@@ -212,16 +211,27 @@ def generate(
     return images
 
 
+def check_texts(model: LatentDiffusion, sampling: Sampling, prompts: Sequence[str]) -> None:
+    """Raise UserError for a prompt that would lose a word. Weighted prompts have no end."""
+    if not sampling.weighted_prompts:
+        check_prompts(model, [*prompts, sampling.negative_prompt])
+
+
 def negative_conditioning(
     model: LatentDiffusion, sampling: Sampling, b: int, prompts: Sequence[str] = ()
 ) -> Conditioning | None:
     """Return the negative prompt's conditioning for b samples; None without guidance.
 
-    With weighted prompts it is as long as the longest of `prompts` needs.
+    With weighted prompts it is as long as the longest of `prompts` needs. Without a negative
+    prompt it is the empty text; for SDXL it is zeros (`FrozenXLEmbedder.without_text`).
     """
     if sampling.scale == 1:
         return None
-    return _conditioning(model, [sampling.negative_prompt] * b, sampling, prompts)
+    negative = _conditioning(model, [sampling.negative_prompt] * b, sampling, prompts)
+    without_text = getattr(model.cond_stage_model, "without_text", None)
+    if without_text is not None and not sampling.negative_prompt:
+        return without_text(negative)  # type: ignore[no-any-return]
+    return negative
 
 
 def _conditioning(

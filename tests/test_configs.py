@@ -177,3 +177,13 @@ def test_the_papers_recipe_on_the_miniature() -> None:
     assert "scheduler_config" not in config.model.params
     words = config.model.params.personalization_config.params
     assert words.num_vectors_per_token == 1
+
+
+@pytest.mark.parametrize("family", ["v1", "v2", "v2-v", "xl"])
+def test_stable_diffusion_has_the_settings_of_diffusers_example(family: str) -> None:
+    """Its README: learning rate 5e-4, scaled by 4 images a step; 3000 steps, fewer for SDXL."""
+    config = OmegaConf.load(ROOT / "configs" / "stable-diffusion" / f"{family}-finetune.yaml")
+    images = config.lightning.images_per_step
+    assert images == 4
+    assert config.model.base_learning_rate * images == pytest.approx(0.002)
+    assert config.lightning.trainer.max_steps == (1500 if family == "xl" else 3000)

@@ -80,7 +80,7 @@ def test_it_is_the_sampler_on_the_models_parts(model):
         {"sampler": "euler_a"},
     ],
 )
-def test_a_image_depends_on_its_seed_alone(model, options):
+def test_an_image_depends_on_its_seed_alone(model, options):
     prompts = ["a photo of *", "a cat on the beach"]
     sampling = Sampling(steps=4, **options)
     together = generate(model, prompts, sampling, samples_per_prompt=2)

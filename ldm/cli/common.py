@@ -38,6 +38,11 @@ SHARED: Mapping[str, Mapping[str, Any]] = {
     "eta": {**_ETA, "flags": ("--eta", "--ddim_eta")},
     "ddim_eta": _ETA,
     "negative_prompt": {"metavar": "TEXT", "help": "what guidance leads away from"},
+    "weighted_prompts": {
+        "action": "store_true",
+        "help": "(word:1.2), (word) and [word] are weights; prompts may be longer than the encoder",
+    },
+    "clip_skip": {"type": int, "metavar": "N", "help": "CLIP's layer; 2 is one before"},
     "n_samples": {"type": int, "help": "number of images"},
     "images": {"type": int, "help": "images of each prompt", "flags": ("--images", "--pictures")},
     "batch_size": {"type": int, "help": "images at a time; 0 takes as many as fit"},

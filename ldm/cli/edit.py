@@ -51,6 +51,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     common.add_generation(parser)
     group = parser.add_argument_group("how to generate")
     common.add_options(group, steps=50, scale=5.0, seed=42, n_samples=4, batch_size=4)
+    common.add_options(group, negative_prompt="", weighted_prompts=False, clip_skip=1)
     text = "for thin masks: begin N latent points wider, and shrink over the steps (0)"
     group.add_argument("--dilate", type=int, default=0, metavar="N", help=text)
     text = (
@@ -93,7 +94,8 @@ def run(options: argparse.Namespace) -> int:
     mask = open_mask(options.mask, original.size)
     device = common.choose_device(options.device)
     selector = _selector(options, device)
-    model = common.load(options, [options.prompt])
+    prompts = [options.prompt, options.negative_prompt]
+    model = common.load(options, prompts, weighted=options.weighted_prompts)
     size = model_size(model, original.size)
     if size != original.size:
         logger.info("the image is generated at %d x %d", *size)

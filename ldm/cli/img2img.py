@@ -38,7 +38,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     common.add_generation(parser)
     group = parser.add_argument_group("how to generate")
     common.add_options(group, steps=50, sampler="ddim", karras=False, eta=0.0, scale=5.0)
-    common.add_options(group, negative_prompt="", seed=42, n_samples=4, batch_size=4)
+    common.add_options(group, negative_prompt="", weighted_prompts=False, clip_skip=1)
+    common.add_options(group, seed=42, n_samples=4, batch_size=4)
     group = parser.add_argument_group("where to put it (nothing is overwritten)")
     common.add_options(group, outdir="outputs/img2img-samples")
     return parser.parse_args(arguments)
@@ -63,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     image = open_rgb(options.image)
     prompts = [options.prompt, options.negative_prompt]
     device = common.choose_device(options.device)
-    model = common.load(options, prompts).to(device)
+    model = common.load(options, prompts, weighted=options.weighted_prompts).to(device)
     made = from_image(
         model,
         image,

@@ -71,11 +71,7 @@ def parse(defaults: Defaults, arguments: Sequence[str] | None = None) -> argpars
     group.add_argument("--prompt", action="append", metavar="TEXT", help=text)
     text = 'prompts, one a line; # begins a comment; "-" is the standard input'
     group.add_argument("--from-file", metavar="FILE", help=text)
-    common.add_options(group, negative_prompt="")
-    text = "(word:1.2), (word) and [word] are weights; prompts may be longer than the encoder"
-    group.add_argument("--weighted_prompts", action="store_true", help=text)
-    text = "CLIP's layer; 2 is one before (1)"
-    group.add_argument("--clip_skip", type=int, default=1, metavar="N", help=text)
+    common.add_options(group, negative_prompt="", weighted_prompts=False, clip_skip=1)
     common.add_words(group)
     common.add_options(group, seed=42)
     text = "start every prompt with the same seed"

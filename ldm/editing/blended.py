@@ -23,6 +23,7 @@ from ldm.evaluation.similarity import FeatureExtractor, prompt_similarity, witho
 from ldm.image_io import to_pil
 from ldm.inference import (
     GeneratedImage,
+    check_texts,
     fitting_batch,
     generating,
     negative_conditioning,
@@ -31,7 +32,6 @@ from ldm.inference import (
 from ldm.models.diffusion.sampler import Step
 from ldm.sampling import Sampling
 from ldm.util import UserError, at_least, one_of
-from ldm.words.loading import check_prompts
 
 if TYPE_CHECKING:
     from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -123,7 +123,7 @@ def edit(
     if mask.size != original.size:
         raise ValueError(f"mask must have the image's size {original.size}, got {mask.size}")
     latent_mask = latent_mask_of(model, mask).to(model.device)
-    check_prompts(model, [prompt])
+    check_texts(model, blending.sampling, [prompt])
     sampling = replace(blending.sampling, height=original.height, width=original.width)
     seeds = [sampling.seed + i for i in range(blending.samples)]
     at_once = sampling.batch_size or fitting_batch(model)
@@ -188,7 +188,7 @@ def _blend(
         [prompt] * b,
         seeds,
         z.shape[1:],
-        negative_conditioning(model, sampling, b),
+        negative_conditioning(model, sampling, b, [prompt]),
         mask=lambda step: 1 - inside(step),
         x0=z.expand(b, -1, -1, -1),
         verbose=progress,

@@ -14,6 +14,7 @@ from ldm.editing.images import encode, model_size, resized
 from ldm.image_io import to_pil
 from ldm.inference import (
     GeneratedImage,
+    check_texts,
     fitting_batch,
     generating,
     make_sampler,
@@ -24,7 +25,6 @@ from ldm.inference import (
 from ldm.models.diffusion.sampler import timestep_batch
 from ldm.sampling import Sampling
 from ldm.util import at_least
-from ldm.words.loading import check_prompts
 
 if TYPE_CHECKING:
     from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -57,7 +57,7 @@ def from_image(
     if not 0 < strength <= 1:
         raise ValueError(f"strength must lie in (0, 1], got {strength}")
     at_least(1, samples=samples)
-    check_prompts(model, [prompt, sampling.negative_prompt])
+    check_texts(model, sampling, [prompt])
     plan = make_sampler(model, sampling).plan(sampling.steps, sampling.eta)
     skip = len(plan) - max(1, round(strength * len(plan)))
     width, height = model_size(model, image.size)
@@ -78,7 +78,7 @@ def from_image(
                 [prompt] * b,
                 some,
                 z.shape[1:],
-                negative_conditioning(model, sampling, b),
+                negative_conditioning(model, sampling, b, [prompt]),
                 x_T=model.q_sample(z, timestep_batch(z, plan[skip].t), noise),
                 skip=skip,
                 verbose=progress,

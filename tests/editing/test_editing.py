@@ -82,7 +82,7 @@ def test_pasting_keeps_every_pixel_outside_the_mask_and_changes_those_inside(mod
         assert changed.mean() > 0.9
 
 
-def test_a_image_depends_on_its_seed_alone(model, original, mask):
+def test_an_image_depends_on_its_seed_alone(model, original, mask):
     two = edit(model, original, mask, "a red star", FEW)
     (second,) = edit(
         model, original, mask, "a red star", Blending(Sampling(steps=3, seed=43), samples=1)
@@ -191,11 +191,11 @@ def test_a_masked_region_is_cut_out_and_the_rest_is_grey(original):
         ((5000, 100), 64, 16, (64, 16)),
     ],
 )
-def test_the_size_that_a_image_is_drawn_at(size, side, multiple, want):
+def test_the_size_that_an_image_is_drawn_at(size, side, multiple, want):
     assert fitting_size(size, side, multiple) == want
 
 
-def test_a_image_that_is_not_square_is_edited_in_its_proportions(model, original):
+def test_an_image_that_is_not_square_is_edited_in_its_proportions(model, original):
     wide = original.resize((100, 52))
     size = model_size(model, wide.size)
     assert size == (64, 32)
@@ -242,7 +242,7 @@ def test_psnr_is_that_of_a_known_error():
     assert psnr(grey, Image.new("RGB", (4, 4), (110, 110, 110))) == pytest.approx(28.13, abs=0.01)
 
 
-def test_the_shipped_miniature_draws_a_image_again_from_its_noise():
+def test_the_shipped_miniature_draws_an_image_again_from_its_noise():
     """At a tenth of the paper's steps; refinements then make up for the long steps."""
     folder = ROOT / "models/miniature"
     model = load_model(folder / "config.yaml", folder / "model.safetensors")

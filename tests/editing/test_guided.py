@@ -51,6 +51,19 @@ def test_an_image_depends_on_its_seed_alone(model) -> None:
     assert (pixels(alone.image) - pixels(three[2].image)).abs().max() <= 1
 
 
+def test_brackets_are_weights_where_asked(model) -> None:
+    sampling = Sampling(steps=4, seed=3, weighted_prompts=True, negative_prompt="(dull:1.1)")
+
+    def made(prompt: str) -> torch.Tensor:
+        (found,) = from_image(model, open_rgb(MUG), prompt, sampling)
+        return pixels(found.image)
+
+    plain = made("a red mug")
+    assert (made("a (red:1.0) mug") - plain).abs().max() <= 1
+    assert (made("a (red:1.9) mug") - plain).abs().max() > 1
+    assert len(made("very " * 60 + "red mug")) == len(plain)  # more than the encoder takes at once
+
+
 def test_skipped_steps_are_the_noisy_ones(model) -> None:
     """With all steps and x_T from pure noise, it is what `generate` makes."""
     from ldm.inference import make_sampler, seeded_noise

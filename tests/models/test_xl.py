@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ldm.inference import Sampling, generate
+from ldm.inference import Sampling, generate, negative_conditioning
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.util import UserError, instantiate_from_config
 from ldm.words.files import read_words, write_words
@@ -237,6 +237,49 @@ def test_ten_steps_of_ddim_equal_the_pipelines(both):
     images = model.decode_first_stage(ours)
     decoded = pipe.vae.decode(theirs / 0.13025).sample
     assert relative(images, decoded) < 1e-4
+
+
+@torch.no_grad()
+def test_no_negative_prompt_is_zeros_as_in_the_published_pipeline(both):
+    """`force_zeros_for_empty_prompt` is true in the published model_index.json."""
+    model, pipe = both
+    pipe.register_to_config(force_zeros_for_empty_prompt=True)
+    _, negative, _, pooled = pipe.encode_prompt(PROMPTS, device="cpu")
+    noise = torch.randn(2, 4, 8, 8)
+    options = {"height": 16, "width": 16, "num_inference_steps": 3, "guidance_scale": 5.0}
+    theirs = pipe(PROMPTS, output_type="latent", latents=noise.clone(), **options).images
+    pipe.register_to_config(force_zeros_for_empty_prompt=False)
+    sampling = Sampling(steps=3, scale=5.0)
+    against = negative_conditioning(model, sampling, 2)
+    torch.testing.assert_close(against["c_crossattn"][0], negative)
+    torch.testing.assert_close(against["c_adm"][:, :24], pooled)
+    given = model.get_learned_conditioning(PROMPTS)
+    torch.testing.assert_close(against["c_adm"][:, 24:], given["c_adm"][:, 24:])
+    ours, _ = DDIMSampler(model).sample(
+        S=3,
+        batch_size=2,
+        shape=(4, 8, 8),
+        conditioning=given,
+        unconditional_guidance_scale=5.0,
+        unconditional_conditioning=against,
+        x_T=noise,
+        verbose=False,
+    )
+    assert relative(ours, theirs) < 1e-4
+    named = negative_conditioning(model, Sampling(scale=5.0, negative_prompt=NEGATIVE), 2)
+    torch.testing.assert_close(named, model.get_learned_conditioning([NEGATIVE] * 2))
+
+
+def test_a_key_that_needs_a_vector_needs_an_encoder_that_gives_one(tmp_path):
+    settings = config(write_vocabulary(tmp_path))
+    params = settings["params"]
+    params["cond_stage_config"] = {
+        "target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
+        "params": {**params["cond_stage_config"]["params"]["clip_l"], "tokenizer": str(tmp_path)},
+    }
+    params["unet_config"]["params"]["context_dim"] = 12
+    with pytest.raises(ValueError, match=r"crossattn-adm needs a vector .* FrozenCLIPEmbedder"):
+        instantiate_from_config(settings)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "plms", "dpmpp_2m", "euler", "euler_a"])

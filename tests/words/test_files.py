@@ -135,7 +135,7 @@ def test_a_nameless_word_takes_the_file_name_or_the_given_one(tmp_path, key):
     assert list(read_words(tmp_path / "mycat.safetensors", placeholder="*").words) == ["*"]
 
 
-def test_reads_a_word_in_a_image(tmp_path):
+def test_reads_a_word_in_an_image(tmp_path):
     content = automatic({"TORCHTENSOR": [[1.0, 2.0], [3.0, 4.0]]})
     chunk = PngImagePlugin.PngInfo()
     chunk.add_text("sd-ti-embedding", base64.b64encode(json.dumps(content).encode()).decode())

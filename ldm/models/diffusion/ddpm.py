@@ -241,13 +241,33 @@ class LatentDiffusion(TrainedModel):
             raise ValueError(f"timestep_power must be above 0, got {self.timestep_power}")
         if self.timestep_strata < 1:
             raise ValueError(f"timestep_strata must be at least 1, got {self.timestep_strata}")
-        given = getattr(self.cond_stage_model, "width", None)
-        read = getattr(self.model.diffusion_model, "context_dim", None)
-        reads_text = self.model.conditioning_key in ("crossattn", "crossattn-adm")
-        if reads_text and given and read and given != read:
+        self._check_conditioning()
+
+    def _check_conditioning(self) -> None:
+        """Raise ValueError where the U-Net does not read what the conditioner gives."""
+        key, network = self.model.conditioning_key, self.model.diffusion_model
+        conditioner = self.cond_stage_model
+        given = getattr(conditioner, "width", None)  # of a text encoder
+        read = getattr(network, "context_dim", None)
+        if given and key in ("concat", "adm"):
+            raise ValueError(f"conditioning_key {key} reads no text: use crossattn")
+        if given and read and key is not None and given != read:
             raise ValueError(
                 f"the text encoder gives vectors of width {given}, but unet_config's context_dim "
                 f"is {read}: set one to the other"
+            )
+        if key == "crossattn-adm" and not getattr(conditioner, "reads_size", True):
+            raise ValueError(
+                "conditioning_key crossattn-adm needs a vector beside the text, which "
+                f"{type(conditioner).__name__} does not give: use crossattn, or FrozenXLEmbedder"
+            )
+        classes = getattr(network, "num_classes", None)
+        if hasattr(network, "num_classes") and (classes is None) == (
+            key in ("adm", "crossattn-adm")
+        ):
+            raise ValueError(
+                f"conditioning_key {key} does not fit unet_config's num_classes {classes}: "
+                "adm and crossattn-adm need one, others have none"
             )
 
     def _make_words(self, config: Mapping[str, Any]) -> EmbeddingManager:

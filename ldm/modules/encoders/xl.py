@@ -142,6 +142,17 @@ class FrozenXLEmbedder(TextEncoder):
         vector = torch.cat([pooled, numbers.expand(len(ids), -1)], dim=1)
         return {"c_crossattn": [torch.cat(texts, dim=-1)], "c_adm": vector}
 
+    def without_text(self, condition: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a condition of `embed` with zeros for both texts and its sizes as they are.
+
+        The published SDXL is guided away from this where no negative prompt is given
+        (`force_zeros_for_empty_prompt` of diffusers).
+        """
+        vector = condition["c_adm"].clone()
+        vector[:, : vector.shape[1] - 6 * self.size_width] = 0
+        texts = [torch.zeros_like(text) for text in condition["c_crossattn"]]
+        return {"c_crossattn": texts, "c_adm": vector}
+
     def _spliced(self, ids: Tensor, other: Tensor, manager: EmbeddingHook) -> tuple[Tensor, ...]:
         """Return the token vectors of each encoder with the words in them."""
         vectors = [
