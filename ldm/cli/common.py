@@ -154,13 +154,11 @@ def find_model(model: str, config: str | None) -> tuple[Path | None, Path]:
     return locate(config), weights
 
 
-def load(
-    options: argparse.Namespace, prompts: Sequence[str], *, weighted: bool = False
-) -> LatentDiffusion:
+def load(options: argparse.Namespace, prompts: Sequence[str]) -> LatentDiffusion:
     """Load the model with its words, on the CPU, where its weights lie unread until they are used.
 
-    Raises UserError for files of another architecture, or a prompt that would lose a word. With
-    `weighted` prompts have no end that could be cut off.
+    Raises UserError for files of another architecture, or a prompt that would lose a word. Weighted
+    prompts have no end that could be cut off.
     """
     from ldm.inference import load_model, load_words
     from ldm.words.loading import check_words
@@ -168,6 +166,7 @@ def load(
     config, weights = find_model(options.model, options.config)
     check_words(options.embedding_path, prompts)
     model = load_model(config, weights, weight_delta=options.weight_delta)
+    weighted = getattr(options, "weighted_prompts", False)
     load_words(model, options.embedding_path, () if weighted else prompts)
     return model
 

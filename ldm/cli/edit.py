@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
     device = common.choose_device(options.device)
     selector = _selector(options, device)
     prompts = [options.prompt, options.negative_prompt]
-    model = common.load(options, prompts, weighted=options.weighted_prompts)
+    model = common.load(options, prompts)
     size = model_size(model, original.size)
     if size != original.size:
         logger.info("the image is generated at %d x %d", *size)

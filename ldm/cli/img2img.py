@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     image = open_rgb(options.image)
     prompts = [options.prompt, options.negative_prompt]
     device = common.choose_device(options.device)
-    model = common.load(options, prompts, weighted=options.weighted_prompts).to(device)
+    model = common.load(options, prompts).to(device)
     made = from_image(
         model,
         image,

@@ -122,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
     from ldm.inference import generate, latent_shape
 
     texts = [*prompts, options.negative_prompt]
-    model = common.load(options, texts, weighted=options.weighted_prompts)
+    model = common.load(options, texts)
     for flag, have in (("C", model.channels), ("f", model.first_stage_downsampling)):
         wanted = getattr(options, flag)
         if wanted is not None and wanted != have:
