@@ -230,7 +230,7 @@ def negative_conditioning(
     negative = _conditioning(model, [sampling.negative_prompt] * b, sampling, prompts)
     without_text = getattr(model.cond_stage_model, "without_text", None)
     if without_text is not None and not sampling.negative_prompt:
-        return without_text(negative)  # type: ignore[no-any-return]
+        return without_text(negative)
     return negative
 
 
