@@ -40,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if len(options.data_roots) > 1 and options.dry_run:
             raise UserError("--dry_run looks at one folder: give one --data_root")
+        if "auto" in options.init_word:
+            from ldm.cli.initializer import with_chosen_words
+
+            options = with_chosen_words(options)
         if len(options.data_roots) > 1:
             from ldm.training.many import learn_many
 

@@ -125,7 +125,7 @@ def _add_word(add: Callable[..., object]) -> None:
     add(*names, dest="actual_resume", metavar="MODEL", default="", help=text)
     add("--embedding_manager_ckpt", **FILE, help="words to start from")
     add("--placeholder_string", **WORDS, help="the new word (*)")
-    add("--init_word", **WORDS, help="its first value; one for each")
+    add("--init_word", **WORDS, help="its first value; auto chooses one")
     add("--templates", **FILE, help="captions, one a line")
     add("--captions", action="store_true", help="use image.txt beside image.jpg")
     add("--center_crop", action="store_true", help="crop, do not squash")
