@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -16,9 +17,14 @@ from ldm.models.autoencoder import AutoencoderKL
 from ldm.util import (
     ParameterError,
     UserError,
+    at_least,
     cli_main,
+    first_line,
     instantiate_from_config,
+    one_of,
     parameters,
+    read_text,
+    without_dropped,
     write_whole,
 )
 
@@ -212,3 +218,44 @@ def test_a_full_disk_is_one_line_with_the_path(
     with pytest.raises(UserError, match=r"cannot write '.*word\.pt': No space left on device"):
         write_whole(path, full)
     assert not list(tmp_path.iterdir())
+
+
+def test_checks_name_the_value_that_is_out_of_range() -> None:
+    at_least(1, steps=1, threads=None)
+    with pytest.raises(ValueError, match=r"^steps must be at least 1, got 0$"):
+        at_least(1, threads=2, steps=0)
+    with pytest.raises(ValueError, match=r"^scale must be at least 0, got nan$"):
+        at_least(0, scale=float("nan"))
+    one_of(("a", "b"), mode="b")
+    with pytest.raises(ValueError, match=r"^mode must be one of a, b, got 'c'$"):
+        one_of(("a", "b"), mode="c")
+
+
+def test_the_first_line_of_an_error_says_something() -> None:
+    assert first_line(ValueError("\n  one\ntwo")) == "one"
+    assert first_line(KeyError()) == "KeyError"
+    assert len(first_line(ValueError("x" * 999))) == 160
+
+
+def test_a_text_is_read_without_its_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffein Bild".encode())
+    assert read_text(path, "caption") == "ein Bild"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"^caption .*a\.txt: not UTF-8 text$"):
+        read_text(path, "caption")
+    with pytest.raises(UserError, match=r"^prompts .*none\.txt: No such file"):
+        read_text(tmp_path / "none.txt", "prompts")
+
+
+class Former:
+    dropped: ClassVar[dict[str, float]] = {"weight": 1.0}
+
+    def __init__(self, size: int = 1) -> None:
+        self.size = size
+
+
+def test_a_dropped_parameter_is_read_where_it_does_nothing() -> None:
+    assert without_dropped("model", Former, {"weight": 1, "size": 3}) == {"size": 3}
+    with pytest.raises(UserError, match=r"^model: weight=0\.5 is not supported: leave it out, or"):
+        without_dropped("model", Former, {"weight": 0.5})
