@@ -71,11 +71,11 @@ def _choose(options: argparse.Namespace, root: str) -> str:
     except UserError as error:
         log.info(f"{error}. The loss chooses the initializer word")
         compared = captions[:MOST_BY_LOSS]
-        best, judge = by_loss(config, dataset, compared, device), "the loss of a fixed batch"
+        best, chooser = by_loss(config, dataset, compared, device), "the loss of a fixed batch"
     else:
-        compared, judge = captions, f"the CLIP {name}"
+        compared, chooser = captions, f"the CLIP {name}"
         best = by_clip(clip, dataset.files(), captions)
-    log.info(f"{root}: initializer word {words[best]!r}, of {len(compared)} words by {judge}")
+    log.info(f"{root}: initializer word {words[best]!r}, of {len(compared)} words by {chooser}")
     return words[best]
 
 
