@@ -183,7 +183,7 @@ def sdxl(folder):
         unet=network,
         scheduler=DDIMScheduler(**SCHEDULE),
         add_watermarker=False,
-        force_zeros_for_empty_prompt=False,
+        force_zeros_for_empty_prompt=True,
     )
 
 
