@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ldm.checkpoint.names import find_delta
-from ldm.cli import common, figure_inputs
-from ldm.experiments.figures.pivotal import FOLDER, HOW
+from ldm.checkpoint.names import DELTA_FILE, find_delta
+from ldm.cli import common
+from ldm.experiments.figures.pivotal import FOLDER, HOW, WORD
+from ldm.experiments.figures.pivotal import make as tune
 from ldm.experiments.figures.record import Figure, find
 from ldm.experiments.figures.registry import FIGURES
 from ldm.experiments.figures.request import Request, check, is_miniature
-from ldm.resources import locate
+from ldm.resources import ROOT, locate
 from ldm.util import UserError
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,18 @@ SCALE = (3.0, 5.0)
 # Likewise the protocol's output, the first that is there: one's own, or else what was committed.
 TABLES = (("outputs/protocol/miniature", "docs/results/protocol"), ("outputs/protocol/paper",))
 STUDY = "docs/results/study"  # the miniature's: key.json and answers/*.json
+CONCEPTS = str(ROOT / "examples" / "concepts")
+SETS_HELP = """then learn their words and put them beside the others:
+  python main.py --base configs/miniature/finetune.yaml -t --no-test --seed 1 --init_word star \\
+      --actual_resume models/miniature/model.safetensors --data_root examples/concepts/any-star \\
+      --templates examples/templates/any-medium.txt
+  cp logs/NAME/checkpoints/embeddings.safetensors examples/words/any-star.safetensors
+  python main.py --base configs/miniature/finetune.yaml -t --no-test --seed 1 --init_word sketch \\
+      --actual_resume models/miniature/model.safetensors --data_root examples/concepts/chalk \\
+      --variant style
+  cp logs/NAME/checkpoints/embeddings.safetensors examples/words/chalk.safetensors
+arcade as chalk, with --init_word neon
+"""
 EXAMPLES = """examples:
   in the miniature, which comes with the project:
     python scripts/figures.py 10a
@@ -195,10 +208,52 @@ def _maker(request: Request, command: str) -> Callable[[Figure], None]:
     return make
 
 
+def sets(arguments: Sequence[str]) -> int:
+    """Write the images of the sets that only figures 6, 7 and 8 use."""
+    parser = common.Parser(
+        prog="scripts/figures.py sets",
+        description="Write the sets that only the figures learn a word from: ten stars in all "
+        "media (any-star), eight chalk drawings (chalk), and eight neon signs in coarse pixels "
+        "(arcade).",
+        epilog=SETS_HELP,
+    )
+    text = "parent of their folders (examples/concepts)"
+    parser.add_argument("--concepts", metavar="DIR", default=CONCEPTS, help=text)
+    folder = common.check_output_folder(parser.parse_args(arguments).concepts)
+
+    from ldm.experiments.figures.sets import SETS, write_set
+
+    for name in SETS:
+        log.info("%s", write_set(name, Path(folder)))
+    return 0
+
+
+def pivotal(arguments: Sequence[str]) -> int:
+    """Tune the miniature for a concept, for figure 11."""
+    parser = common.Parser(
+        prog="scripts/figures.py pivotal",
+        description="Pivotal tuning in the miniature: learn the word, then tune the U-Net and the "
+        f"text encoder. Writes {DELTA_FILE} and {WORD} for figure 11.",
+        epilog="example:\n  python scripts/figures.py pivotal\n  python scripts/figures.py 11\n",
+    )
+    parser.add_argument("--concept", default="teal-star", help="what to learn (teal-star)")
+    text = "a folder of images for each concept (examples/concepts)"
+    parser.add_argument("--concepts", metavar="DIR", default=CONCEPTS, help=text)
+    parser.add_argument("--output", metavar="DIR", default=FOLDER, help=f"parent folder ({FOLDER})")
+    parser.add_argument("--steps", type=int, help="of both stages (400)")
+    options = parser.parse_args(arguments)
+    common.check_least(options, 1, "steps")
+    output = Path(common.check_output_folder(options.output)).resolve()
+    concepts = Path(options.concepts).resolve()
+    made = tune(options.concept, concepts, output, ROOT, options.steps)
+    log.info("%s", made)
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the figures asked for; `sets` and `pivotal` make what some of them need."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    inputs = {"sets": figure_inputs.sets, "pivotal": figure_inputs.pivotal}
+    inputs = {"sets": sets, "pivotal": pivotal}
     if given and given[0] in inputs:
         return inputs[given[0]](given[1:])
     options = parse(given)

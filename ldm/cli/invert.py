@@ -17,7 +17,7 @@ from ldm.util import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ldm.editing.bipartite import InvertedNoise
+    from ldm.editing.inversion import InvertedNoise
     from ldm.models.diffusion.ddpm import LatentDiffusion
 
 logger = logging.getLogger(__name__)
@@ -89,8 +89,8 @@ def run(options: argparse.Namespace) -> int:
     folder = common.check_output_folder(options.outdir)
     common.find_model(options.model, options.config)
 
-    from ldm.editing.bipartite import invert_image, read_noise, reconstruction, write_noise
     from ldm.editing.images import model_size, resized
+    from ldm.editing.inversion import invert_image, read_noise, reconstruction, write_noise
     from ldm.image_io import open_rgb
 
     noise_file = folder / "noise.safetensors"
@@ -145,8 +145,8 @@ def _draw(
     folder: Path,
 ) -> None:
     """Reconstruct the image and generate the edits: a row of the grid for each prompt."""
-    from ldm.editing.bipartite import regenerate
     from ldm.editing.images import psnr
+    from ldm.editing.inversion import regenerate
     from ldm.image_io import pil_grid, safe_name, save_png
 
     progress = sys.stderr.isatty()

@@ -1,9 +1,14 @@
-"""Small callbacks of a run. `SetupCallback` and `CUDACallback` are the original's names."""
+"""Small callbacks of a run: configuration, seeds, progress, time and memory.
+
+`SetupCallback` and `CUDACallback` are the original's names.
+"""
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +16,95 @@ import pytorch_lightning as pl
 import torch
 
 from ldm.training.config import RunConfig
+from ldm.training.lightning_private import log_interval
 
 log = logging.getLogger(__name__)
+
+
+def ends_step(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Tell, at a micro-batch's end, whether it ends an optimizer step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+def logged(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Tell, at a micro-batch's end, whether it ends a step whose values the trainer logs."""
+    return ends_step(trainer, batch_idx) and trainer.global_step % log_interval(trainer) == 0
+
+
+class StepCallback(pl.Callback):
+    """A callback that acts at the end of optimizer steps, and not of each micro-batch."""
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if ends_step(trainer, batch_idx):
+            self.on_step(trainer, pl_module, outputs, logged(trainer, batch_idx))
+
+    def on_step(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, is_logged: bool
+    ) -> None:
+        """Act after a step; `is_logged` tells whether the trainer logs its values."""
+        raise NotImplementedError
+
+
+class Progress(StepCallback):
+    """A line on a terminal, renewed in place; in a file or a pipe, a line now and then.
+
+    `seconds` is the least time between two lines, on a terminal and elsewhere. Also logs
+    `train/steps_per_second` beside the loss.
+    """
+
+    def __init__(self, seconds: tuple[float, float] = (0.5, 15.0)) -> None:
+        self.terminal = sys.stderr.isatty()
+        self.interval = seconds[0 if self.terminal else 1]
+        self.first_step, self.start, self.shown = 0, 0.0, 0.0
+        self.last = (0.0, 0)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.first_step, self.start = trainer.global_step, time.monotonic()
+        self.last = (self.start, trainer.global_step)
+
+    def line(self, trainer: pl.Trainer, loss: float, now: float) -> str:
+        done, last = trainer.global_step, trainer.max_steps
+        rate = (done - self.first_step) / max(now - self.start, 1e-9)
+        left = timedelta(seconds=round((last - done) / rate)) if rate else "unknown"
+        return f"step {done}/{last}  loss {loss:.4f}  {rate:.2f} steps/s  remaining {left}"
+
+    def on_step(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, is_logged: bool
+    ) -> None:
+        """Show the line if it is time, and log the speed where the loss is logged."""
+        now, step = time.monotonic(), trainer.global_step
+        if is_logged:
+            then, before = self.last
+            # One based: the row of step n holds the state after n steps.
+            module.log("step", float(step))
+            module.log("train/steps_per_second", (step - before) / max(now - then, 1e-9))
+            self.last = (now, step)
+        due = now - self.shown >= self.interval or step == trainer.max_steps
+        if due and trainer.is_global_zero:
+            self.shown = now
+            self._show(self.line(trainer, float(outputs["loss"]), now))
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the validation's values in the row of the last step."""
+        pl_module.log("step", float(trainer.global_step))
+
+    def _show(self, line: str) -> None:
+        if self.terminal:
+            sys.stderr.write(f"\r{line:<78}")
+            sys.stderr.flush()
+        else:
+            log.info(line)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.terminal and trainer.is_global_zero:
+            sys.stderr.write("\n")
 
 
 class SetupCallback(pl.Callback):

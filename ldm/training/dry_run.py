@@ -149,7 +149,7 @@ def _step(this: Run, left: int) -> Iterator[str]:
         trainer = build_trainer(
             options | one, [StepSeed(config.run.seed), cache, watch], [], False, 1
         )
-        logging.getLogger("ldm.training.progress").setLevel(logging.WARNING)
+        logging.getLogger("ldm.training.callbacks").setLevel(logging.WARNING)
         start = time.monotonic()
         trainer.fit(this.model, this.data)
         begun = time.monotonic() - start - sum(watch.seconds)

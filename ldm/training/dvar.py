@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.training.callbacks import StepCallback
 from ldm.training.image_logger import quietly
-from ldm.training.progress import StepCallback
 from ldm.util import UserError, at_least
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from ldm.training.callbacks import logged
 from ldm.training.merge import WORDS
 from ldm.training.options import Batch
-from ldm.training.progress import logged
 from ldm.training.watch import Watch
 from ldm.training.words import manager_of, metadata, write_forms
 from ldm.util import UserError, instantiate_from_config

@@ -24,7 +24,7 @@ from ldm.image_io import pil_grid, to_pil, write_image
 from ldm.inference import encode_mean, generate
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.sampling import Sampling
-from ldm.training.progress import ends_step
+from ldm.training.callbacks import ends_step
 from ldm.util import at_least
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from ldm.checkpoint.names import DELTA_FILE
 from ldm.models.base import TrainedModel
-from ldm.training.callbacks import CUDACallback, SetupCallback, StepSeed
+from ldm.training.callbacks import CUDACallback, Progress, SetupCallback, StepSeed
 from ldm.training.checkpoints import Checkpoints
 from ldm.training.checks import check_captions, check_captions_early, check_keys
 from ldm.training.class_images import device_of, with_class_images
@@ -37,7 +37,6 @@ from ldm.training.latents import CacheLatents
 from ldm.training.memory import choose_checkpointing, what_fits
 from ldm.training.precision import cast_networks, choose, remark
 from ldm.training.processes import first_process
-from ldm.training.progress import Progress
 from ldm.training.resume import Saved, check_fits, read_checkpoint, warn_of_changed_images
 from ldm.training.trainer import (
     DEFAULT_STEPS,

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ldm.training.progress import logged
+from ldm.training.callbacks import logged
 from ldm.training.words import manager_of
 from ldm.util import UserError
 

@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.resources import ROOT
-from ldm.training.progress import StepCallback
+from ldm.training.callbacks import StepCallback
 from ldm.util import UserError
 from ldm.words.files import read_words
 from ldm.words.manager import EmbeddingManager

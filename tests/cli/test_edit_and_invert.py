@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ldm.cli import edit, img2img, invert
-from ldm.editing.bipartite import read_noise
+from ldm.editing.inversion import read_noise
 from ldm.image_io import read_settings
 from ldm.util import UserError
 

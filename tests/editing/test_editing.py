@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 from torch.testing import assert_close
 
-from ldm.editing.bipartite import invert_image, read_noise, reconstruction, regenerate, write_noise
 from ldm.editing.blended import (
     Blending,
     background_error,
@@ -19,6 +18,7 @@ from ldm.editing.blended import (
     latent_mask_of,
     mask_schedule,
     masked_region,
+    refined,
 )
 from ldm.editing.images import (
     encode,
@@ -29,7 +29,7 @@ from ldm.editing.images import (
     psnr,
     resized,
 )
-from ldm.editing.refinement import refined
+from ldm.editing.inversion import invert_image, read_noise, reconstruction, regenerate, write_noise
 from ldm.image_io import from_pil, open_rgb, to_pil
 from ldm.inference import Sampling, load_model
 from ldm.models.diffusion.sampler import make_steps, make_timesteps

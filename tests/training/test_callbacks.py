@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from ldm.image_io import pil_grid
+from ldm.training.callbacks import Progress
 from ldm.training.checkpoints import Checkpoints
 from ldm.training.csv_log import CsvLogger
 from ldm.training.datamodule import DataModuleFromConfig
 from ldm.training.image_logger import ImageLogger, quietly, write_caption
-from ldm.training.progress import Progress
 
 
 def test_images_are_due_every_so_many_steps() -> None:

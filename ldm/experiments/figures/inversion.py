@@ -12,8 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from ldm.editing.bipartite import InvertedNoise, invert_image, reconstruction, regenerate
 from ldm.editing.images import model_size, psnr, resized
+from ldm.editing.inversion import InvertedNoise, invert_image, reconstruction, regenerate
 from ldm.experiments.figures.layout import Cell, Row, grid_figure
 from ldm.experiments.figures.pivotal import HOW
 from ldm.experiments.figures.record import Figure, Line, Rendered, Table
