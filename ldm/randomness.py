@@ -35,6 +35,7 @@ class Purpose(IntEnum):
     PASTING = 14
     NAME = 15
     STRATUM = 16
+    CANDIDATES = 17
 
 
 def generator(seed: int, sample: int, purpose: Purpose) -> np.random.Generator:

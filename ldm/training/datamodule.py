@@ -176,6 +176,22 @@ class DataModuleFromConfig(pl.LightningDataModule):
         )
         return self._loader("train", sampler)
 
+    def batches(self, name: str, first_step: int, count: int) -> list[dict[str, Any]]:
+        """Return complete batches of a set: the first micro-batches of `count` steps.
+
+        They do not depend on the trainer's present step or on the number of processes.
+        """
+        dataset, collate = self.datasets[name], self.collate(name)
+        read = Described(dataset) if name in self.latents else dataset
+        places = itertools.islice(
+            RunSampler(self.batch_size, first_step), count * self.batch_size
+        )
+        samples = [read[place] for place in places]
+        return [
+            collate(samples[i : i + self.batch_size])
+            for i in range(0, len(samples), self.batch_size)
+        ]
+
     def _fixed_loader(self, name: str) -> DataLoader[Any] | list[Any]:
         """Return a loader over this rank's share of a set's first samples, in order."""
         if name not in self.datasets:

@@ -162,7 +162,7 @@ class EmbeddingManager(nn.Module):
 
         AdamW with torch's defaults (weight decay 0.01), as in the original.
         """
-        without = [p for p in self._configured() if p not in self.initializer_words]
+        without = [p for p in self.configured() if p not in self.initializer_words]
         if without:
             logger.warning(
                 "no initializer word for %s: starting from U[0, 1), far outside the scale of the "
@@ -322,7 +322,7 @@ class EmbeddingManager(nn.Module):
                 raise UserError(
                     f"{str(path)!r}: word {placeholder!r} is loaded already: rename one of the two"
                 )
-        configured = self._configured()
+        configured = self.configured()
         leaving = [p for p in self.placeholders if p in configured or p in words]
         others = {p: i for p, i in self.string_to_token_dict.items() if p not in leaving}
         token_ids: dict[str, int] = {}
@@ -349,7 +349,7 @@ class EmbeddingManager(nn.Module):
     def _lasting(self) -> list[str]:
         return [p for p in self.placeholders if p not in self.per_image_placeholders]
 
-    def _configured(self) -> list[str]:
+    def configured(self) -> list[str]:
         """Return the lasting words that no file or checkpoint brought."""
         return [p for p in self._lasting() if self._source[p] == "configuration"]
 
