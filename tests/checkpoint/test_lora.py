@@ -197,6 +197,11 @@ def test_the_word_travels_in_the_lora(base, delta, tmp_path):
         ("base", ["--lora", "4"], "exists"),
         ("x", ["--embedding_path", "word.safetensors"], "with a LoRA only"),
         ("x", ["--half"], "--half is for bases"),
+        (
+            "x.safetensors",
+            ["--lora", "2", "--embedding_path", "my.cat=word.safetensors"],
+            "name at a dot, got 'my.cat'",
+        ),
     ],
 )
 def test_mistakes_are_one_line(base, delta, tmp_path, monkeypatch, out, options, message):
