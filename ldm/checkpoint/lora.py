@@ -215,8 +215,8 @@ def bundled(words: WordFile) -> dict[str, Tensor]:
         check_name(name)
         if "." in name:
             raise UserError(
-                f"the readers of a LoRA end a word's name at a dot, got {name!r}: give another name "
-                "with WORD=FILE"
+                f"the readers of a LoRA end a word's name at a dot, got {name!r}: give another "
+                "name with WORD=FILE"
             )
         if name in words.second:
             tensors[f"bundle_emb.{name}.clip_l"] = vectors

@@ -110,9 +110,9 @@ def measure(family: str, path: Path, size: int) -> None:
     assert math.isfinite(loss)
     assert moved
     weights = sum(weight.numel() for weight in model.parameters()) / 1e9
-    print(  # noqa: T201
-        f"{family}: {weights:.2f} G weights in {kind}, {size} px, {torch.get_num_threads()} threads: "
-        f"loading {loading:.1f} s, encoding the image {encoding:.1f} s, step {seconds:.1f} s; "
+    print(
+        f"{family}: {weights:.2f} G weights in {kind}, {size} px, {torch.get_num_threads()} "
+        f"threads: loading {loading:.1f} s, encoding the image {encoding:.1f} s, step {seconds:.1f} s; "
         f"peak GB: imports {before:.1f}, loaded {held:.1f}, after the step {resident():.1f}"
     )
 
@@ -128,7 +128,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             path = Path(folder) / f"{family}.safetensors"
             write(family, path)
-            print(f"{family}: a file of {path.stat().st_size / 1e9:.2f} GB")  # noqa: T201
+            print(f"{family}: a file of {path.stat().st_size / 1e9:.2f} GB", flush=True)
             command = [sys.executable, __file__, family, "--size", str(size)]
             subprocess.run([*command, "--measure", str(path)], check=True)
 
