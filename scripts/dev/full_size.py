@@ -112,7 +112,8 @@ def measure(family: str, path: Path, size: int) -> None:
     weights = sum(weight.numel() for weight in model.parameters()) / 1e9
     print(
         f"{family}: {weights:.2f} G weights in {kind}, {size} px, {torch.get_num_threads()} "
-        f"threads: loading {loading:.1f} s, encoding the image {encoding:.1f} s, step {seconds:.1f} s; "
+        f"threads: loading {loading:.1f} s, encoding the image {encoding:.1f} s, "
+        f"step {seconds:.1f} s; "
         f"peak GB: imports {before:.1f}, loaded {held:.1f}, after the step {resident():.1f}"
     )
 
