@@ -39,6 +39,7 @@ def test_a_quick_look_measures_every_side(tmp_path: Path) -> None:
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["--sections", "all"], "invalid choice: 'all'"),
         (["--device", "cuda:9"], "cuda"),
+        (["--model", "nowhere.ckpt"], "checkpoint nowhere.ckpt does not exist"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments: list[str], said: str) -> None:
