@@ -147,7 +147,7 @@ def test_a_file_without_its_autoencoder_is_named(folder, tmp_path):
     part = {n: v for n, v in state.items() if not n.startswith("first_stage_model.")}
     save_file(part, tmp_path / "part.safetensors")
     shutil.copy(tmp_path / "whole.yaml", tmp_path / "part.yaml")
-    with pytest.raises(UserError, match="no autoencoder: give a file that holds it too$"):
+    with pytest.raises(UserError, match=r"no autoencoder: give a file that holds it too$"):
         load_model(tmp_path / "part.safetensors")
 
 
