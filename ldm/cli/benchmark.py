@@ -24,7 +24,7 @@ from ldm.cli.common import (
 )
 
 log = logging.getLogger(__name__)
-SECTIONS = ("miniature", "1.4B", "growth", "runs")
+SECTIONS = ("miniature", "1.4B", "start", "growth", "runs")
 EXAMPLES = """examples:
   python scripts/benchmark.py                          # everything: about 20 minutes on two cores
   python scripts/benchmark.py --sections miniature --rounds 3
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder, device = check_output_folder(options.out), choose_device(options.device)
     _, weights = find_model(options.model, None)
 
-    from ldm.experiments.benchmark import report, sections
+    from ldm.experiments.benchmark import report, sections, startup
     from ldm.experiments.benchmark.turn import Turn
 
     quick = options.quick
@@ -84,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "miniature": lambda: sections.compare(plan, "miniature"),
         "1.4B": lambda: sections.compare(plan, "1.4B"),
+        "start": lambda: startup.start(plan),
         "growth": lambda: sections.growth(plan),
         "runs": lambda: sections.runs(plan),
     }

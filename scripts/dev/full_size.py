@@ -12,7 +12,6 @@ deleted at the end: 6 GB (ldm), 4 GB (sd1), 7 GB (sdxl, float16). A process of i
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import resource
 import subprocess
@@ -31,9 +30,6 @@ FAMILIES = {
     "sd1": ("float32", "float32", 512),
     "sdxl": ("float16", "bfloat16", 512),
 }
-# Weights are copies of one block of this many random numbers.
-BLOCK = 1 << 22
-SAFETENSORS = {"float32": "F32", "float16": "F16"}
 
 
 def parse() -> argparse.Namespace:
@@ -47,36 +43,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="for the file (the system's temporary folder)")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def write(family: str, path: Path) -> None:
-    """Write a file of random weights, a block at a time, so that memory stays small."""
-    import torch
-
-    from ldm.checkpoint.bases import Base
-    from ldm.checkpoint.folder_config import shipped_config
-    from ldm.checkpoint.loading import build_empty
-    from ldm.checkpoint.names import SCHEDULE, published_name
-
-    kind = getattr(torch, FAMILIES[family][0])
-    model = build_empty(Base(path, family, shipped_config(family), ""))
-    header, end = {}, 0
-    for name, value in model.state_dict().items():
-        if name not in SCHEDULE:
-            size = value.numel() * kind.itemsize
-            header[published_name(name)] = {
-                "dtype": SAFETENSORS[FAMILIES[family][0]],
-                "shape": list(value.shape),
-                "data_offsets": [end, end + size],
-            }
-            end += size
-    text = json.dumps(header).encode()
-    block = (0.02 * torch.randn(BLOCK, generator=torch.Generator().manual_seed(0))).to(kind)
-    numbers = block.view(torch.uint8).numpy().tobytes()
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for start in range(0, end, len(numbers)):
-            file.write(numbers[: end - start])
 
 
 def resident() -> float:
@@ -121,6 +87,10 @@ def measure(family: str, path: Path, size: int) -> None:
 def main() -> None:
     """Write, measure and delete each family's file."""
     options = parse()
+    import torch
+
+    from ldm.experiments.benchmark.startup import write_random_base
+
     for family in options.families:
         size = options.size or FAMILIES[family][2]
         if options.measure:
@@ -128,7 +98,7 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             path = Path(folder) / f"{family}.safetensors"
-            write(family, path)
+            write_random_base(family, path, getattr(torch, FAMILIES[family][0]))
             print(f"{family}: a file of {path.stat().st_size / 1e9:.2f} GB", flush=True)
             command = [sys.executable, __file__, family, "--size", str(size)]
             subprocess.run([*command, "--measure", str(path)], check=True)
