@@ -36,18 +36,9 @@ class Compared:
 
     def numbers(self, shown: int) -> list[tuple[Any, ...]]:
         """Return the rows of the table."""
+        asked = (self.concept, self.way, self.prompt)
         return [
-            (
-                self.concept,
-                self.way,
-                self.prompt,
-                found.generated.prompt,
-                i,
-                found.generated.seed,
-                found.image_similarity,
-                found.text_similarity,
-                int(i < shown),
-            )
+            (*asked, found.generated.prompt, i, *found.numbers, int(i < shown))
             for i, found in enumerate(self.scored)
         ]
 
@@ -62,8 +53,7 @@ def variations(figure: Figure, session: Session) -> Rendered:
     for line in lines:
         (concept,), (prompt,) = line.concepts, line.prompts
         subject = session.subject(concept)
-        given = [Cell(image) for image in subject.images[:each]]
-        cells["training images"] += given + [Cell(None)] * (each - len(given))
+        cells["training images"] += _filled(subject, each)
         for way, scored in _variations(session, line, subject, each).items():
             cells[way] += [Cell(found.generated.image) for found in scored]
             cells[way] += [Cell(None)] * (each - len(scored))
@@ -73,8 +63,8 @@ def variations(figure: Figure, session: Session) -> Rendered:
         "Uncurated. A row of captions has the concept's captions by turns; a concept without any "
         "leaves its places empty."
     )
-    title = f"Figure {figure.name}. {figure.title}"
-    grid = grid_figure([Row(*row) for row in cells.items()], title=title, headings=headings)
+    rows = [Row(*row) for row in cells.items()]
+    grid = grid_figure(rows, title=figure.heading, headings=headings)
     return Rendered(grid, Table(COLUMNS, numbers), (note,))
 
 
@@ -116,23 +106,16 @@ def comparison(figure: Figure, session: Session) -> Rendered:
                 cells.setdefault(way, []).append(Cell(scored[0].generated.image, title))
                 numbers += Compared(subject.name, way, prompt, scored).numbers(1)
     headings = [(line.shown_label, len(line.prompts)) for line in lines]
-    given = [
-        Cell(image)
-        for line, subject in zip(lines, subjects, strict=True)
-        for image in _filled(subject, len(line.prompts))
-    ]
+    given: list[Cell] = []
+    for line, subject in zip(lines, subjects, strict=True):
+        given += _filled(subject, len(line.prompts))
     rows = [Row("training images", given), *(Row(*row) for row in cells.items())]
-    title = f"Figure {figure.name}. {figure.title}"
-    grid = grid_figure(rows, title=title, headings=headings)
+    grid = grid_figure(rows, title=figure.heading, headings=headings)
     return Rendered(grid, Table(COLUMNS, numbers), tuple(notes))
 
 
 def _complete(subject: Subject) -> Subject:
-    """Return a subject that has all that the rows need.
-
-    Raises:
-        UserError: it has no initializer word or no caption.
-    """
+    """Return a subject; UserError where it has no initializer word or no caption."""
     if not subject.initializer_word:
         raise UserError(
             f"nothing says which word {subject.name!r} started from: learn it with an "
@@ -212,6 +195,7 @@ def _in_place(prompt: str, text: str) -> str:
     return replace(prompt, DEFAULT_PLACEHOLDER, text)
 
 
-def _filled(subject: Subject, count: int) -> list[Any]:
-    found = list(subject.images[:count])
-    return found + [None] * (count - len(found))
+def _filled(subject: Subject, count: int) -> list[Cell]:
+    """Return cells of the first training images; empty ones where there are fewer than `count`."""
+    found = [Cell(image) for image in subject.images[:count]]
+    return found + [Cell(None)] * (count - len(found))

@@ -23,17 +23,9 @@ SUFFIXES = (".png", ".pdf", ".csv", ".txt")
 def save(
     figure: Figure, rendered: Rendered, folder: Path, command: str, facts: Mapping[str, Any]
 ) -> list[Path]:
-    """Write a figure's four files, in place of those of an earlier run.
+    """Write and return a figure's files: PNG, PDF, CSV, and a text with command, notes and facts.
 
-    Args:
-        figure: which.
-        rendered: the figure's canvas, numbers and notes.
-        folder: made if it is not there.
-        command: the command line that makes it again.
-        facts: what decided it, as plain values.
-
-    Returns:
-        The files: PNG, PDF, CSV, and a text with command, notes and facts.
+    `command` makes the figure again; `facts` are what decided it, as plain values.
     """
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every letter it keeps
     png, pdf, table, text = (folder / f"{figure.stem}{suffix}" for suffix in SUFFIXES)
@@ -52,13 +44,7 @@ def save(
 
 
 def write_png(path: Path, image: Image.Image, texts: Mapping[str, str]) -> None:
-    """Write an image in 256 colours of its own: about a third of the bytes.
-
-    Args:
-        path: the file; replaced if it exists.
-        image: of any mode.
-        texts: what the file says about itself.
-    """
+    """Write an image, with `texts` about it, in 256 colours of its own: a third of the bytes."""
     info = PngImagePlugin.PngInfo()
     for name, text in texts.items():
         info.add_itxt(name, text)
@@ -75,12 +61,6 @@ def table_text(rendered: Rendered, command: str) -> str:
     for row in rendered.table.rows:
         writer.writerow([_plain(value) for value in row])
     return buffer.getvalue()
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a figure's CSV by their columns' names."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return list(csv.DictReader(line for line in lines if not line.startswith("# ")))
 
 
 def _plain(value: Any) -> Any:

@@ -12,20 +12,21 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ldm.experiments.figures.style import marker
 from ldm.experiments.study.questionnaire import KINDS, Study
 from ldm.util import UserError, write_table, write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FloatArray = npt.NDArray[np.float64]
 FORMAT = "ldm-study-answers"
 LEVEL = 0.95
-# Okabe and Ito's palette without black and yellow; with other markers too, for the colour-blind.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 
 
 @dataclass(frozen=True)
@@ -269,28 +270,35 @@ def write_ranks(
     write_table(path, rows)
 
 
-def plot_ranks(ranks: Sequence[ModelRanks], paths: Sequence[Path], caveat: str = "") -> None:
-    """Plot mean ranks with their ellipses, as the paper's figure 10b, into each of the files."""
-    from matplotlib.figure import Figure
+def plot_ranks(axes: Axes, ranks: Sequence[ModelRanks], styles: Mapping[str, Any]) -> None:
+    """Plot mean ranks, text to the right, with their ellipses; a model's style has a color."""
     from matplotlib.patches import Ellipse as Patch
+
+    for r in ranks:
+        style = styles[r.model]
+        axes.plot(r.text, r.image, **style, zorder=3)
+        if r.ellipse is not None:
+            size, angle = (2 * r.ellipse.major, 2 * r.ellipse.minor), r.ellipse.angle
+            looks: Any = {"color": style["color"], "alpha": 0.25, "lw": 0}
+            axes.add_patch(Patch((r.text, r.image), *size, angle=angle, **looks))
+    axes.autoscale_view()
+
+
+def save_plot(ranks: Sequence[ModelRanks], paths: Sequence[Path], caveat: str = "") -> None:
+    """Plot mean ranks, as the paper's figure 10b, into each of the files."""
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    for i, r in enumerate(ranks):
-        colour = COLOURS[i % len(COLOURS)]
-        marker = MARKERS[i % len(MARKERS)]
-        axes.plot(r.text, r.image, marker, color=colour, label=r.model, zorder=3)
-        if r.ellipse is not None:
-            size = (2 * r.ellipse.major, 2 * r.ellipse.minor)
-            centre = (r.text, r.image)
-            patch = Patch(centre, *size, angle=r.ellipse.angle, color=colour, alpha=0.25, lw=0)
-            axes.add_patch(patch)
+    looks = {r.model: marker(i) for i, r in enumerate(ranks)}
+    plot_ranks(
+        axes, ranks, {m: {**own, "label": m, "linestyle": "none"} for m, own in looks.items()}
+    )
     n = len(ranks)
     axes.set_xlabel(f"mean rank by text ({n} is best)")
     axes.set_ylabel(f"mean rank by training images ({n} is best)")
     axes.set_title(caveat, fontsize=9)
     axes.margins(0.15)
-    axes.autoscale_view()
     axes.legend(frameon=False, fontsize=8)
     for path in paths:
         write_whole(path, lambda part: figure.savefig(part, dpi=200))
