@@ -12,6 +12,7 @@ import errno
 import importlib
 import inspect
 import io
+import json
 import logging
 import os
 import secrets
@@ -266,6 +267,11 @@ def write_whole(
     finally:
         if part.parent.is_dir():
             part.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: object, indent: int = 2) -> None:
+    """Write plain values as JSON, whole or not at all; errors as `write_whole`'s."""
+    write_whole(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
 def write_table(path: str | Path, rows: Iterable[Sequence[object]]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import logging
 import sys
 import time
@@ -17,7 +16,7 @@ from ldm.cli import common
 from ldm.evaluation.prompts import check_prompts, read_prompts
 from ldm.resources import ROOT
 from ldm.training.variants import find_variant
-from ldm.util import UserError, write_whole
+from ldm.util import UserError, write_json
 from ldm.words.placeholders import DEFAULT_PLACEHOLDER
 
 if TYPE_CHECKING:
@@ -321,8 +320,7 @@ def write(folder: Path, name: str, found: Evaluation) -> None:
     from ldm.evaluation.evaluate import write_csv
 
     write_csv(folder / "scores.csv", {name: found})
-    text = json.dumps({"name": name, **found.to_json()}, indent=2, ensure_ascii=False)
-    write_whole(folder / "scores.json", text + "\n")
+    write_json(folder / "scores.json", {"name": name, **found.to_json()})
     rows = [("image similarity", found.image), ("text similarity", found.text)]
     rows.append(("  of the images' average", found.text_of_average))
     if found.dino is not None:

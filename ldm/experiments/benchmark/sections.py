@@ -17,7 +17,7 @@ from typing import Any
 from ldm.experiments.benchmark.report import Results, machine, slope, spread
 from ldm.experiments.benchmark.sides import SIDES
 from ldm.experiments.benchmark.turn import Turn, measure
-from ldm.resources import ROOT
+from ldm.resources import ROOT, child_environment
 from ldm.util import UserError
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ RUNS: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "fast": (1, (*PAPER, "--variant", "fast")),
     "fast, four words at once": (4, (*PAPER, "--variant", "fast")),
 }
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
 NO_IMAGES = "lightning.callbacks.image_logger.params.batch_frequency=1000000"
 
 
@@ -59,25 +60,18 @@ class Plan:
 
 
 def do_turn(turn: Turn, quick: bool) -> dict[str, Any]:
-    """Do a turn, in a process of its own unless `quick`.
-
-    Raises:
-        UserError: the process failed; gives its last line.
-    """
+    """Do a turn, in a process of its own unless `quick`; a UserError gives its last line."""
     if quick:
         return measure(turn)
     command = [sys.executable, "-m", "ldm.experiments.benchmark.turn", turn.to_json()]
-    done = subprocess.run(command, capture_output=True, text=True, env=_environment())
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=child_environment() | OFFLINE
+    )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise UserError(f"{turn.side} at {turn.size} failed ({done.returncode}): {last}")
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
-
-
-def _environment() -> dict[str, str]:
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
 
 
 def compare(plan: Plan, size: str) -> Results:
@@ -186,7 +180,7 @@ def command(plan: Plan, arguments: Sequence[str]) -> dict[str, float]:
             *(*threads, *arguments, NO_IMAGES),
         ],
         cwd=ROOT,
-        env=_environment(),
+        env=child_environment() | OFFLINE,
         capture_output=True,
         text=True,
     )

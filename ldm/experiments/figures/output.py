@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import logging
@@ -14,6 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from ldm.experiments.figures.record import Figure, Rendered
 from ldm.experiments.figures.style import house_style
+from ldm.experiments.tables import csv_text
 from ldm.image_io import write_image
 from ldm.util import write_whole
 
@@ -38,7 +38,8 @@ def save(
         dateless = {"Title": title, "Subject": command, "CreationDate": None}
         canvas = rendered.canvas
         write_whole(pdf, lambda part: canvas.savefig(part, metadata=dateless, facecolor="white"))
-    write_whole(table, table_text(rendered, command))
+    rows = csv_text(rendered.table.columns, rendered.table.rows)
+    write_whole(table, f"# {command}\n{rows}")
     write_whole(text, _about(title, rendered, command, facts))
     return [png, pdf, table, text]
 
@@ -50,23 +51,6 @@ def write_png(path: Path, image: Image.Image, texts: Mapping[str, str]) -> None:
         info.add_itxt(name, text)
     few = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, kmeans=2)
     write_image(few, path, pnginfo=info, optimize=True)
-
-
-def table_text(rendered: Rendered, command: str) -> str:
-    """Return the CSV: a comment with the command, the columns' names, the rows."""
-    buffer = io.StringIO()
-    buffer.write(f"# {command}\n")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(rendered.table.columns)
-    for row in rendered.table.rows:
-        writer.writerow([_plain(value) for value in row])
-    return buffer.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    if value is None:
-        return ""
-    return f"{value:.6f}" if isinstance(value, float) else value
 
 
 def _about(title: str, rendered: Rendered, command: str, facts: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a mapping as text, whole or not at all."""
-    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-
-
 def scores_of(folder: Path, cell: Cell) -> dict[str, Any]:
     """Return a finished cell's scores.json; empty where it has none of these settings."""
     found = read_json(folder / SCORES)
@@ -59,21 +54,16 @@ def is_outdated(folder: Path, cell: Cell) -> bool:
 
 
 def prepare(folder: Path, cell: Cell) -> None:
-    """Make a cell's folder ready for its run: scores of other settings go, cell.json is its own."""
+    """Make a cell's folder ready for its run: cell.json is its own, and no scores are of others."""
     folder.mkdir(parents=True, exist_ok=True)
     if is_outdated(folder, cell):
         (folder / SCORES).unlink()
-    write_whole(folder / CELL, cell.to_json().encode())
+    write_whole(folder / CELL, cell.to_json())
 
 
-def inputs_of(folder: Path) -> dict[str, bytes]:
-    """Return what a run elsewhere may begin with."""
-    return {name: (folder / name).read_bytes() for name in SENT if (folder / name).is_file()}
-
-
-def outputs_of(folder: Path) -> dict[str, bytes]:
-    """Return what a run made, as `receive` takes it."""
-    return {name: (folder / name).read_bytes() for name in KEPT if (folder / name).is_file()}
+def files_of(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """Return the contents of those files of a cell that are there: of `SENT`, or of `KEPT`."""
+    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 
 
 def receive(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -84,11 +74,7 @@ def receive(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 class Lock:
-    """Keeps a cell for one process; let go when the last process that holds it has ended.
-
-    Args:
-        folder: the cell's.
-    """
+    """Keeps a cell's folder for one process; ends when the last process that holds it has ended."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

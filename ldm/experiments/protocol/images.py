@@ -17,13 +17,7 @@ INDEX = "prompts.json"  # the prompts, in the order of the images' first numbers
 
 
 def keeping(source: ImageSource, count: int, kept: dict[str, list[Image.Image]]) -> ImageSource:
-    """Generate as before, and put each prompt's first images into `kept`.
-
-    Args:
-        source: (prompts, images of each) → images, a prompt's side by side.
-        count: how many of each prompt.
-        kept: prompt → its first images; filled as images are generated.
-    """
+    """Return a source that puts the first `count` images of each prompt into `kept`, too."""
 
     def generated(prompts: Sequence[str], each: int) -> list[Image.Image]:
         images = source(prompts, each)
@@ -48,11 +42,7 @@ def write_images(path: Path, images: Mapping[str, Sequence[Image.Image]]) -> Non
 
 
 def read_images(path: Path) -> dict[str, list[Image.Image]]:
-    """Return what `write_images` wrote.
-
-    Raises:
-        UserError: it is not there, or is no such archive.
-    """
+    """Return what `write_images` wrote; UserError where there is no such archive."""
     found: dict[str, list[Image.Image]] = {}
     try:
         with zipfile.ZipFile(path) as file:

@@ -38,12 +38,9 @@ class Kept:
 
 @dataclass(frozen=True)
 class Table:
-    """What a study shows of a protocol's table.
+    """What a study shows of a protocol's table: cells by concept, then model, then seed.
 
-    Attributes:
-        cells: by concept, then model, then seed.
-        image_prompt: whose images are compared with the training images.
-        placeholder: of the word, in every prompt.
+    The images of `image_prompt` are compared with the training images.
     """
 
     cells: tuple[Kept, ...]
@@ -56,16 +53,10 @@ def read_table(output: Path, models: Sequence[str], seeds: Sequence[int] = ()) -
 
     Of a concept these are the cells of the seeds that every model has finished, so that no model
     has more images to choose from than another. A concept that lacks a model, or one of the seeds
-    asked for, is left out with a warning.
+    asked for, is left out with a warning. `models` are variants; no `seeds` are all that there are.
 
-    Args:
-        output: the protocol's output folder.
-        models: names of variants.
-        seeds: which; none for all that there are.
-
-    Raises:
-        UserError: no such folder; a model without finished cells or without images; no concept
-            is left; cells with other prompts, or generated otherwise, than the rest.
+    Raises UserError where there is no such folder, a model has no finished cells or no images, no
+    concept is left, or cells have other prompts or settings than the rest.
     """
     if TRAINING in models:
         raise UserError(f"model {TRAINING!r} cannot be in a study: the training images are so")
@@ -141,19 +132,11 @@ def _complete(
 
 
 def write_manifest(table: Table, folder: Path) -> Path:
-    """Write a table's images, and copies of the training images, as files with a manifest.
+    """Write a table's images to CONCEPT/MODEL/ and CONCEPT/training/ in a folder, with a manifest.
 
-    Args:
-        table: which.
-        folder: where to; CONCEPT/MODEL/ and CONCEPT/training/ are made in it.
-
-    Returns:
-        The manifest, as `read_manifest` takes it, with paths from its folder.
-
-    Raises:
-        UserError: images that are not there, or are damaged.
+    Returns the manifest, as `read_manifest` takes it, with paths from its folder. Raises UserError
+    for images that are not there, or are damaged.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, str, str, str]] = []
     concepts: set[str] = set()
     for item in table.cells:
@@ -171,7 +154,6 @@ def write_manifest(table: Table, folder: Path) -> Path:
 def _copy_training(cell: Cell, folder: Path) -> Iterator[str]:
     source = Path(cell.places["folder"])
     target = folder / cell.concept / TRAINING
-    target.mkdir(parents=True, exist_ok=True)
     for name in cell.score["training"]:
         if not (source / name).is_file():
             raise UserError(
@@ -186,7 +168,6 @@ def _unpack(item: Kept, folder: Path) -> Iterator[tuple[str, str]]:
     cell, kept = item.cell, read_images(item.folder / IMAGES)
     prompts = dict.fromkeys([cell.score["image_prompt"], *cell.score["prompts"]])
     target = folder / cell.concept / cell.variant
-    target.mkdir(parents=True, exist_ok=True)
     for i, prompt in enumerate(prompts):
         if not kept.get(prompt):
             raise UserError(
