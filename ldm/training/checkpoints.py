@@ -13,10 +13,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from ldm.training.callbacks import StepCallback
 from ldm.training.lightning_private import count_steps, settle_counters
 from ldm.training.watch import Watch
 from ldm.training.words import manager_of
-from ldm.util import write_whole
+from ldm.util import at_least, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def keep_trained(checkpoint: dict[str, Any], module: pl.LightningModule) -> None
     checkpoint["state_dict"] = {name: value for name, value in state.items() if name not in frozen}
 
 
-class Checkpoints(pl.Callback):
+class Checkpoints(StepCallback):
     """Save `last.ckpt` at an interval of optimizer steps, at the end, and when asked to stop.
 
     The checkpoint before it stays as `previous.ckpt`. The signals of `SIGNALS` let the step in
@@ -57,8 +58,7 @@ class Checkpoints(pl.Callback):
         savers: tuple[Saver, ...] = (),
         watch: Watch | None = None,
     ) -> None:
-        if every_n_train_steps < 1:
-            raise ValueError(f"every_n_train_steps must be at least 1, got {every_n_train_steps}")
+        at_least(1, every_n_train_steps=every_n_train_steps)
         self.folder, self.every, self.savers = folder, every_n_train_steps, savers
         self.watch = watch
         self.saved_at = -1
@@ -102,16 +102,11 @@ class Checkpoints(pl.Callback):
         if trainer.global_step % self.every == 0 and trainer.global_step != self.saved_at:
             self.save(trainer, pl_module)
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+    def on_step(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, is_logged: bool
     ) -> None:
         """Stop after a whole step."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and self._stopping(trainer):
+        if self._stopping(trainer):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

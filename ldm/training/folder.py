@@ -28,12 +28,8 @@ def check_folder(folder: Path) -> None:
 def working_folder(folder: Path, exclusive: bool) -> Iterator[Path]:
     """Make the log folder and hold its lock; after an error, remove it if nothing was written.
 
-    Args:
-        folder: the wanted folder.
-        exclusive: the folder must be new. If another run has it, this one gets -2, -3, …
-
-    Raises:
-        UserError: the folder cannot be made, or another process works in it.
+    With `exclusive` it is new: if another run has it, this one gets -2, -3, … Raises UserError if
+    the folder cannot be made, or another process works in it.
     """
     if not first_process():
         yield Path(agree("folder", str(folder))) if exclusive else folder
