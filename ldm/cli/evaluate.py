@@ -22,7 +22,8 @@ from ldm.words.placeholders import DEFAULT_PLACEHOLDER
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ldm.evaluation.evaluate import Evaluation, ImageSource
+    from ldm.evaluation.evaluate import Evaluation
+    from ldm.evaluation.sources import ImageSource
     from ldm.inference import GeneratedImage
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.util import UserError, quote
+from ldm.util import UserError, first_line, quote
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
@@ -43,13 +43,9 @@ def batches(items: Sequence[T], device: torch.device) -> Iterator[Sequence[T]]:
 
 
 def load_pretrained(kind: Any, name: str | Path, device: str, **options: Any) -> Any:
-    """Load a `transformers` model in float32, frozen, in evaluation mode.
+    """Load a `transformers` model of a class in float32, frozen, in evaluation mode.
 
-    Args:
-        kind: the model's class.
-        name: a folder, or a model's name on the Hugging Face hub.
-        device: where to put it.
-        options: further arguments of the class.
+    `name` is a folder, or a model's name on the Hugging Face hub.
 
     Raises:
         OSError: as `transformers` does, where the files are missing and cannot be fetched.
@@ -62,8 +58,7 @@ def load_pretrained(kind: Any, name: str | Path, device: str, **options: Any) ->
             str(name), dtype=torch.float32, output_loading_info=True, **options
         )
     except (SafetensorError, RuntimeError) as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the weights of {name} cannot be read: {line}") from error
+        raise UserError(f"the weights of {name} cannot be read: {first_line(error)}") from error
     missing = sorted(found["missing_keys"])
     if missing:  # transformers would score with random numbers in their place
         raise UserError(f"the weights of {name} lack {len(missing)} entries, {missing[0]} first")
@@ -78,10 +73,8 @@ def frozen(model: nn.Module) -> Any:
 def processor(side: int, crop: int, **options: Any) -> Any:
     """Return what prepares images as OpenAI's CLIP does, but for another size.
 
-    Args:
-        side: length of the shorter side after the resize, in pixels.
-        crop: side of the square that is cut out of the middle, in pixels.
-        options: further arguments of `transformers`' CLIPImageProcessor, such as `image_mean`.
+    The shorter side gets `side` pixels; a square of `crop` pixels is cut out of the middle. The
+    options are those of `transformers`' CLIPImageProcessor, such as `image_mean`.
     """
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -90,16 +83,11 @@ def processor(side: int, crop: int, **options: Any) -> Any:
 
 
 class ClipExtractor:
-    """Embeds images and texts by a CLIP of `transformers`; build it with `ClipExtractor.load`.
+    """Embeds images and texts by any CLIP of `transformers`; build it with `ClipExtractor.load`.
 
-    Args:
-        model: any CLIP.
-        tokenizer: the model's own.
-        prepare: an image processor of `transformers`; by default OpenAI's at the model's size.
-
-    Raises:
-        UserError: the tokenizer is not the model's: `transformers` makes an empty one where its
-            files are missing.
+    `prepare` is an image processor of `transformers`; by default OpenAI's at the model's size.
+    Raises UserError for a tokenizer that is not the model's: `transformers` makes an empty one
+    where its files are missing.
     """
 
     def __init__(self, model: CLIPModel, tokenizer: Any, prepare: Any = None) -> None:
@@ -173,12 +161,8 @@ class ClipExtractor:
             self._warned.add(text)
             end = self.tokenizer.decode(ids[longest - 1 : -1])  # the last id is the end's
             log.warning(
-                "prompt %s has %d tokens and CLIP reads %d: its end does not count in the score: "
-                "%s",
-                quote(text),
-                len(ids),
-                longest,
-                quote(end, 300),
+                f"prompt {quote(text)} has {len(ids)} tokens and CLIP reads {longest}: its end "
+                f"does not count in the score: {quote(end, 300)}"
             )
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ldm.util import at_least
+
 # This colour becomes the page's text colour; a nearby grey would be a fixed one.
 _TEXT = "#010203"
 # Distinguishable on white and on near-black, and to most colour-blind eyes (after Okabe and Ito).
@@ -48,8 +50,7 @@ class Band:
 
 def running_mean(values: Sequence[float], window: int) -> np.ndarray:
     """Average each value with those around it, fewer at the ends: float64 [len(values)]."""
-    if window < 1:
-        raise ValueError(f"window must be at least 1, got {window}")
+    at_least(1, window=window)
     kernel = np.ones(min(window, len(values)))
     total = np.convolve(np.asarray(values, np.float64), kernel, mode="same")
     return total / np.convolve(np.ones(len(values)), kernel, mode="same")
@@ -63,14 +64,10 @@ def line_plot(
     bands: Sequence[Band] = (),
     size: tuple[float, float] = (5.2, 3.0),
 ) -> str:
-    """Plot curves over bands and return an `<svg>` element.
+    """Plot curves, in the order of the legend, over bands and return an `<svg>` element.
 
-    Args:
-        lines: the curves, in the order of the legend.
-        x_label: what x is, with its unit.
-        y_label: what y is, with its unit.
-        bands: shaded stretches of y.
-        size: width and height in inches; the page scales it.
+    The labels say what x and y are, with their units. `size` is width and height in inches; the
+    page scales it.
     """
     import matplotlib as mpl
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ldm.evaluation.evaluate import ImageSource
+from ldm.evaluation.sources import ImageSource
 from ldm.util import UserError, write_whole
 
 INDEX = "prompts.json"  # the prompts, in the order of the images' first numbers

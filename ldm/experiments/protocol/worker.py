@@ -36,7 +36,7 @@ from ldm.util import UserError, cli_main, write_json, write_whole
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ldm.evaluation.evaluate import ImageSource
+    from ldm.evaluation.sources import ImageSource
 
 log = logging.getLogger(__name__)
 GRACE = 60.0  # seconds for a training to save in when its starter has gone
