@@ -84,11 +84,7 @@ class MiniatureClip(ClipExtractor):
 
     @classmethod
     def load(cls, name: str | Path, device: str = "cpu", local: bool = True) -> Self:
-        """Read the folder with the model, its configuration and its tokenizer.
-
-        Raises:
-            UserError: the folder holds no model.
-        """
+        """Read a folder with model, configuration and tokenizer; UserError where it holds none."""
         if not (Path(name) / "model.safetensors").is_file():
             raise UserError(f"no CLIP in {name}: run scripts/miniature/train_clip.py")
         return super().load(name, device, local)

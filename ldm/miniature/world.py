@@ -177,11 +177,7 @@ class MiniatureWorld:
         return self._thing_names.get(spec.look, "") if said else ""
 
     def describe(self, sample: int) -> dict[str, Any]:
-        """Return a sample without its pixels: `caption`, `image_id` and `sample`.
-
-        Args:
-            sample: any index of the run's stream.
-        """
+        """Return a sample of the run's stream without pixels: `caption`, `image_id`, `sample`."""
         image_id = self.image_of(sample)
         caption = self.caption(sample, self.spec(image_id))
         return {"caption": caption, "image_id": image_id, "sample": sample}

@@ -80,10 +80,8 @@ class Source:
 class Form:
     """One row of the table.
 
-    Attributes:
-        name: of the form.
-        fits: tells by the keys of the content, and the metadata, whether it has this form.
-        read: returns the words; UserError for content that holds none.
+    `fits` tells by the keys of the content, and the metadata, whether it has this form. `read`
+    returns the words; UserError for content that holds none.
     """
 
     name: str

@@ -44,13 +44,10 @@ NO_IMAGES = "lightning.callbacks.image_logger.params.batch_frequency=1000000"
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured.
+    """How much is measured: so many rounds of turns, which share `turn`.
 
-    Attributes:
-        folder: for the results and the logs of runs.
-        rounds: turns of each side.
-        turn: what all turns share.
-        quick: few steps in this process: for a look, and for tests.
+    `folder` is for the results and the logs of runs. `quick` takes few steps in this process: for a
+    look, and for tests.
     """
 
     folder: Path
@@ -163,13 +160,9 @@ def _start_up(plan: Plan) -> Callable[[int], float]:
 
 
 def command(plan: Plan, arguments: Sequence[str]) -> dict[str, float]:
-    """Run the command that learns words of the miniature.
+    """Run the command that learns words of the miniature; UserError gives its last line.
 
-    Returns:
-        `seconds`, of the whole command, and `training`, of its steps.
-
-    Raises:
-        UserError: the command failed; gives its last line.
+    Returns `seconds`, of the whole command, and `training`, of its steps.
     """
     threads = ("--threads", str(plan.turn.threads)) if plan.turn.threads else ()
     start = time.perf_counter()

@@ -35,11 +35,9 @@ class Size:
 
     Attributes:
         name: as it is printed.
-        config: YAML file of a word's run.
+        config: YAML file of a word's run; `overrides` are entries of it.
         batch: images in a training step.
-        images: generated at once.
-        steps: of a sampler.
-        overrides: entries of the configuration.
+        images, steps: generated at once, and of the sampler.
     """
 
     name: str
@@ -195,11 +193,9 @@ def generation(model: LatentDiffusion, size: Size) -> Callable[[], object]:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each repetition.
+    """Seconds of each repetition, on the clock and of all threads together.
 
-    Attributes:
-        wall: on the clock.
-        cpu: of all threads together; other programs on the machine hardly change them.
+    Other programs on the machine hardly change the latter.
     """
 
     wall: list[float]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ldm.editing.guided import from_image
@@ -25,22 +24,12 @@ COLUMNS = (
 OURS = "ours (S*)"
 
 
-@dataclass(frozen=True)
-class Compared:
-    """Images of one prompt by one way, scored against the prompt with its placeholder."""
-
-    concept: str
-    way: str
-    prompt: str
-    scored: Sequence[Scored]
-
-    def numbers(self, shown: int) -> list[tuple[Any, ...]]:
-        """Return the rows of the table."""
-        asked = (self.concept, self.way, self.prompt)
-        return [
-            (*asked, found.generated.prompt, i, *found.numbers, int(i < shown))
-            for i, found in enumerate(self.scored)
-        ]
+def _numbers(*asked: str, scored: Sequence[Scored], shown: int) -> list[tuple[Any, ...]]:
+    """Return the table's rows of images; `asked` are concept, row and prompt."""
+    return [
+        (*asked, found.generated.prompt, i, *found.numbers, int(i < shown))
+        for i, found in enumerate(scored)
+    ]
 
 
 def variations(figure: Figure, session: Session) -> Rendered:
@@ -57,7 +46,7 @@ def variations(figure: Figure, session: Session) -> Rendered:
         for way, scored in _variations(session, line, subject, each).items():
             cells[way] += [Cell(found.generated.image) for found in scored]
             cells[way] += [Cell(None)] * (each - len(scored))
-            numbers += Compared(concept, way, prompt, scored).numbers(each)
+            numbers += _numbers(concept, way, prompt, scored=scored, shown=each)
     headings = [(line.shown_label, each) for line in lines]
     note = (
         "Uncurated. A row of captions has the concept's captions by turns; a concept without any "
@@ -104,7 +93,7 @@ def comparison(figure: Figure, session: Session) -> Rendered:
                 own = scored[0].generated.prompt if prompt == line.prompts[0] else ""
                 title = readable(prompt) if way == OURS else own
                 cells.setdefault(way, []).append(Cell(scored[0].generated.image, title))
-                numbers += Compared(subject.name, way, prompt, scored).numbers(1)
+                numbers += _numbers(subject.name, way, prompt, scored=scored, shown=1)
     headings = [(line.shown_label, len(line.prompts)) for line in lines]
     given: list[Cell] = []
     for line, subject in zip(lines, subjects, strict=True):

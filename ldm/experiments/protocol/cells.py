@@ -190,36 +190,3 @@ def _cell(
         "options": learning_options(spec, concept, variant, concept.folder),
     }
     return Cell(concept.name, variant.name, seed, variant.source, learn, score, places)
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A finished cell and its scores.json."""
-
-    cell: Cell
-    scores: Mapping[str, Any]
-
-    @property
-    def unit(self) -> tuple[str, int]:
-        """What cells of several variants have in common: concept and seed."""
-        return self.cell.concept, self.cell.seed
-
-    def has(self, score: str) -> bool:
-        """Tell whether the cell has a score."""
-        return score in self.scores or score in self.scores.get("extra", {})
-
-    def value(self, score: str) -> float:
-        """Return a score's mean."""
-        found = self.scores[score] if score in self.scores else self.scores["extra"][score]
-        return float(found["value"])
-
-    @property
-    def training_images(self) -> int:
-        """How many images the word was learned from, or that there are of the concept."""
-        part = self.cell.learn["pictures"] if self.cell.learn else self.cell.score["training"]
-        return len(part)
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps; 0 where nothing was learned."""
-        return int(self.cell.learn["steps"]) if self.cell.learn else 0

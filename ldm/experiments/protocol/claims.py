@@ -16,7 +16,7 @@ from ldm.evaluation.bootstrap import Estimate, mean_over
 from ldm.experiments import tables
 
 if TYPE_CHECKING:
-    from ldm.experiments.protocol.cells import Finished
+    from ldm.experiments.protocol.folder import Finished
 
 TRAINING = "training images"  # of a concept, compared with each other
 HIGHER, LOWER, ABOUT = "higher", "lower", "about equal"

@@ -18,6 +18,7 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,51 @@ def receive(folder: Path, files: Mapping[str, bytes]) -> None:
     for name in KEPT:
         if name in files:
             write_whole(folder / name, files[name])
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished cell, its scores.json and its folder."""
+
+    cell: Cell
+    scores: Mapping[str, Any]
+    folder: Path = Path()
+
+    @property
+    def has_images(self) -> bool:
+        """Whether it kept the images that its scores are of, not some of an earlier run."""
+        return "keep" in self.cell.score and (self.folder / IMAGES).is_file()
+
+    @property
+    def unit(self) -> tuple[str, int]:
+        """What cells of several variants have in common: concept and seed."""
+        return self.cell.concept, self.cell.seed
+
+    def has(self, score: str) -> bool:
+        """Tell whether the cell has a score."""
+        return score in self.scores or score in self.scores.get("extra", {})
+
+    def value(self, score: str) -> float:
+        """Return a score's mean."""
+        found = self.scores[score] if score in self.scores else self.scores["extra"][score]
+        return float(found["value"])
+
+    @property
+    def training_images(self) -> int:
+        """How many images the word was learned from, or that there are of the concept."""
+        part = self.cell.learn["pictures"] if self.cell.learn else self.cell.score["training"]
+        return len(part)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps; 0 where nothing was learned."""
+        return int(self.cell.learn["steps"]) if self.cell.learn else 0
+
+
+def finished(folder: Path, cell: Cell) -> Finished | None:
+    """Return a cell with its scores; None where it has none of these settings."""
+    scores = scores_of(folder, cell)
+    return Finished(cell, scores, folder) if scores else None
 
 
 class Lock:

@@ -30,16 +30,11 @@ def run_remotely(task: Task, inputs: Mapping[str, bytes]) -> Outcome:
 
 
 class RayEngine:
-    """Runs tasks on a Ray cluster.
+    """Runs tasks on a Ray cluster, each on so many CPUs and GPUs; a share 0.5 puts two on one GPU.
 
-    Args:
-        address: of the cluster ("auto", "10.0.0.1:6379", "ray://..."), or "local" for one of this
-            machine alone, made for the purpose.
-        threads: CPUs that a cell takes.
-        gpus: GPUs that a cell takes; a share such as 0.5 puts two on one.
-
-    Raises:
-        UserError: Ray is not installed, or no cluster answers there.
+    `address` is the cluster's ("auto", "10.0.0.1:6379", "ray://..."), or "local" for one of this
+    machine alone, made for the purpose. Raises UserError where Ray is not installed, or no cluster
+    answers there.
     """
 
     def __init__(self, address: str, threads: int = 1, gpus: float = 0.0) -> None:

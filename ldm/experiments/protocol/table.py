@@ -17,8 +17,8 @@ import numpy as np
 from ldm.evaluation.bootstrap import Estimate, mean_over
 from ldm.experiments import tables
 from ldm.experiments.protocol import claims
-from ldm.experiments.protocol.cells import Cell, Finished
-from ldm.experiments.protocol.folder import TIMES, WORD, read_json, scores_of
+from ldm.experiments.protocol.cells import Cell
+from ldm.experiments.protocol.folder import TIMES, WORD, Finished, finished, read_json
 from ldm.experiments.protocol.run import cell_folder
 from ldm.util import write_json, write_whole
 
@@ -67,8 +67,8 @@ class VariantSummary:
 
 def finished_cells(output: Path, cells: Sequence[Cell]) -> list[Finished]:
     """Return the finished ones of a table's cells, in its order."""
-    found = ((cell, scores_of(cell_folder(output, cell), cell)) for cell in cells)
-    return [Finished(cell, scores) for cell, scores in found if scores]
+    found = (finished(cell_folder(output, cell), cell) for cell in cells)
+    return [item for item in found if item]
 
 
 def rows(found: Sequence[Finished]) -> list[dict[str, Any]]:
@@ -156,7 +156,7 @@ def write_results(output: Path, cells: Sequence[Cell], reference: str, resamples
     times = []
     for item in found:
         own = {name: getattr(item.cell, name) for name in TIME[:3]}
-        times.append({**own, **read_json(cell_folder(output, item.cell) / TIMES)})
+        times.append({**own, **read_json(item.folder / TIMES)})
     _write_csv(output / "times.csv", TIME, times)
     return len(found)
 
@@ -169,13 +169,12 @@ def keep_words(output: Path, cells: Sequence[Cell], target: Path) -> int:
     how many words there are.
     """
     count = 0
-    for cell in cells:
-        folder = cell_folder(output, cell)
-        if cell.learn is None or not scores_of(folder, cell):
-            continue
-        place = target / cell.variant / f"seed{cell.seed}" / f"{cell.concept}.safetensors"
-        write_whole(place, (folder / WORD).read_bytes())
-        count += 1
+    for item in finished_cells(output, cells):
+        cell = item.cell
+        if cell.learn is not None:
+            place = target / cell.variant / f"seed{cell.seed}" / f"{cell.concept}.safetensors"
+            write_whole(place, (item.folder / WORD).read_bytes())
+            count += 1
     return count
 
 

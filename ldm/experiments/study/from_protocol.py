@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.experiments.protocol.cells import Cell
-from ldm.experiments.protocol.folder import CELL, IMAGES, scores_of
+from ldm.experiments.protocol.folder import CELL, IMAGES, Finished, finished
 from ldm.experiments.protocol.images import read_images
 from ldm.experiments.study.questionnaire import TRAINING
 from ldm.image_io import write_image
@@ -24,26 +24,13 @@ ADVICE = "set keep_pictures in the protocol's YAML and run it again"
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A finished cell and its folder."""
-
-    cell: Cell
-    folder: Path
-
-    @property
-    def has_images(self) -> bool:
-        """Whether it kept the images that its scores are of, not some of an earlier run."""
-        return "keep" in self.cell.score and (self.folder / IMAGES).is_file()
-
-
-@dataclass(frozen=True)
 class Table:
     """What a study shows of a protocol's table: cells by concept, then model, then seed.
 
     The images of `image_prompt` are compared with the training images.
     """
 
-    cells: tuple[Kept, ...]
+    cells: tuple[Finished, ...]
     image_prompt: str
     placeholder: str
 
@@ -64,7 +51,7 @@ def read_table(output: Path, models: Sequence[str], seeds: Sequence[int] = ()) -
     for model in models:
         _check_model(output, model, [item for item in found if item.cell.variant == model])
     usable = [item for item in found if item.cell.variant in models and item.has_images]
-    cells: list[Kept] = []
+    cells: list[Finished] = []
     for concept in sorted({item.cell.concept for item in found}):
         own = [item for item in usable if item.cell.concept == concept]
         cells += _complete(concept, own, models, seeds)
@@ -85,7 +72,7 @@ def read_table(output: Path, models: Sequence[str], seeds: Sequence[int] = ()) -
     return Table(tuple(cells), first.score["image_prompt"], first.score["placeholder"])
 
 
-def _finished(output: Path) -> list[Kept]:
+def _finished(output: Path) -> list[Finished]:
     if not (output / "cells").is_dir():
         raise UserError(f"{output} is no output of scripts/protocol.py: it has no folder 'cells'")
     found = []
@@ -94,12 +81,13 @@ def _finished(output: Path) -> list[Kept]:
             cell = Cell.from_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} describes no cell of a protocol") from error
-        if scores_of(path.parent, cell):
-            found.append(Kept(cell, path.parent))
-    return sorted(found, key=lambda item: (item.cell.concept, item.cell.variant, item.cell.seed))
+        found.append(finished(path.parent, cell))
+    return sorted(
+        filter(None, found), key=lambda item: (item.cell.concept, item.cell.variant, item.cell.seed)
+    )
 
 
-def _check_model(output: Path, model: str, finished: Sequence[Kept]) -> None:
+def _check_model(output: Path, model: str, finished: Sequence[Finished]) -> None:
     if not finished:
         raise UserError(
             f"{output} has no finished cell of {model!r}: finish the protocol, or name other "
@@ -110,8 +98,8 @@ def _check_model(output: Path, model: str, finished: Sequence[Kept]) -> None:
 
 
 def _complete(
-    concept: str, usable: Sequence[Kept], models: Sequence[str], seeds: Sequence[int]
-) -> list[Kept]:
+    concept: str, usable: Sequence[Finished], models: Sequence[str], seeds: Sequence[int]
+) -> list[Finished]:
     """Return a concept's cells of the seeds that all models have; none where that is not enough."""
     missing = [model for model in models if not any(i.cell.variant == model for i in usable)]
     if missing:
@@ -164,7 +152,7 @@ def _copy_training(cell: Cell, folder: Path) -> Iterator[str]:
         yield (target / name).relative_to(folder).as_posix()
 
 
-def _unpack(item: Kept, folder: Path) -> Iterator[tuple[str, str]]:
+def _unpack(item: Finished, folder: Path) -> Iterator[tuple[str, str]]:
     cell, kept = item.cell, read_images(item.folder / IMAGES)
     prompts = dict.fromkeys([cell.score["image_prompt"], *cell.score["prompts"]])
     target = folder / cell.concept / cell.variant
