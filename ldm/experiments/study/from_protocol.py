@@ -81,10 +81,9 @@ def _finished(output: Path) -> list[Finished]:
             cell = Cell.from_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} describes no cell of a protocol") from error
-        found.append(finished(path.parent, cell))
-    return sorted(
-        filter(None, found), key=lambda item: (item.cell.concept, item.cell.variant, item.cell.seed)
-    )
+        if item := finished(path.parent, cell):
+            found.append(item)
+    return sorted(found, key=lambda item: (item.cell.concept, item.cell.variant, item.cell.seed))
 
 
 def _check_model(output: Path, model: str, finished: Sequence[Finished]) -> None:
