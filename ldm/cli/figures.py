@@ -17,7 +17,7 @@ from ldm.experiments.figures.pivotal import make as tune
 from ldm.experiments.figures.record import FIGURES, Figure, find
 from ldm.experiments.figures.request import Request, check, is_miniature
 from ldm.resources import ROOT, locate
-from ldm.util import UserError
+from ldm.util import UserError, get_obj_from_str
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +199,8 @@ def _maker(request: Request, command: str) -> Callable[[Figure], None]:
         log.info("figure %s: %s", figure.name, figure.title)
         start = time.monotonic()
         with house_style():
-            rendered = figure.render(session)
+            render = get_obj_from_str(f"ldm.experiments.figures.{figure.renderer}")
+            rendered = render(figure, session)
         files = save(figure, rendered, request.output, command, session.facts(figure))
         log.info("  %s (%.0f s)", files[0], time.monotonic() - start)
 

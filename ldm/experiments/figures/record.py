@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml  # type: ignore[import-untyped]
 
-from ldm.util import UserError, get_obj_from_str, one_of
+from ldm.util import UserError, one_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
-
-    from ldm.experiments.figures.session import Session
 
 # What a figure may need beside the model and its scorer.
 INPUTS = ("words", "concepts", "table", "answers", "pivotal", "scene")
