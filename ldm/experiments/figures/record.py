@@ -81,13 +81,6 @@ class Figure:
         """Return the lines for the miniature or for the 1.4B model."""
         return self.miniature if miniature else self.paper
 
-    def render(self, session: Session) -> Rendered:
-        """Make the figure; imports what is heavy."""
-        rendered: Rendered = get_obj_from_str(f"ldm.experiments.figures.{self.renderer}")(
-            self, session
-        )
-        return rendered
-
 
 @dataclass(frozen=True)
 class Table:
