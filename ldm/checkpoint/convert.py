@@ -41,11 +41,8 @@ def convert(
         config: the base's configuration; by default as the loader finds it.
         half: write float16.
 
-    Returns:
-        What the source is.
-
-    Raises:
-        UserError: the base is not supported, or the target exists or cannot be written.
+    Returns what the source is. Raises UserError where the base is not supported, or the target
+    exists or cannot be written.
     """
     target = Path(target).expanduser()
     if target.exists():
@@ -65,11 +62,7 @@ def convert(
 
 
 def read_entries(base: Base) -> dict[str, Tensor]:
-    """Read a base's weights under the published names.
-
-    Raises:
-        UserError: unreadable, or a component is missing.
-    """
+    """Read a base's weights under the published names; or raise UserError."""
     model = build_empty(base)
     own = model.state_dict()
     state = read_weights(base.path, model)

@@ -65,8 +65,7 @@ class CLIPTextEncoder(TextEncoder):
     def blocks(self, clip_skip: int) -> int:
         """Return how many blocks a text passes through.
 
-        Args:
-            clip_skip: 1 is the model's own layer, 2 the one before it, as AUTOMATIC1111 counts.
+        A `clip_skip` of 1 is the model's own layer, 2 the one before it, as AUTOMATIC1111 counts.
         """
         count = self.layers - LAYERS.index(self.layer) - (clip_skip - 1)
         if not 1 <= count <= self.layers:
@@ -318,9 +317,7 @@ class FrozenOpenCLIPEmbedder(CLIPTextEncoder):
     def pooled(self, last: Tensor, ends: Tensor) -> Tensor:
         """Return the projected output of the last block at the end of each text: [b, width].
 
-        Args:
-            last: output of the last block [b, n, width].
-            ends: position of each text's end token [b].
+        `last` is the output [b, n, width], `ends` the position of each text's end token [b].
         """
         rows = torch.arange(len(last), device=last.device)
         return self.model.ln_final(last)[rows, ends] @ self.model.text_projection

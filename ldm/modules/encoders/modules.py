@@ -32,11 +32,7 @@ __all__ = [
 
 
 class ClassEmbedder(AbstractEncoder):
-    """Class labels [b] → one vector each, [b, 1, embed_dim].
-
-    Args:
-        key: key of the labels in a batch.
-    """
+    """Class labels [b], under `key` in a batch → one vector each, [b, 1, embed_dim]."""
 
     def __init__(self, embed_dim: int, n_classes: int = 1000, key: str = "class") -> None:
         super().__init__()
