@@ -217,6 +217,17 @@ def read_text(path: str | Path, what: str) -> str:
         raise UserError(f"{what} {path}: {reason}") from error
 
 
+def check_output_folder(path: str | Path, what: str = "output folder") -> Path:
+    """Return a folder, which need not exist yet; UserError where it takes no files."""
+    path = Path(path)
+    existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise UserError(f"{what} {path}: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{what} {path}: {existing} is not writable")
+    return path
+
+
 def write_whole(
     path: str | Path, content: bytes | str | Callable[[Path], object], *, replace: bool = True
 ) -> None:

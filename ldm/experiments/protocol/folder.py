@@ -15,19 +15,27 @@ A training under way has its log folder there too, learning-HASH.
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 from ldm.experiments.protocol.cells import Cell
-from ldm.util import write_whole
+from ldm.util import UserError, write_whole
+
+if TYPE_CHECKING:
+    from ldm.evaluation.sources import ImageSource
 
 CELL, SCORES, TIMES, LOG, LOCK = "cell.json", "scores.json", "times.json", "cell.log", ".lock"
 WORD, DELTA, CURVES = "word.safetensors", "difference.safetensors", "metrics.csv"
 IMAGES = "pictures.zip"
+INDEX = "prompts.json"  # in it: the prompts, in the order of the images' first numbers
 # What a cell run elsewhere sends home; the scores are to be written last.
 KEPT = (LOG, CURVES, DELTA, WORD, IMAGES, TIMES, SCORES)
 # What it may begin with: a word whose scores alone are to be made anew.
@@ -117,6 +125,47 @@ def finished(folder: Path, cell: Cell) -> Finished | None:
     """Return a cell with its scores; None where it has none of these settings."""
     scores = scores_of(folder, cell)
     return Finished(cell, scores, folder) if scores else None
+
+
+def keeping(source: ImageSource, count: int, kept: dict[str, list[Image.Image]]) -> ImageSource:
+    """Return a source that puts the first `count` images of each prompt into `kept`, too."""
+
+    def generated(prompts: Sequence[str], each: int) -> list[Image.Image]:
+        images = source(prompts, each)
+        for i, prompt in enumerate(prompts):
+            kept[prompt] = images[i * each : i * each + min(count, each)]
+        return images
+
+    return generated
+
+
+def write_images(path: Path, images: Mapping[str, Sequence[Image.Image]]) -> None:
+    """Write prompts' images as a ZIP of PNG files, whole or not at all."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(INDEX, json.dumps(list(images), ensure_ascii=False))
+        for i, own in enumerate(images.values()):
+            for j, image in enumerate(own):
+                png = io.BytesIO()
+                image.save(png, "PNG")
+                file.writestr(f"{i:02d}-{j:02d}.png", png.getvalue())
+    write_whole(path, archive.getvalue())
+
+
+def read_images(path: Path) -> dict[str, list[Image.Image]]:
+    """Return what `write_images` wrote; UserError where there is no such archive."""
+    found: dict[str, list[Image.Image]] = {}
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = sorted(file.namelist())
+            for i, prompt in enumerate(json.loads(file.read(INDEX))):
+                own = [name for name in names if name.startswith(f"{i:02d}-")]
+                found[prompt] = [Image.open(io.BytesIO(file.read(name))) for name in own]
+    except OSError as error:
+        raise UserError(f"images {path}: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise UserError(f"images {path}: no archive that a protocol's cell kept") from error
+    return found
 
 
 class Lock:

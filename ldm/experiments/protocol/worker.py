@@ -193,7 +193,7 @@ def score(cell: Cell, folder: Path) -> dict[str, Any]:
     from ldm.data.folder import list_images
     from ldm.evaluation.evaluate import evaluate
     from ldm.evaluation.extractors import find_extractor
-    from ldm.experiments.protocol.images import keeping, write_images
+    from ldm.experiments.protocol.folder import keeping, write_images
     from ldm.image_io import open_rgb
     from ldm.miniature.editability import edit_scores
 

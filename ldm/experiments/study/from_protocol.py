@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.experiments.protocol.cells import Cell
-from ldm.experiments.protocol.folder import CELL, IMAGES, Finished, finished
-from ldm.experiments.protocol.images import read_images
+from ldm.experiments.protocol.folder import CELL, IMAGES, Finished, finished, read_images
 from ldm.experiments.study.questionnaire import TRAINING
 from ldm.image_io import write_image
 from ldm.util import UserError, quote, write_table, write_whole
