@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ldm.modules.encoders.base import TextEncoder
 from ldm.modules.encoders.vocabulary import load_tokenizer
 from ldm.modules.x_transformer import EmbeddingHook, known
-from ldm.util import UserError
+from ldm.util import UserError, one_of
 
 VOCABULARY = "openai/clip-vit-large-patch14"  # OpenCLIP's text encoders have the same
 # The published text encoders of OpenCLIP: width, layers, heads.
@@ -42,8 +42,7 @@ class CLIPTextEncoder(TextEncoder):
     def __init__(
         self, tokenizer: str, layers: int, layer: str, max_length: int, vocab_size: int
     ) -> None:
-        if layer not in LAYERS:
-            raise ValueError(f"layer must be one of {', '.join(LAYERS)}, got {layer!r}")
+        one_of(LAYERS, layer=layer)
         super().__init__(load_tokenizer("CLIPTokenizerFast", tokenizer))
         if len(self.tokenizer) > vocab_size:
             raise UserError(
@@ -281,8 +280,7 @@ class FrozenOpenCLIPEmbedder(CLIPTextEncoder):
         heads: int | None = None,
         vocab_size: int = 49408,
     ) -> None:
-        if arch not in ARCHITECTURES:
-            raise ValueError(f"arch must be one of {', '.join(ARCHITECTURES)}, got {arch!r}")
+        one_of(ARCHITECTURES, arch=arch)
         sizes = zip((width, layers, heads), ARCHITECTURES[arch], strict=True)
         self_width, self_layers, self_heads = (own if own else default for own, default in sizes)
         super().__init__(tokenizer, self_layers, layer, max_length, vocab_size)
