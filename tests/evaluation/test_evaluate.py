@@ -169,7 +169,7 @@ def test_prompts_must_name_a_learned_word() -> None:
 def test_arguments_out_of_range() -> None:
     with pytest.raises(ValueError, match="training must hold at least one image"):
         evaluate(Painter(), ColourExtractor(), [], PROMPTS)
-    with pytest.raises(ValueError, match="got 0 and 1000"):
+    with pytest.raises(ValueError, match="images must be at least 1, got 0"):
         evaluate(Painter(), ColourExtractor(), TRAINING, PROMPTS, images=0)
     with pytest.raises(ValueError, match="source gave 1 images for 3 prompts of 4 each"):
         evaluate(lambda *_: TRAINING[:1], ColourExtractor(), TRAINING, PROMPTS, images=4)
