@@ -82,7 +82,35 @@ def processor(side: int, crop: int, **options: Any) -> Any:
     return CLIPImageProcessorPil(size=size, crop_size=square, **options)
 
 
-class ClipExtractor:
+class ImageEmbedder:
+    """Embeds images by a model of `transformers`; `prepare` is its image processor."""
+
+    model: Any
+    prepare: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        weight: Tensor = next(self.model.parameters())
+        return weight.device
+
+    @torch.no_grad()
+    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
+        """Embed images of any size: unit vectors [n, d] on the CPU."""
+        return torch.cat([self.embed(self.pixels(part)) for part in batches(images, self.device)])
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """Resize, crop and normalise images: float32 [n, 3, side, side] on the CPU."""
+        rgb = [image.convert("RGB") for image in images]
+        prepared: Tensor = self.prepare(images=rgb, return_tensors="pt")["pixel_values"]
+        return prepared
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Embed normalised pixels [n, 3, side, side]: unit vectors [n, d] on the CPU."""
+        raise NotImplementedError
+
+
+class ClipExtractor(ImageEmbedder):
     """Embeds images and texts by any CLIP of `transformers`; build it with `ClipExtractor.load`.
 
     `prepare` is an image processor of `transformers`; by default OpenAI's at the model's size.
@@ -97,7 +125,7 @@ class ClipExtractor:
                 f"the tokenizer {tokenizer.name_or_path!r} knows {len(tokenizer)} tokens and the "
                 f"model {wanted}: put the model's own tokenizer files beside its weights"
             )
-        self.model: CLIPModel = frozen(model)
+        self.model = frozen(model)
         self.tokenizer = tokenizer
         self._warned: set[str] = set()
         self.prepare = prepare or processor(image_size(model), image_size(model))
@@ -118,25 +146,7 @@ class ClipExtractor:
             _find_processor(name, local),
         )
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        weight: Tensor = self.model.text_projection.weight
-        return weight.device
-
-    @torch.no_grad()
-    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
-        """Embed images of any size: unit vectors [n, d] on the CPU."""
-        return torch.cat([self.embed(self.pixels(part)) for part in batches(images, self.device)])
-
-    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """Resize, crop and normalise images: float32 [n, 3, side, side] on the CPU."""
-        rgb = [image.convert("RGB") for image in images]
-        prepared: Tensor = self.prepare(images=rgb, return_tensors="pt")["pixel_values"]
-        return prepared
-
     def embed(self, pixels: Tensor) -> Tensor:
-        """Embed normalised pixels [n, 3, side, side]: unit vectors [n, d] on the CPU."""
         pooled = self.model.vision_model(pixel_values=pixels.to(self.device)).pooler_output
         return F.normalize(self.model.visual_projection(pooled), dim=-1).cpu()
 
