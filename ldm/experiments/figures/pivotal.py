@@ -6,7 +6,6 @@ What the networks moved by is as large as the model; so it is made where it is n
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -38,9 +37,10 @@ def training_command(concept: str, concepts: Path, logs: Path, steps: int | None
     """
     if not (concepts / concept).is_dir():
         raise UserError(f"no concept {concept!r} in {concepts}: give a folder there to --concept")
-    listed = concepts / "concepts.json"
-    records = json.loads(listed.read_text("utf-8")) if listed.is_file() else {}
-    if not (first := records.get(concept, {}).get("first_word")):
+    from ldm.experiments.figures.subjects import concept_record
+
+    if not (first := str(concept_record(concepts / concept).get("first_word", ""))):
+        listed = concepts / "concepts.json"
         raise UserError(f"{listed} says no initializer word of {concept!r}: add it there")
     command = ["main.py", "--base", "configs/miniature/finetune.yaml", "--variant", "pivotal"]
     command += ["-t", "--no-test", "--actual_resume", "models/miniature/model.safetensors"]

@@ -42,7 +42,7 @@ def read_subject(folder: Path, word_file: Path | None = None) -> Subject:
     captions = list(dict.fromkeys(text for path in files for text in read_captions(path)))
     short = tuple(text for text in captions if len(text.split()) <= SHORT)
     long = tuple(text for text in captions if SHORT < len(text.split()) <= LONG)
-    record = _record(folder)
+    record = concept_record(folder)
     if not captions and record:
         short, long = _described(record)
     first = initializer_word(word_file) if word_file else ""
@@ -65,7 +65,7 @@ def initializer_word(path: Path) -> str:
     return str(next(iter(words.values()), "") or "") if isinstance(words, dict) else ""
 
 
-def _record(folder: Path) -> dict[str, object]:
+def concept_record(folder: Path) -> dict[str, object]:
     """Return what `concepts.json` says of a concept, {} where it says nothing."""
     path = folder.parent / "concepts.json"
     if not path.is_file():
