@@ -28,13 +28,11 @@ HOLDS, FAILS, OPEN = "holds", "does not hold", "open"
 
 @dataclass(frozen=True)
 class Expected:
-    """One difference that a claim speaks of.
+    """One difference that a claim, of a number and a text, speaks of.
 
     Attributes:
-        claim: its number in the list of claims.
-        text: the claim.
         variant, against: whose mean less whose; `against` may be `TRAINING`.
-        score: "image" or "text".
+        score: "image", "text" or "edit_accuracy".
         sign: `HIGHER`, `LOWER` or `ABOUT`.
     """
 

@@ -45,12 +45,9 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task ended.
+    """How a task ended: the program's exit status, or an error in a line where it has none.
 
-    Attributes:
-        status: the program's exit status, 0 for success.
-        error: in a line, where it did not come to an exit status.
-        files: what it made, where that has still to be written into the cell's folder.
+    `files` are what it made, where that has still to be written into the cell's folder.
     """
 
     name: str
@@ -115,12 +112,7 @@ def run_elsewhere(task: Task, inputs: Mapping[str, bytes], node: str) -> Outcome
 
 
 class Engine(Protocol):
-    """Runs tasks side by side.
-
-    Attributes:
-        slots: how many tasks it takes at a time.
-        workers: how many it runs at a time, for the estimate of what remains.
-    """
+    """Runs `workers` tasks side by side, and takes `slots` at a time."""
 
     slots: int
     workers: int

@@ -113,12 +113,10 @@ class Progress:
 
 @dataclass
 class Runner:
-    """Runs the cells of a table that are not finished.
+    """Runs the cells of a table, in the folder `output`, that are not finished.
 
     Attributes:
-        output: the table's folder.
-        engine: runs them.
-        progress: is told of each.
+        engine, progress: runs them, and is told of each.
         program: runs one cell; see `PROGRAM`.
         environment: what it finds there besides this process's own.
         failures: name → what went wrong, of those that failed.
