@@ -130,7 +130,8 @@ def _lines(stored: Sequence[Mapping[str, Any]]) -> tuple[Line, ...]:
 def _read_figures() -> tuple[Figure, ...]:
     text = Path(__file__).with_name("figures.yaml").read_text(encoding="utf-8")
     figures = []
-    for stored in yaml.safe_load(text):
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
+    for stored in yaml.load(text, loader):
         sides = ("paper", "miniature")
         tuples: dict[str, Any] = {name: _lines(stored.get(name, ())) for name in sides}
         if "needs" in stored:
