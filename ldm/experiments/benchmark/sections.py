@@ -29,7 +29,6 @@ VECTORS_ENTRY = "model.params.personalization_config.params.num_vectors_per_toke
 TRAIN = (sys.executable, "-c", "from ldm.cli.commands import train; train()", "-t", "--no-test")
 # Folders of images and their initializer words.
 CONCEPTS = {"teal-star": "star", "red-mug": "mug", "pink-heart": "heart", "cyan-ring": "ring"}
-WEIGHTS = ROOT / "models/miniature/model.safetensors"
 # Whole runs of the miniature: the number of words, and the arguments.
 PAPER = ("--base", "configs/miniature/paper.yaml")
 RUNS: Mapping[str, tuple[int, tuple[str, ...]]] = {
@@ -46,13 +45,14 @@ NO_IMAGES = "lightning.callbacks.image_logger.params.batch_frequency=1000000"
 class Plan:
     """How much is measured: so many rounds of turns, which share `turn`.
 
-    `folder` is for the results and the logs of runs. `quick` takes few steps in this process: for a
-    look, and for tests.
+    `folder` is for the results and the logs of runs, `model` has the weights of whole runs. `quick`
+    takes few steps in this process: for a look, and for tests.
     """
 
     folder: Path
     rounds: int
     turn: Turn
+    model: Path
     quick: bool = False
 
 
@@ -169,7 +169,7 @@ def command(plan: Plan, arguments: Sequence[str]) -> dict[str, float]:
     done = subprocess.run(
         [
             *TRAIN,
-            *("--actual_resume", str(WEIGHTS), "-l", str(plan.folder / "logs")),
+            *("--model", str(plan.model), "-l", str(plan.folder / "logs")),
             *(*threads, *arguments, NO_IMAGES),
         ],
         cwd=ROOT,
