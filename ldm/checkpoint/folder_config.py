@@ -65,8 +65,7 @@ def shipped_config(family: str) -> DictConfig:
 def family_of_folder(folder: Path) -> str:
     """Return the family (a key of `FAMILIES`) of a diffusers folder.
 
-    Raises:
-        UserError: it is of no supported family; one line says what it is.
+    Raises UserError for one of no supported family; one line says what it is.
     """
     index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
     for name, what in OTHERS.items():
@@ -101,9 +100,8 @@ def _scheduler(folder: Path) -> dict[str, Any]:
 def folder_config(folder: Path) -> tuple[str, DictConfig]:
     """Return the family of a diffusers folder and our configuration of its model.
 
-    Raises:
-        UserError: the folder lacks a component or a size, its sizes make no model, or its model is
-            not supported.
+    Raises UserError for a folder that lacks a component or a size, whose sizes make no model, or
+    whose model is not supported.
     """
     try:
         return _folder_config(folder)
