@@ -19,10 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from ldm.training.arguments import parse
 from ldm.training.merge import STAGE_SECTIONS, WORDS, merge
 from ldm.training.options import Batch, RunOptions
+from ldm.training.processes import FOLDER_VARIABLE
 from ldm.util import UserError, write_whole
 
-# Tells the other processes of a run, which Lightning starts, the log folder of the first.
-FOLDER_VARIABLE = "LDM_LOG_FOLDER"
 DATE = "%Y-%m-%dT%H-%M-%S"
 SECOND_STAGE = "second_stage"
 

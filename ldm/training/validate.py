@@ -126,7 +126,10 @@ def check_targets(config: Any, where: str, extra: tuple[str, ...] = ()) -> None:
     if isinstance(target, type) and issubclass(target, Autoencoder):
         networks = params.get("ddconfig")
         if isinstance(networks, Mapping):
-            check_names(f"{where}.params.ddconfig", networks, parameters(Decoder)[0])
+            own = f"{where}.params.ddconfig"
+            check_names(own, networks, parameters(Decoder)[0])
+            for name, parameter in parameters(Decoder)[0].items():
+                check_kind(f"{own}.{name}", networks.get(name), str(parameter.annotation))
     for name, parameter in signature.items():
         needed = parameter.default is parameter.empty and name not in GIVEN_BY_PARENT
         if needed and name not in (*params, "data_root"):
@@ -211,12 +214,13 @@ def _check_sizes(sections: DictConfig) -> None:
                 f"data.params.{name}.params.size: expected a multiple of {2**halvings}, by which "
                 f"the networks divide it, got {size}"
             )
-    steps = select(sections, "lightning.callbacks.image_logger.params.ddim_steps")
-    most = sections.model.params.get("timesteps", 1000)
-    if steps is not None and not 1 <= steps <= most:
-        raise UserError(
-            f"lightning.callbacks.image_logger.params.ddim_steps: expected 1 to {most}, got {steps}"
-        )
+    most = min(1000, sections.model.params.get("timesteps", 1000))
+    for key in ("ddim_steps", "log_images_kwargs.ddim_steps"):
+        where = f"lightning.callbacks.image_logger.params.{key}"
+        steps = select(sections, where)
+        check_kind(where, steps, "int")
+        if steps is not None and not 1 <= steps <= most:
+            raise UserError(f"{where}: expected 1 to {most}, got {steps}")
 
 
 def _check_files(sections: DictConfig, run: RunOptions) -> None:
