@@ -38,6 +38,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--concept", default="teal-star", help="what to learn (teal-star)")
     parser.add_argument("--second", help="shipped word of the composition (a style or a thing)")
+    parser.add_argument(
+        "--variant", default="fast", help="recipe, as in main.py (fast); '' for that of --base"
+    )
     parser.add_argument("--steps", type=int, default=100, help="optimizer steps (100)")
     parser.add_argument("--outdir", type=Path, default=Path("outputs/demo"), help="(outputs/demo)")
     parser.add_argument("--seed", type=int, default=23, help="of the training (23)")

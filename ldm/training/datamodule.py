@@ -183,9 +183,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         """
         dataset, collate = self.datasets[name], self.collate(name)
         read = Described(dataset) if name in self.latents else dataset
-        places = itertools.islice(
-            RunSampler(self.batch_size, first_step), count * self.batch_size
-        )
+        places = itertools.islice(RunSampler(self.batch_size, first_step), count * self.batch_size)
         samples = [read[place] for place in places]
         return [
             collate(samples[i : i + self.batch_size])

@@ -30,8 +30,9 @@ Batch = Mapping[str, Any]
 class ShortStarts(pl.Callback):
     """Choose the first value of each word before step 1.
 
-    1. The candidates are the initializer word and tokens of the vocabulary, chosen at random by the
-       run's seed. The loss compares them on fixed batches: those that would follow the last step.
+    1. The candidates are tokens of the vocabulary, chosen at random by the run's seed. The loss
+       compares them on fixed batches: those that would follow the last step. After each batch the
+       better half stays.
     2. The initializer word and the best of the others are trained on the run's first batches, at
        the run's learning rate.
     3. The word starts from the result with the lowest loss on the fixed batches.
@@ -43,7 +44,7 @@ class ShortStarts(pl.Callback):
         count: short trainings, at least 1. The first is that of the initializer word.
         steps: optimizer steps of each, at least 1.
         candidates: tokens to compare, at least `count` - 1.
-        batches: fixed batches, at least 1. A few do not rank the candidates reliably.
+        batches: fixed batches, at least 1.
     """
 
     def __init__(
@@ -86,20 +87,24 @@ class ShortStarts(pl.Callback):
         initial = parameter.detach().clone()
         tokens = candidate_tokens(manager.embedder, self.candidates, model.seed)
         vectors = manager.embedder.token_vectors(tokens).detach().to(initial)
-        losses = [_loss(model, parameter, v.expand_as(initial), compared) for v in vectors]
-        order = sorted(range(len(tokens)), key=losses.__getitem__)[: self.count - 1]
+        starts = dict(zip(tokens, (vector.expand_as(initial) for vector in vectors), strict=True))
+        losses = dict.fromkeys(tokens, 0.0)
+        for batch in compared:
+            losses = {k: v + _loss(model, parameter, starts[k], [batch]) for k, v in losses.items()}
+            stay = max(self.count - 1, len(losses) // 2)
+            losses = dict(sorted(losses.items(), key=lambda item: item[1])[:stay])
+        tried = [("its initializer word", initial)]
+        tried += [(_text(manager.embedder, k), starts[k]) for k in list(losses)[: self.count - 1]]
         results: list[tuple[float, Tensor, str]] = []
-        for place in (None, *order):
-            start = initial if place is None else vectors[place].expand_as(initial)
-            name = "its first value" if place is None else _text(manager.embedder, tokens[place])
+        for name, start in tried:
             learned = _trained(model, parameter, start, shown)
             results.append((_loss(model, parameter, learned, compared), learned, name))
         loss, best, name = min(results, key=lambda result: result[0])
         with torch.no_grad():
             parameter.copy_(best)
         log.info(
-            f"word {placeholder!r}: of {self.count} short starts the one from {name} is best, with "
-            f"loss {loss:.4f}; {results[0][0]:.4f} from its first value"
+            f"word {placeholder!r}: of {len(results)} short starts the one from {name} is best, "
+            f"with loss {loss:.4f}; {results[0][0]:.4f} from its initializer word"
         )
 
 
@@ -149,7 +154,7 @@ def _trained(
     )
     for batch in batches:
         with torch.enable_grad():
-            model.shared_step(batch).loss.backward()
+            model.shared_step(batch).loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         model.zero_grad(set_to_none=True)
     return parameter.detach().clone()

@@ -46,6 +46,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scorer", "--judge", type=Path, default=MODEL / "scorer")
     parser.add_argument("--selector", type=Path, default=MODEL / "selector")
     parser.add_argument("--finetune", type=Path, default=ROOT / "configs/miniature/finetune.yaml")
+    parser.add_argument("--variant", default="fast", help="recipe, as in main.py (fast)")
     parser.add_argument("--words", type=Path, default=ROOT / "examples/words")
     parser.add_argument("--images", "--pictures", type=Path, default=ROOT / "examples/miniature")
     parser.add_argument("--metrics", type=Path, default=MODEL / "metrics.json")
@@ -173,6 +174,7 @@ class Evaluation:
         shutil.rmtree(logs, ignore_errors=True)
         command = [sys.executable, str(ROOT / "main.py"), "--base", str(options.finetune)]
         command += ["-t", "--no-test", "--actual_resume", str(options.model), "-l", str(logs)]
+        command += ["--variant", options.variant] if options.variant else []
         command += ["--data_root", str(ROOT / "examples/concepts" / concept.name)]
         command += ["--placeholder_string", concept.placeholder]
         command += ["--init_word", concept.initializer_word, "-n", concept.name]

@@ -33,16 +33,19 @@ def call(*words: str | Path) -> None:
         raise UserError(f"{words[0]} ended with status {status}; run the same command to go on")
 
 
-def train(stage: str, machine: list[str], *overrides: str) -> Path:
-    """Train a stage to its end with main.py and return its log folder."""
+def train(stage: str, machine: list[str], *overrides: str, over: str = "") -> Path:
+    """Train a stage to its end with main.py and return its log folder.
+
+    `over` names the stage whose configuration it changes.
+    """
     logs = WORK / "logs"
     begun = sorted(p for p in logs.glob(f"*_{stage}") if (p / "checkpoints/last.ckpt").is_file())
     if begun:
         call("main.py", "-t", "--no-test", "--resume", begun[-1], *machine)
         return begun[-1]
-    config = f"configs/miniature/{stage}.yaml"
+    files = [f"configs/miniature/{name}.yaml" for name in (over, stage) if name]
     options = ["--scale_lr", "false", "--no-test", "-l", str(logs), "-n", stage]
-    call("main.py", "--base", config, "-t", *options, *machine, *overrides)
+    call("main.py", "--base", *files, "-t", *options, *machine, *overrides)
     return max(logs.glob(f"*_{stage}"))
 
 
@@ -76,7 +79,14 @@ def main() -> int:
         run = train("decoder", machine, f"model.params.ckpt_path={first}")
         call("scripts/miniature/export.py", "autoencoder", "--run", run, "--output", autoencoder)
     if options.again or not (RESULT / "model.safetensors").is_file():
-        run = train("diffusion", machine, f"model.params.scale_factor={scale_of(autoencoder)}")
+        scale = f"model.params.scale_factor={scale_of(autoencoder)}"
+        first = WORK / "diffusion"
+        if not (first / "model.safetensors").is_file():
+            run = train("diffusion", machine, scale)
+            call("scripts/miniature/export.py", "model", "--run", run, "--output", first)
+        # Another seed: the noise of the first stage is not repeated.
+        more = ["--seed", "24", f"model.params.ckpt_path={first / 'model.safetensors'}"]
+        run = train("diffusion-longer", machine, scale, *more, over="diffusion")
         call("scripts/miniature/export.py", "model", "--run", run, "--output", RESULT)
     for clip in TRAINING:
         if options.again or not (RESULT / clip / "model.safetensors").is_file():

@@ -113,14 +113,16 @@ def test_a_resumed_run_and_words_on_a_sphere_are_left_alone(model: LatentDiffusi
     assert manager is not None
     own = manager.word("*").detach().clone()
     word, asked = started(ShortStarts(), model, step=5)
-    assert torch.equal(word, own) and not asked
+    assert torch.equal(word, own)
+    assert not asked
 
     class Sphere(EmbeddingManager):
         pass
 
     manager.__class__ = Sphere
     word, asked = started(ShortStarts(), model)
-    assert torch.equal(word, own) and not asked
+    assert torch.equal(word, own)
+    assert not asked
 
 
 def test_candidates_are_distinct_words_of_the_seed(model: LatentDiffusion) -> None:

@@ -75,6 +75,7 @@ def training_command(options: argparse.Namespace, concept: Concept) -> list[str]
     """Return the arguments of `python` that learn the word, as a user would type them."""
     every = max(1, options.steps // 4)
     command = ["main.py", "--base", _short(options.base), "-t", "--no-test"]
+    command += ["--variant", options.variant] if options.variant else []
     command += ["--actual_resume", _short(options.ckpt)]
     command += ["--data_root", _short(options.concepts / concept.name)]
     command += [
