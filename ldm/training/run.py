@@ -293,6 +293,11 @@ def train(this: Run) -> int:
             f"python main.py -t --resume {folder}"
         )
         return 128 + saving.signal
+    if trainer.global_step <= (this.resume.step if this.resume else 0):
+        raise UserError(
+            "no step was trained: check limit_train_batches and the other limits in "
+            "lightning.trainer"
+        )
     report(this)
     return 0
 

@@ -128,6 +128,26 @@ def test_a_word_that_did_not_move_is_warned_of(
             "image_logger.params.ddim_steps: expected 1 to 1000, got 1500",
         ),
         (
+            ["model.params.scale_factor=.nan"],
+            "params.scale_factor: expected a finite number, got n",
+        ),
+        (["model.params.linear_end=.inf"], "params.linear_end: expected a finite number, got inf"),
+        (["model.params.scale_factor=0"], "model: scale_factor must be above 0, got 0"),
+        (
+            ["model.params.embedding_reg_weight=-1"],
+            "model: embedding_reg_weight must be at least 0, got -1",
+        ),
+        (
+            ["lightning.modelcheckpoint.params.every_n_train_steps=often"],
+            "modelcheckpoint.params.every_n_train_steps: expected int, got 'often'",
+        ),
+        (["lightning.latent_cache.batch_size=all"], "cache.batch_size: expected int, got 'all'"),
+        (["lightning.latent_cache.enabled=maybe"], "cache.enabled: expected bool, got 'maybe'"),
+        (["lightning.trainer.gradient_clip_val=-1"], "clip_val: expected at least 0, got -1"),
+        (["lightning.trainer.gradient_clip_val=low"], "clip_val: expected float, got 'low'"),
+        (["-n", "a/../../b"], "--name 'a/../../b': no / may be in it; --logdir names a folder"),
+        (["-n", "n" * 300], "the log folder's name .* is too long: give a shorter --name"),
+        (
             ["model.params.unet_config.params.channel_mult=[]"],
             r"model: channel_mult must hold whole numbers of at least 1, got \[\]",
         ),
@@ -144,6 +164,18 @@ def test_values_are_checked_before_the_model_is_read(
         main.main([*arguments, *change])
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "logs").glob("*"))
+
+
+def test_a_run_that_takes_no_step_is_an_error(learn: Learn) -> None:
+    with pytest.raises(UserError, match="no step was trained: check limit_train_batches"):
+        learn("nothing", "lightning.trainer.limit_train_batches=0")
+
+
+def test_a_word_file_with_another_name_is_told(learn: Learn) -> None:
+    outcome = learn("first", "--no-test")
+    words = str(outcome.folder / "checkpoints" / "embeddings.safetensors")
+    with pytest.raises(UserError, match=r"--embedding_manager_ckpt holds \*: give --placeholder"):
+        learn("second", "--embedding_manager_ckpt", words, "--placeholder_string", "@")
 
 
 def test_empty_flags_say_what_is_used(
@@ -416,6 +448,43 @@ def test_an_interrupt_says_so_and_exits_with_130(arguments: list[str], moment: s
     assert process.returncode == 130
     if moment == "start":
         assert rest.endswith("interrupted\n")
+
+
+@pytest.mark.parametrize(
+    "table", [b"garbage\0\xff", b"loss\n0.5\n", b"step,loss\n1,2,3\n", b"step\nfirst\n"]
+)
+def test_a_damaged_table_of_metrics_is_one_line_and_stays(learn: Learn, table: bytes) -> None:
+    outcome = learn("table", "--no-test")
+    path = outcome.folder / "logger" / "metrics.csv"
+    path.write_bytes(table)
+    resume = ["-t", "--no-test", "--resume", str(outcome.folder), "--max_steps", "3"]
+    with pytest.raises(UserError, match=r"metrics.csv is damaged \(.*\): move it away to resume"):
+        main.main(resume)
+    assert path.read_bytes() == table
+    path.unlink()
+    assert main.main(resume) == 0
+
+
+@pytest.mark.parametrize("kind", ["project", "lightning"])
+def test_a_run_whose_stored_configuration_is_lost(learn: Learn, kind: str) -> None:
+    outcome = learn("stored", "--no-test")
+    (stored,) = (outcome.folder / "configs").glob(f"*-{kind}.yaml")
+    resume = ["-t", "--no-test", "--resume", str(outcome.folder), "--max_steps", "3"]
+    stored.write_text("")
+    with pytest.raises(UserError, match=rf"{kind}.yaml is empty"):
+        main.main(resume)
+    stored.unlink()
+    with pytest.raises(UserError, match=rf"configs has no \*-{kind}.yaml, .* --base YAML"):
+        main.main(resume)
+
+
+def test_another_seed_on_resume_is_warned_of(
+    learn: Learn, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcome = learn("seed", "--no-test")
+    resume = ["-t", "--no-test", "--resume", str(outcome.folder), "--max_steps", "3"]
+    assert main.main([*resume, "--seed", "7"]) == 0
+    assert "--seed 7: the run began with seed 23" in caplog.text
 
 
 def test_a_checkpoint_that_lacks_its_step_is_damaged(learn: Learn) -> None:

@@ -23,7 +23,7 @@ from ldm.models.diffusion.schedule import Schedule, make_beta_schedule, make_sch
 from ldm.models.diffusion.wrapper import DiffusionWrapper
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
-from ldm.util import instantiate_from_config
+from ldm.util import at_least, instantiate_from_config
 from ldm.words.manager import EmbeddingManager
 
 Posterior = DiagonalGaussianDistribution | Tensor
@@ -241,6 +241,9 @@ class LatentDiffusion(TrainedModel):
             raise ValueError(f"timestep_power must be above 0, got {self.timestep_power}")
         if self.timestep_strata < 1:
             raise ValueError(f"timestep_strata must be at least 1, got {self.timestep_strata}")
+        at_least(0, embedding_reg_weight=self.embedding_reg_weight, prior_weight=self.prior_weight)
+        if not float(self.scale_factor) > 0:
+            raise ValueError(f"scale_factor must be above 0, got {float(self.scale_factor):g}")
         self._check_conditioning()
 
     def _check_conditioning(self) -> None:
