@@ -531,10 +531,10 @@ def test_a_large_set_that_cannot_list_its_captions_is_only_warned_of(
         (["second_stage.modle.params.a=1"], "unknown configuration key 'second_stage.modle'"),
         (["--gpus", "first"], "--gpus first: expected numbers, such as 0 or 0,1"),
         (["--second_root", "/images"], "--second_root: no set of this configuration's data takes"),
-        (["model.params.monitor=???"], r"leaves model.params.monitor open \(\?\?\?\): give"),
+        (["model.params.text_lr=???"], r"leaves model.params.text_lr open \(\?\?\?\): give"),
         (["--placeholder_string", "*", "@"], r"--init_word dog: give one for each word of"),
         (
-            ["data.params.train.params.placeholder_token=@"],
+            ["data.params.train.params.placeholder_token='@'"],
             r"its captions say '@', but the words to learn are \['\*'\]: set placeholder_token",
         ),
         (["~model.params.personalization_config"], "cannot read the override|unknown"),
