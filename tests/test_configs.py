@@ -24,6 +24,8 @@ FOUND = sorted((ROOT / "configs").rglob("*.yaml"))
 CONFIGS = [path for path in FOUND if path.parent.name not in NO_MODELS]
 NAMES = [str(path.relative_to(ROOT / "configs")) for path in CONFIGS]
 FINETUNING = [name for name in NAMES if "finetune" in name or name == "miniature/paper.yaml"]
+# Stages that change another one's configuration.
+OVER = {"miniature/diffusion-longer.yaml": "miniature/diffusion.yaml"}
 # Parameters in millions, as their publishers count them.
 SIZES = {
     "finetune.yaml": ("model", 872.3),
@@ -64,7 +66,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read(name: str, bert: Path, clip: Path) -> DictConfig:
     """Read a configuration, with a small vocabulary in place of the published one."""
-    config = OmegaConf.load(ROOT / "configs" / name)
+    files = [ROOT / "configs" / file for file in (OVER.get(name), name) if file]
+    config = OmegaConf.merge(*(OmegaConf.load(file) for file in files))
     assert isinstance(config, DictConfig)
     encoder = OmegaConf.select(config, "model.params.cond_stage_config")
     if isinstance(encoder, DictConfig) and encoder.target.endswith(

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ldm.checkpoint.folders import read_json
 from ldm.checkpoint.tables import FAMILIES, INDEX
 from ldm.resources import locate
-from ldm.util import UserError
+from ldm.util import UserError, first_line
 
 # What our U-Net computes; a folder that says otherwise is refused. A missing entry has this value.
 UNET_FACTS: Mapping[str, Any] = {
@@ -33,6 +34,13 @@ AUTOENCODER_FACTS: Mapping[str, Any] = {
     "use_post_quant_conv": True,
     "mid_block_add_attention": True,
 }
+CLIP_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 BETAS = {"scaled_linear": "linear", "linear": "sqrt_linear", "squaredcos_cap_v2": "cosine"}
 # Components that tell of another kind of model, and what it is.
@@ -87,19 +95,31 @@ def family_of_folder(folder: Path) -> str:
 
 
 def _scheduler(folder: Path) -> dict[str, Any]:
-    path = folder / "scheduler" / "scheduler_config.json"
-    return read_json(path) if path.is_file() else {}
+    return read_json(folder / "scheduler" / "scheduler_config.json")
 
 
 def folder_config(folder: Path) -> tuple[str, DictConfig]:
     """Return the family of a diffusers folder and our configuration of its model.
 
     Raises:
-        UserError: the folder lacks a component, or its model is not supported.
+        UserError: the folder lacks a component or a size, its sizes make no model, or its model is
+            not supported.
     """
+    try:
+        return _folder_config(folder)
+    except UserError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, OmegaConfBaseException) as error:
+        raise UserError(
+            f"{folder}: the sizes in its config.json files do not fit ({first_line(error)}): "
+            "download them again"
+        ) from error
+
+
+def _folder_config(folder: Path) -> tuple[str, DictConfig]:
     name = family_of_folder(folder)
     family = FAMILIES[name]
-    for component in (*(part.component for part in family.parts), *family.tokenizers):
+    for component in (*(part.component for part in family.parts), *family.tokenizers, "scheduler"):
         if not (folder / component).is_dir():
             raise UserError(
                 f"{folder} is {family.title}, but lacks the component {component}/: "
@@ -115,7 +135,9 @@ def folder_config(folder: Path) -> tuple[str, DictConfig]:
     params.unet_config.params.update(_unet_params(folder, unet))
     first_stage = params.first_stage_config.params
     first_stage.embed_dim = autoencoder.get("latent_channels", 4)
-    first_stage.ddconfig.update(_autoencoder_params(autoencoder))
+    first_stage.ddconfig.update(
+        _autoencoder_params(folder / family.parts[1].component, autoencoder)
+    )
     _set_encoders(params.cond_stage_config, folder, name)
     return name, config
 
@@ -162,6 +184,8 @@ def _translate(
 
 def _unet_params(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return params of `UNetModel`."""
+    for key in ("block_out_channels", "down_block_types", "cross_attention_dim"):
+        _require(folder / "unet", facts, key)
     widths = list(facts["block_out_channels"])
     attends = ["Attn" in kind for kind in facts["down_block_types"]]
     depth = facts.get("transformer_layers_per_block", 1)
@@ -193,8 +217,14 @@ def _unet_params(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     return params
 
 
-def _autoencoder_params(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _require(component: Path, facts: Mapping[str, Any], key: str) -> None:
+    if key not in facts:
+        raise UserError(f"{component}/config.json lacks {key}: download it again")
+
+
+def _autoencoder_params(component: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the autoencoder's `ddconfig`."""
+    _require(component, facts, "block_out_channels")
     widths = list(facts["block_out_channels"])
     return {
         "z_channels": facts.get("latent_channels", 4),
@@ -223,6 +253,10 @@ def _bert_params(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _clip_params(folder: Path) -> dict[str, Any]:
     """Return the sizes of a CLIP text encoder from those of `CLIPTextModel`."""
     facts = read_json(folder / "config.json")
+    for key in CLIP_SIZES:
+        value = facts.get(key, 1)
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{folder}/config.json: {key} must be a number above 0, got {value!r}")
     width = facts.get("hidden_size", 768)
     if facts.get("intermediate_size", 4 * width) != 4 * width:
         raise UserError(f"{folder}: intermediate_size must be 4 times hidden_size {width}")

@@ -25,7 +25,7 @@ from ldm.checkpoint.folder_config import shipped_config
 from ldm.checkpoint.hub import locate_base
 from ldm.checkpoint.names import SCHEDULE, describe, is_optional, match_names
 from ldm.randomness import Purpose, normal
-from ldm.util import UserError, instantiate_from_config
+from ldm.util import UserError, first_line, instantiate_from_config
 
 __all__ = [
     "LoadReport",
@@ -187,11 +187,22 @@ def _predicts_v(base: Base) -> bool:
 
 
 def build_empty(base: Base) -> Any:
-    """Build a base's model on the meta device: names and shapes without values."""
+    """Build a base's model on the meta device: names and shapes without values.
+
+    Raises:
+        UserError: no model has the configuration's values.
+    """
     config = copy.deepcopy(base.config.model)
     _without_other_files(config)
-    with torch.device("meta"):
-        return instantiate_from_config(config)
+    try:
+        with torch.device("meta"):
+            return instantiate_from_config(config)
+    except UserError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise UserError(
+            f"{base.path}: the values of its configuration do not fit: {first_line(error)}"
+        ) from error
 
 
 def _load_base(base: Base, device: torch.device | str, dtype: torch.dtype | None) -> Any:
@@ -219,6 +230,8 @@ def _refusal(
 ) -> str:
     """Say what the file holds: `wrong` pairs names (file's, model's) of different shapes."""
     found, wanted = describe(state), describe(own)
+    if found == f"{wanted}, no autoencoder":
+        return f"found {found}: give a file that holds it too"
     if found != wanted:
         return (
             f"found {found}; this configuration is {wanted}: "

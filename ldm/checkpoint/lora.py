@@ -213,6 +213,11 @@ def bundled(words: WordFile) -> dict[str, Tensor]:
     tensors = {}
     for name, vectors in words.words.items():
         check_name(name)
+        if "." in name:
+            raise UserError(
+                f"the readers of a LoRA end a word's name at a dot, got {name!r}: give another "
+                "name with WORD=FILE"
+            )
         if name in words.second:
             tensors[f"bundle_emb.{name}.clip_l"] = vectors
             tensors[f"bundle_emb.{name}.clip_g"] = words.second[name]

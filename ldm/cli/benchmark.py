@@ -12,10 +12,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.cli.common import Parser, add_options, check_least, check_output_folder, choose_device
+from ldm.cli.common import (
+    MINIATURE,
+    Parser,
+    add_base,
+    add_options,
+    check_least,
+    check_output_folder,
+    choose_device,
+    find_model,
+)
 
 log = logging.getLogger(__name__)
-SECTIONS = ("miniature", "1.4B", "growth", "runs")
+SECTIONS = ("miniature", "1.4B", "start", "growth", "runs")
 EXAMPLES = """examples:
   python scripts/benchmark.py                          # everything: about 20 minutes on two cores
   python scripts/benchmark.py --sections miniature --rounds 3
@@ -39,6 +48,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=3, help="steps timed in a turn (3)")
     add_options(parser, device="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (torch's choice)")
+    add_base(parser, MINIATURE, f"{MINIATURE}; of whole runs, in its sizes")
     text = "one round of few steps, in this process: for a look"
     parser.add_argument("--quick", action="store_true", help=text)
     parser.add_argument("--out", default="outputs/benchmark", help="folder of the results")
@@ -52,8 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     check_least(options, 1, "batch_size", "rounds", "repeat", "threads")
     folder, device = check_output_folder(options.out), choose_device(options.device)
+    _, weights = find_model(options.model, None)
 
-    from ldm.experiments.benchmark import report, sections
+    from ldm.experiments.benchmark import report, sections, startup
     from ldm.experiments.benchmark.turn import Turn
 
     quick = options.quick
@@ -67,10 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         images=1 if quick else None,
         steps=2 if quick else None,
     )
-    plan = sections.Plan(folder.absolute(), 1 if quick else options.rounds, turn, quick)
+    plan = sections.Plan(
+        folder.absolute(), 1 if quick else options.rounds, turn, weights.absolute(), quick
+    )
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "miniature": lambda: sections.compare(plan, "miniature"),
         "1.4B": lambda: sections.compare(plan, "1.4B"),
+        "start": lambda: startup.start(plan),
         "growth": lambda: sections.growth(plan),
         "runs": lambda: sections.runs(plan),
     }

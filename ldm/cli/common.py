@@ -96,17 +96,21 @@ def add_words(group: argparse._ActionsContainer) -> None:
     group.add_argument("--embedding_path", **SEVERAL, metavar="[WORD=]FILE", help=text)
 
 
-def add_model(group: argparse._ActionsContainer, checkpoint: str) -> None:
-    """Add the options that name a model, for `find_model`; `checkpoint` is the default one."""
-    ships = "; models/miniature ships with the project" if checkpoint != MINIATURE else ""
+def add_base(group: argparse._ActionsContainer, default: str | None, text: str) -> None:
+    """Add the option that names a base, as `locate_base` takes it; `text` says the default."""
     group.add_argument(
         *("--model", "--ckpt_path", "--ckpt"),
         dest="model",
         metavar="MODEL",
-        default=checkpoint,
-        help=f"a .ckpt or .safetensors file, a folder of diffusers, or a Hub name ({checkpoint})"
-        + ships,
+        default=default,
+        help=f"a .ckpt or .safetensors file, a folder of diffusers, or a Hub name ({text})",
     )
+
+
+def add_model(group: argparse._ActionsContainer, checkpoint: str) -> None:
+    """Add the options that name a model, for `find_model`; `checkpoint` is the default one."""
+    ships = "; models/miniature ships with the project" if checkpoint != MINIATURE else ""
+    add_base(group, checkpoint, f"{checkpoint}{ships}")
     group.add_argument(
         "--config",
         metavar="YAML",

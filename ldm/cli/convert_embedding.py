@@ -28,7 +28,8 @@ EXAMPLES = """examples:
 """
 FORMS = ("original", "safetensors", "diffusers", "a1111", "png", "kohya", "onetrainer", "sdxl")
 BY_SUFFIX = {".pt": "original", ".safetensors": "safetensors", ".png": "png", "": "kohya"}
-FAMILIES = ("ldm-bert", "clip")
+# Text encoders that --encoder names, and the width of a word for each; LDM-BERT may have any.
+FAMILIES = {"ldm-bert": None, "clip": 768, "openclip-h": 1024}
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -45,7 +46,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     text = "form of OUT; by default original for .pt, safetensors, png, and kohya for a folder"
     add("--to", choices=FORMS, help=text)
     add("--placeholder", metavar="NAME", help="name of the word; IN must hold one word")
-    text = "text encoder of the words, where IN does not say it"
+    text = (
+        "text encoder of the words, where IN does not say it: LDM-BERT (the 1.4B model), CLIP "
+        "(Stable Diffusion 1), OpenCLIP (Stable Diffusion 2)"
+    )
     add("--encoder", choices=FAMILIES, help=text)
     text = "vocabulary to look new names up in, for original"
     add("--tokenizer", metavar="FOLDER", help=text)
@@ -89,15 +93,21 @@ def prepared(file: WordFile, options: argparse.Namespace) -> WordFile:
         UserError: a name for several words, one that nothing can load, or a text encoder that
             contradicts the file.
     """
-    from ldm.words.files import check_name, renamed
-    from ldm.words.formats import SDXL
+    from ldm.words.files import FAMILY_BY_WIDTH, check_name, describe_width, renamed
+    from ldm.words.formats import SDXL, UNKNOWN
 
     stated = file.metadata.get("encoder_family")
-    if options.encoder and (file.second or stated not in (None, options.encoder)):
+    if options.encoder and (file.second or stated not in (None, UNKNOWN, options.encoder)):
         raise UserError(
             f"--encoder {options.encoder}: {options.source!r} is for {stated or SDXL}, as it says"
         )
     if options.encoder:
+        width, wanted = next(iter(file.words.values())).shape[-1], FAMILIES[options.encoder]
+        if wanted is not None and width in FAMILY_BY_WIDTH and width != wanted:
+            raise UserError(
+                f"--encoder {options.encoder}: the words of {options.source!r} have width {width}, "
+                f"for {describe_width(width)}"
+            )
         file = replace(file, metadata={**file.metadata, "encoder_family": options.encoder})
     new = options.placeholder
     if new is None:

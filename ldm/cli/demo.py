@@ -7,7 +7,14 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldm.cli.common import Parser, check_least, check_output_folder
+from ldm.cli.common import (
+    MINIATURE,
+    Parser,
+    add_model,
+    check_least,
+    check_output_folder,
+    find_model,
+)
 from ldm.resources import ROOT
 from ldm.util import UserError
 
@@ -20,8 +27,6 @@ EXAMPLES = """examples:
 # Option, its default, what it is.
 FILES = (
     ("base", "configs/miniature/finetune.yaml", "configuration of the training"),
-    ("config", "models/miniature/config.yaml", "configuration of the model"),
-    ("ckpt", "models/miniature/model.safetensors", "weights of the model"),
     ("scorer", "models/miniature/scorer", "folder of the CLIP that scores"),
     ("concepts", "examples/concepts", "folder of what can be learned"),
     ("words", "examples/words", "folder of shipped words"),
@@ -49,6 +54,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ddim_steps", type=int, default=50, help="sampler steps (50)")
     parser.add_argument("--scale", type=float, default=3.0, help="guidance scale (3)")
     group = parser.add_argument_group("other files")
+    add_model(group, MINIATURE)
     for name, default, text in FILES:
         names = [f"--{name}", "--judge"] if name == "scorer" else [f"--{name}"]
         group.add_argument(*names, type=Path, default=ROOT / default, metavar="PATH", help=text)
@@ -59,9 +65,9 @@ def check(options: argparse.Namespace) -> None:
     """Raise UserError for a value out of range or a file that is not there."""
     check_least(options, 1, "steps", "samples", "ddim_steps")
     check_least(options, 2, "scored")
-    for name in ("base", "config", "ckpt"):
-        if not getattr(options, name).is_file():
-            raise UserError(f"--{name} {getattr(options, name)}: no such file")
+    if not options.base.is_file():
+        raise UserError(f"--base {options.base}: no such file")
+    find_model(options.model, options.config)
     if not (options.scorer / "model.safetensors").is_file():
         raise UserError(f"--scorer {options.scorer}: no model.safetensors in it")
     check_output_folder(options.outdir)

@@ -273,7 +273,8 @@ def _metadata(words: Sequence[Word], width: int) -> dict[str, str]:
     facts = {key: json.dumps(value, ensure_ascii=False) for key, value in lists.items()}
     facts["encoder_width"] = str(width)
     if len(families) > 1:
-        raise UserError(f"the words are for different text encoders: {sorted(map(str, families))}")
+        names = sorted(family or "not stated" for family in families if family is not None)
+        raise UserError(f"the words are for different text encoders: {names}")
     if families:
         facts["encoder_family"] = str(families.pop())
     return facts

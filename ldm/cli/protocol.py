@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldm.cli.common import Parser, check_least, check_output_folder, choose_device
+from ldm.cli.common import Parser, add_base, check_least, check_output_folder, choose_device
 from ldm.util import UserError
 
 EXAMPLES = """examples:
@@ -37,7 +37,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=text)
     text = "the table's folder (outputs/protocol/NAME)"
     parser.add_argument("--output", type=Path, metavar="DIR", help=text)
-    parser.add_argument("--model", metavar="FILE", help="weights, in place of the protocol's")
+    add_base(parser, None, "the protocol's checkpoint")
     text = "run the cells whose concept/variant/seedN matches"
     parser.add_argument("--only", metavar="PATTERN", help=text)
     text = "copy the learned words to DIR/VARIANT/seedN/CONCEPT.safetensors"

@@ -9,7 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.common import Parser, add_options, check_least, check_output_folder, sampling_of
+from ldm.cli.common import (
+    Parser,
+    add_base,
+    add_options,
+    check_least,
+    check_output_folder,
+    sampling_of,
+)
 from ldm.cli.evaluate import Subject, read_subject
 from ldm.util import UserError
 
@@ -40,7 +47,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("run", metavar="RUN", help="log folder of a run, or its checkpoints folder")
     group = parser.add_argument_group("what the run itself says unless given")
-    group.add_argument("--model", "--ckpt", "--ckpt_path", metavar="PATH", help="base weights")
+    add_base(group, None, "the run's")
     group.add_argument("--config", metavar="YAML", help="of the model")
     group.add_argument("--data_root", metavar="DIR", help="folder of the training images")
     group = parser.add_argument_group("how to choose")

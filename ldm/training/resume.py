@@ -19,6 +19,7 @@ from ldm.training.lightning_private import is_run_checkpoint
 from ldm.training.words import file_hash
 from ldm.util import UserError
 from ldm.words.files import read_words
+from ldm.words.vectors import placeholder_of
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,8 @@ def check_fits(saved: Saved, module: pl.LightningModule) -> None:
 def _plain(name: str) -> str:
     """Return how to call a weight in a message: a word by its placeholder."""
     before, found, word = name.partition("string_to_param_dict.")
-    return f"word {word!r}" if found and before.startswith("embedding_manager") else name
+    is_word = found and before.startswith("embedding_manager")
+    return f"word {placeholder_of(word)!r}" if is_word else name
 
 
 def warn_of_changed_images(folder: Path, images: Sequence[Path]) -> None:

@@ -78,15 +78,10 @@ def renamed(file: WordFile, rename: Mapping[str, str], path: str | Path) -> Word
 
 def check_name(name: str) -> None:
     """Raise UserError for a placeholder that no model could load a word under."""
-    try:
-        nn.ParameterDict({name: nn.Parameter(torch.zeros(1))})
-        usable = bool(name) and name.isprintable() and not any(c.isspace() for c in name)
-    except KeyError:
-        usable = False
-    if not usable:
+    if not (name and name.isprintable()) or any(c.isspace() for c in name):
         raise UserError(
-            f"{name!r} cannot be the name of a word: give printable signs without spaces or dots, "
-            "such as @ or <cat-toy>, and no name that PyTorch reserves"
+            f"{name!r} cannot be the name of a word: give printable signs without spaces, such as "
+            "@ or <cat-toy>"
         )
 
 

@@ -38,6 +38,7 @@ MODEL = re.compile(
 
 # Families of text encoders that a format decides.
 CLIP, SDXL, LDM_BERT = "clip", "sdxl", "ldm-bert"
+UNKNOWN = ""  # of width 1280, and nothing decides
 # No number of a text encoder's vocabulary, and of a word that works, comes near this.
 LARGEST_VALUE = 1e4
 # Numbers in one word; 77 vectors of width 4096 are fewer.
@@ -114,6 +115,9 @@ def interpret(raw: Any, metadata: Mapping[str, str], path: Path, given: str | No
         raise source.fail("holds no words")
     form = next(form for form in FORMS if form.fits(set(content), source.metadata))
     file = form.read(content, source)
+    if any(v.shape[-1] == 1280 for v in file.words.values()):
+        # A copy in a form of ours must not pass for a word of LDM-BERT.
+        file = replace(file, metadata={"encoder_family": UNKNOWN, **file.metadata})
     return replace(file, form=file.form or form.name)
 
 

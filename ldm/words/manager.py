@@ -29,6 +29,7 @@ from ldm.words.tokens import (
     placeholder_id,
     vocabulary_norms,
 )
+from ldm.words.vectors import WordVectors, stored_name
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class EmbeddingManager(nn.Module):
         self.seed = seed
         self.metadata: dict[str, str] = {}  # more facts for saved files, from the training run
         self.string_to_token_dict: dict[str, int] = {}
-        self.string_to_param_dict = nn.ParameterDict()
+        self.string_to_param_dict = WordVectors()
         # What gave each word its vectors: "configuration", "file" or "checkpoint".
         self._source: dict[str, str] = {}
         self._vocabulary_norms: dict[str, float] | None = None
@@ -354,12 +355,7 @@ class EmbeddingManager(nn.Module):
         return [p for p in self._lasting() if self._source[p] == "configuration"]
 
     def _add(self, placeholder: str, token_id: int, vectors: Tensor, source: str) -> None:
-        try:
-            self.string_to_param_dict[placeholder] = nn.Parameter(vectors)
-        except KeyError as error:  # "a.b", "train": names torch cannot or will not register
-            raise UserError(
-                f"placeholder {placeholder!r} is a name PyTorch reserves: choose another"
-            ) from error
+        self.string_to_param_dict[placeholder] = nn.Parameter(vectors)
         self.string_to_token_dict[placeholder], self._source[placeholder] = token_id, source
         self._refresh()
 
@@ -396,6 +392,8 @@ class EmbeddingManager(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         start = f"{prefix}string_to_param_dict."
-        self._source |= {p: "checkpoint" for p in self.placeholders if start + p in state_dict}
+        self._source |= {
+            p: "checkpoint" for p in self.placeholders if start + stored_name(p) in state_dict
+        }
         if f"{prefix}optimizer_step" in state_dict:
             self._step = int(state_dict[f"{prefix}optimizer_step"])

@@ -182,7 +182,9 @@ class Evaluation:
             style = "ldm.data.personalized_style.PersonalizedBase"
             command += [f"data.params.{part}.target={style}" for part in ("train", "validation")]
         environment = dict(os.environ)
-        cores = max(1, (os.cpu_count() or 1) // options.jobs)
+        affinity = getattr(os, "sched_getaffinity", None)  # a process can be pinned, as by taskset
+        count = len(affinity(0)) if affinity else os.cpu_count() or 1
+        cores = max(1, count // options.jobs)
         if options.jobs > 1:
             environment["OMP_NUM_THREADS"] = str(cores)
         started = time.monotonic()

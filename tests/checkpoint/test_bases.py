@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ldm.checkpoint import loading
 from ldm.checkpoint.bases import Base, recognize
+from ldm.checkpoint.convert import convert
 from ldm.checkpoint.folder_config import shipped_config
 from ldm.inference import load_model
 from ldm.util import UserError
@@ -106,11 +107,49 @@ def test_folders_that_are_not_supported(folder, file, facts, says):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder", "tokenizer"])
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
 def test_a_folder_that_lacks_a_component(folder, component):
     shutil.rmtree(folder / component)
     with pytest.raises(UserError, match=rf"lacks.* {component}|{component} lacks|lacks config"):
         load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("component", "facts", "says"),
+    [
+        ("unet", {}, "unet/config.json lacks block_out_channels"),
+        ("vae", {}, "vae/config.json lacks block_out_channels"),
+        ("text_encoder", {}, "width 768, but unet_config's context_dim is 32"),
+        ("unet", {"block_out_channels": [0, 32, 32]}, "do not fit"),
+        ("unet", {"block_out_channels": None}, "do not fit"),
+        ("unet", {"norm_num_groups": 5}, "do not fit"),
+        ("unet", {"cross_attention_dim": "wide"}, "do not fit"),
+        ("vae", {"block_out_channels": "8"}, "do not fit"),
+        ("vae", {"norm_num_groups": 0}, "do not fit"),
+        ("text_encoder", {"num_attention_heads": 5}, "width 32 must be a multiple of heads 5"),
+        ("text_encoder", {"num_hidden_layers": "3"}, "num_hidden_layers must be .*, got '3'"),
+        ("text_encoder", {"vocab_size": -1}, "vocab_size must be .*, got -1"),
+        ("text_encoder", {"hidden_size": None}, "hidden_size must be .*, got None"),
+        ("scheduler", {"num_train_timesteps": "many"}, "do not fit"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_one_line(folder, component, facts, says):
+    path = folder / component / f"{'scheduler_' * (component == 'scheduler')}config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **facts} if facts else {}))
+    with pytest.raises(UserError, match=says) as caught:
+        load_model(folder)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_its_autoencoder_is_named(folder, tmp_path):
+    convert(folder, tmp_path / "whole.safetensors")
+    state = load_file(tmp_path / "whole.safetensors")
+    part = {n: v for n, v in state.items() if not n.startswith("first_stage_model.")}
+    save_file(part, tmp_path / "part.safetensors")
+    shutil.copy(tmp_path / "whole.yaml", tmp_path / "part.yaml")
+    with pytest.raises(UserError, match=r"no autoencoder: give a file that holds it too$"):
+        load_model(tmp_path / "part.safetensors")
 
 
 def test_a_component_without_weights_or_with_a_damaged_file(folder):

@@ -48,14 +48,14 @@ def relative(found, wanted):
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
-def text_states(pipeline, family):
+def text_states(pipeline, family, prompt=PROMPT):
     """Return diffusers' text vectors, and what its U-Net takes beside them."""
     if family == "sdxl":
-        states, _, pooled, _ = pipeline.encode_prompt(PROMPT, do_classifier_free_guidance=False)
+        states, _, pooled, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
         numbers = torch.tensor([[64.0, 64, 0, 0, 64, 64]])
         return states, {"text_embeds": pooled, "time_ids": numbers}
     ids = pipeline.tokenizer(
-        [PROMPT], padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+        [prompt], padding="max_length", max_length=77, truncation=True, return_tensors="pt"
     ).input_ids
     encoder = pipeline.bert if family == "ldm" else pipeline.text_encoder
     return encoder(ids)[0], None

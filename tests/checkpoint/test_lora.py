@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 
-import diffusers
 import pytest
 import torch
 from safetensors import safe_open
@@ -15,10 +14,11 @@ from ldm.checkpoint.files import checkpoint_hash
 from ldm.checkpoint.lora import export_delta, factors
 from ldm.checkpoint.weight_delta import FORMAT, apply_weight_delta
 from ldm.cli.convert_model import main
-from ldm.inference import load_model
+from ldm.inference import load_model, load_words
 from ldm.util import UserError
-from ldm.words.files import read_words, write_words
+from ldm.words.files import WordFile, read_words, write_words
 from tests.checkpoint.pipelines import PIPELINES
+from tests.checkpoint.test_folders import relative, text_states
 
 MOVED = (
     "attn1.to_q.weight",
@@ -26,6 +26,8 @@ MOVED = (
     "proj_in.weight",
     "q_proj.weight",
     "mlp.fc1.weight",
+    "attn.in_proj_weight",
+    "mlp.c_fc.weight",
 )
 MOVED_BIAS = "in_layers.2.bias"
 
@@ -70,41 +72,87 @@ def test_a_whole_model(base, delta, tmp_path):
         assert_close(found[name], value, rtol=0, atol=1e-7, msg=name)
 
 
-def networks(folder):
-    """The networks of a folder that a LoRA moves, under kohya's prefixes."""
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder)
-    return {"lora_unet": pipeline.unet, "lora_te": pipeline.text_encoder}
+PROMPT = "a photo of my-cat, cat"
+# Components of a pipeline under kohya's prefixes; SDXL's text encoders have others.
+KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
 
 
-def test_a_lora_of_full_rank_moves_diffusers_as_the_whole_model(base, delta, tmp_path):
-    """Kohya's rule: W + alpha / rank * up @ down, at the module that the name spells with "_"."""
-    assert main([str(base), str(tmp_path / "tuned"), "--weight_delta", str(delta)]) == 0
-    out = tmp_path / "cat.safetensors"
-    assert export_delta(delta, base, out, rank=1000) < 1e-3
-    held, used = load_file(out), set()
-    before, after = (networks(path) for path in (base.parent / "pipeline", tmp_path / "tuned"))
-    for prefix, network in before.items():
-        wanted = dict(after[prefix].named_modules())
-        for name, module in network.named_modules():
-            # transformers 5 has no level "text_model" any more; kohya's names keep it.
-            own = (
-                name
-                if prefix == "lora_unet" or name.startswith("text_model.")
-                else f"text_model.{name}"
-            )
-            stem = f"{prefix}_{own.replace('.', '_')}"
-            if f"{stem}.alpha" not in held:
-                continue
-            parts = [held[f"{stem}.lora_{part}.weight"].float() for part in ("up", "down")]
-            change = (parts[0].flatten(1) @ parts[1].flatten(1)).reshape(module.weight.shape)
-            scale = held[f"{stem}.alpha"] / len(parts[1])
-            assert_close(module.weight + scale * change, wanted[name].weight, atol=1e-4, rtol=0)
-            assert (module.weight - wanted[name].weight).abs().max() > 1e-3
+def move(network, prefix, held):
+    """Add a LoRA to a network of diffusers by kohya's rule; return the names of the file used.
+
+    W + alpha / rank * up @ down, at the module that the name spells with "_".
+    """
+    used = set()
+    for name, module in network.named_modules():
+        # transformers 5 has no level "text_model" any more; kohya's names keep it.
+        alone = prefix == "lora_unet" or name.startswith("text_model.")
+        stem = f"{prefix}_{(name if alone else f'text_model.{name}').replace('.', '_')}"
+        if f"{stem}.alpha" in held:
+            up, down = (held[f"{stem}.lora_{part}.weight"].float() for part in ("up", "down"))
+            change = (up.flatten(1) @ down.flatten(1)).reshape(module.weight.shape)
+            module.weight.data += held[f"{stem}.alpha"] / len(down) * change
             used |= {key for key in held if key.startswith(f"{stem}.")}
+    return used
+
+
+def learn(pipeline, held):
+    """Give a pipeline the word that a LoRA bundles, as `load_textual_inversion` does it."""
+    word = {key: held[f"bundle_emb.my-cat.{key}"] for key in ("clip_l", "clip_g")
+            if f"bundle_emb.my-cat.{key}" in held}  # fmt: skip
+    if not word:
+        pipeline.load_textual_inversion({"my-cat": held["bundle_emb.my-cat.string_to_param.*"]})
+        return {"bundle_emb.my-cat.string_to_param.*"}
+    parts = (pipeline.text_encoder, pipeline.text_encoder_2)
+    tokenizers = (pipeline.tokenizer, pipeline.tokenizer_2)
+    for key, encoder, tokenizer in zip(word, parts, tokenizers, strict=True):
+        pipeline.load_textual_inversion(
+            {"my-cat": word[key]}, text_encoder=encoder, tokenizer=tokenizer
+        )
+    return {f"bundle_emb.my-cat.{key}" for key in word}
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sd2-v", "sdxl"])
+@torch.no_grad()
+def test_a_lora_with_its_word_acts_in_diffusers_as_the_delta_here(family, tmp_path):
+    pipeline = PIPELINES[family](tmp_path)
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    base, out = tmp_path / f"{family}.safetensors", tmp_path / "cat.safetensors"
+    assert main([str(tmp_path / "pipeline"), str(base)]) == 0
+    delta = write_delta(base, tmp_path / "weight_delta.safetensors", MOVED)
+    rng = torch.Generator().manual_seed(5)
+    second = {"my-cat": torch.randn(2, 16, generator=rng)} if family == "sdxl" else {}
+    words = WordFile({"my-cat": torch.randn(2, 32, generator=rng)}, second=second)
+    assert export_delta(delta, base, out, rank=1000, words=words) < 1e-3
+
+    model = load_model(base, weight_delta=delta)
+    load_words(model, out, [PROMPT])
+    x, t = torch.randn(1, 4, 8, 8, generator=rng), torch.tensor([500])
+    condition = model.model.conditions(model.get_learned_conditioning([PROMPT]))
+    held = load_file(out)
+    used = learn(pipeline, held)
+    spelled = PROMPT  # SDXL's pipeline spells a word of several vectors itself
+    if family != "sdxl":
+        spelled = pipeline.maybe_convert_prompt(PROMPT, pipeline.tokenizer)
+    plain, added = text_states(pipeline, family, spelled)
+    before = pipeline.unet(x, t, encoder_hidden_states=plain, added_cond_kwargs=added).sample
+    for component, prefix in KOHYA.items():
+        if hasattr(pipeline, component):
+            if family == "sdxl" and component == "text_encoder":
+                prefix = "lora_te1"
+            used |= move(getattr(pipeline, component), prefix, held)
     assert used == set(held)
-    assert any(
-        key.startswith("lora_te_text_model_encoder_layers_0_self_attn_q_proj") for key in used
-    )
+    alone = {key: value for key, value in held.items() if not key.startswith("bundle_emb.")}
+    save_file(alone, tmp_path / "alone.safetensors")
+    options = {"unet_config": pipeline.unet.config} if family == "sdxl" else {}
+    read, alphas = pipeline.lora_state_dict(str(tmp_path / "alone.safetensors"), **options)
+    assert 3 * len(alphas) == len(read) + len(alphas) == len(alone)  # diffusers knows every name
+    states, added = text_states(pipeline, family, spelled)
+    wanted = pipeline.unet(x, t, encoder_hidden_states=states, added_cond_kwargs=added).sample
+    # The file is in half precision.
+    assert relative(condition["c_crossattn"][0], states) < 1e-3
+    assert relative(model.model(x, t, **condition), wanted) < 1e-3
+    assert relative(plain, states) > 0.02
+    assert relative(before, wanted) > 0.02
 
 
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 4, 3, 3), (30, 2, 3, 3), (7, 5, 1, 1)])
@@ -149,6 +197,11 @@ def test_the_word_travels_in_the_lora(base, delta, tmp_path):
         ("base", ["--lora", "4"], "exists"),
         ("x", ["--embedding_path", "word.safetensors"], "with a LoRA only"),
         ("x", ["--half"], "--half is for bases"),
+        (
+            "x.safetensors",
+            ["--lora", "2", "--embedding_path", "my.cat=word.safetensors"],
+            "name at a dot, got 'my.cat'",
+        ),
     ],
 )
 def test_mistakes_are_one_line(base, delta, tmp_path, monkeypatch, out, options, message):

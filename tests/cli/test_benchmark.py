@@ -33,12 +33,22 @@ def test_a_quick_look_measures_every_side(tmp_path: Path) -> None:
     assert encoded > 1.2 * cached  # the script encodes at every step
 
 
+def test_a_quick_look_at_the_start_of_a_run(tmp_path: Path) -> None:
+    command = ["--quick", "--sections", "start", "--threads", "1", "--out", str(tmp_path)]
+    assert benchmark.main(command) == 0
+    first, loop = json.loads((tmp_path / "benchmark.json").read_text())["start"]["rows"]
+    assert float(first["ratio"]) > 1  # 15 MB are read faster than Python starts
+    assert float(loop["ratio"]) > 0
+    assert loop["what"] == "a step in a run of 3, miniature"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["--sections", "all"], "invalid choice: 'all'"),
         (["--device", "cuda:9"], "cuda"),
+        (["--model", "nowhere.ckpt"], "checkpoint nowhere.ckpt does not exist"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments: list[str], said: str) -> None:

@@ -79,6 +79,35 @@ def test_the_user_says_which_encoder_of_width_1280(tmp_path):
     check_encoder(read_words(out), "ldm-bert", 1280, out)
 
 
+@pytest.mark.parametrize(
+    ("width", "encoder"), [(768, "clip"), (1024, "openclip-h"), (1280, "ldm-bert")]
+)
+def test_the_user_says_for_which_encoder_a_bare_tensor_is(tmp_path, width, encoder):
+    path, out = tmp_path / "cat.pt", tmp_path / "word.safetensors"
+    torch.save(torch.ones(2, width), path)
+    main([str(path), str(out), "--encoder", encoder])
+    assert read_words(out).metadata["encoder_family"] == encoder
+    check_encoder(read_words(out), encoder, width, out)
+    for other, wide in {"clip": 768, "openclip-h": 1024}.items():
+        if wide != width:
+            with pytest.raises(UserError, match=f"^--encoder {other}: .* have width {width}, for "):
+                main([str(path), str(tmp_path / "no.safetensors"), "--encoder", other])
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "folder", "kohya.safetensors", "w.pt"])
+def test_a_word_of_an_unknown_encoder_of_width_1280_stays_unknown(tmp_path, name, monkeypatch):
+    """It may be SDXL's second: converting it does not make it a word of the 1.4B model."""
+    path, out = tmp_path / "bare.pt", tmp_path / name
+    torch.save(torch.ones(2, 1280), path)
+    arguments = [str(path), str(out), "--placeholder", "*"]
+    if name == "w.pt":
+        monkeypatch.setattr("ldm.cli.merge.token_ids", lambda *_: {"*": 1008})
+    main([*arguments, *(["--to", "kohya"] if name.startswith("kohya") else [])])
+    out = next(iter(out.iterdir())) if out.is_dir() else out
+    with pytest.raises(UserError, match="does not say which text encoder of width 1280"):
+        check_encoder(read_words(out), "ldm-bert", 1280, out)
+
+
 def test_inspect(source, capsys):
     main([str(source), "--inspect"])
     text = capsys.readouterr().out

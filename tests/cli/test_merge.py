@@ -131,7 +131,6 @@ def test_the_merged_file_draws(tiny, tmp_path):
         (["a.pt", "--output_path", "out.pt", "--rename", "@=#"], "1 renamings for 0 words"),
         (["a.pt", "small.pt", "--output_path", "out.pt"], "width 1280 and small.pt for one of 768"),
         (["-sd", "a.pt", "--output_path", "out.pt"], "-sd is for words of width 768"),
-        (["a.pt", "--output_path", "o.safetensors", "--rename", "*=a.b"], "be the name of a word"),
         (["a.pt", "--output_path", "o.safetensors", "--rename", "*=a b"], "be the name of a word"),
         (["a.pt", "--split", "--output_path", "o.pt"], "must be a folder with --split"),
         (["xl.safetensors", "small.pt", "--output_path", "out.pt"], "is a word for SDXL and '#'"),

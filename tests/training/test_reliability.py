@@ -121,7 +121,10 @@ def test_a_word_that_did_not_move_is_warned_of(
             [f"{PREVIEWS}.log_images_kwargs.N=all"],
             "log_images_kwargs.N must be a number, got 'all'",
         ),
-        ([f"{PREVIEWS}.guidance=-1"], "image_logger.params: guidance must be at least 0, got -1"),
+        (
+            [f"{PREVIEWS}.guidance=-1"],
+            "image_logger.params: guidance must be a finite number of at least 0, got -1",
+        ),
         ([f"{PREVIEWS}.ddim_eta=2"], r"image_logger.params: ddim_eta must lie in 0..1, got 2"),
         (
             ["model.params.timesteps=2000", f"{PREVIEWS}.ddim_steps=1500"],

@@ -156,6 +156,26 @@ def test_an_interrupted_run_goes_on_exactly(
     assert torch.equal(resumed.word(), learn("six", "--max_steps", "6", *micro).word())
 
 
+@pytest.mark.parametrize("name", ["<my.cat>", "train"])
+def test_a_word_of_a_name_that_pytorch_reserves_goes_on(learn: Learn, name: str) -> None:
+    named = ("--placeholder_string", name, "--no-test")
+    whole = learn("whole", "--max_steps", "4", *named)
+    part = learn("part", "--max_steps", "2", *named)
+    assert main.main(["-t", "--resume", str(part.folder), "--max_steps", "4", "--no-test"]) == 0
+    for suffix in (".pt", ".safetensors"):
+        found, wanted = (
+            read_words(outcome.folder / f"checkpoints/embeddings{suffix}").words
+            for outcome in (part, whole)
+        )
+        assert list(found) == [name]
+        assert torch.equal(found[name], wanted[name])
+    assert f"word/norm/{name}" in part.table()[0]
+    checkpoint = str(part.folder / "checkpoints/last.ckpt")
+    vectors = "model.params.personalization_config.params.num_vectors_per_token=3"
+    with pytest.raises(UserError, match=f"word '{name}' has shape"):
+        main.main(["-t", "--resume", checkpoint, "--max_steps", "5", vectors])
+
+
 def test_without_training_a_run_is_only_tested(
     learn: Learn, caplog: pytest.LogCaptureFixture
 ) -> None:

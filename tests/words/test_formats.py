@@ -290,13 +290,13 @@ def test_words_of_two_encoders_come_back(tmp_path_factory, suffix, k, names):
     assert file.metadata["encoder_family"] == "sdxl"
 
 
-@pytest.mark.parametrize("name", ["", " ", "a b", "a.b", "train", "a\nb", "\u200b"])
+@pytest.mark.parametrize("name", ["", " ", "a b", "a\nb", "\u200b"])
 def test_names_that_nothing_can_load(name):
     with pytest.raises(UserError, match="cannot be the name of a word"):
         check_name(name)
 
 
-@pytest.mark.parametrize("name", ["*", "<cat-toy>", "猫", "emb_1"])
+@pytest.mark.parametrize("name", ["*", "<cat-toy>", "猫", "emb_1", "a.b", "train"])
 def test_names_that_can_be_loaded(name):
     check_name(name)
 

@@ -126,13 +126,43 @@ class TestPlaceholder:
             ([""], "is empty"),
             (["*", "*"], "same token"),
             (["cat", "Cat"], "same token"),
-            (["train"], "PyTorch reserves"),
         ],
     )
     def test_refused_in_one_line(self, embedder, strings, message):
         with pytest.raises(UserError, match=message) as caught:
             EmbeddingManager(embedder, strings)
         assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["<my.cat>", "a.b", ".", "train", "keys", "training", "_keys"])
+    @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+    def test_may_have_a_name_that_pytorch_reserves(self, embedder, tmp_path, name, suffix):
+        manager = EmbeddingManager(embedder, ["*", name], ["cat", "moon"])
+        prompt = f"a photo of {name}"
+        manager.check_prompts([prompt])
+        assert manager.placeholders == ["*", name]
+        ids = embedder.tokenize([prompt])
+        table = torch.cat([embedder.vocab_table, torch.zeros(2, 6)])  # rows of added tokens
+        torch.testing.assert_close(manager(ids, table[ids])[0, 4:5], row(embedder, "moon"))
+        with torch.no_grad():
+            manager.word(name).fill_(3.0)
+        # The state of a resumed run, the file, and the word taken away again.
+        resumed = EmbeddingManager(FakeEmbedder(), ["*", name], ["cat", "moon"])
+        resumed.load_state_dict(manager.state_dict())
+        assert resumed.configured() == []
+        torch.testing.assert_close(resumed.word(name), manager.word(name))
+        manager.save(tmp_path / f"words{suffix}")
+        loaded = EmbeddingManager(FakeEmbedder(), [])
+        assert loaded.load(tmp_path / f"words{suffix}") == ["*", name]
+        torch.testing.assert_close(loaded.word(name), manager.word(name))
+        loaded.clear()
+        assert list(loaded.parameters()) == []
+
+    def test_that_pytorch_takes_keeps_its_name_in_checkpoints(self, embedder):
+        manager = EmbeddingManager(embedder, ["*", "<my-cat>"], ["cat", "moon"])
+        assert [n for n, _ in manager.named_parameters()] == [
+            "string_to_param_dict.*",
+            "string_to_param_dict.<my-cat>",
+        ]
 
     def test_that_is_a_word_warns_what_is_lost(self, embedder, caplog):
         with caplog.at_level(logging.WARNING):

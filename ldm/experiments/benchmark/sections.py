@@ -29,7 +29,6 @@ VECTORS_ENTRY = "model.params.personalization_config.params.num_vectors_per_toke
 TRAIN = (sys.executable, "-c", "from ldm.cli.commands import train; train()", "-t", "--no-test")
 # Folders of images and their initializer words.
 CONCEPTS = {"teal-star": "star", "red-mug": "mug", "pink-heart": "heart", "cyan-ring": "ring"}
-WEIGHTS = ROOT / "models/miniature/model.safetensors"
 # Whole runs of the miniature: the number of words, and the arguments.
 PAPER = ("--base", "configs/miniature/paper.yaml")
 RUNS: Mapping[str, tuple[int, tuple[str, ...]]] = {
@@ -49,12 +48,14 @@ class Plan:
         folder: for the results and the logs of runs.
         rounds: turns of each side.
         turn: what all turns share.
+        model: weights of the whole runs.
         quick: few steps in this process: for a look, and for tests.
     """
 
     folder: Path
     rounds: int
     turn: Turn
+    model: Path
     quick: bool = False
 
 
@@ -182,7 +183,7 @@ def command(plan: Plan, arguments: Sequence[str]) -> dict[str, float]:
     done = subprocess.run(
         [
             *TRAIN,
-            *("--actual_resume", str(WEIGHTS), "-l", str(plan.folder / "logs")),
+            *("--model", str(plan.model), "-l", str(plan.folder / "logs")),
             *(*threads, *arguments, NO_IMAGES),
         ],
         cwd=ROOT,

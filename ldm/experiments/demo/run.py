@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from transformers.utils import logging as transformers_logging
 
+from ldm.checkpoint.hub import locate_base
 from ldm.evaluation.extractors import find_extractor
 from ldm.experiments.demo.page import DemoResult, page
 from ldm.experiments.demo.scores import PROMPTS, ScoredPrompt, Scores, read_curves, saved_words
@@ -76,7 +77,7 @@ def training_command(options: argparse.Namespace, concept: Concept) -> list[str]
     every = max(1, options.steps // 4)
     command = ["main.py", "--base", _short(options.base), "-t", "--no-test"]
     command += ["--variant", options.variant] if options.variant else []
-    command += ["--actual_resume", _short(options.ckpt)]
+    command += ["--model", _short(locate_base(options.model))]
     command += ["--data_root", _short(options.concepts / concept.name)]
     command += [
         "--init_word",
@@ -238,7 +239,7 @@ def run(options: argparse.Namespace) -> DemoResult:
     with watch.time("learn"):
         log_folder = learn(options, concept)
     with watch.time("load"):
-        model = load_model(options.config, options.ckpt)
+        model = load_model(options.config, options.model)
         scorer = find_extractor(options.scorer)
     scores = Scores(scorer, concept.images, (concept.placeholder, second[1]))
     session = Session(options, concept, model, scores, second, watch)

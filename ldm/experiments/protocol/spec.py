@@ -1,7 +1,7 @@
 """A protocol's YAML file: what is learned from what, how often, and how it is scored.
 
     base: [configs/miniature/paper.yaml]    # configurations of the training
-    checkpoint: models/miniature/model.safetensors
+    checkpoint: models/miniature            # a file, a folder of diffusers or a Hub name
     config: models/miniature/config.yaml    # of the model that generates
     concepts:
       folder: examples/concepts             # a folder of images for each
@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldm.checkpoint.hub import locate_base
 from ldm.evaluation.prompts import check_prompts, read_prompts
 from ldm.resources import locate
 from ldm.training.variants import find_variant
@@ -191,7 +192,7 @@ def _build(values: Mapping[str, Any]) -> ProtocolSpec:
     estimate = _section("estimate", values["estimate"], (), DEFAULTS["estimate"])
     return ProtocolSpec(
         base=tuple(find(path, "base") for path in _list("base", values["base"])),
-        checkpoint=find(_text("checkpoint", values["checkpoint"]), "checkpoint"),
+        checkpoint=locate_base(_text("checkpoint", values["checkpoint"])).absolute(),
         config=find(_text("config", values["config"]), "config"),
         placeholder=placeholder,
         concepts=concepts,

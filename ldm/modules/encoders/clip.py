@@ -127,6 +127,8 @@ class FrozenCLIPEmbedder(CLIPTextEncoder):
         super().__init__(tokenizer or version, layers, layer, max_length, vocab_size)
         from transformers import CLIPTextConfig, CLIPTextModel
 
+        if width % heads:
+            raise ValueError(f"width {width} must be a multiple of heads {heads}")
         self.width, self.final_norm = width, final_norm
         config = CLIPTextConfig(
             hidden_size=width,

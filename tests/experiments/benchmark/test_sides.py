@@ -67,7 +67,7 @@ def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         return found | ({"generation": [5.0]} if turn.generations else {})
 
     monkeypatch.setattr(sections, "do_turn", do_turn)
-    plan = sections.Plan(tmp_path, 2, Turn("miniature", "ours, float32"))
+    plan = sections.Plan(tmp_path, 2, Turn("miniature", "ours, float32"), Path("x"))
     found = sections.compare(plan, "1.4B")
     assert asked == [*SIDES, *SIDES]
     first = found["sides"]["ours, float32"]

@@ -21,9 +21,8 @@ ROOT = Path(__file__).parents[3]
 
 
 def arguments(model: Path, outdir: Path, *more: str) -> list[str]:
-    files = {"ckpt": "model.safetensors", "config": "config.yaml", "scorer": "scorer"}
     return [
-        *(part for name, file in files.items() for part in (f"--{name}", str(model / file))),
+        *("--model", str(model), "--scorer", str(model / "scorer")),
         *("--words", str(model / "words"), "--outdir", str(outdir), *more),
     ]
 
@@ -86,7 +85,7 @@ def test_words_over_the_steps_are_different_words(
         (("--concept", "unicorn"), "no concept 'unicorn'"),
         (("--second", "unicorn"), "no word 'unicorn'"),
         (("--steps", "0"), "--steps must be at least 1, got 0"),
-        (("--ckpt", "nowhere.ckpt"), "nowhere.ckpt: no such file"),
+        (("--ckpt", "nowhere.ckpt"), "checkpoint nowhere.ckpt does not exist"),
         (("--no-such-option",), "--no-such-option"),
     ],
 )
@@ -105,7 +104,7 @@ def test_the_training_command_is_the_one_a_user_would_type(tmp_path: Path) -> No
     command = demo.training_command(options, star)
     for option, value in (
         ("--base", "configs/miniature/finetune.yaml"),
-        ("--actual_resume", "models/miniature/model.safetensors"),
+        ("--model", "models/miniature/model.safetensors"),
         ("--data_root", "examples/concepts/teal-star"),
         ("--init_word", "star"),
         ("--max_steps", "40"),

@@ -84,6 +84,19 @@ def test_the_papers_protocol_is_the_papers(tmp_path: Path) -> None:
     assert {v.steps for v in spec.variants} == {5000, 400}
 
 
+def test_a_base_may_be_a_file_or_a_folder(tmp_path: Path) -> None:
+    of_file = read_protocol(FOLDER / "smoke.yaml")
+    assert read_protocol(FOLDER / "smoke.yaml", ["checkpoint=miniature"]) == of_file
+    folder = tmp_path / "pipeline"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "config.json").write_text("{}")
+    (folder / "unet" / "model.bin").write_bytes(b"x")
+    spec = read_protocol(FOLDER / "smoke.yaml", [f"checkpoint={folder}"])
+    assert spec.checkpoint == folder
+    (cell, other) = (cells(made)[0] for made in (spec, of_file))
+    assert cell.score["checkpoint"] != other.score["checkpoint"]
+
+
 def test_cells_are_concepts_by_variants_by_seeds_and_images_know_no_seed() -> None:
     spec = read_protocol(FOLDER / "smoke.yaml", ["seeds=[1,2]"])
     names = [cell.name for cell in cells(spec)]
@@ -135,7 +148,7 @@ MISTAKES = [
     ("concepts.folder=nowhere", "concepts.folder nowhere: no such folder"),
     ("concepts.words.a/b={first_word: star}", "'a/b' cannot be a folder's name"),
     ("image_prompt=a photo", "prompt 'a photo' names no learned word"),
-    ("checkpoint=none.ckpt", "checkpoint none.ckpt: no such file"),
+    ("checkpoint=none.ckpt", "checkpoint none.ckpt does not exist"),
     ("prompts=none.txt", "prompts none.txt: no such file"),
     ("sizes.pictures=[6]", "6, but concept 'teal-star' has 5"),
     ("sizes.variant=image_only", "is no variant that learns a word"),

@@ -1,0 +1,123 @@
+"""What a run needs beside its steps: the time to its first step, and the loop around them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ldm.checkpoint.bases import Base
+from ldm.checkpoint.folder_config import shipped_config
+from ldm.checkpoint.loading import build_empty
+from ldm.checkpoint.names import SCHEDULE, published_name
+from ldm.experiments.benchmark.report import Results, machine
+from ldm.experiments.benchmark.sections import CONCEPTS, PAPER, Plan, command, do_turn
+from ldm.experiments.benchmark.sides import TOKENIZER
+from ldm.resources import ROOT
+
+log = logging.getLogger(__name__)
+
+# Numbers that are repeated in a file of random weights.
+BLOCK = 1 << 22
+SAFETENSORS = {torch.float32: "F32", torch.float16: "F16"}
+LOOP_STEPS = 200
+
+
+def write_random_base(family: str, path: Path, kind: torch.dtype) -> None:
+    """Write a file of random weights with a family's published names and shapes.
+
+    It is written a block at a time, so that memory stays small.
+
+    Args:
+        family: of the base, such as "ldm" or "sdxl".
+        path: of the .safetensors file.
+        kind: float32 or float16.
+    """
+    model = build_empty(Base(path, family, shipped_config(family), ""))
+    header, end = {}, 0
+    for name, value in model.state_dict().items():
+        if name not in SCHEDULE:
+            size = value.numel() * kind.itemsize
+            header[published_name(name)] = {
+                "dtype": SAFETENSORS[kind],
+                "shape": list(value.shape),
+                "data_offsets": [end, end + size],
+            }
+            end += size
+    text = json.dumps(header).encode()
+    block = (0.02 * torch.randn(BLOCK, generator=torch.Generator().manual_seed(0))).to(kind)
+    numbers = block.view(torch.uint8).numpy().tobytes()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for start in range(0, end, len(numbers)):
+            file.write(numbers[: end - start])
+
+
+def seconds_to_read(path: Path) -> float:
+    """Return the seconds that a second reading of a file takes: it is in the system's memory."""
+    buffer = bytearray(1 << 24)
+    for _ in range(2):
+        start = time.perf_counter()
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+    return time.perf_counter() - start
+
+
+def start(plan: Plan) -> Results:
+    """Measure the time to the first step at 1.4B, and the loop's share of the miniature's step.
+
+    With `quick` the miniature's file stands for that of the 1.4B model.
+    """
+    facts = machine(plan.turn.device, plan.turn.threads)
+    path = plan.model if plan.quick else plan.folder / "random-1.4B.safetensors"
+    arguments: Sequence[str] = PAPER
+    if not plan.quick:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        write_random_base("ldm", path, torch.float32)
+        tokenizer = f"model.params.cond_stage_config.params.tokenizer={TOKENIZER}"
+        arguments = ("--base", "configs/finetune.yaml", tokenizer)
+    try:
+        reading = seconds_to_read(path)
+        name, word = next(iter(CONCEPTS.items()))
+        concept = ("--data_root", str(ROOT / "examples/concepts" / name), "--init_word", word)
+        one = ("--max_steps", "1", "--limit_val_batches", "0", "data.params.batch_size=1")
+        found = command(replace(plan, model=path), (*arguments, *concept, *one))
+        size = path.stat().st_size / 1e9
+    finally:
+        if not plan.quick:
+            path.unlink(missing_ok=True)
+    first = found["seconds"] - found["training"]
+    log.info(f"reading {size:.2f} GB: {reading:.1f} s; command less its step: {first:.1f} s")
+    steps = 3 if plan.quick else LOOP_STEPS
+    many = ("--max_steps", str(steps), "--limit_val_batches", "0")
+    whole = command(plan, (*PAPER, *concept, *many))["training"] / steps
+    bare = statistics.median(
+        do_turn(
+            replace(plan.turn, size="miniature", side="ours, float32", generations=0), plan.quick
+        )["wall"]
+    )
+    log.info(f"a step of a run of {steps}: {whole:.4f} s; the step alone: {bare:.4f} s")
+    facts["load_after"] = round(os.getloadavg()[0], 1)
+    rows = [
+        {
+            "what": f"command to the first step, file of {size:.1f} GB",
+            "seconds": f"{first:.2f} s",
+            "against": f"reading the file, warm: {reading:.2f} s",
+            "ratio": f"{first / reading:.2f}",
+        },
+        {
+            "what": f"a step in a run of {steps}, miniature",
+            "seconds": f"{whole * 1e3:.1f} ms",
+            "against": f"the step alone: {bare * 1e3:.1f} ms",
+            "ratio": f"{whole / bare:.2f}",
+        },
+    ]
+    return {"title": "Start of a run, and its loop", "machine": facts, "rows": rows}
