@@ -69,7 +69,7 @@ class Sampling:
         if not 1 <= self.steps <= 1000:
             raise UserError(f"steps must lie in 1..1000, got {self.steps}")
         if not (math.isfinite(self.scale) and self.scale >= 0):
-            raise UserError(f"scale must be a finite number of at least 0, got {self.scale}")
+            raise UserError(f"scale must be at least 0, got {self.scale}")
         if not 0 <= self.eta <= 1:
             raise UserError(f"eta must lie in 0..1, got {self.eta}")
         if self.eta and self.sampler not in STOCHASTIC:
