@@ -46,6 +46,7 @@ test-all: env  ## every test this machine can run, GPU and weights included
 
 # The tests of the modules that load, save and resume; pyproject.toml lists the modules.
 COVERING := tests/checkpoint tests/words tests/data tests/test_image_io.py \
+	tests/models/test_latent_diffusion.py \
 	$(addprefix tests/cli/test_,convert_embedding.py merge.py) \
 	$(addprefix tests/training/test_,config.py reliability.py run.py stages.py variants.py)
 

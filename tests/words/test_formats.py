@@ -314,6 +314,20 @@ class TestFilesThatAreSomethingElse:
         with pytest.raises(UserError, match="far too large an image to carry a word"):
             read_words(tmp_path / "a.png")
 
+    def test_an_image_that_is_cut_off(self, tmp_path):
+        noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "a.png")
+        (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:3000])
+        with pytest.raises(UserError, match=r"a.png' is not a readable image: "):
+            read_words(tmp_path / "a.png")
+
+    def test_a_text_chunk_that_is_damaged(self, tmp_path):
+        chunk = PngImagePlugin.PngInfo()
+        chunk.add_text("sd-ti-embedding", base64.b64encode(b'{"half": ').decode())
+        Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=chunk)
+        with pytest.raises(UserError, match=r"a.png': the word in this image is damaged: "):
+            read_words(tmp_path / "a.png")
+
     def test_an_image_without_a_lit_pixel_or_with_uneven_blocks(self, tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
         uneven = np.full((4, 9, 3), 255, np.uint8)
