@@ -6,6 +6,7 @@ same relative paths as in a checkout.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _PACKAGED = Path(__file__).with_name("_data")
@@ -15,6 +16,12 @@ ROOT = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).resolve().parents[1]
 
 # The names of a model's weights in its folder, the preferred one first.
 WEIGHTS = ("model.safetensors", "model.ckpt")
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment of a child process that imports this `ldm`."""
+    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def weights_in(folder: Path) -> Path | None:

@@ -12,6 +12,7 @@ import errno
 import importlib
 import inspect
 import io
+import json
 import logging
 import os
 import secrets
@@ -216,6 +217,17 @@ def read_text(path: str | Path, what: str) -> str:
         raise UserError(f"{what} {path}: {reason}") from error
 
 
+def check_output_folder(path: str | Path, what: str = "output folder") -> Path:
+    """Return a folder, which need not exist yet; UserError where it takes no files."""
+    path = Path(path)
+    existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise UserError(f"{what} {path}: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{what} {path}: {existing} is not writable")
+    return path
+
+
 def write_whole(
     path: str | Path, content: bytes | str | Callable[[Path], object], *, replace: bool = True
 ) -> None:
@@ -266,6 +278,11 @@ def write_whole(
     finally:
         if part.parent.is_dir():
             part.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: object, indent: int = 2) -> None:
+    """Write plain values as JSON, whole or not at all; errors as `write_whole`'s."""
+    write_whole(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
 def write_table(path: str | Path, rows: Iterable[Sequence[object]]) -> None:

@@ -20,7 +20,6 @@ WORDS = {
 # Names of options, keys and files stay: quoted without a space, in backticks, or before a colon.
 NAMES = re.compile(r'"[^" ]*"|`[^`]*`|--\w+|\b\w+:|\{[^}]*\}')
 ALLOWED = {
-    "ldm/experiments/figures/registry.py": "prompts of figure 8",
     "docs/results.md": "prompts of figure 8, and measurements of an earlier base",
 }
 

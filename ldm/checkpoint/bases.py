@@ -63,14 +63,10 @@ NAME_OF_V, NAME_OF_EPS = re.compile(r"768|[-_]v[-_.]"), re.compile(r"512|base")
 
 
 def recognize(path: Path, config: DictConfig | None = None) -> Base:
-    """Say which base a file or folder is, and choose its configuration.
+    """Say which base a file of weights or a folder of diffusers is, and choose its configuration.
 
-    Args:
-        path: a file of weights, or a folder of diffusers.
-        config: of the model, where the caller has one.
-
-    Raises:
-        UserError: nothing is there, or no base that is supported; one line says what it is.
+    The caller may have a configuration. Raises UserError where nothing is there, or no base that is
+    supported; one line says what it is.
     """
     if path.is_dir():
         family, own = folder_config(path)
@@ -123,14 +119,10 @@ def v_by_name(path: Path) -> bool | None:
 
 
 def read_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
-    """Read a base's weights under names that `match_names` pairs with a model's.
+    """Read a base's weights, of a file or a folder, under names that `match_names` pairs with ours.
 
-    Args:
-        path: a file, or a folder of diffusers.
-        model: it is not changed; its names and shapes say what to look for in a folder.
-
-    Raises:
-        UserError: unreadable, or a component is missing.
+    The model is not changed; its names and shapes say what to look for in a folder. Raises
+    UserError for what is unreadable, or lacks a component.
     """
     own = {published_name(name): value for name, value in model.state_dict().items()}
     key = family_of(own)

@@ -17,10 +17,7 @@ def read_config(config: DictConfig | Mapping[str, Any] | str | Path) -> DictConf
     """Read a model's configuration; the caller may change what is returned.
 
     A tokenizer folder named relative to the configuration's own folder, or to the project's, is
-    made absolute.
-
-    Raises:
-        UserError: the file is missing, no YAML, or has no `model`.
+    made absolute. Raises UserError for a file that is missing, is no YAML, or has no `model`.
     """
     folder = None
     if isinstance(config, str | Path):

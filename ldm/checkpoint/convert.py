@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import shutil
@@ -21,7 +20,7 @@ from ldm.checkpoint.folder_json import component_configs, model_index
 from ldm.checkpoint.loading import build_empty, find_base
 from ldm.checkpoint.names import OPTIONAL_PREFIXES, is_optional, match_names, published_name
 from ldm.checkpoint.tables import FAMILIES, INDEX, Entry
-from ldm.util import PART, UserError, write_whole
+from ldm.util import PART, UserError, write_json, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +40,8 @@ def convert(
         config: the base's configuration; by default as the loader finds it.
         half: write float16.
 
-    Returns:
-        What the source is.
-
-    Raises:
-        UserError: the base is not supported, or the target exists or cannot be written.
+    Returns what the source is. Raises UserError where the base is not supported, or the target
+    exists or cannot be written.
     """
     target = Path(target).expanduser()
     if target.exists():
@@ -65,11 +61,7 @@ def convert(
 
 
 def read_entries(base: Base) -> dict[str, Tensor]:
-    """Read a base's weights under the published names.
-
-    Raises:
-        UserError: unreadable, or a component is missing.
-    """
+    """Read a base's weights under the published names; or raise UserError."""
     model = build_empty(base)
     own = model.state_dict()
     state = read_weights(base.path, model)
@@ -133,14 +125,14 @@ def _write_components(base: Base, entries: Mapping[str, Tensor], folder: Path) -
     _drop_unused_blocks(held, configs)
     for name, facts in configs.items():
         kind = "scheduler_config" if name == "scheduler" else "config"
-        _write_json(folder / name / f"{kind}.json", facts)
+        write_json(folder / name / f"{kind}.json", facts)
     for name, weights in held.items():
         stem = "model" if name.startswith(("text", "bert")) else "diffusion_pytorch_model"
         path = folder / name / f"{stem}.safetensors"
         save_file(weights, path, metadata={"format": "pt"})
         weights.clear()
     _write_tokenizers(base, folder)
-    _write_json(folder / INDEX, model_index(base.family))
+    write_json(folder / INDEX, model_index(base.family))
 
 
 def give(entry: Entry, value: Tensor) -> dict[str, Tensor]:
@@ -165,11 +157,6 @@ def _drop_unused_blocks(
             block = name.partition(".encoder.layers.")[2].partition(".")[0]
             if block and layers is not None and int(block) >= layers:
                 del weights[name]
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _write_tokenizers(base: Base, folder: Path) -> None:

@@ -62,11 +62,8 @@ def _stand_in(name: str) -> type[_Nothing]:
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a model file's tensors by name; they lie in the mapped file until they are used.
 
-    Args:
-        path: `.safetensors`, or a `.ckpt` or `.pt` that holds {"state_dict": …} or the names bare.
-
-    Raises:
-        UserError: no such file, or not a model's; one line says what it is.
+    The file is `.safetensors`, or a `.ckpt` or `.pt` that holds {"state_dict": …} or the names
+    bare. Raises UserError for no such file, or not a model's; one line says what it is.
     """
     path = Path(path)
     kind = _file_kind(path)

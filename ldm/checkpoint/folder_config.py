@@ -65,8 +65,7 @@ def shipped_config(family: str) -> DictConfig:
 def family_of_folder(folder: Path) -> str:
     """Return the family (a key of `FAMILIES`) of a diffusers folder.
 
-    Raises:
-        UserError: it is of no supported family; one line says what it is.
+    Raises UserError for one of no supported family; one line says what it is.
     """
     index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
     for name, what in OTHERS.items():
@@ -101,15 +100,14 @@ def _scheduler(folder: Path) -> dict[str, Any]:
 def folder_config(folder: Path) -> tuple[str, DictConfig]:
     """Return the family of a diffusers folder and our configuration of its model.
 
-    Raises:
-        UserError: the folder lacks a component or a size, its sizes make no model, or its model is
-            not supported.
+    Raises UserError for a folder that lacks a component or a size, whose sizes make no model, or
+    whose model is not supported.
     """
     try:
         return _folder_config(folder)
     except UserError:
         raise
-    except (TypeError, ValueError, ArithmeticError, OmegaConfBaseException) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, OmegaConfBaseException) as error:
         raise UserError(
             f"{folder}: the sizes in its config.json files do not fit ({first_line(error)}): "
             "download them again"
@@ -211,6 +209,7 @@ def _unet_params(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"{folder}: heads of several sizes {sorted(sizes)} are not supported")
         params["num_head_channels"] = sizes.pop()
     if facts.get("addition_embed_type") == "text_time":
+        _require(folder / "unet", facts, "projection_class_embeddings_input_dim")
         params["adm_in_channels"] = facts["projection_class_embeddings_input_dim"]
     if any(width % widths[0] for width in widths):
         raise UserError(f"{folder}: block_out_channels {widths} must be multiples of the first")
@@ -255,7 +254,7 @@ def _clip_params(folder: Path) -> dict[str, Any]:
     facts = read_json(folder / "config.json")
     for key in CLIP_SIZES:
         value = facts.get(key, 1)
-        if not isinstance(value, int) or value < 1:
+        if type(value) is not int or value < 1:
             raise UserError(f"{folder}/config.json: {key} must be a number above 0, got {value!r}")
     width = facts.get("hidden_size", 768)
     if facts.get("intermediate_size", 4 * width) != 4 * width:

@@ -56,11 +56,8 @@ def model_index(family: str) -> dict[str, Any]:
 def component_configs(family: str, config: DictConfig) -> dict[str, dict[str, Any]]:
     """Return the config.json of each component with weights, and that of the scheduler.
 
-    Two configurations of one network give the same, however they are written.
-
-    Args:
-        family: a key of `FAMILIES`.
-        config: a configuration with `model`.
+    Two configurations of one network give the same, however they are written. The family is a key
+    of `FAMILIES`; the configuration has a `model`.
     """
     plain = OmegaConf.to_container(config.model.params, resolve=True)
     assert isinstance(plain, dict)

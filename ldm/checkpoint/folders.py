@@ -20,11 +20,7 @@ from ldm.util import UserError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds a mapping.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
+    """Read a JSON file that holds a mapping; UserError where it is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -37,11 +33,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files of a component's weights, without an index.
-
-    Raises:
-        UserError: the component, its weights or one of their files is missing.
-    """
+    """Return the files of a component's weights, without an index; UserError if one is missing."""
     if not folder.is_dir():
         raise UserError(
             f"{folder.parent} lacks the component {folder.name}/: download the whole folder"
@@ -94,17 +86,11 @@ def _spellings(name: str) -> list[str]:
 def read_folder(
     folder: Path, wanted: Mapping[str, Tensor], family: Family, sizes: dict[str, int]
 ) -> dict[str, Tensor]:
-    """Read a diffusers folder's weights under the published names of a model.
+    """Read the weights of a pipeline's folder under the published names of a model of a family.
 
-    Args:
-        folder: the pipeline's.
-        wanted: the model's entries by published name; on the meta device, or with any values. Their
-            shapes decide between a matrix and a 1×1 convolution.
-        family: of the model.
-        sizes: as `Family.entry` takes them.
-
-    Raises:
-        UserError: a component is missing or damaged.
+    `wanted` has the model's entries by published name, on the meta device or with any values: their
+    shapes decide between a matrix and a 1×1 convolution. `sizes` are as `Family.entry` takes them.
+    Raises UserError for a component that is missing or damaged.
     """
     components = {part.component: read_component(folder / part.component) for part in family.parts}
     state = {}

@@ -76,8 +76,7 @@ def fetch(repository: str, file: str = "", revision: str | None = None) -> Path:
 def wanted_files(names: list[str], where: str) -> list[str]:
     """Return which of a repository's files a base needs.
 
-    Raises:
-        UserError: it is no pipeline, and has no file of weights or several.
+    Raises UserError for one that is no pipeline, and has no file of weights or several.
     """
     if INDEX not in names:
         single = [n for n in names if "/" not in n and n.endswith((".safetensors", ".ckpt"))]
@@ -105,11 +104,7 @@ def is_diffusers_folder(path: Path) -> bool:
 
 
 def file_in(folder: Path) -> Path:
-    """Return the weights in a folder that is no pipeline of diffusers.
-
-    Raises:
-        UserError: it has none, or several.
-    """
+    """Return the weights in a folder that is no pipeline of diffusers; UserError for not one."""
     inside = weights_in(folder)
     if inside is not None:
         return inside

@@ -75,13 +75,9 @@ def save_weight_delta(
 
 
 def check_weight_delta(path: str | Path, checkpoint: str | Path | None) -> dict[str, str]:
-    """Check that a difference may be added to the model of a checkpoint; read no weights.
+    """Check that a weight delta may be added to the model of a checkpoint; read no weights.
 
-    Returns:
-        The file's metadata.
-
-    Raises:
-        UserError: no difference file, or one to another base.
+    Returns the file's metadata. Raises UserError for no weight delta, or one to another base.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -107,17 +103,10 @@ def check_weight_delta(path: str | Path, checkpoint: str | Path | None) -> dict[
 
 @torch.no_grad()
 def apply_weight_delta(model: Any, path: str | Path, checkpoint: str | Path | None) -> None:
-    """Add a difference to the weights of its base model, in place.
+    """Add the weight delta in a file to a model with the weights of `checkpoint`, in place.
 
-    Averaged weights, if the model has them, become the tuned weights: generation uses them.
-
-    Args:
-        model: a `LatentDiffusion` with the weights of `checkpoint`.
-        path: the difference.
-        checkpoint: the base's file, by which the two are known to belong together.
-
-    Raises:
-        UserError: as `check_weight_delta`; or the model's configuration lacks one of the weights.
+    Averaged weights, if the model has them, become the tuned weights: generation uses them. Raises
+    UserError as `check_weight_delta`, or where the model's configuration lacks one of the weights.
     """
     check_weight_delta(path, checkpoint)
     weights = dict(model.named_parameters())

@@ -6,7 +6,6 @@ Imports nothing heavy, so that `--help` answers at once.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +15,7 @@ from ldm.resources import locate
 from ldm.sampling import PRECISIONS, SAMPLERS, Sampling
 from ldm.util import Parser as Parser
 from ldm.util import UserError, at_least
+from ldm.util import check_output_folder as check_output_folder
 
 if TYPE_CHECKING:
     from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -232,14 +232,3 @@ def choose_device(name: str) -> str:
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UserError("device 'mps' was asked for, but this machine has none")
     return name
-
-
-def check_output_folder(path: str | Path) -> Path:
-    """Return a folder, which need not exist yet; UserError where it takes no files."""
-    path = Path(path)
-    existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    if not existing.is_dir():
-        raise UserError(f"output folder {path}: {existing} is a file")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"output folder {path}: {existing} is not writable")
-    return path

@@ -89,9 +89,8 @@ def describe(file: WordFile, source: str) -> str:
 def prepared(file: WordFile, options: argparse.Namespace) -> WordFile:
     """Return the words under the names, and with the text encoder, that the options give.
 
-    Raises:
-        UserError: a name for several words, one that nothing can load, or a text encoder that
-            contradicts the file.
+    Raises UserError for a name for several words, one that nothing can load, or a text encoder that
+    contradicts the file.
     """
     from ldm.words.files import FAMILY_BY_WIDTH, check_name, describe_width, renamed
     from ldm.words.formats import SDXL, UNKNOWN

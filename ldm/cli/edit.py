@@ -77,11 +77,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Edit what the options say.
-
-    Raises:
-        UserError: anything wrong with them, before weights are read where that can be known.
-    """
+    """Edit what the options say; UserError, before weights are read where that can be known."""
     check(options)
     folder = common.check_output_folder(options.outdir)
     common.find_model(options.model, options.config)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import logging
 import sys
 import time
@@ -17,13 +16,14 @@ from ldm.cli import common
 from ldm.evaluation.prompts import check_prompts, read_prompts
 from ldm.resources import ROOT
 from ldm.training.variants import find_variant
-from ldm.util import UserError, write_whole
+from ldm.util import UserError, write_json
 from ldm.words.placeholders import DEFAULT_PLACEHOLDER
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ldm.evaluation.evaluate import Evaluation, ImageSource
+    from ldm.evaluation.evaluate import Evaluation
+    from ldm.evaluation.sources import ImageSource
     from ldm.inference import GeneratedImage
 
 log = logging.getLogger(__name__)
@@ -96,12 +96,10 @@ class Subject:
     """The model, prompts and training images of a scoring, checked before weights are read.
 
     Attributes:
-        config: of the model; None takes that of its family.
-        weights: of the model.
+        config, weights: of the model; without a configuration that of its family.
         training: the training images' files.
         placeholders: the words that prompts may name.
-        image_prompt: of the images that are compared with the training images.
-        prompts: of the images that are compared with their text.
+        image_prompt, prompts: of images to compare with the training images, and with their text.
         device: of generation and scoring.
     """
 
@@ -128,16 +126,11 @@ def read_subject(
     prompts: Sequence[str] = (),
     ending: str = "",
 ) -> Subject:
-    """Check the options that say what is scored.
+    """Check the options, of evaluate_model.py or select_word.py, that say what is scored.
 
-    Args:
-        options: of evaluate_model.py or select_word.py.
-        placeholders: the words that prompts may name.
-        prompts: beside those of `options.prompts`; without both, the shipped ones are taken.
-        ending: of the stem of the shipped prompts' file, such as "-selection".
-
-    Raises:
-        UserError: a value out of range, a file that is not there, or a prompt without a word.
+    `prompts` are added to those of the options; without both, the shipped ones are taken, from the
+    file whose stem has that ending. Raises UserError for a value out of range, a file that is not
+    there, or a prompt without a word.
     """
     from ldm.data.folder import list_images
     from ldm.evaluation.extractors import scorer_beside
@@ -321,8 +314,7 @@ def write(folder: Path, name: str, found: Evaluation) -> None:
     from ldm.evaluation.evaluate import write_csv
 
     write_csv(folder / "scores.csv", {name: found})
-    text = json.dumps({"name": name, **found.to_json()}, indent=2, ensure_ascii=False)
-    write_whole(folder / "scores.json", text + "\n")
+    write_json(folder / "scores.json", {"name": name, **found.to_json()})
     rows = [("image similarity", found.image), ("text similarity", found.text)]
     rows.append(("  of the images' average", found.text_of_average))
     if found.dino is not None:

@@ -14,11 +14,10 @@ from ldm.checkpoint.names import DELTA_FILE, find_delta
 from ldm.cli import common
 from ldm.experiments.figures.pivotal import FOLDER, HOW, WORD
 from ldm.experiments.figures.pivotal import make as tune
-from ldm.experiments.figures.record import Figure, find
-from ldm.experiments.figures.registry import FIGURES
+from ldm.experiments.figures.record import FIGURES, Figure, find
 from ldm.experiments.figures.request import Request, check, is_miniature
 from ldm.resources import ROOT, locate
-from ldm.util import UserError
+from ldm.util import UserError, get_obj_from_str
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +190,6 @@ def run(options: argparse.Namespace, figures: Sequence[Figure], command: str) ->
 def _maker(request: Request, command: str) -> Callable[[Figure], None]:
     """Return the function that makes a figure; what is heavy is imported now."""
     from ldm.experiments.figures.output import save
-    from ldm.experiments.figures.renderers import RENDERERS
     from ldm.experiments.figures.session import Session
     from ldm.experiments.figures.style import house_style
 
@@ -201,7 +199,8 @@ def _maker(request: Request, command: str) -> Callable[[Figure], None]:
         log.info("figure %s: %s", figure.name, figure.title)
         start = time.monotonic()
         with house_style():
-            rendered = RENDERERS[figure.renderer](figure, session)
+            render = get_obj_from_str(f"ldm.experiments.figures.{figure.renderer}")
+            rendered = render(figure, session)
         files = save(figure, rendered, request.output, command, session.facts(figure))
         log.info("  %s (%.0f s)", files[0], time.monotonic() - start)
 

@@ -46,11 +46,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Generate the images that the options describe.
-
-    Raises:
-        UserError: a wrong option; most are found before weights are read.
-    """
+    """Generate the images that the options describe; most errors come before weights are read."""
     sampling = common.sampling_of(options)
     if not 0 < options.strength <= 1:
         raise UserError(f"--strength must lie in (0, 1], got {options.strength}")

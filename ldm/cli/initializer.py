@@ -39,8 +39,7 @@ LEVELS = 8
 def with_chosen_words(options: argparse.Namespace) -> argparse.Namespace:
     """Return options of main.py in which a word stands for each "auto" of --init_word.
 
-    Raises:
-        UserError: a run without a base, or with several placeholders; what concerns the images.
+    Raises UserError for a run without a base, or with several placeholders, or bad images.
     """
     chosen = copy.copy(options)
     if len(options.init_word) > max(1, len(options.data_roots)):

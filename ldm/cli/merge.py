@@ -217,12 +217,8 @@ def token_ids(
 ) -> dict[str, int]:
     """Return each name's token id, which the original's readers of a .pt file need.
 
-    Args:
-        names: the words of the file.
-        stated: ids that are known.
-        tokenizer: folder of the vocabulary to look the others up in; by default that of the
-            published models whose words have this width.
-        width: of the words.
+    Ids that are not stated come from the vocabulary in the folder `tokenizer`; by default that of
+    the published models whose words have this width.
     """
     names = list(names)
     ids = {name: stated[name] for name in names if name in stated}

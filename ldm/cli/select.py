@@ -21,7 +21,7 @@ from ldm.cli.evaluate import Subject, read_subject
 from ldm.util import UserError
 
 if TYPE_CHECKING:
-    from ldm.evaluation.evaluate import ImageSource
+    from ldm.evaluation.sources import ImageSource
 
 log = logging.getLogger(__name__)
 BEST = "best.safetensors"

@@ -24,9 +24,7 @@ def list_images(folder: str | Path) -> tuple[Path, ...]:
 
     Only regular files and links to them count: a pipe or a device would be read without an end.
     Hidden files (".DS_Store", "._photo.jpg") do not count. Captions beside images are not reported.
-
-    Raises:
-        UserError: no such folder, one that cannot be read, or no image in it.
+    Raises UserError where there is no such folder, none that can be read, or no image in it.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():

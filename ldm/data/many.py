@@ -23,13 +23,8 @@ class ManyConcepts(DescribedImages):
 
     An image's id is n times the concept's id of it, plus the concept's place.
 
-    Args:
-        concepts: name → target and params of a `PersonalizedBase`.
-        block: b, samples of a concept in a batch.
-
-    Raises:
-        UserError: as `PersonalizedBase`.
-        ValueError: no concepts, or a block below 1.
+    `concepts` has target and params of a `PersonalizedBase` by name; `block` is b. Errors as
+    `PersonalizedBase`; ValueError for no concepts, or a block below 1.
     """
 
     def __init__(self, concepts: Mapping[str, Mapping[str, Any]], block: int) -> None:

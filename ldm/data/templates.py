@@ -106,8 +106,7 @@ def load_templates(path: str | Path) -> tuple[str, ...]:
 def find_templates(wanted: str | Path | Sequence[str]) -> tuple[str, ...]:
     """Return templates by the name of a set, by file, or as given.
 
-    Raises:
-        UserError: see `load_templates`; also for a given template without `{}`.
+    Errors as `load_templates`; also for a given template without `{}`.
     """
     if isinstance(wanted, (str, Path)):
         named = TEMPLATE_SETS.get(str(wanted))

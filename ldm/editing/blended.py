@@ -228,18 +228,9 @@ def refined(
     """Decode a latent by a copy of the decoder, tuned for it by Adam. The model does not change.
 
     The loss is the mean square error to the plain decoding inside the mask, plus `PRESERVATION`
-    times that to the image outside it, both over all pixels.
-
-    Args:
-        model: its first stage has a `decoder`.
-        latent: scaled, [1, c, h, w].
-        original: the image whose background is kept.
-        mask: 1 where the decoding is kept instead, [1, 1, f·h, f·w].
-        steps: of Adam.
-        rate: of Adam.
-
-    Returns:
-        The image, [1, 3, f·h, f·w], about [−1, 1].
+    times that to the image outside it, both over all pixels. The latent is scaled, [1, c, h, w];
+    the background of `original` is kept; the mask is 1 where the decoding is kept instead,
+    [1, 1, f·h, f·w]. Returns the image, [1, 3, f·h, f·w], about [−1, 1].
     """
     first_stage = copy.deepcopy(model.first_stage_model).float()
     decoder = first_stage.decoder.requires_grad_(True)

@@ -149,16 +149,11 @@ def invert_image(
     refinements: int = 0,
     progress: bool = False,
 ) -> InvertedNoise:
-    """Find the noise from which a model generates an image by DDIM.
+    """Find the noise from which a model, with its words loaded, generates an image by DDIM.
 
-    Args:
-        model: with its words loaded.
-        original: image of a size that the model generates (`ldm.editing.images.model_size`).
-        prompt: such as "a photo of *".
-        sampling: its number of steps, at least 2, and its guidance scale; DDIM with eta 0.
-        refinements: further predictions a step, which reconstruct better; 0 is the paper's formula
-            (see `invert`).
-        progress: show a bar.
+    The image has a size that the model generates (`ldm.editing.images.model_size`). Of `sampling`
+    the number of steps, at least 2, and the guidance scale count. `refinements` are further
+    predictions a step, which reconstruct better; 0 is the paper's formula (see `invert`).
     """
     if sampling.sampler != "ddim" or sampling.eta:
         raise ValueError(f"sampler must be ddim with eta 0, got {sampling.sampler}, {sampling.eta}")

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ldm.util import at_least
+
 FloatArray = npt.NDArray[np.float64]
 # weights [r, n], each row summing to 1 -> values [r]
 Statistic = Callable[[FloatArray], FloatArray]
@@ -36,11 +38,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Resampled:
-    """A score of the images as they are, and of resampled images.
-
-    Attributes:
-        values: [1 + resamples]; the first is the score itself.
-    """
+    """A score's values [1 + resamples]: of the images as they are, and of resampled images."""
 
     values: FloatArray
 
@@ -64,13 +62,8 @@ class Resampled:
 def resample(
     statistic: Statistic, count: int, resamples: int, rng: np.random.Generator
 ) -> Resampled:
-    """Compute a score on `count` images and on `resamples` resamples of them.
-
-    Raises:
-        ValueError: no image, or no resample.
-    """
-    if count < 1 or resamples < 1:
-        raise ValueError(f"count and resamples must be at least 1, got {count} and {resamples}")
+    """Compute a score on `count` images and on `resamples` resamples of them, at least 1 each."""
+    at_least(1, count=count, resamples=resamples)
     uniform = np.full(count, 1 / count)
     counts = rng.multinomial(count, uniform, size=resamples) / count
     return Resampled(statistic(np.concatenate([uniform[None], counts])))
@@ -107,11 +100,7 @@ def mean_over(
 ) -> Estimate:
     """Return the mean over concepts of the mean over each one's seeds, with its 95% interval.
 
-    Args:
-        values: one for each learned word, say.
-        concepts: each one's.
-        resamples: of the interval.
-        seed: of the resampling.
+    Each value, of a learned word, say, has its concept.
     """
     weights = resampled_weights(concepts, resamples, np.random.default_rng(seed))
     return Resampled(weighted_mean(values)(weights)).estimate

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.util import UserError, quote
+from ldm.util import UserError, first_line, quote
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
@@ -43,13 +43,9 @@ def batches(items: Sequence[T], device: torch.device) -> Iterator[Sequence[T]]:
 
 
 def load_pretrained(kind: Any, name: str | Path, device: str, **options: Any) -> Any:
-    """Load a `transformers` model in float32, frozen, in evaluation mode.
+    """Load a `transformers` model of a class in float32, frozen, in evaluation mode.
 
-    Args:
-        kind: the model's class.
-        name: a folder, or a model's name on the Hugging Face hub.
-        device: where to put it.
-        options: further arguments of the class.
+    `name` is a folder, or a model's name on the Hugging Face hub.
 
     Raises:
         OSError: as `transformers` does, where the files are missing and cannot be fetched.
@@ -62,8 +58,7 @@ def load_pretrained(kind: Any, name: str | Path, device: str, **options: Any) ->
             str(name), dtype=torch.float32, output_loading_info=True, **options
         )
     except (SafetensorError, RuntimeError) as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the weights of {name} cannot be read: {line}") from error
+        raise UserError(f"the weights of {name} cannot be read: {first_line(error)}") from error
     missing = sorted(found["missing_keys"])
     if missing:  # transformers would score with random numbers in their place
         raise UserError(f"the weights of {name} lack {len(missing)} entries, {missing[0]} first")
@@ -78,10 +73,8 @@ def frozen(model: nn.Module) -> Any:
 def processor(side: int, crop: int, **options: Any) -> Any:
     """Return what prepares images as OpenAI's CLIP does, but for another size.
 
-    Args:
-        side: length of the shorter side after the resize, in pixels.
-        crop: side of the square that is cut out of the middle, in pixels.
-        options: further arguments of `transformers`' CLIPImageProcessor, such as `image_mean`.
+    The shorter side gets `side` pixels; a square of `crop` pixels is cut out of the middle. The
+    options are those of `transformers`' CLIPImageProcessor, such as `image_mean`.
     """
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -89,17 +82,40 @@ def processor(side: int, crop: int, **options: Any) -> Any:
     return CLIPImageProcessorPil(size=size, crop_size=square, **options)
 
 
-class ClipExtractor:
-    """Embeds images and texts by a CLIP of `transformers`; build it with `ClipExtractor.load`.
+class ImageEmbedder:
+    """Embeds images by a model of `transformers`; `prepare` is its image processor."""
 
-    Args:
-        model: any CLIP.
-        tokenizer: the model's own.
-        prepare: an image processor of `transformers`; by default OpenAI's at the model's size.
+    model: Any
+    prepare: Any
 
-    Raises:
-        UserError: the tokenizer is not the model's: `transformers` makes an empty one where its
-            files are missing.
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        weight: Tensor = next(self.model.parameters())
+        return weight.device
+
+    @torch.no_grad()
+    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
+        """Embed images of any size: unit vectors [n, d] on the CPU."""
+        return torch.cat([self.embed(self.pixels(part)) for part in batches(images, self.device)])
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """Resize, crop and normalise images: float32 [n, 3, side, side] on the CPU."""
+        rgb = [image.convert("RGB") for image in images]
+        prepared: Tensor = self.prepare(images=rgb, return_tensors="pt")["pixel_values"]
+        return prepared
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Embed normalised pixels [n, 3, side, side]: unit vectors [n, d] on the CPU."""
+        raise NotImplementedError
+
+
+class ClipExtractor(ImageEmbedder):
+    """Embeds images and texts by any CLIP of `transformers`; build it with `ClipExtractor.load`.
+
+    `prepare` is an image processor of `transformers`; by default OpenAI's at the model's size.
+    Raises UserError for a tokenizer that is not the model's: `transformers` makes an empty one
+    where its files are missing.
     """
 
     def __init__(self, model: CLIPModel, tokenizer: Any, prepare: Any = None) -> None:
@@ -109,7 +125,7 @@ class ClipExtractor:
                 f"the tokenizer {tokenizer.name_or_path!r} knows {len(tokenizer)} tokens and the "
                 f"model {wanted}: put the model's own tokenizer files beside its weights"
             )
-        self.model: CLIPModel = frozen(model)
+        self.model = frozen(model)
         self.tokenizer = tokenizer
         self._warned: set[str] = set()
         self.prepare = prepare or processor(image_size(model), image_size(model))
@@ -130,25 +146,7 @@ class ClipExtractor:
             _find_processor(name, local),
         )
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        weight: Tensor = self.model.text_projection.weight
-        return weight.device
-
-    @torch.no_grad()
-    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
-        """Embed images of any size: unit vectors [n, d] on the CPU."""
-        return torch.cat([self.embed(self.pixels(part)) for part in batches(images, self.device)])
-
-    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """Resize, crop and normalise images: float32 [n, 3, side, side] on the CPU."""
-        rgb = [image.convert("RGB") for image in images]
-        prepared: Tensor = self.prepare(images=rgb, return_tensors="pt")["pixel_values"]
-        return prepared
-
     def embed(self, pixels: Tensor) -> Tensor:
-        """Embed normalised pixels [n, 3, side, side]: unit vectors [n, d] on the CPU."""
         pooled = self.model.vision_model(pixel_values=pixels.to(self.device)).pooler_output
         return F.normalize(self.model.visual_projection(pooled), dim=-1).cpu()
 
@@ -173,12 +171,8 @@ class ClipExtractor:
             self._warned.add(text)
             end = self.tokenizer.decode(ids[longest - 1 : -1])  # the last id is the end's
             log.warning(
-                "prompt %s has %d tokens and CLIP reads %d: its end does not count in the score: "
-                "%s",
-                quote(text),
-                len(ids),
-                longest,
-                quote(end, 300),
+                f"prompt {quote(text)} has {len(ids)} tokens and CLIP reads {longest}: its end "
+                f"does not count in the score: {quote(end, 300)}"
             )
 
 

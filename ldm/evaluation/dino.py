@@ -7,16 +7,13 @@ in DINO's own evaluation: the shorter side is resized to 256 pixels and the midd
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from ldm.evaluation.clip import batches, frozen, load_pretrained, processor
+from ldm.evaluation.clip import ImageEmbedder, frozen, load_pretrained, processor
 
 if TYPE_CHECKING:
     from transformers import ViTModel
@@ -24,11 +21,11 @@ if TYPE_CHECKING:
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 
-class DinoExtractor:
+class DinoExtractor(ImageEmbedder):
     """Embeds images by a ViT's class token; build it with `DinoExtractor.load`."""
 
     def __init__(self, model: ViTModel) -> None:
-        self.model: ViTModel = frozen(model)
+        self.model = frozen(model)
         side: Any = model.config.image_size
         self.prepare = processor(
             side * 256 // 224, side, image_mean=list(MEAN), image_std=list(STD)
@@ -46,18 +43,6 @@ class DinoExtractor:
         options = {"add_pooling_layer": False, "local_files_only": local}
         return cls(load_pretrained(ViTModel, name, device, **options))
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
-
-    @torch.no_grad()
-    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
-        """Embed images of any size: unit vectors [n, d] on the CPU."""
-        found = []
-        for part in batches(images, self.device):
-            rgb = [image.convert("RGB") for image in part]
-            pixels = self.prepare(images=rgb, return_tensors="pt")["pixel_values"]
-            states = self.model(pixel_values=pixels.to(self.device)).last_hidden_state  # b n d
-            found.append(F.normalize(states[:, 0], dim=-1).cpu())  # the class token is first
-        return torch.cat(found)
+    def embed(self, pixels: Tensor) -> Tensor:
+        states = self.model(pixel_values=pixels.to(self.device)).last_hidden_state  # b n d
+        return F.normalize(states[:, 0], dim=-1).cpu()  # the class token is first

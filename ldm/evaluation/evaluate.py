@@ -36,18 +36,8 @@ from ldm.evaluation.similarity import (
     without_placeholders,
 )
 from ldm.evaluation.sources import ImageSource
-from ldm.util import write_table
+from ldm.util import at_least, write_table
 from ldm.words.placeholders import DEFAULT_PLACEHOLDER
-
-__all__ = [
-    "Estimate",
-    "Evaluation",
-    "ImageSource",
-    "PromptScore",
-    "check_prompts",
-    "evaluate",
-    "write_csv",
-]
 
 IMAGE_PROMPT = "A photo of *"
 # (prompt → unit features [n, d] of its images, float64) → further scores by name
@@ -106,32 +96,9 @@ class Evaluation:
         return dataclasses.replace(self, settings={**self.settings, **more})
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as plain values; `from_json` takes it back."""
+        """Return everything as plain values."""
         plain = dataclasses.asdict(self)
         return {**plain, "prompts": list(plain["prompts"])}
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Evaluation:
-        """Build an evaluation from what `to_json` gave."""
-        means = ("image", "text", "text_of_average")
-        prompts = tuple(
-            PromptScore(
-                score["prompt"],
-                score["text"],
-                Estimate(**score["mean"]),
-                Estimate(**score["of_average"]),
-                score["images"] if "images" in score else score["pictures"],  # the older name
-            )
-            for score in plain["prompts"]
-        )
-        return cls(
-            **{name: Estimate(**plain[name]) for name in means},
-            training=plain["training"],
-            prompts=prompts,
-            dino=Estimate(**plain["dino"]) if plain["dino"] else None,
-            extra={name: Estimate(**score) for name, score in plain.get("extra", {}).items()},
-            settings=dict(plain["settings"]),
-        )
 
 
 @torch.no_grad()
@@ -151,20 +118,11 @@ def evaluate(
 ) -> Evaluation:
     """Generate images and score them.
 
-    Args:
-        source: (prompts, images of each) → images, those of one prompt side by side; called once,
-            with every prompt. Images should differ in their noise between prompts too: the
-            intervals take them as independent.
-        extractor: embeds images and texts.
-        training: the training images.
-        prompts: for the text similarity.
-        image_prompt: for the image similarity.
-        placeholders: the words that the extractor does not know; every prompt names one.
-        images: of each prompt.
-        second: another extractor for the image similarity.
-        extra: computes further scores from the features of each prompt's images.
-        resamples: of each interval.
-        seed: of the resampling.
+    The source is called once, with every prompt. Its images should differ in their noise between
+    prompts too: the intervals take them as independent. The prompts are for the text similarity,
+    the image prompt for the image similarity; each names one of the placeholders, which the
+    extractor does not know. `images` counts those of each prompt. `second` embeds images for
+    another image similarity; `extra` computes further scores from the features of the images.
 
     Raises:
         UserError: no prompts, or one without a placeholder.
@@ -173,8 +131,7 @@ def evaluate(
     check_prompts([image_prompt, *prompts] if prompts else [], placeholders)
     if not training:
         raise ValueError("training must hold at least one image, got none")
-    if images < 1 or resamples < 1:
-        raise ValueError(f"images and resamples must be at least 1, got {images} and {resamples}")
+    at_least(1, images=images, resamples=resamples)
     texts = list(dict.fromkeys([image_prompt, *prompts]))
     generated = source(texts, images)
     if len(generated) != len(texts) * images:
@@ -243,11 +200,9 @@ def _text_similarity(
 
 
 def write_csv(path: str | Path, evaluations: Mapping[str, Evaluation]) -> None:
-    """Write one line for each score: name, score, prompt, value, low, high, images.
+    """Write one line for each score of named evaluations: name, score, prompt, value and so on.
 
-    Args:
-        path: the file; replaced if it exists.
-        evaluations: name → scores. A score over several prompts has an empty prompt.
+    A score over several prompts has an empty prompt.
     """
     rows: list[Sequence[object]] = [CSV_COLUMNS]
     for name, evaluation in evaluations.items():

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
 from ldm.evaluation.similarity import FeatureExtractor, ImageExtractor
-from ldm.util import UserError
+from ldm.util import UserError, get_obj_from_str
 
-T = TypeVar("T")
 # A model may come with two small CLIPs, in these folders beside the weights. The selector chooses
 # steps and images; the scorer reports. They share no training image.
 SCORER, SELECTOR = "scorer", "selector"
@@ -24,12 +22,14 @@ class Kind:
     """A kind of model that scores.
 
     Attributes:
+        extractor: its class.
         model_type: what `config.json` calls it.
         published: the one to use, on the Hugging Face hub.
         described: the kind in words.
         otherwise: what to do without it.
     """
 
+    extractor: str
     model_type: str
     published: str
     described: str
@@ -37,12 +37,19 @@ class Kind:
 
 
 CLIP = Kind(
+    "ldm.evaluation.clip.ClipExtractor",
     "clip",
     "openai/clip-vit-base-patch32",  # the paper's
     "a CLIP",
     f"in the miniature score with --extractor models/miniature/{SCORER}",
 )
-DINO = Kind("vit", "facebook/dino-vits16", "a ViT such as DINO", "leave --dino out")
+DINO = Kind(
+    "ldm.evaluation.dino.DinoExtractor",
+    "vit",
+    "facebook/dino-vits16",
+    "a ViT such as DINO",
+    "leave --dino out",
+)
 
 
 def scorer_beside(weights: Path, name: str = SCORER) -> Path | None:
@@ -65,34 +72,19 @@ def default_selector(weights: Path) -> str:
 
 
 def find_extractor(name: str | Path, device: str = "cpu") -> FeatureExtractor:
-    """Load what embeds images and texts.
+    """Load what embeds images and texts: a CLIP of `transformers` in a folder, or on the hub.
 
-    Args:
-        name: a folder with a CLIP of `transformers`, or a CLIP's name on the hub.
-        device: where to run it.
-
-    Raises:
-        UserError: it is not there and cannot be fetched (says how to get it), is damaged, or is no
-            CLIP.
+    Raises UserError where it is not there and cannot be fetched (says how to get it), is damaged,
+    or is no CLIP.
     """
-
-    def load(local: bool) -> FeatureExtractor:
-        from ldm.evaluation.clip import ClipExtractor
-
-        return ClipExtractor.load(name, device, local)
-
-    return _load(CLIP, name, load)
+    found: FeatureExtractor = _load(CLIP, name, device)
+    return found
 
 
 def find_dino(name: str | Path, device: str = "cpu") -> ImageExtractor:
     """Load a DINO; arguments and errors as `find_extractor`'s."""
-
-    def load(local: bool) -> ImageExtractor:
-        from ldm.evaluation.dino import DinoExtractor
-
-        return DinoExtractor.load(name, device, local)
-
-    return _load(DINO, name, load)
+    found: ImageExtractor = _load(DINO, name, device)
+    return found
 
 
 def extractor_facts(name: str | Path, extractor: Any) -> dict[str, str]:
@@ -114,7 +106,7 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _load(kind: Kind, name: str | Path, load: Callable[[bool], T]) -> T:
+def _load(kind: Kind, name: str | Path, device: str) -> Any:
     """Check that a model is of a kind, load it, and say in one line what is wrong with it."""
     from transformers import AutoConfig
     from transformers.utils import logging
@@ -125,7 +117,7 @@ def _load(kind: Kind, name: str | Path, load: Callable[[bool], T]) -> T:
         found = AutoConfig.from_pretrained(str(name), local_files_only=local).model_type
         if found != kind.model_type:
             raise UserError(f"extractor {name} is a {found!r} model: give {kind.described}")
-        return load(local)
+        return get_obj_from_str(kind.extractor).load(name, device, local)
     except UserError:
         raise
     except (OSError, ValueError, TypeError) as error:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ldm.util import at_least
+
 # This colour becomes the page's text colour; a nearby grey would be a fixed one.
 _TEXT = "#010203"
 # Distinguishable on white and on near-black, and to most colour-blind eyes (after Okabe and Ito).
@@ -48,8 +50,7 @@ class Band:
 
 def running_mean(values: Sequence[float], window: int) -> np.ndarray:
     """Average each value with those around it, fewer at the ends: float64 [len(values)]."""
-    if window < 1:
-        raise ValueError(f"window must be at least 1, got {window}")
+    at_least(1, window=window)
     kernel = np.ones(min(window, len(values)))
     total = np.convolve(np.asarray(values, np.float64), kernel, mode="same")
     return total / np.convolve(np.ones(len(values)), kernel, mode="same")
@@ -63,14 +64,10 @@ def line_plot(
     bands: Sequence[Band] = (),
     size: tuple[float, float] = (5.2, 3.0),
 ) -> str:
-    """Plot curves over bands and return an `<svg>` element.
+    """Plot curves, in the order of the legend, over bands and return an `<svg>` element.
 
-    Args:
-        lines: the curves, in the order of the legend.
-        x_label: what x is, with its unit.
-        y_label: what y is, with its unit.
-        bands: shaded stretches of y.
-        size: width and height in inches; the page scales it.
+    The labels say what x and y are, with their units. `size` is width and height in inches; the
+    page scales it.
     """
     import matplotlib as mpl
 
@@ -85,45 +82,36 @@ def line_plot(
             ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _TEXT
         ),
     }
-    with mpl.rc_context(settings):
-        return _image_source(lines, bands, (x_label, y_label), size)
-
-
-def _image_source(
-    lines: Sequence[Line],
-    bands: Sequence[Band],
-    labels: tuple[str, str],
-    size: tuple[float, float],
-) -> str:
     # Not pyplot: it keeps figures alive and may look for a screen.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
-    figure.patch.set_visible(False)
-    axes.patch.set_visible(False)
-    for band in bands:
-        axes.axhspan(band.low, band.high, color="#8a8f98", alpha=0.25, lw=0, label=band.label)
-    for line, colour in zip(lines, np.resize(COLOURS, len(lines)), strict=True):
-        smooth = line.smooth > 1 and len(line.y) > line.smooth
-        axes.plot(
-            line.x, line.y, color=colour, alpha=0.3 if smooth else 1, lw=1 if smooth else 1.8,
-            label=None if smooth else line.label, marker="" if len(line.x) > 40 else "o", ms=3,
-        )  # fmt: skip
-        if smooth:
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        figure.patch.set_visible(False)
+        axes.patch.set_visible(False)
+        for band in bands:
+            axes.axhspan(band.low, band.high, color="#8a8f98", alpha=0.25, lw=0, label=band.label)
+        for line, colour in zip(lines, np.resize(COLOURS, len(lines)), strict=True):
+            smooth = line.smooth > 1 and len(line.y) > line.smooth
             axes.plot(
-                line.x, running_mean(line.y, line.smooth), color=colour, lw=2, label=line.label
-            )
-    axes.set_xlabel(labels[0])
-    axes.set_ylabel(labels[1])
-    axes.grid(color="#8a8f98", alpha=0.25, lw=0.6)
-    axes.margins(x=0.02)
-    if any(line.label for line in lines) or any(band.label for band in bands):
-        axes.legend(frameon=False, fontsize=9)
-    buffer = io.StringIO()
-    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", metadata=no_metadata)
-    return _inline(buffer.getvalue(), f"{labels[1]} over {labels[0]}")
+                line.x, line.y, color=colour, alpha=0.3 if smooth else 1, lw=1 if smooth else 1.8,
+                label=None if smooth else line.label, marker="" if len(line.x) > 40 else "o", ms=3,
+            )  # fmt: skip
+            if smooth:
+                axes.plot(
+                    line.x, running_mean(line.y, line.smooth), color=colour, lw=2, label=line.label
+                )
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.grid(color="#8a8f98", alpha=0.25, lw=0.6)
+        axes.margins(x=0.02)
+        if any(line.label for line in lines) or any(band.label for band in bands):
+            axes.legend(frameon=False, fontsize=9)
+        buffer = io.StringIO()
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=no_metadata)
+        return _inline(buffer.getvalue(), f"{y_label} over {x_label}")
 
 
 def _inline(svg: str, title: str) -> str:

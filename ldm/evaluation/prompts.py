@@ -10,13 +10,9 @@ from ldm.words.placeholders import occurrences
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """Return the lines of a file without empty lines and comments.
+    """Return the lines of a file, or of the standard input, "-", without empty lines and comments.
 
-    Args:
-        path: the file; "-" is the standard input.
-
-    Raises:
-        UserError: the file cannot be read, is not UTF-8 text, or holds no prompt.
+    Raises UserError for a file that cannot be read, is not UTF-8 text, or holds no prompt.
     """
     lines = [line.strip() for line in read_text(path, "prompts").splitlines()]
     prompts = [line for line in lines if line and not line.startswith("#")]
@@ -34,11 +30,7 @@ def check_text(prompts: Sequence[str]) -> None:
 
 
 def check_prompts(prompts: Sequence[str], placeholders: Sequence[str]) -> None:
-    """Check that there are prompts and that each names a learned word.
-
-    Raises:
-        UserError: naming the prompt that does not.
-    """
+    """Raise UserError where there are no prompts, or for one that names no learned word."""
     if not prompts:
         raise UserError("no prompts to score: give at least one")
     for prompt in prompts:

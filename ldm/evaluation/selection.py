@@ -19,7 +19,7 @@ from PIL import Image
 from ldm.evaluation.evaluate import Evaluation, evaluate
 from ldm.evaluation.similarity import FeatureExtractor
 from ldm.evaluation.sources import ImageSource
-from ldm.util import write_table, write_whole
+from ldm.util import at_least, write_json, write_table, write_whole
 from ldm.words.files import read_words, write_words
 
 COLUMNS = ("step", "image", "image_low", "image_high", "text", "text_low", "text_high", "chosen")
@@ -51,15 +51,10 @@ class Selection:
 
 
 def choose(curve: Mapping[int, Evaluation], tolerance: float) -> Selection:
-    """Choose a step by the rule.
-
-    Raises:
-        ValueError: no steps, or a tolerance below 0.
-    """
+    """Choose a step by the rule; ValueError for no steps, or a tolerance below 0."""
     if not curve:
         raise ValueError("curve must hold at least one step, got none")
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance must be at least 0, got {tolerance}")
+    at_least(0, tolerance=tolerance)
     steps = sorted(curve)
     least = max(found.image.value for found in curve.values()) - tolerance
     eligible = tuple(step for step in steps if curve[step].image.value >= least)
@@ -80,14 +75,9 @@ def score_steps(
 ) -> dict[int, Evaluation]:
     """Score every saved word, all from the same noises: step → scores.
 
-    Args:
-        source_with: returns the source of images with a word's file loaded, and with no other word.
-        saved: step → file; see `ldm.experiments.demo.scores.saved_words`.
-        extractor: embeds images and texts.
-        training: the training images.
-        prompts: held out from the evaluation.
-        report: is told of each step's scores.
-        settings: further arguments of `ldm.evaluation.evaluate.evaluate`.
+    `source_with` returns the source of images with a word's file loaded, and with no other word;
+    `saved` has each step's file; `report` is told of each step's scores. The others are arguments
+    of `evaluate`; the prompts are not those that report the word's scores later.
     """
     curve: dict[int, Evaluation] = {}
     for step, path in saved.items():
@@ -98,14 +88,7 @@ def score_steps(
 
 
 def write_best(path: Path, word: Path, selection: Selection, facts: Mapping[str, str]) -> None:
-    """Copy the chosen word's file, adding to what it says about itself how it was chosen.
-
-    Args:
-        path: the new file, `.safetensors`.
-        word: the chosen step's file.
-        selection: the choice.
-        facts: what else decided it, as strings.
-    """
+    """Copy the chosen word's file to `path`; its metadata say how it was chosen, and `facts`."""
     content, scores = read_words(word), selection.curve[selection.chosen]
     chosen = {
         "selected_by": selection.rule,
@@ -136,8 +119,7 @@ def write_curve(folder: Path, selection: Selection, facts: Mapping[str, Any]) ->
         "settings": dict(facts),
         "steps": {str(step): found.to_json() for step, found in selection.curve.items()},
     }
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    write_whole(folder / "selection.json", text + "\n")
+    write_json(folder / "selection.json", content)
     plot_curve(folder / "selection.png", selection)
 
 

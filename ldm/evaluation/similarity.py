@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
@@ -86,27 +85,3 @@ def without_placeholders(prompt: str, placeholders: Sequence[str]) -> str:
     for placeholder in placeholders:
         prompt = replace(prompt, placeholder, "")
     return " ".join(prompt.split())
-
-
-@torch.no_grad()
-def image_similarity(
-    extractor: FeatureExtractor,
-    generated: Sequence[Image.Image],
-    training: Sequence[Image.Image],
-) -> float:
-    """Return the mean cosine over all pairs (generated, training image), in [-1, 1]."""
-    return pairwise_similarity(
-        extractor.image_features(generated), extractor.image_features(training)
-    )
-
-
-@torch.no_grad()
-def text_similarity(
-    extractor: FeatureExtractor,
-    generated: Sequence[Image.Image],
-    prompt: str,
-    placeholders: Sequence[str] = ("*",),
-) -> TextSimilarity:
-    """Compare images with the prompt they were generated from, less its placeholders."""
-    text = without_placeholders(prompt, placeholders)
-    return prompt_similarity(extractor.image_features(generated), extractor.text_features([text]))

@@ -32,14 +32,7 @@ def from_model(
     keep: Callable[[Sequence[GeneratedImage]], None] | None = None,
     progress: bool = False,
 ) -> ImageSource:
-    """Generate with a model that has its words loaded.
-
-    Args:
-        model: a `LatentDiffusion`.
-        sampling: how.
-        keep: is given each batch, to save it.
-        progress: show a bar.
-    """
+    """Generate with a model that has its words loaded; `keep` is given each batch, to save it."""
 
     def source(prompts: Sequence[str], each: int) -> list[Image.Image]:
         with tqdm(total=len(prompts) * each, unit=" images", disable=not progress) as bar:
@@ -112,9 +105,7 @@ def from_images(training: Sequence[Image.Image]) -> ImageSource:
 def check_lengths(model: LatentDiffusion, texts: Sequence[str]) -> None:
     """Raise UserError for the first text that a model's encoder would cut.
 
-    Args:
-        model: a `LatentDiffusion` with a text encoder.
-        texts: without learned words, whose vectors this does not count.
+    The texts are without learned words, whose vectors this does not count.
     """
     encoder = model.cond_stage_model
     for text in dict.fromkeys(texts):

@@ -20,9 +20,7 @@ def data_url(image: Image.Image) -> str:
 def render(template: str, **values: Any) -> str:
     """Return a page of `ldm/experiments/templates`, with every text escaped.
 
-    Args:
-        template: its file name.
-        values: what the template names; a missing one is an error.
+    A value that the template names and that is missing is an error.
     """
     environment = Environment(
         loader=PackageLoader("ldm.experiments"),

@@ -28,7 +28,7 @@ from ldm.miniature.grammar import (
 )
 from ldm.miniature.render import COLOURS
 from ldm.miniature.shapes import ALL_SHAPES
-from ldm.util import UserError
+from ldm.util import UserError, one_of
 
 __all__ = ["PROMPTS", "MiniatureClip", "encode_texts", "preprocess"]
 
@@ -84,11 +84,7 @@ class MiniatureClip(ClipExtractor):
 
     @classmethod
     def load(cls, name: str | Path, device: str = "cpu", local: bool = True) -> Self:
-        """Read the folder with the model, its configuration and its tokenizer.
-
-        Raises:
-            UserError: the folder holds no model.
-        """
+        """Read a folder with model, configuration and tokenizer; UserError where it holds none."""
         if not (Path(name) / "model.safetensors").is_file():
             raise UserError(f"no CLIP in {name}: run scripts/miniature/train_clip.py")
         return super().load(name, device, local)
@@ -122,8 +118,7 @@ class MiniatureClip(ClipExtractor):
 
     def scores(self, features: Tensor, attribute: str) -> Tensor:
         """Return the similarity of images [n, d] with each of `answers[attribute]`."""
-        if attribute not in PROMPTS:
-            raise ValueError(f"attribute must be one of {', '.join(PROMPTS)}, got {attribute!r}")
+        one_of(PROMPTS, attribute=attribute)
         return features.float() @ self._answers[attribute].T
 
     def classify(self, images: Sequence[Image.Image] | Tensor, attribute: str) -> list[str]:

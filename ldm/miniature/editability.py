@@ -48,16 +48,10 @@ def edit_accuracy(
 ) -> dict[str, Estimate]:
     """Return the shares of images that show what their prompts ask for, with 95% intervals.
 
-    Args:
-        scorer: the miniature's CLIP.
-        features: prompt → the scorer's features of its images, [n, d]. Prompts that ask for neither
-            a scene nor a medium are left out.
-        resamples: of each interval; images are resampled within each prompt.
-        seed: of the resampling.
-
-    Returns:
-        "scene_accuracy", "medium_accuracy" and "edit_accuracy" (all that a prompt asks is right),
-        each the mean over the prompts that ask for it; a question that no prompt asks is left out.
+    `features` has the scorer's features of each prompt's images, [n, d]. Prompts that ask for
+    neither a scene nor a medium are left out. The images are resampled within each prompt. Returns
+    "scene_accuracy", "medium_accuracy" and "edit_accuracy" (all that a prompt asks is right), each
+    the mean over the prompts that ask for it; a question that no prompt asks is left out.
     """
     rng = np.random.default_rng(seed)
     parts: dict[str, list[np.ndarray]] = {"scene": [], "medium": [], "edit": []}

@@ -173,12 +173,8 @@ def _in_style(spec: Spec, rng: np.random.Generator, name: str, style: str) -> st
 def caption(spec: Spec, rng: np.random.Generator, name: str = "", style: str = "") -> str:
     """Describe an image: in full three times in five, else with omissions or in other words.
 
-    Args:
-        spec: what the image shows.
-        rng: chooses the words.
-        name: of the thing; takes the place of the object's description.
-        style: the name of the style, for styles that have no description: the caption always ends
-            "in the style of" and this name.
+    The name of a thing takes the place of the object's description. That of a style, for styles
+    that have no description, always ends the caption: "in the style of" and this name.
     """
     if style:
         return _in_style(spec, rng, name, style)

@@ -63,11 +63,7 @@ class Concept:
 
 
 def load_concepts(folder: str | Path, names: Sequence[str] | None = None) -> list[Concept]:
-    """Read concepts and their images from a folder like `examples/concepts`.
-
-    Raises:
-        UserError: no such folder, or a name that is not there.
-    """
+    """Read concepts and their images from a folder like `examples/concepts`; or raise UserError."""
     folder = Path(folder)
     if not (folder / "concepts.json").is_file():
         raise UserError(f"{folder} has no concepts.json: run scripts/miniature/make_concepts.py")
@@ -102,16 +98,10 @@ def render_specs(specs: Sequence[Spec], size: int = 64) -> Tensor:
 def autoencoder_psnr(
     model: LatentDiffusion, count: int, size: int = 64
 ) -> tuple[float, list[Image.Image]]:
-    """Measure a first stage on unseen images, each coded as its posterior's mean.
+    """Measure a model's first stage on unseen images, each coded as its posterior's mean.
 
-    Args:
-        model: its first stage is measured.
-        count: images to measure.
-        size: their side.
-
-    Returns:
-        PSNR in dB over the mean squared error of all images (the mean of the images' own PSNRs
-        would be higher), and some images, each followed by its reconstruction.
+    Returns PSNR in dB over the mean squared error of all images (the mean of the images' own PSNRs
+    would be higher), and some images, each followed by its reconstruction.
     """
     images = render_specs(unseen_specs(count), size)
     errors: list[Tensor] = []
@@ -250,13 +240,7 @@ def _seen(
 
 
 def rendered_share(scorer: MiniatureClip, concept: Concept, each: int = 40) -> float:
-    """Return `ConceptScore.both` of rendered images: the scorer errs there too.
-
-    Args:
-        scorer: the one that scores the generated images.
-        concept: what the images show.
-        each: images of each scene prompt.
-    """
+    """Return `ConceptScore.both` of rendered images: the scorer errs there too."""
     asked: dict[str, Any] = {"medium": "photo", **concept.attributes}
     if concept.is_style:  # the object of `Concept.scene_prompt`
         asked |= {"shape": "star", "colour": "red", "texture": "plain", "second": ""}
@@ -278,17 +262,10 @@ def score_concept(
 ) -> tuple[ConceptScore, list[Image.Image]]:
     """Measure a word that `generate` already knows under the concept's placeholder.
 
-    Args:
-        generate: (prompts, images of each) → images, those of one prompt side by side.
-        scorer: scores them.
-        concept: what the word should mean.
-        vocabulary: of each word to compete with, features [n, d] of images of it; see
-            `vocabulary_features`.
-        images: how many to generate of the word; half as many of the words compared with it, and
-            of each scene prompt.
-
-    Returns:
-        The scores, and images to show: of the word, then of the scene prompts.
+    The word gets so many images; the words compared with it, and each scene prompt, half as many.
+    `vocabulary` has the features [n, d] of images of each word to compete with; see
+    `vocabulary_features`. Returns the scores, and images to show: of the word, then of the scene
+    prompts.
     """
     training = scorer.image_features(concept.images)
     best = max(vocabulary, key=lambda word: pairwise_similarity(vocabulary[word], training))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ldm.miniature.scenes import SCENES, Rgb, View, array, paint
 from ldm.miniature.shapes import ALL_SHAPES, SHAPES, TEXTURES, second_colour_share
+from ldm.util import at_least, one_of
 
 Array = NDArray[np.float32]
 
@@ -83,17 +84,13 @@ class Spec:
     tone: str = ""
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("shape", self.shape, ALL_SHAPES),
-            ("colour", self.colour, COLOURS),
-            ("texture", self.texture, TEXTURES),
-            ("second", self.second, ("",) if self.texture == "plain" else COLOURS),
-            ("scene", self.scene, SCENES),
-            ("medium", self.medium, MEDIA + EXTRA_MEDIA),
-            ("tone", self.tone, ("", *TONES)),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        one_of(ALL_SHAPES, shape=self.shape)
+        one_of(COLOURS, colour=self.colour)
+        one_of(TEXTURES, texture=self.texture)
+        one_of(("",) if self.texture == "plain" else COLOURS, second=self.second)
+        one_of(SCENES, scene=self.scene)
+        one_of(MEDIA + EXTRA_MEDIA, medium=self.medium)
+        one_of(("", *TONES), tone=self.tone)
 
     @property
     def look(self) -> tuple[str, str, str, str]:
@@ -250,8 +247,7 @@ _MEDIA: dict[str, Callable[[Spec, _Layers], Array]] = {
 
 def render(spec: Spec, size: int = 64) -> Array:
     """Render an image: float32 [size, size, 3] in [-1, 1]."""
-    if size < 8:
-        raise ValueError(f"size must be at least 8, got {size}")
+    at_least(8, size=size)
     drawn = 2 * PIXEL_BLOCKS if spec.medium == "pixel" else size
     image = _MEDIA[spec.medium](spec, _layers(spec, drawn)) * np.float32(spec.light)
     if spec.tone:

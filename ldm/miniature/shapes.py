@@ -150,12 +150,8 @@ TEXTURES = ("plain", "stripes", "dots", "checks", "fade", "border")
 def second_colour_share(texture: str, x: Array, y: Array, inside: Array, pixel: float) -> Array:
     """Return how much of the second colour each point has: float32 [h, w] in [0, 1].
 
-    Args:
-        texture: one of `TEXTURES`.
-        x: local coordinate to the right [h, w].
-        y: local coordinate upwards [h, w].
-        inside: signed distance to the shape's edge [h, w].
-        pixel: the width of a pixel in local coordinates, over which edges are softened.
+    x, to the right, and y, upwards, are local coordinates [h, w]; `inside` is the signed distance
+    to the shape's edge [h, w]; `pixel` is the width of a pixel, over which edges are softened.
     """
     if texture == "stripes":
         distance = np.abs((y + 0.1) / 0.74 % 1.0 - 0.5) * 0.74 - 0.155

@@ -19,6 +19,7 @@ from ldm.miniature.looks import CONTRASTING, HELD_OUT_LOOKS
 from ldm.miniature.names import NAMED_THINGS, named_styles, named_things
 from ldm.miniature.render import COLOURS, MEDIA, SCENES, SHAPES, TEXTURES, Array, Spec, render
 from ldm.randomness import Purpose, generator
+from ldm.util import at_least, one_of
 
 # Validation images stand this far from the training images in the stream of indices.
 _VALIDATION_OFFSET = 2**40
@@ -99,10 +100,8 @@ class MiniatureWorld:
         name_rate: float = 0.75,
         style_share: float = 0.1,
     ) -> None:
-        if split not in ("train", "val"):
-            raise ValueError(f"split must be 'train' or 'val', got {split!r}")
-        if length < 1:
-            raise ValueError(f"length must be at least 1, got {length}")
+        one_of(("train", "val"), split=split)
+        at_least(1, length=length)
         if not 0 <= caption_dropout <= 1:
             raise ValueError(f"caption_dropout must lie in [0, 1], got {caption_dropout}")
         for name, share in (
@@ -177,11 +176,7 @@ class MiniatureWorld:
         return self._thing_names.get(spec.look, "") if said else ""
 
     def describe(self, sample: int) -> dict[str, Any]:
-        """Return a sample without its pixels: `caption`, `image_id` and `sample`.
-
-        Args:
-            sample: any index of the run's stream.
-        """
+        """Return a sample of the run's stream without pixels: `caption`, `image_id`, `sample`."""
         image_id = self.image_of(sample)
         caption = self.caption(sample, self.spec(image_id))
         return {"caption": caption, "image_id": image_id, "sample": sample}

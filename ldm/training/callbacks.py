@@ -31,8 +31,8 @@ def logged(trainer: pl.Trainer, batch_idx: int) -> bool:
     return ends_step(trainer, batch_idx) and trainer.global_step % log_interval(trainer) == 0
 
 
-class StepCallback(pl.Callback):
-    """A callback that acts at the end of optimizer steps, and not of each micro-batch."""
+class BatchCallback(pl.Callback):
+    """A callback that acts at the end of micro-batches."""
 
     def on_train_batch_end(
         self,
@@ -42,8 +42,23 @@ class StepCallback(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
+        self.on_batch(trainer, pl_module, outputs, batch_idx)
+
+    def on_batch(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch_idx: int
+    ) -> None:
+        """Act after micro-batch `batch_idx`."""
+        raise NotImplementedError
+
+
+class StepCallback(BatchCallback):
+    """A callback that acts at the end of optimizer steps, and not of each micro-batch."""
+
+    def on_batch(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch_idx: int
+    ) -> None:
         if ends_step(trainer, batch_idx):
-            self.on_step(trainer, pl_module, outputs, logged(trainer, batch_idx))
+            self.on_step(trainer, module, outputs, logged(trainer, batch_idx))
 
     def on_step(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, is_logged: bool

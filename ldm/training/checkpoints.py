@@ -1,4 +1,4 @@
-"""`last.ckpt`: what is trained, and the state from which a run resumes exactly."""
+"""What a run saves: `last.ckpt`, from which it resumes exactly, its words, and the weight delta."""
 
 from __future__ import annotations
 
@@ -7,16 +7,25 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import pytorch_lightning as pl
 
+from ldm.checkpoint.names import DELTA_FILE
+from ldm.checkpoint.weight_delta import save_weight_delta
+from ldm.training.callbacks import StepCallback
+from ldm.training.each_word import EachWord, is_joint
 from ldm.training.lightning_private import count_steps, settle_counters
 from ldm.training.watch import Watch
-from ldm.training.words import manager_of
-from ldm.util import write_whole
+from ldm.training.words import manager_of, save_words
+from ldm.util import at_least, write_whole
+
+if TYPE_CHECKING:
+    from ldm.models.diffusion.ddpm import LatentDiffusion
+    from ldm.training.config import RunConfig
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +44,7 @@ def keep_trained(checkpoint: dict[str, Any], module: pl.LightningModule) -> None
     checkpoint["state_dict"] = {name: value for name, value in state.items() if name not in frozen}
 
 
-class Checkpoints(pl.Callback):
+class Checkpoints(StepCallback):
     """Save `last.ckpt` at an interval of optimizer steps, at the end, and when asked to stop.
 
     The checkpoint before it stays as `previous.ckpt`. The signals of `SIGNALS` let the step in
@@ -57,8 +66,7 @@ class Checkpoints(pl.Callback):
         savers: tuple[Saver, ...] = (),
         watch: Watch | None = None,
     ) -> None:
-        if every_n_train_steps < 1:
-            raise ValueError(f"every_n_train_steps must be at least 1, got {every_n_train_steps}")
+        at_least(1, every_n_train_steps=every_n_train_steps)
         self.folder, self.every, self.savers = folder, every_n_train_steps, savers
         self.watch = watch
         self.saved_at = -1
@@ -102,16 +110,11 @@ class Checkpoints(pl.Callback):
         if trainer.global_step % self.every == 0 and trainer.global_step != self.saved_at:
             self.save(trainer, pl_module)
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+    def on_step(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, is_logged: bool
     ) -> None:
         """Stop after a whole step."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and self._stopping(trainer):
+        if self._stopping(trainer):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -158,3 +161,37 @@ def keep_previous(path: Path) -> None:
         part.replace(path.with_name(PREVIOUS))
     except OSError:  # a file system without links
         path.replace(path.with_name(PREVIOUS))
+
+
+def save_delta(
+    trainer: pl.Trainer, module: pl.LightningModule, folder: Path, *, base: str, half: bool
+) -> None:
+    """Write the weight delta from the checkpoint `base`; nothing if only words are trained."""
+    if not tunes(module):
+        return
+    assert module.embedding_manager is not None
+    facts = {"step": str(trainer.global_step)}
+    if found := module.embedding_manager.metadata.get("config_hash"):
+        facts["config_hash"] = found
+    save_weight_delta(module, folder / DELTA_FILE, Path(base), half=half, facts=facts)
+
+
+def tunes(module: pl.LightningModule) -> TypeGuard[LatentDiffusion]:
+    """Tell whether a model's networks are trained beside its words."""
+    return manager_of(module) is not None and bool(getattr(module, "trains_model", False))
+
+
+def network_rates(model: LatentDiffusion) -> str:
+    """Return a text with the learning rates at which the networks are tuned."""
+    rate = model.model_lr if model.text_lr is None else model.text_lr
+    trained = any(weight.requires_grad for weight in model.cond_stage_model.parameters())
+    texts = f"text encoder's {rate:.4g}" if trained else "text encoder frozen"
+    return f"U-Net's learning rate {model.model_lr:.4g}, {texts} (not scaled)"
+
+
+def savers(config: RunConfig) -> tuple[Saver, ...]:
+    """Return what a run writes at each save."""
+    if is_joint(config):
+        return (EachWord(config),)
+    base, half = config.run.base_checkpoint, config.run.half_difference
+    return (save_words, partial(save_delta, base=base, half=half)) if base else (save_words,)

@@ -51,12 +51,9 @@ def _of_a_file(manager: EmbeddingManager) -> str:
 def check_captions(model: Any, sets: Mapping[str, Any]) -> None:
     """Look whether the captions really name the words to learn: training must not be in vain.
 
-    Args:
-        model: has `embedding_manager`, `cond_stage_key` and perhaps `unfreeze_model`.
-        sets: the data by name; every word must be named in "train".
-
-    Raises UserError for a caption that names none, or loses it on the way to the encoder; for a
-    word that no training caption names.
+    Every word must be named in the set "train". Of the model `embedding_manager`, `cond_stage_key`
+    and perhaps `unfreeze_model` count. Raises UserError for a caption that names none, or loses it
+    on the way to the encoder; for a word that no training caption names.
     """
     manager = getattr(model, "embedding_manager", None)
     for name, dataset in sets.items():
@@ -97,7 +94,7 @@ def check_captions_early(config: RunConfig, sets: Mapping[str, Any]) -> bool:
         return False
     own = dict(words.get("params") or {})
     file = own.pop("embedding_manager_ckpt", None)
-    with _only_errors("ldm.modules"), torch.device("meta"):  # the model will say the rest
+    with only_errors("ldm.modules"), torch.device("meta"):  # the model will say the rest
         embedder = instantiate_from_config(encoder)
         manager = instantiate_from_config({**words, "params": own}, embedder=embedder)
     if file:
@@ -109,7 +106,8 @@ def check_captions_early(config: RunConfig, sets: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def _only_errors(name: str) -> Iterator[None]:
+def only_errors(name: str) -> Iterator[None]:
+    """Within it a logger lets only errors through."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -42,8 +42,7 @@ class RunConfig:
         batch: how many images a step sees.
         folder: the log folder. That of a new run may get a number when it is made.
         resume: checkpoint to resume from.
-        train: whether to train.
-        test: whether to test at the end.
+        train, test: whether to train, and to test at the end.
         second: the second stage's configuration.
     """
 

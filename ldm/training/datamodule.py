@@ -22,17 +22,11 @@ MOST_WORKERS = 4
 
 
 class RunSampler:
-    """Yields this rank's sample indices, endlessly, from an optimizer step on.
+    """Yields the sample indices of rank `rank` of `world`, endlessly, from an optimizer step on.
 
     Element j of micro-batch m of step s on rank r is ((s·accumulate + m)·world + r)·batch + j:
     every step takes the next `accumulate·world·batch` indices, however they are shared out. So a
-    run can resume anywhere.
-
-    Args:
-        batch: samples in a micro-batch on one rank.
-        first_step: optimizer steps already done.
-        accumulate: micro-batches in a step.
-        rank, world: this process among all.
+    run can resume anywhere. `batch` counts the samples in a micro-batch on one rank.
     """
 
     def __init__(
@@ -100,9 +94,6 @@ class DataModuleFromConfig(pl.LightningDataModule):
             latents are cached (see `LatentCache`).
         validation_samples: number of samples for validation and tests, always the first ones. More
             than the dataset has images gives several noises for each. The default is one pass.
-
-    Raises:
-        ValueError: a batch size or worker count out of range.
     """
 
     def __init__(
@@ -118,8 +109,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         at_least(1, batch_size=batch_size)
-        if num_workers is not None and num_workers < 0:
-            raise ValueError(f"num_workers must not be negative, got {num_workers}")
+        at_least(0, num_workers=num_workers)
         given = {"train": train, "validation": validation, "test": test, "predict": predict}
         self.dataset_configs = {name: config for name, config in given.items() if config}
         self.batch_size, self.wrap, self.num_workers = batch_size, wrap, num_workers

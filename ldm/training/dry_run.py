@@ -22,7 +22,7 @@ from PIL import Image
 from ldm.data.folder import skipped_entries, some_names
 from ldm.data.personalized import PersonalizedBase
 from ldm.image_io import open_rgb
-from ldm.training.callbacks import StepSeed
+from ldm.training.callbacks import BatchCallback, StepSeed
 from ldm.training.config import RunConfig
 from ldm.training.latents import CacheLatents
 from ldm.training.run import Run, quiet, set_up
@@ -45,7 +45,7 @@ COMPARED = 1000
 CLASS_ROOT = "data.params.train.params.class_root"
 
 
-class Stopwatch(pl.Callback):
+class Stopwatch(BatchCallback):
     """Note the loss and the seconds of each micro-batch."""
 
     def __init__(self) -> None:
@@ -58,13 +58,8 @@ class Stopwatch(pl.Callback):
     ) -> None:
         self._start = time.monotonic()
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+    def on_batch(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch_idx: int
     ) -> None:
         """Stop the clock; reading the loss waits for the device."""
         self.losses.append(float(outputs["loss"]))

@@ -58,11 +58,7 @@ def alone_again(config: RunConfig, name: str) -> RunConfig:
 
 
 class EachWord:
-    """Writes each word of a joint run into its own folder at each save.
-
-    Args:
-        config: of the joint run.
-    """
+    """Writes each word of a joint run into its own folder at each save."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -97,22 +93,17 @@ class WatchEach(Watch):
     """Stops a word that is not finite, at its last finite value; the others go on."""
 
     @torch.no_grad()
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+    def on_batch(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch_idx: int
     ) -> None:
         """Check each word; nothing is copied from a GPU but where the loss is logged."""
-        manager = manager_of(pl_module)
+        manager = manager_of(module)
         assert manager is not None
         words = dict(manager.string_to_param_dict.items())
         fine = [torch.isfinite(word).all() for word in words.values()]
         pairs = zip(fine, words.values(), self.good, strict=True)
         self.good = [torch.where(ok, word, good) for ok, word, good in pairs]
-        if pl_module.device.type != "cpu" and not logged(trainer, batch_idx):
+        if module.device.type != "cpu" and not logged(trainer, batch_idx):
             return
         names = list(trainer.datamodule.datasets["train"].concepts)  # type: ignore[attr-defined]
         for name, word, ok, good in zip(names, words.values(), fine, self.good, strict=True):

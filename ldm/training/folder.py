@@ -12,33 +12,22 @@ from pathlib import Path
 from typing import TextIO
 
 from ldm.training.processes import agree, first_process
-from ldm.util import PART, UserError
+from ldm.util import PART, UserError, check_output_folder
 
 LOCK = ".lock"
-
-
-def check_folder(folder: Path) -> None:
-    """Raise UserError if the log folder could not be made or written to; make nothing."""
-    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write to {there}, for the logs: choose another --logdir")
 
 
 @contextmanager
 def working_folder(folder: Path, exclusive: bool) -> Iterator[Path]:
     """Make the log folder and hold its lock; after an error, remove it if nothing was written.
 
-    Args:
-        folder: the wanted folder.
-        exclusive: the folder must be new. If another run has it, this one gets -2, -3, …
-
-    Raises:
-        UserError: the folder cannot be made, or another process works in it.
+    With `exclusive` it is new: if another run has it, this one gets -2, -3, … Raises UserError if
+    the folder cannot be made, or another process works in it.
     """
     if not first_process():
         yield Path(agree("folder", str(folder))) if exclusive else folder
         return
-    check_folder(folder)
+    check_output_folder(folder, "log folder")
     made = _make(folder, exclusive)
     if exclusive:
         agree("folder", str(made))

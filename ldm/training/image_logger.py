@@ -24,7 +24,7 @@ from ldm.image_io import pil_grid, to_pil, write_image
 from ldm.inference import encode_mean, generate
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.sampling import Sampling
-from ldm.training.callbacks import ends_step
+from ldm.training.callbacks import BatchCallback, ends_step
 from ldm.util import UserError, at_least
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def quietly(module: pl.LightningModule) -> Iterator[None]:
             module.train(was_training)
 
 
-class ImageLogger(pl.Callback):
+class ImageLogger(BatchCallback):
     """Save grids as `images/{train,val}/<key>_gs-…_e-…_b-….jpg`, and to TensorBoard.
 
     The images and captions are the same each time, the first of each set, and so is the noise:
@@ -146,18 +146,13 @@ class ImageLogger(pl.Callback):
         if self.log_first_step and trainer.global_step == 0:
             self.draw(trainer, pl_module, "train", 0)
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+    def on_batch(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch_idx: int
     ) -> None:
         """Generate training images when it is time, once a step."""
         count = batch_idx + 1 if self.log_on_batch_idx else trainer.global_step
         if (self.log_on_batch_idx or ends_step(trainer, batch_idx)) and self.due(count):
-            self.draw(trainer, pl_module, "train", batch_idx)
+            self.draw(trainer, module, "train", batch_idx)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking and self.due(trainer.global_step):

@@ -115,17 +115,11 @@ def encode_all(
     add_up: Callable[[Tensor], Tensor] | None = None,
     ids: Sequence[int] | None = None,
 ) -> LatentCache | None:
-    """Encode images of a dataset, each once; return None without a Gaussian posterior.
+    """Encode images of a dataset, by default all, each once; None without a Gaussian posterior.
 
-    Args:
-        encode: images [b, 3, h, w] in [−1, 1] → posterior with its `parameters`.
-        dataset: the images.
-        device: where to encode.
-        batch_size: images encoded at once.
-        workers: processes that load the images of a large dataset.
-        share: (rank, world): this process encodes every world-th batch.
-        add_up: sums a tensor over all processes, where there are several.
-        ids: of the images; default: all.
+    `encode` takes images [b, 3, h, w] in [−1, 1] to a posterior with its `parameters`. So many
+    `workers` are the processes that load the images of a large dataset. `share` is (rank, world):
+    this process encodes every world-th batch; `add_up` sums a tensor over all processes.
     """
     ids = sorted(dataset.image_ids() if ids is None else ids)
     rank, world = share

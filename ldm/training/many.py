@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ldm.training.checks import check_captions_early, check_keys
+from ldm.training.checks import check_captions_early, check_keys, only_errors
 from ldm.training.config import RunConfig, load, stage_of
 from ldm.training.each_word import SETS
 from ldm.training.merge import WORDS
@@ -102,24 +102,15 @@ def _free_name(wanted: str, taken: dict[str, RunConfig]) -> str:
 
 
 def stand_ins(embedder: TextEmbedder, first: str, captions: Sequence[str], count: int) -> list[str]:
-    """Return words of one token each that no caption holds.
+    """Return `count` words of one token each that no caption holds; UserError for too few of them.
 
-    Args:
-        embedder: the encoder whose vocabulary counts.
-        first: the words' own placeholder; it is the first of them.
-        captions: without placeholders.
-        count: how many.
-
-    Raises:
-        UserError: the vocabulary has too few.
+    `first`, the words' own placeholder, is the first of them; the captions have no placeholders.
     """
     tokenizer: Any = embedder.tokenizer  # type: ignore[attr-defined]
     used = {token for text in set(captions) for token in embedder.word_ids(text)}
     vocabulary = sorted(tokenizer.get_vocab(), key=len)
     found: dict[str, int] = {}
-    level = logging.getLogger("ldm.words").level
-    logging.getLogger("ldm.words").setLevel(logging.ERROR)
-    try:
+    with only_errors("ldm.words"):
         for word in (first, *(token.removesuffix("</w>") for token in vocabulary)):
             if len(found) == count:
                 break
@@ -129,8 +120,6 @@ def stand_ins(embedder: TextEmbedder, first: str, captions: Sequence[str], count
                 continue
             if token not in used and token < embedder.vocab_size:
                 found[word] = token
-    finally:
-        logging.getLogger("ldm.words").setLevel(level)
     if len(found) < count:
         raise UserError(f"the vocabulary has tokens for {len(found)} words at once, not {count}")
     return list(found)
@@ -139,9 +128,8 @@ def stand_ins(embedder: TextEmbedder, first: str, captions: Sequence[str], count
 def joint_sections(alone: dict[str, RunConfig], captions: Sequence[str]) -> DictConfig:
     """Return the sections of the run that learns the words of several runs.
 
-    Args:
-        alone: configurations by the name of the word's folder; alike but for images and word.
-        captions: of all of them, without placeholders.
+    `alone` has their configurations by the name of the word's folder, alike but for images and
+    word; `captions` are those of all of them, without placeholders.
     """
     first, count = next(iter(alone.values())), len(alone)
     sections = OmegaConf.create(OmegaConf.to_container(first.sections))

@@ -294,10 +294,9 @@ def resolve_paths(node: DictConfig) -> None:
 
 
 def merge(options: argparse.Namespace, stored: Sequence[Path] = ()) -> DictConfig:
-    """Return the merged and resolved mapping of a run.
+    """Return the merged and resolved mapping of a run; UserError for what does not fit together.
 
-    `stored` is the configuration that a resumed run stored. Raises UserError for what cannot be
-    read or does not fit together.
+    `stored` is the configuration that a resumed run stored.
     """
     paths = [*stored, *(locate(path) for path in options.base)]
     first = base_parts(options.actual_resume) if options.actual_resume and not paths else []

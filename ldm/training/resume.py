@@ -17,7 +17,7 @@ from torch import Tensor
 from ldm.training.checkpoints import LAST, PREVIOUS
 from ldm.training.lightning_private import is_run_checkpoint
 from ldm.training.words import file_hash
-from ldm.util import UserError
+from ldm.util import UserError, one_line
 from ldm.words.files import read_words
 from ldm.words.vectors import placeholder_of
 
@@ -26,13 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint to resume from.
-
-    Attributes:
-        path: the file.
-        step: optimizer step at which it was saved.
-        state: names and values of what was trained.
-    """
+    """A checkpoint to resume from: its file, optimizer step, and state of what was trained."""
 
     path: Path
     step: int
@@ -52,7 +46,7 @@ def _read(path: Path) -> Saved:
                 raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged pickle may raise anything
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise ValueError(one_line(error) or type(error).__name__) from error
     if not is_run_checkpoint(content):
         raise UserError(
             f"--resume {path}: not a checkpoint of a run of main.py; weights to start from are "
@@ -135,9 +129,7 @@ def _plain(name: str) -> str:
 def warn_of_changed_images(folder: Path, images: Sequence[Path]) -> None:
     """Warn if the training images are not those with which the run began.
 
-    Args:
-        folder: of the checkpoints; the word file in it holds the images' hashes.
-        images: the files as they are now.
+    The word file in the checkpoints' folder holds the images' hashes.
     """
     words = folder / "embeddings.safetensors"
     try:

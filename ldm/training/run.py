@@ -26,13 +26,13 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from ldm.checkpoint.names import DELTA_FILE
 from ldm.models.base import TrainedModel
 from ldm.training.callbacks import CUDACallback, Progress, SetupCallback, StepSeed
-from ldm.training.checkpoints import Checkpoints
+from ldm.training.checkpoints import Checkpoints, network_rates, savers, tunes
 from ldm.training.checks import check_captions, check_captions_early, check_keys
 from ldm.training.class_images import device_of, with_class_images
 from ldm.training.config import DATE, RunConfig
 from ldm.training.csv_log import CsvLogger
 from ldm.training.each_word import WatchEach, is_joint
-from ldm.training.folder import check_folder, working_folder
+from ldm.training.folder import working_folder
 from ldm.training.latents import CacheLatents
 from ldm.training.memory import choose_checkpointing, what_fits
 from ldm.training.precision import cast_networks, choose, remark
@@ -45,11 +45,10 @@ from ldm.training.trainer import (
     loggers,
     saving_options,
 )
-from ldm.training.tuning import network_rates, savers, tunes
 from ldm.training.validate import wants_class_images
 from ldm.training.watch import Watch
 from ldm.training.words import WordNorms, manager_of, metadata
-from ldm.util import UserError, instantiate_from_config
+from ldm.util import UserError, check_output_folder, instantiate_from_config
 
 log = logging.getLogger(__name__)
 
@@ -206,7 +205,7 @@ def set_up(config: RunConfig) -> Run:
     precision = choose(config, device)
     saved = read_checkpoint(config.resume) if config.resume else None
     first_step = saved.step if saved else 0
-    check_folder(config.folder)
+    check_output_folder(config.folder, "log folder")
     callbacks = _callbacks(config, first_step)
     if wants_class_images(config.sections):
         config = with_class_images(config, config.folder / "class")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.resources import ROOT
-from ldm.util import UserError
+from ldm.util import UserError, one_line
 
 FOLDER = ROOT / "configs" / "variants"
 # Where a variant's images come from (paper, section 4): of these only the first is trained.
@@ -33,14 +33,7 @@ KEYS = ("name", "about", "source")
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant of the method.
-
-    Attributes:
-        name: of the file, without its suffix.
-        path: of the overlay.
-        about: one sentence.
-        source: one of `SOURCES`.
-    """
+    """One variant of the method: an overlay's name and file, one sentence, one of `SOURCES`."""
 
     name: str
     path: Path
@@ -67,7 +60,7 @@ def find_variant(name: str, folder: Path = FOLDER) -> Variant:
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read variant {path}: {' '.join(str(error).split())}") from error
+        raise UserError(f"cannot read variant {path}: {one_line(error)}") from error
     found = content.get("variant") if isinstance(content, Mapping) else None
     facts = check_variant(found, str(path))
     return Variant(name, path, facts["about"], facts["source"])

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ldm.training.callbacks import logged
+from ldm.training.callbacks import BatchCallback, logged
 from ldm.training.words import manager_of
 from ldm.util import UserError
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 HALF = ("16", "bf16", "transformer-engine")
 
 
-class Watch(pl.Callback):
+class Watch(BatchCallback):
     """Stop at the first loss or trained word that is not finite; keep the last finite word.
 
     The check of each step stays on the device. The result is read after each step on a CPU; on
@@ -47,16 +47,11 @@ class Watch(pl.Callback):
         self.loss_bad = self.loss_bad.to(pl_module.device)
 
     @torch.no_grad()
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+    def on_batch(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch_idx: int
     ) -> None:
         """Check the loss and the words; nothing is copied from the device but at times."""
-        words = _trained(pl_module)
+        words = _trained(module)
         loss_ok = torch.isfinite(outputs["loss"].detach()).all()
         ok = loss_ok
         for word in words:
@@ -67,8 +62,8 @@ class Watch(pl.Callback):
         fine = self.bad_at == 0
         pairs = zip(words, self.good, strict=True)
         self.good = [torch.where(fine, word, good) for word, good in pairs]
-        if pl_module.device.type == "cpu" or logged(trainer, batch_idx):
-            self.check(trainer, pl_module)
+        if module.device.type == "cpu" or logged(trainer, batch_idx):
+            self.check(trainer, module)
 
     def check(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Raise UserError if a step so far gave a number that is not finite."""

@@ -52,16 +52,10 @@ def write_hub_folder(
 ) -> None:
     """Write what `load_textual_inversion(REPOSITORY)` of diffusers and `read_words` read.
 
-    Args:
-        folder: must not exist, or be empty.
-        file: one word.
-        license_name: identifier of the license on the Hub, such as "cc-by-4.0".
-        base_model: the Hub's name of the model that the word is for.
-        images: sample images, copied with their metadata left as they are.
-
-    Raises:
-        UserError: several words, a license or name that the Hub's metadata cannot hold, a file that
-            is no image, or a folder that has content.
+    The license is named as on the Hub, such as "cc-by-4.0"; so is the model that the word is for.
+    Sample images are copied with their metadata left as they are. Raises UserError for several
+    words, a license or name that the Hub's metadata cannot hold, a file that is no image, or a
+    folder that has content.
     """
     if len(file.words) != 1:
         raise UserError(f"a repository holds one word, and these are {list(file.words)}")

@@ -36,8 +36,8 @@ JPEG_XL_HEADS = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")
 def read_container(path: Path) -> tuple[Any, dict[str, str]]:
     """Return what a regular file holds, and the metadata of a safetensors header.
 
-    Raises:
-        UserError: the file is unreadable, damaged or too large, holds no words, or would run code.
+    Raises UserError for one that is unreadable, damaged or too large, has no words, or would run
+    code.
     """
     try:
         with path.open("rb") as file:

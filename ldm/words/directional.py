@@ -69,14 +69,9 @@ def spherical_step(
 class DirectionalDescent(Optimizer):
     """Moves words over their spheres by `spherical_step`; no weight decay, no momentum.
 
-    The words' prior means μ are its only state, so a resumed run goes on bit for bit.
-
-    Args:
-        words: parameters [k, d].
-        means: μ of each, unit vectors [k, d].
-        lr: rate, above 0; a schedule may change it.
-        radius: m, the norm words keep, above 0.
-        kappa: κ of the prior, at least 0.
+    The words are parameters [k, d]; the prior means μ of each, unit vectors [k, d], are the only
+    state, so a resumed run goes on bit for bit. A schedule may change the rate `lr`, which is above
+    0; `radius` (m) is above 0 too, `kappa` (κ) at least 0.
     """
 
     def __init__(

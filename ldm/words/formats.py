@@ -81,10 +81,8 @@ class Source:
 class Form:
     """One row of the table.
 
-    Attributes:
-        name: of the form.
-        fits: tells by the keys of the content, and the metadata, whether it has this form.
-        read: returns the words; UserError for content that holds none.
+    `fits` tells by the keys of the content, and the metadata, whether it has this form. `read`
+    returns the words; UserError for content that holds none.
     """
 
     name: str
@@ -95,12 +93,9 @@ class Form:
 def interpret(raw: Any, metadata: Mapping[str, str], path: Path, given: str | None) -> WordFile:
     """Return the words of a file's content; UserError, in one line, for what holds none.
 
-    Args:
-        raw: what `ldm.words.containers.read_container` found.
-        metadata: of the safetensors header.
-        path: for errors, and for the name of a nameless word.
-        given: name of a word that the file does not name; by default the one its header states,
-            or else the file's name without suffix.
+    `raw` and the metadata are what `ldm.words.containers.read_container` found. `given` names a
+    word that the file does not name; by default it gets the name that its header states, or else
+    the file's own without suffix.
     """
     source = Source(path, dict(metadata), given or _stated_name(metadata) or path.stem)
     if isinstance(raw, Tensor):

@@ -294,16 +294,9 @@ class EmbeddingManager(nn.Module):
         that no file brought would turn its placeholder into its initializer word. The file decides
         the number of vectors. A progressive word continues from the file's step.
 
-        Args:
-            path: any file that `ldm.words.files.read_words` reads.
-            rename: stored placeholder → placeholder to use.
-
-        Returns:
-            The placeholders it brought.
-
-        Raises:
-            UserError: unreadable file, vectors for another text encoder, or a placeholder that
-                cannot be one or is taken already.
+        `read_words` reads the file; `rename` maps stored placeholders to those to use. Returns the
+        placeholders it brought. Raises UserError for an unreadable file, vectors for another text
+        encoder, or a placeholder that cannot be one or is taken already.
         """
         file = read_words(path)
         if self.embedder.widths is not None and file.second:

@@ -129,15 +129,9 @@ def count_chunks(model: TextModel, texts: Sequence[str]) -> int:
 def encode_weighted(model: TextModel, texts: Sequence[str], count: int, **options: Any) -> Any:
     """Encode b prompts with weights, in `count` chunks each; shorter ones get empty chunks.
 
-    Args:
-        model: with a text encoder.
-        texts: the prompts.
-        count: at least that of `count_chunks`; guidance needs the same for both prompts.
-        options: of `get_learned_conditioning`.
-
-    Returns:
-        A condition as `apply_model` takes it, with a text of count · max_length positions. A
-        pooled text is that of the first chunk.
+    The count is at least that of `count_chunks`; guidance needs the same for both prompts. The
+    options are those of `get_learned_conditioning`. Returns a condition as `apply_model` takes it,
+    with a text of count · max_length positions. A pooled text is that of the first chunk.
     """
     encoder, vectors = model.cond_stage_model, vectors_of(model)
     start, end, filling = encoder.frame

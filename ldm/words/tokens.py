@@ -143,19 +143,12 @@ def check_prompts(
 ) -> dict[str, str]:
     """Check that each learned word which a prompt names reaches the text encoder whole.
 
-    Words are counted by tokens, as the encoder meets them: "*" in "S*" is a word too.
+    Words are counted by tokens, as the encoder meets them: "*" in "S*" is a word too. `words` has
+    the token id and number of vectors of each placeholder; `files` the file that a prompt comes
+    from, for messages. Returns a message for each prompt whose end the encoder does not read.
 
-    Args:
-        embedder: the encoder whose tokenizer and length count.
-        prompts: the texts.
-        words: placeholder → (token id, number of vectors).
-        files: prompt → the file that it comes from, for messages.
-
-    Returns:
-        The ends that the encoder does not read: a message for each prompt that has one.
-
-    Raises:
-        UserError: tokenizing loses a placeholder, or its vectors fall behind the last position.
+    Raises UserError where tokenizing loses a placeholder, or its vectors fall behind the last
+    position.
     """
     lost: dict[str, str] = {}
     for prompt in dict.fromkeys(prompts):

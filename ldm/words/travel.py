@@ -82,16 +82,11 @@ def write_for_tools(folder: Path, file: WordFile, form: str = "kohya") -> list[P
 
 
 def convert(path: Path, file: WordFile, form: str, token_ids: Mapping[str, int]) -> list[Path]:
-    """Write words in a form, and return the files.
+    """Write words in a form, "original", "safetensors" or one of `SINGLE`, and return the files.
 
-    Args:
-        path: a file. A folder, which is a path without suffix, gets one file for each word.
-        file: the words.
-        form: "original", "safetensors" or one of `SINGLE`.
-        token_ids: placeholder → token id; the form "original" needs them.
-
-    Raises:
-        UserError: the form does not fit the suffix, or cannot hold these words.
+    A folder, which is a path without suffix, gets one file for each word. The form "original" needs
+    each word's token id. Raises UserError for a form that does not fit the suffix, or cannot hold
+    these words.
     """
     if form in SEVERAL:
         if path.suffix != SEVERAL[form]:

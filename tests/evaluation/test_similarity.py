@@ -14,11 +14,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from ldm.evaluation.similarity import (
-    image_similarity,
     own_similarity,
     pairwise_similarity,
     prompt_similarity,
-    text_similarity,
     without_placeholders,
 )
 
@@ -72,12 +70,14 @@ def test_the_average_never_scores_below_the_mean_in_absolute_value(n: int, seed:
 def test_scores_of_images() -> None:
     extractor = ColourExtractor()
     generated = [flat("red"), flat("yellow")]
-    assert image_similarity(extractor, generated, [flat("red")]) == pytest.approx(
-        (1 + 0.5**0.5) / 2
+    features, training = (
+        extractor.image_features(generated),
+        extractor.image_features([flat("red")]),
     )
-    result = text_similarity(extractor, generated, "a photo of * in red")
+    assert pairwise_similarity(features, training) == pytest.approx((1 + 0.5**0.5) / 2)
+    text = extractor.text_features([without_placeholders("a photo of * in red", ["*"])])
     assert extractor.texts == ["a photo of in red"]
-    assert result.mean == pytest.approx((1 + 0.5**0.5) / 2)
+    assert prompt_similarity(features, text).mean == pytest.approx((1 + 0.5**0.5) / 2)
 
 
 @pytest.mark.parametrize(

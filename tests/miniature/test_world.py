@@ -82,7 +82,7 @@ def test_sizes_too_small_and_unknown_words_are_refused() -> None:
         Spec("star", "puce")
     with pytest.raises(ValueError, match="second must be one of"):
         Spec("star", "red", texture="dots")
-    with pytest.raises(ValueError, match="split must be 'train' or 'val'"):
+    with pytest.raises(ValueError, match="split must be one of train, val"):
         MiniatureWorld(split="test")
     with pytest.raises(ValueError, match="length must be at least 1"):
         MiniatureWorld(length=0)

@@ -106,7 +106,7 @@ def test_arguments_out_of_range() -> None:
         Checkpoints(Path(), 0)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         DataModuleFromConfig(batch_size=0)
-    with pytest.raises(ValueError, match="num_workers must not be negative, got -1"):
+    with pytest.raises(ValueError, match="num_workers must be at least 0, got -1"):
         DataModuleFromConfig(batch_size=1, num_workers=-1)
 
 

@@ -422,7 +422,7 @@ def _blocked(arguments: Arguments, folder: Path) -> Arguments:
         (_override("data.params.train.params.flip_p=2"), r"flip_p must lie in \[0, 1\], got 2"),
         (_override("lightning.modelcheckpoint.params.every_n_train_steps=0"), "at least 1, got 0"),
         (_override("data.params.batch_size=0"), "batch_size must be at least 1, got 0"),
-        (_blocked, "cannot write to .*file, for the logs"),
+        (_blocked, "log folder .*file is a file"),
         (_flag("--val_check_interval", "0"), "val_check_interval is a number of steps"),
         (_flag("--devices", "2"), "images_per_step 6 is no multiple"),
         (_override("lightning.latent_cache.batch_size=0"), "latent_cache.batch_size must be at"),

@@ -34,11 +34,7 @@ class Parts:
 
 
 def _diffusers() -> Any:
-    """Return the library, which has no types.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Return the library, which has no types; UserError where it is not installed."""
     try:
         return importlib.import_module("diffusers")
     except ImportError as error:
@@ -106,11 +102,7 @@ def _tokenizer(length: int) -> Any:
 
 
 def build(size: Size, side: Side, device: str) -> Parts:
-    """Build the parts with random weights.
-
-    Raises:
-        UserError: diffusers is not installed.
-    """
+    """Build the parts with random weights; UserError where diffusers is not installed."""
     _diffusers().utils.logging.disable_progress_bar()
     params = size.read().params
     with torch.device("meta"):

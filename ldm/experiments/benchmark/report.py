@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from ldm.util import UserError, write_whole
+from ldm.experiments.tables import markdown
+from ldm.util import UserError, write_json, write_whole
 
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
 JSON = "benchmark.json"
@@ -60,13 +61,8 @@ def read(folder: Path) -> Results:
 
 
 def write(folder: Path, results: Results, page: Path | None) -> None:
-    """Write the results as JSON, and the tables into the page between its two marks.
-
-    Raises:
-        UserError: the page lacks the marks.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / JSON, json.dumps(results, indent=1) + "\n")
+    """Write the results as JSON, and the tables into the page between its marks, or UserError."""
+    write_json(folder / JSON, results, indent=1)
     text = tables(results)
     write_whole(folder / "benchmark.md", text)
     if page is None:
@@ -83,8 +79,11 @@ def tables(results: Results) -> str:
     parts = []
     for found in results.values():
         lines = [f"### {found['title']}", "", _machine(found["machine"]), ""]
-        rows = _sides(found) if "sides" in found else _rows(found["rows"])
-        parts.append("\n".join([*lines, *rows, ""]))
+        rows = _sides(found) if "sides" in found else found["rows"]
+        rule = "|---|" + "---:|" * (len(rows[0]) - 1)
+        parts.append(
+            "\n".join([*lines, markdown(list(rows[0]), [list(r.values()) for r in rows], rule)])
+        )
     return "\n".join(parts)
 
 
@@ -100,14 +99,8 @@ def _machine(facts: Mapping[str, Any]) -> str:
     )
 
 
-def _rows(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    names = list(rows[0])
-    lines = [f"| {' | '.join(names)} |", "|---|" + "---:|" * (len(names) - 1)]
-    return lines + [f"| {' | '.join(row[name] for name in names)} |" for row in rows]
-
-
-def _sides(found: Mapping[str, Any]) -> list[str]:
-    """Return a table of sides; ratios are to the first side, above 1 is slower."""
+def _sides(found: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return a row of each side; ratios are to the first side, above 1 is slower."""
     rows: list[dict[str, str]] = []
     first = next(iter(found["sides"].values()))
     for name, side in found["sides"].items():
@@ -126,7 +119,7 @@ def _sides(found: Mapping[str, Any]) -> list[str]:
         if "generation" in side:
             row["generation"] = _seconds(side["generation"]["median"])
         rows.append(row)
-    return _rows(rows)
+    return rows
 
 
 def _seconds(value: float) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from ldm.experiments.benchmark.report import Results, machine, slope, spread
 from ldm.experiments.benchmark.sides import SIDES
 from ldm.experiments.benchmark.turn import Turn, measure
-from ldm.resources import ROOT
+from ldm.resources import ROOT, child_environment
 from ldm.util import UserError
 
 log = logging.getLogger(__name__)
@@ -37,19 +37,16 @@ RUNS: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "fast": (1, (*PAPER, "--variant", "fast")),
     "fast, four words at once": (4, (*PAPER, "--variant", "fast")),
 }
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
 NO_IMAGES = "lightning.callbacks.image_logger.params.batch_frequency=1000000"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured.
+    """How much is measured: so many rounds of turns, which share `turn`.
 
-    Attributes:
-        folder: for the results and the logs of runs.
-        rounds: turns of each side.
-        turn: what all turns share.
-        model: weights of the whole runs.
-        quick: few steps in this process: for a look, and for tests.
+    `folder` is for the results and the logs of runs, `model` has the weights of whole runs. `quick`
+    takes few steps in this process: for a look, and for tests.
     """
 
     folder: Path
@@ -60,25 +57,18 @@ class Plan:
 
 
 def do_turn(turn: Turn, quick: bool) -> dict[str, Any]:
-    """Do a turn, in a process of its own unless `quick`.
-
-    Raises:
-        UserError: the process failed; gives its last line.
-    """
+    """Do a turn, in a process of its own unless `quick`; a UserError gives its last line."""
     if quick:
         return measure(turn)
     command = [sys.executable, "-m", "ldm.experiments.benchmark.turn", turn.to_json()]
-    done = subprocess.run(command, capture_output=True, text=True, env=_environment())
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=child_environment() | OFFLINE
+    )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise UserError(f"{turn.side} at {turn.size} failed ({done.returncode}): {last}")
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
-
-
-def _environment() -> dict[str, str]:
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
 
 
 def compare(plan: Plan, size: str) -> Results:
@@ -170,13 +160,9 @@ def _start_up(plan: Plan) -> Callable[[int], float]:
 
 
 def command(plan: Plan, arguments: Sequence[str]) -> dict[str, float]:
-    """Run the command that learns words of the miniature.
+    """Run the command that learns words of the miniature; UserError gives its last line.
 
-    Returns:
-        `seconds`, of the whole command, and `training`, of its steps.
-
-    Raises:
-        UserError: the command failed; gives its last line.
+    Returns `seconds`, of the whole command, and `training`, of its steps.
     """
     threads = ("--threads", str(plan.turn.threads)) if plan.turn.threads else ()
     start = time.perf_counter()
@@ -187,7 +173,7 @@ def command(plan: Plan, arguments: Sequence[str]) -> dict[str, float]:
             *(*threads, *arguments, NO_IMAGES),
         ],
         cwd=ROOT,
-        env=_environment(),
+        env=child_environment() | OFFLINE,
         capture_output=True,
         text=True,
     )

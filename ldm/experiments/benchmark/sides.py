@@ -6,8 +6,8 @@ Weights are random, because time does not depend on them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,11 +35,9 @@ class Size:
 
     Attributes:
         name: as it is printed.
-        config: YAML file of a word's run.
+        config: YAML file of a word's run; `overrides` are entries of it.
         batch: images in a training step.
-        images: generated at once.
-        steps: of a sampler.
-        overrides: entries of the configuration.
+        images, steps: generated at once, and of the sampler.
     """
 
     name: str
@@ -52,8 +50,7 @@ class Size:
     def read(self) -> DictConfig:
         """Return the model's section of the configuration, with the miniature's tokenizer.
 
-        Raises:
-            UserError: no such file, or one that learns no word.
+        Raises UserError for a file that is not there, or that learns no word.
         """
         if not self.config.is_file():
             raise UserError(f"--config {self.config}: no such file")
@@ -117,11 +114,7 @@ SIDES = {
 def random_weights(model: nn.Module, device: str, dtype: torch.dtype, keep: str = "-") -> nn.Module:
     """Give a model on the meta device small random weights, as fast as memory can be written.
 
-    Args:
-        model: its buffers may have values already.
-        device: where the weights go.
-        dtype: their type.
-        keep: prefix of names that stay as they are.
+    Buffers that have values, and what has a name with the prefix `keep`, stay as they are.
     """
     block = 0.02 * torch.randn(BLOCK, generator=torch.Generator().manual_seed(0))
     block = block.to(device, dtype)
@@ -152,13 +145,9 @@ def build(size: Size, side: Side, device: str) -> LatentDiffusion:
     return model.train()
 
 
-@contextmanager
-def applied(side: Side) -> Iterator[None]:
+def applied(side: Side) -> AbstractContextManager[None]:
     """Compute attention in a side's way."""
-    with ExitStack() as stack:
-        if not side.fused:
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        yield
+    return nullcontext() if side.fused else sdpa_kernel(SDPBackend.MATH)
 
 
 def make_batch(model: LatentDiffusion, count: int) -> dict[str, Any]:
@@ -204,11 +193,9 @@ def generation(model: LatentDiffusion, size: Size) -> Callable[[], object]:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each repetition.
+    """Seconds of each repetition, on the clock and of all threads together.
 
-    Attributes:
-        wall: on the clock.
-        cpu: of all threads together; other programs on the machine hardly change them.
+    Other programs on the machine hardly change the latter.
     """
 
     wall: list[float]

@@ -59,11 +59,7 @@ class Watch:
 
 
 def find_second(options: argparse.Namespace, concept: Concept) -> tuple[Path, str]:
-    """Return the file of the word to compose with, and its name in the prompt.
-
-    Raises:
-        UserError: there is no such file.
-    """
+    """Return the file of the word to compose with, or UserError, and its name in the prompt."""
     name = options.second or ("teal-star" if concept.is_style else "chalk")
     path = options.words / f"{name}.safetensors"
     if not path.is_file():
@@ -101,8 +97,7 @@ def _short(path: Path) -> str:
 def learn(options: argparse.Namespace, concept: Concept) -> Path:
     """Learn the word by the command line that users have; return the run's log folder.
 
-    Raises:
-        UserError: the training failed, and has written why.
+    Raises UserError for a training that failed, which has written why.
     """
     command = training_command(options, concept)
     log.info("$ %s", shlex.join(["python", *command]))
@@ -138,12 +133,10 @@ class Session:
         return template.format(word=word, second=self.second[1])
 
     def images(self, template: str, learned: Path | None, samples: int = 0) -> list[Image]:
-        """Return the images of a prompt.
+        """Return the images of a prompt, a template with {word} and {second}.
 
-        Args:
-            template: a text with {word} and {second}.
-            learned: file of the learned word; None for the initializer word.
-            samples: number of images; 0 for that of the options.
+        `learned` is the file of the learned word; None takes the initializer word. Without a number
+        of samples it is that of the options.
         """
         word = self.concept.placeholder if learned else self.concept.initializer_word
         prompt = self._fill(template, word)

@@ -55,12 +55,9 @@ class ScoredPrompt:
 
 
 class Scores:
-    """Scores images against a set of training images, by one CLIP.
+    """Scores images against a set of at least two training images, by one CLIP.
 
-    Args:
-        scorer: embeds images and texts.
-        training: the training images, at least two.
-        placeholders: the words that the scorer does not know.
+    `placeholders` are the words that the scorer does not know.
     """
 
     def __init__(
@@ -77,11 +74,7 @@ class Scores:
     ) -> ScoredPrompt:
         """Score images against the training images and against a prompt without its placeholders.
 
-        Args:
-            kind: what the prompt tests.
-            prompt: the prompt of the images.
-            images: to score.
-            asked: the prompt to compare with, if it is another one.
+        That is the images' own prompt, or else the one `asked`; `kind` is what the prompt tests.
         """
         features = self.scorer.image_features(images)
         text = without_placeholders(asked or prompt, self.placeholders)
@@ -107,11 +100,7 @@ class Scores:
 
 
 def saved_words(checkpoints: Path) -> dict[int, Path]:
-    """Find the word of each checkpoint: optimizer step → file, in order.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Find the word of each checkpoint: optimizer step → file, in order; UserError without any."""
     found = {
         int(match[1]): path
         for path in checkpoints.glob("embeddings_gs-*.safetensors")

@@ -101,11 +101,7 @@ def count(
 ) -> dict[str, Estimate]:
     """Return each answer's share of the images and, last, that of a group of answers.
 
-    Args:
-        given: the number of each image's answer, [n].
-        answers: their names.
-        group: the group's name.
-        members: the answers in it.
+    `given` is the number of each image's answer, [n]; `members` are the group's answers.
     """
     chosen = np.eye(len(answers))[given]  # n answers
     rng = np.random.default_rng(0)
@@ -124,13 +120,9 @@ def paired_change(
     answers: Sequence[str],
     members: Sequence[str],
 ) -> Estimate:
-    """Return by how much a group's share changes between images of the same noise.
+    """Return by how much the share of a group, `members`, changes between images of the same noise.
 
-    Args:
-        before: the number of each image's answer, [n].
-        after: likewise; image i has the seed of image i before.
-        answers: their names.
-        members: the answers in the group.
+    `before` and `after` are the numbers of the images' answers, [n]; images i have one seed.
     """
     numbers = [i for i, name in enumerate(answers) if name in members]
     change = np.isin(after, numbers).astype(float) - np.isin(before, numbers)
@@ -149,7 +141,7 @@ def _plot(
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(11.6, 7.6), layout="constrained")
-    canvas.suptitle(f"Figure {figure.name}. {figure.title}", fontsize=11)
+    canvas.suptitle(figure.heading, fontsize=11)
     halves: Any = canvas.subfigures(2, 1, height_ratios=(1.55, 1))
     upper, lower = halves
     parts = upper.subfigures(1, 2, wspace=0.05)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ldm.editing.guided import from_image
@@ -25,31 +24,12 @@ COLUMNS = (
 OURS = "ours (S*)"
 
 
-@dataclass(frozen=True)
-class Compared:
-    """Images of one prompt by one way, scored against the prompt with its placeholder."""
-
-    concept: str
-    way: str
-    prompt: str
-    scored: Sequence[Scored]
-
-    def numbers(self, shown: int) -> list[tuple[Any, ...]]:
-        """Return the rows of the table."""
-        return [
-            (
-                self.concept,
-                self.way,
-                self.prompt,
-                found.generated.prompt,
-                i,
-                found.generated.seed,
-                found.image_similarity,
-                found.text_similarity,
-                int(i < shown),
-            )
-            for i, found in enumerate(self.scored)
-        ]
+def _numbers(*asked: str, scored: Sequence[Scored], shown: int) -> list[tuple[Any, ...]]:
+    """Return the table's rows of images; `asked` are concept, row and prompt."""
+    return [
+        (*asked, found.generated.prompt, i, *found.numbers, int(i < shown))
+        for i, found in enumerate(scored)
+    ]
 
 
 def variations(figure: Figure, session: Session) -> Rendered:
@@ -62,19 +42,18 @@ def variations(figure: Figure, session: Session) -> Rendered:
     for line in lines:
         (concept,), (prompt,) = line.concepts, line.prompts
         subject = session.subject(concept)
-        given = [Cell(image) for image in subject.images[:each]]
-        cells["training images"] += given + [Cell(None)] * (each - len(given))
+        cells["training images"] += _filled(subject, each)
         for way, scored in _variations(session, line, subject, each).items():
             cells[way] += [Cell(found.generated.image) for found in scored]
             cells[way] += [Cell(None)] * (each - len(scored))
-            numbers += Compared(concept, way, prompt, scored).numbers(each)
+            numbers += _numbers(concept, way, prompt, scored=scored, shown=each)
     headings = [(line.shown_label, each) for line in lines]
     note = (
         "Uncurated. A row of captions has the concept's captions by turns; a concept without any "
         "leaves its places empty."
     )
-    title = f"Figure {figure.name}. {figure.title}"
-    grid = grid_figure([Row(*row) for row in cells.items()], title=title, headings=headings)
+    rows = [Row(*row) for row in cells.items()]
+    grid = grid_figure(rows, title=figure.heading, headings=headings)
     return Rendered(grid, Table(COLUMNS, numbers), (note,))
 
 
@@ -114,25 +93,18 @@ def comparison(figure: Figure, session: Session) -> Rendered:
                 own = scored[0].generated.prompt if prompt == line.prompts[0] else ""
                 title = readable(prompt) if way == OURS else own
                 cells.setdefault(way, []).append(Cell(scored[0].generated.image, title))
-                numbers += Compared(subject.name, way, prompt, scored).numbers(1)
+                numbers += _numbers(subject.name, way, prompt, scored=scored, shown=1)
     headings = [(line.shown_label, len(line.prompts)) for line in lines]
-    given = [
-        Cell(image)
-        for line, subject in zip(lines, subjects, strict=True)
-        for image in _filled(subject, len(line.prompts))
-    ]
+    given: list[Cell] = []
+    for line, subject in zip(lines, subjects, strict=True):
+        given += _filled(subject, len(line.prompts))
     rows = [Row("training images", given), *(Row(*row) for row in cells.items())]
-    title = f"Figure {figure.name}. {figure.title}"
-    grid = grid_figure(rows, title=title, headings=headings)
+    grid = grid_figure(rows, title=figure.heading, headings=headings)
     return Rendered(grid, Table(COLUMNS, numbers), tuple(notes))
 
 
 def _complete(subject: Subject) -> Subject:
-    """Return a subject that has all that the rows need.
-
-    Raises:
-        UserError: it has no initializer word or no caption.
-    """
+    """Return a subject; UserError where it has no initializer word or no caption."""
     if not subject.initializer_word:
         raise UserError(
             f"nothing says which word {subject.name!r} started from: learn it with an "
@@ -212,6 +184,7 @@ def _in_place(prompt: str, text: str) -> str:
     return replace(prompt, DEFAULT_PLACEHOLDER, text)
 
 
-def _filled(subject: Subject, count: int) -> list[Any]:
-    found = list(subject.images[:count])
-    return found + [None] * (count - len(found))
+def _filled(subject: Subject, count: int) -> list[Cell]:
+    """Return cells of the first training images; empty ones where there are fewer than `count`."""
+    found = [Cell(image) for image in subject.images[:count]]
+    return found + [Cell(None)] * (count - len(found))

@@ -24,7 +24,10 @@ def curated(figure: Figure, session: Session) -> Rendered:
     rows: list[Row] = []
     numbers: list[tuple[Any, ...]] = []
     for number, line in enumerate(session.request.lines(figure)):
-        cells = _inputs(session, line)
+        cells = [
+            Cell(session.subject(concept).images[0], f"training image: {concept}")
+            for concept in line.concepts
+        ]
         for prompt, scored in zip(
             line.prompts, session.generate_line(line, candidates), strict=True
         ):
@@ -36,7 +39,7 @@ def curated(figure: Figure, session: Session) -> Rendered:
         f"Curated without a human: of {candidates} images a prompt the one with the greatest "
         "mean of two cosines, with the training images and with the prompt without its words."
     )
-    title = f"Figure {figure.name}. {figure.title} (best of {candidates} by score)"
+    title = f"{figure.heading} (best of {candidates} by score)"
     return Rendered(grid_figure(rows, title=title), Table(COLUMNS, numbers), (note,))
 
 
@@ -55,8 +58,7 @@ def uncurated(figure: Figure, session: Session) -> Rendered:
         rows.append(Row(line.shown_label, cells))
         numbers += _numbers(number, line, prompt, scored, set(range(shown)))
     headings = [("training images", inputs), ("as generated", shown)]
-    title = f"Figure {figure.name}. {figure.title}"
-    grid = grid_figure(rows, title=title, headings=headings)
+    grid = grid_figure(rows, title=figure.heading, headings=headings)
     return Rendered(grid, Table(COLUMNS, numbers), (_first(shown, each),))
 
 
@@ -74,8 +76,7 @@ def prompts(figure: Figure, session: Session) -> Rendered:
             numbers += _numbers(number, line, prompt, scored, set(range(shown)))
     rows = [Row(readable(prompt), found) for prompt, found in cells.items()]
     headings = [(line.shown_label, shown) for line in lines]
-    title = f"Figure {figure.name}. {figure.title}"
-    grid = grid_figure(rows, title=title, headings=headings)
+    grid = grid_figure(rows, title=figure.heading, headings=headings)
     return Rendered(grid, Table(COLUMNS, numbers), (_first(shown, each),))
 
 
@@ -83,27 +84,8 @@ def _first(shown: int, each: int) -> str:
     return f"Uncurated: the first {shown} of {each} images a prompt, by their seeds."
 
 
-def _inputs(session: Session, line: Line) -> list[Cell]:
-    """Return one training image of each concept."""
-    return [
-        Cell(session.subject(concept).images[0], f"training image: {concept}")
-        for concept in line.concepts
-    ]
-
-
 def _numbers(
     number: int, line: Line, prompt: str, scored: Sequence[Scored], shown: set[int]
 ) -> list[tuple[Any, ...]]:
-    return [
-        (
-            number,
-            " + ".join(line.concepts),
-            prompt,
-            i,
-            found.generated.seed,
-            found.image_similarity,
-            found.text_similarity,
-            int(i in shown),
-        )
-        for i, found in enumerate(scored)
-    ]
+    asked = (number, " + ".join(line.concepts), prompt)
+    return [(*asked, i, *found.numbers, int(i in shown)) for i, found in enumerate(scored)]

@@ -53,17 +53,8 @@ def inversion(figure: Figure, session: Session) -> Rendered:
             for scale, scored in zip(SCALES, _score(session, images, prompt, line), strict=True):
                 own = way == BIPARTITE and prompt == line.prompts[0]
                 error = psnr(scored.generated.image, best) if own else None
-                numbers.append(
-                    (
-                        line.concepts[0],
-                        way,
-                        prompt,
-                        scale,
-                        scored.image_similarity,
-                        scored.text_similarity,
-                        error,
-                    )
-                )
+                asked = (line.concepts[0], way, prompt, scale)
+                numbers.append((*asked, *scored.numbers[1:], error))
     back = next(row[-1] for row in numbers if row[-1] is not None)
     notes = [
         f"S = {noise.steps} steps. Without guidance the image's own prompt gives it back: "
@@ -71,8 +62,8 @@ def inversion(figure: Figure, session: Session) -> Rendered:
     ]
     if PIVOTAL not in generated:
         notes.append(f"Pivotal tuning is left out: {HOW}.")
-    title = f"Figure {figure.name}. {figure.title}"
-    return Rendered(grid_figure(rows, title=title), Table(COLUMNS, numbers), tuple(notes))
+    grid = grid_figure(rows, title=figure.heading)
+    return Rendered(grid, Table(COLUMNS, numbers), tuple(notes))
 
 
 def _bipartite(session: Session, noise: InvertedNoise, line: Line) -> dict[str, list[Image.Image]]:

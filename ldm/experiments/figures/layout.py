@@ -41,15 +41,9 @@ class Row:
 def grid_figure(
     rows: Sequence[Row], *, title: str, headings: Sequence[tuple[str, int]] = ()
 ) -> Canvas:
-    """Lay images out.
+    """Lay rows of images out, under headings: a text and how many columns it spans, in order.
 
-    Args:
-        rows: at least one, not all of one length.
-        title: of the whole.
-        headings: above the columns: a text and how many columns it spans, in order.
-
-    Raises:
-        ValueError: there is no cell.
+    Rows may differ in length. Raises ValueError where there is no cell.
     """
     from matplotlib.figure import Figure as Canvas
 

@@ -46,17 +46,9 @@ def local_edit(figure: Figure, session: Session) -> Rendered:
         for prompt in line.prompts:
             found = edit(session.model, image, mask, prompt, blending, scorer=session.extractor)
             cells.append(Cell(found[0].image, readable(prompt)))
-            numbers += [
-                (
-                    line.concepts[0],
-                    prompt,
-                    one.seed,
-                    one.score,
-                    one.settings["background_error"],
-                    int(one is found[0]),
-                )
-                for one in found
-            ]
+            for one in found:
+                error, shown = one.settings["background_error"], int(one is found[0])
+                numbers.append((line.concepts[0], prompt, one.seed, one.score, error, shown))
         rows.append(Row(line.shown_label, cells))
     worst = max(row[4] for row in numbers)
     notes = (
@@ -64,20 +56,22 @@ def local_edit(figure: Figure, session: Session) -> Rendered:
         "outside the mask are the image's own.",
         f"Largest difference from the image outside the mask: {worst} of 255.",
     )
-    title = f"Figure {figure.name}. {figure.title} (best of {count} by score)"
+    title = f"{figure.heading} (best of {count} by score)"
     return Rendered(grid_figure(rows, title=title), Table(COLUMNS, numbers), notes)
 
 
 def scene(request: Request) -> tuple[Image.Image, Image.Image]:
     """Return the image to edit and its mask, mode "1": those asked for, or the miniature's.
 
-    Raises:
-        UserError: an unreadable file, or a mask of another size or without any white.
+    Raises UserError for an unreadable file, or a mask of another size or without any white.
     """
-    if request.image is None or request.mask is None:
-        return _own_scene()
-    image = open_rgb(request.image)
-    return image, open_mask(request.mask, image.size)
+    if request.image is not None and request.mask is not None:
+        image = open_rgb(request.image)
+        return image, open_mask(request.mask, image.size)
+    levels = np.rint((render(own_spec(), 64) + 1) * 127.5).astype(np.uint8)
+    mask = Image.new("1", (64, 64))  # a disc around what stands in the scene
+    ImageDraw.Draw(mask).ellipse((8, 8, 55, 55), fill=1)
+    return Image.fromarray(levels), mask
 
 
 def own_spec() -> Spec:
@@ -85,23 +79,6 @@ def own_spec() -> Spec:
 
     In the middle and small: a corner outside the mask would stay in every edit.
     """
-    return replace(
-        sample_spec(SEED, 0),
-        shape="square",
-        colour="brown",
-        texture="plain",
-        second="",
-        scene="kitchen",
-        medium="photo",
-        dx=0.0,
-        dy=0.0,
-        scale=0.5,
-    )
-
-
-def _own_scene() -> tuple[Image.Image, Image.Image]:
-    """Return the miniature's own scene, and a disc around what stands in it."""
-    levels = np.rint((render(own_spec(), 64) + 1) * 127.5).astype(np.uint8)
-    mask = Image.new("1", (64, 64))
-    ImageDraw.Draw(mask).ellipse((8, 8, 55, 55), fill=1)
-    return Image.fromarray(levels), mask
+    thing: Any = {"shape": "square", "colour": "brown", "texture": "plain", "second": ""}
+    where: Any = {"scene": "kitchen", "medium": "photo", "dx": 0.0, "dy": 0.0, "scale": 0.5}
+    return replace(sample_spec(SEED, 0), **thing, **where)

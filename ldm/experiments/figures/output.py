@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import logging
@@ -14,6 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from ldm.experiments.figures.record import Figure, Rendered
 from ldm.experiments.figures.style import house_style
+from ldm.experiments.tables import csv_text
 from ldm.image_io import write_image
 from ldm.util import write_whole
 
@@ -23,17 +23,9 @@ SUFFIXES = (".png", ".pdf", ".csv", ".txt")
 def save(
     figure: Figure, rendered: Rendered, folder: Path, command: str, facts: Mapping[str, Any]
 ) -> list[Path]:
-    """Write a figure's four files, in place of those of an earlier run.
+    """Write and return a figure's files: PNG, PDF, CSV, and a text with command, notes and facts.
 
-    Args:
-        figure: which.
-        rendered: the figure's canvas, numbers and notes.
-        folder: made if it is not there.
-        command: the command line that makes it again.
-        facts: what decided it, as plain values.
-
-    Returns:
-        The files: PNG, PDF, CSV, and a text with command, notes and facts.
+    `command` makes the figure again; `facts` are what decided it, as plain values.
     """
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every letter it keeps
     png, pdf, table, text = (folder / f"{figure.stem}{suffix}" for suffix in SUFFIXES)
@@ -46,47 +38,19 @@ def save(
         dateless = {"Title": title, "Subject": command, "CreationDate": None}
         canvas = rendered.canvas
         write_whole(pdf, lambda part: canvas.savefig(part, metadata=dateless, facecolor="white"))
-    write_whole(table, table_text(rendered, command))
+    rows = csv_text(rendered.table.columns, rendered.table.rows)
+    write_whole(table, f"# {command}\n{rows}")
     write_whole(text, _about(title, rendered, command, facts))
     return [png, pdf, table, text]
 
 
 def write_png(path: Path, image: Image.Image, texts: Mapping[str, str]) -> None:
-    """Write an image in 256 colours of its own: about a third of the bytes.
-
-    Args:
-        path: the file; replaced if it exists.
-        image: of any mode.
-        texts: what the file says about itself.
-    """
+    """Write an image, with `texts` about it, in 256 colours of its own: a third of the bytes."""
     info = PngImagePlugin.PngInfo()
     for name, text in texts.items():
         info.add_itxt(name, text)
     few = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, kmeans=2)
     write_image(few, path, pnginfo=info, optimize=True)
-
-
-def table_text(rendered: Rendered, command: str) -> str:
-    """Return the CSV: a comment with the command, the columns' names, the rows."""
-    buffer = io.StringIO()
-    buffer.write(f"# {command}\n")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(rendered.table.columns)
-    for row in rendered.table.rows:
-        writer.writerow([_plain(value) for value in row])
-    return buffer.getvalue()
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a figure's CSV by their columns' names."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return list(csv.DictReader(line for line in lines if not line.startswith("# ")))
-
-
-def _plain(value: Any) -> Any:
-    if value is None:
-        return ""
-    return f"{value:.6f}" if isinstance(value, float) else value
 
 
 def _about(title: str, rendered: Rendered, command: str, facts: Mapping[str, Any]) -> str:

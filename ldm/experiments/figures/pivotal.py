@@ -6,7 +6,6 @@ What the networks moved by is as large as the model; so it is made where it is n
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -32,20 +31,16 @@ SETTINGS = (
 def training_command(concept: str, concepts: Path, logs: Path, steps: int | None) -> list[str]:
     """Return the arguments of `python` that tune: those that a user would type.
 
-    Args:
-        concept: a folder of `concepts`, described in its `concepts.json`.
-        concepts: the folder of concepts.
-        logs: parent of the log folder.
-        steps: of both stages, where another number is wanted.
-
-    Raises:
-        UserError: there is no such concept, or nothing says its initializer word.
+    `concept` is a folder of `concepts`, described in its `concepts.json`; `logs` is the parent of
+    the log folder; `steps` replaces those of both stages. Raises UserError where there is no such
+    concept, or nothing says its initializer word.
     """
     if not (concepts / concept).is_dir():
         raise UserError(f"no concept {concept!r} in {concepts}: give a folder there to --concept")
-    listed = concepts / "concepts.json"
-    records = json.loads(listed.read_text("utf-8")) if listed.is_file() else {}
-    if not (first := records.get(concept, {}).get("first_word")):
+    from ldm.experiments.figures.subjects import concept_record
+
+    if not (first := str(concept_record(concepts / concept).get("first_word", ""))):
+        listed = concepts / "concepts.json"
         raise UserError(f"{listed} says no initializer word of {concept!r}: add it there")
     command = ["main.py", "--base", "configs/miniature/finetune.yaml", "--variant", "pivotal"]
     command += ["-t", "--no-test", "--actual_resume", "models/miniature/model.safetensors"]
@@ -58,20 +53,10 @@ def training_command(concept: str, concepts: Path, logs: Path, steps: int | None
 
 
 def make(concept: str, concepts: Path, output: Path, root: Path, steps: int | None = None) -> Path:
-    """Tune, and keep the difference and the word in the concept's folder below `output`.
+    """Tune, keep the weight delta and the word in `output/CONCEPT`, and return that folder.
 
-    Args:
-        concept: what to learn.
-        concepts: the folder of concepts.
-        output: gets `CONCEPT/` with the two files, and `logs/`.
-        root: the project's folder, where `main.py` is.
-        steps: see `training_command`.
-
-    Returns:
-        The concept's folder.
-
-    Raises:
-        UserError: see `training_command`; or the run failed, having said why.
+    Arguments and errors as `training_command`'s; `root` is the folder of `main.py`. A run that
+    failed, which has said why, is a UserError too.
     """
     logs = output / "logs" / concept
     command = training_command(concept, concepts, logs, steps)

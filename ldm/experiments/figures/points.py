@@ -61,11 +61,7 @@ class Point:
 
 
 def read_points(folder: Path) -> list[Point]:
-    """Read every variant's means over concepts and seeds from the protocol's summary.csv.
-
-    Raises:
-        UserError: it is not there, or is none.
-    """
+    """Read every variant's means from the protocol's summary.csv; UserError where that is none."""
     path = folder / SUMMARY
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -137,7 +133,7 @@ def _side_by_side(
     middle.set_title(f"here ({scorer}), 95% intervals")
     right.set_title("the same, closer: without the two references")
     _legend(canvas, (left, middle))
-    canvas.suptitle(f"Figure {figure.name}. {figure.title}", fontsize=11)
+    canvas.suptitle(figure.heading, fontsize=11)
     rows = [_row("paper", p) for p in theirs] + [_row("here", p) for p in ours]
     notes = [
         "The paper's values are read off its figure, about ±0.001. Ours are means over concepts "
@@ -155,18 +151,14 @@ def plot_points(axes: Axes, points: Sequence[Point], styles: Mapping[str, Any]) 
     for point in points:
         style = styles[_style_name(point)]
         hollow: Any = {"markerfacecolor": "white"} if point.name in REFERENCES else {}
+        looks: Any = {"linestyle": "none", "markersize": 8, "capsize": 2, "elinewidth": 0.8}
         axes.errorbar(
             point.text.value,
             point.image.value,
-            xerr=[[_below(point.text)], [_above(point.text)]],
-            yerr=[[_below(point.image)], [_above(point.image)]],
-            **style,
-            **hollow,
-            linestyle="none",
-            markersize=8,
-            capsize=2,
-            elinewidth=0.8,
+            xerr=_bars(point.text),
+            yerr=_bars(point.image),
             label=label(_style_name(point)),
+            **(style | hollow | looks),
         )
     sizes = [point for point in points if point.is_size]
     path = ([p.text.value for p in sizes], [p.image.value for p in sizes])
@@ -226,9 +218,6 @@ def _exactly(value: float) -> Estimate:
     return Estimate(value, value, value)
 
 
-def _below(score: Estimate) -> float:
-    return max(0.0, score.value - score.low)
-
-
-def _above(score: Estimate) -> float:
-    return max(0.0, score.high - score.value)
+def _bars(score: Estimate) -> list[list[float]]:
+    """Return the lengths of the interval below and above a score, [2, 1]."""
+    return [[max(0.0, score.value - score.low)], [max(0.0, score.high - score.value)]]

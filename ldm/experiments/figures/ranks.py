@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from ldm.experiments.figures.published import LABELS, RANKS, label
 from ldm.experiments.figures.record import Figure, Rendered, Table
@@ -14,12 +14,10 @@ from ldm.experiments.study.analysis import (
     analyse,
     caveat,
     participants,
+    plot_ranks,
     read_answers,
 )
 from ldm.experiments.study.questionnaire import read_key
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 COLUMNS = (
     *("source", "name", "text_rank", "image_rank"),
@@ -38,11 +36,12 @@ def user_study(figure: Figure, session: Session) -> Rendered:
     ranks, counts = analyse(study, answers), participants(answers)
     names = [name for name in LABELS if name in {*RANKS, *study.models}]
     names += sorted(set(study.models) - set(names))
-    styles: dict[str, Any] = {name: marker(i) for i, name in enumerate(names)}
+    look: Any = {"linestyle": "none", "markersize": 8}
+    styles = {name: marker(i) | look for i, name in enumerate(names)}
     canvas = Canvas(figsize=(10.4, 4.6), layout="constrained")
     left, right = canvas.subplots(1, 2)
     for name, rank in RANKS.items():
-        left.plot(rank.text, rank.image, **styles[name], linestyle="none", markersize=8)
+        left.plot(rank.text, rank.image, **styles[name])
     left.set_title("the paper, 600 answers to each questionnaire")
     plot_ranks(right, ranks, styles)
     unlike = caveat(answers)
@@ -54,11 +53,12 @@ def user_study(figure: Figure, session: Session) -> Rendered:
         axes.set_ylabel(f"mean rank by training images ({best} is best)")
         axes.margins(0.15)
         axes.grid(alpha=0.25)
-    handles: list[Any] = [
-        left.plot([], [], **styles[name], linestyle="none", label=label(name))[0] for name in names
+    handles = [
+        left.plot([], [], **marker(i), linestyle="none", label=label(name))[0]
+        for i, name in enumerate(names)
     ]
     canvas.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
-    canvas.suptitle(f"Figure {figure.name}. {figure.title}", fontsize=11)
+    canvas.suptitle(figure.heading, fontsize=11)
     notes = [
         "Ellipses hold the true mean ranks with 95% confidence; three participants are needed."
     ]
@@ -66,23 +66,6 @@ def user_study(figure: Figure, session: Session) -> Rendered:
         notes.insert(0, f"The right panel shows {unlike}: it says nothing about what people see.")
     source = f"here, {unlike}" if unlike else "here"
     return Rendered(canvas, Table(COLUMNS, _rows(ranks, source)), tuple(notes))
-
-
-def plot_ranks(axes: Axes, ranks: Sequence[ModelRanks], styles: Mapping[str, Any]) -> None:
-    """Plot mean ranks, text to the right, with their ellipses."""
-    from matplotlib.patches import Ellipse
-
-    for rank in ranks:
-        centre, style = (rank.text, rank.image), styles[rank.model]
-        axes.plot(*centre, **style, linestyle="none", markersize=8, zorder=3)
-        if rank.ellipse is not None:
-            size = (2 * rank.ellipse.major, 2 * rank.ellipse.minor)
-            axes.add_patch(
-                Ellipse(
-                    centre, *size, angle=rank.ellipse.angle, color=style["color"], alpha=0.25, lw=0
-                )
-            )
-    axes.autoscale_view()
 
 
 def _rows(ranks: Sequence[ModelRanks], source: str) -> list[tuple[Any, ...]]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.util import UserError
+import yaml  # type: ignore[import-untyped]
+
+from ldm.util import UserError, one_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -44,7 +47,7 @@ class Figure:
     Attributes:
         name: its number, with a letter where the paper has several parts: "1", "10a".
         title: in a few words.
-        renderer: its function in `ldm.experiments.figures.renderers`.
+        renderer: module and function in `ldm.experiments.figures`: (figure, session) → rendered.
         paper: its lines at 1.4B, with the paper's prompts.
         miniature: its lines in the miniature's vocabulary.
         needs: of `INPUTS`, what must be there.
@@ -60,13 +63,17 @@ class Figure:
     layout: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.needs if name not in INPUTS]
-        if unknown:
-            raise ValueError(f"needs must be of {', '.join(INPUTS)}, got {unknown[0]!r}")
+        for name in self.needs:
+            one_of(INPUTS, needs=name)
+
+    @property
+    def heading(self) -> str:
+        """What stands above it."""
+        return f"Figure {self.name}. {self.title}"
 
     @property
     def stem(self) -> str:
-        """Return the name of its files, without suffix: "fig01", "fig10a"."""
+        """The name of its files, without suffix: "fig01", "fig10a"."""
         digits = self.name.rstrip("abcdefgh")
         return f"fig{int(digits):02d}{self.name[len(digits) :]}"
 
@@ -77,12 +84,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """A figure's numbers.
-
-    Attributes:
-        columns: their names.
-        rows: as many values each.
-    """
+    """A figure's numbers: the columns' names, and rows of as many values."""
 
     columns: tuple[str, ...]
     rows: Sequence[Sequence[Any]]
@@ -95,13 +97,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A rendered figure: its canvas, its numbers and what to know about it.
-
-    Attributes:
-        canvas: of matplotlib.
-        table: the numbers.
-        notes: sentences for the text file beside the figure.
-    """
+    """A rendered figure; its notes are sentences for the text file beside it."""
 
     canvas: Canvas
     table: Table
@@ -109,11 +105,7 @@ class Rendered:
 
 
 def find(figures: Sequence[Figure], name: str) -> list[Figure]:
-    """Return the figure of a name, or all parts of a number: "10" is 10a and 10b.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the figure of a name, or all parts of a number: "10" is 10a and 10b; or UserError."""
     wanted = name.lower().removeprefix("fig").lstrip("0")
     found = [f for f in figures if wanted in (f.name, f.name.rstrip("abcdefgh"))]
     if found:
@@ -124,3 +116,28 @@ def find(figures: Sequence[Figure], name: str) -> list[Figure]:
     near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.3)
     hint = f" (did you mean {near[0]}?)" if near else ""
     raise UserError(f"there is no figure {name!r}{hint}: there are {', '.join(names)}")
+
+
+def _lines(stored: Sequence[Mapping[str, Any]]) -> tuple[Line, ...]:
+    """Return lines from `figures.yaml`: of several concepts together, or one of each concept."""
+    return tuple(
+        Line(tuple(concepts), tuple(item["prompts"]), item.get("label", ""))
+        for item in stored
+        for concepts in ([item["with"]] if "with" in item else ([name] for name in item["each"]))
+    )
+
+
+def _read_figures() -> tuple[Figure, ...]:
+    text = Path(__file__).with_name("figures.yaml").read_text(encoding="utf-8")
+    figures = []
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
+    for stored in yaml.load(text, loader):
+        sides = ("paper", "miniature")
+        tuples: dict[str, Any] = {name: _lines(stored.get(name, ())) for name in sides}
+        if "needs" in stored:
+            tuples["needs"] = tuple(stored["needs"])
+        figures.append(Figure(**(stored | tuples)))
+    return tuple(figures)
+
+
+FIGURES = _read_figures()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ldm.checkpoint.names import DELTA_FILE, find_delta
@@ -67,37 +67,25 @@ class Request:
     def lines(self, figure: Figure) -> tuple[Line, ...]:
         """Return a figure's lines for this model, with the concepts asked for."""
         return tuple(
-            Line(
-                tuple(self.rename.get(name, name) for name in line.concepts),
-                line.prompts,
-                line.label,
-            )
+            replace(line, concepts=tuple(self.rename.get(name, name) for name in line.concepts))
             for line in figure.lines(self.is_miniature)
         )
 
     def word_file(self, concept: str) -> Path:
-        """Return the file of a learned word.
-
-        Raises:
-            UserError: there is none.
-        """
+        """Return the file of a learned word; UserError where there is none."""
         if not self.words.is_dir():
             raise UserError(f"words folder {self.words} does not exist: give --words DIR")
-        found = _word_files(self.words, concept)
-        if not found:
-            held = ", ".join(sorted({path.stem for path in self.words.glob("*.*")})) or "none"
-            raise UserError(
-                f"no learned word {concept!r} in {self.words} (there: {held}): "
-                f"learn it, or take another with --rename {concept}=NAME"
-            )
-        return found[0]
+        for suffix in (".safetensors", ".pt", ".bin"):
+            if (path := self.words / f"{concept}{suffix}").is_file():
+                return path
+        held = ", ".join(sorted({path.stem for path in self.words.glob("*.*")})) or "none"
+        raise UserError(
+            f"no learned word {concept!r} in {self.words} (there: {held}): "
+            f"learn it, or take another with --rename {concept}=NAME"
+        )
 
     def pivotal_files(self) -> tuple[Path, Path]:
-        """Return what pivotal tuning moved the weights by, and its word.
-
-        Raises:
-            UserError: one of them is not there.
-        """
+        """Return what pivotal tuning moved the weights by, and its word; UserError without them."""
         folder = self.pivotal or Path()
         words = (folder / name for name in (WORD, "word.safetensors"))
         difference, word = find_delta(folder), next(filter(Path.is_file, words), None)
@@ -109,11 +97,7 @@ class Request:
         return difference, word
 
     def concept_folder(self, concept: str) -> Path:
-        """Return the folder of a concept's images.
-
-        Raises:
-            UserError: there is none.
-        """
+        """Return the folder of a concept's images; UserError where there is none."""
         folder = self.concepts / concept
         if not self.concepts.is_dir():
             raise UserError(f"concepts folder {self.concepts} does not exist: give --concepts DIR")
@@ -125,17 +109,8 @@ class Request:
         return folder
 
 
-def _word_files(folder: Path, concept: str) -> list[Path]:
-    names = (f"{concept}{suffix}" for suffix in (".safetensors", ".pt", ".bin"))
-    return [path for name in names if (path := folder / name).is_file()]
-
-
 def check(figure: Figure, request: Request) -> None:
-    """Check that everything a figure needs is there.
-
-    Raises:
-        UserError: naming what is missing and where it comes from.
-    """
+    """Raise UserError where a figure lacks what it needs: what is missing, and how to get it."""
     for line in request.lines(figure):
         for concept in line.concepts:
             if "words" in figure.needs:

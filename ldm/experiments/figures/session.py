@@ -45,6 +45,11 @@ class Scored:
     text_similarity: float
 
     @property
+    def numbers(self) -> tuple[int, float, float]:
+        """The seed and both cosines."""
+        return self.generated.seed, self.image_similarity, self.text_similarity
+
+    @property
     def mean(self) -> float:
         """The mean of both cosines, by which the best image is chosen."""
         return (self.image_similarity + self.text_similarity) / 2
@@ -99,9 +104,7 @@ class Session:
             else None,
             "extractor": extractor_facts(self.extractor_name, self.extractor),
             "sampling": {
-                "steps": request.steps,
-                "scale": request.scale,
-                "seed": request.seed,
+                **{name: getattr(request, name) for name in ("steps", "scale", "seed")},
                 "sampler": "ddim",
                 "eta": 0.0,
             },
@@ -136,16 +139,10 @@ class Session:
         concepts: Sequence[str] = (),
         scale: float | None = None,
     ) -> list[list[GeneratedImage]]:
-        """Generate `each` images of every prompt; image i of a prompt has seed + i.
+        """Generate `each` images of every prompt and return them by prompt; image i has seed + i.
 
-        Args:
-            prompts: may name `*` and `@` where concepts are given.
-            each: images of a prompt.
-            concepts: whose words to load; none for the base model alone.
-            scale: of guidance; the request's own by default.
-
-        Returns:
-            The images of each prompt.
+        The words of `concepts` are `*` and `@` in the prompts; without any the base model
+        generates. The guidance scale is the request's own by default.
         """
         request = self.request
         if concepts:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,16 +43,9 @@ GeneratedImage = npt.NDArray[np.float32]
 def star_specs() -> list[Spec]:
     """Describe the stars; place, size and tilt vary too."""
     looks = zip(COLOURS, SCENES, MEDIA * 2, strict=True)
+    star: Any = {"shape": "star", "texture": "plain", "second": ""}
     return [
-        replace(
-            sample_spec(SEED, number),
-            shape="star",
-            colour=colour,
-            texture="plain",
-            second="",
-            scene=scene,
-            medium=medium,
-        )
+        replace(sample_spec(SEED, number), **star, colour=colour, scene=scene, medium=medium)
         for number, (colour, scene, medium) in enumerate(looks)
     ]
 
@@ -88,12 +82,7 @@ SETS: Mapping[str, Callable[[], Iterator[GeneratedImage]]] = {
 
 
 def write_set(name: str, concepts: Path) -> Path:
-    """Write a set's images to its folder below `concepts` and return that.
-
-    Args:
-        name: of `SETS`.
-        concepts: is made where it is not there.
-    """
+    """Write the images of one of `SETS` to its folder below `concepts` and return that."""
     folder = concepts / name
     for number, image in enumerate(SETS[name](), 1):
         levels = np.rint((image + 1) * 127.5).astype(np.uint8)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 # Okabe and Ito's palette without black, which is text, and without yellow, too pale on white.
@@ -28,13 +27,11 @@ SETTINGS: Any = {  # matplotlib types the keys as hundreds of literals
 }
 
 
-@contextmanager
-def house_style() -> Iterator[None]:
+def house_style() -> AbstractContextManager[None]:
     """Use the house's matplotlib style inside a `with`."""
     import matplotlib as mpl
 
-    with mpl.rc_context(SETTINGS):
-        yield
+    return mpl.rc_context(SETTINGS)
 
 
 def marker(number: int) -> dict[str, Any]:

@@ -19,13 +19,9 @@ SHORT, LONG = 12, 30
 
 @dataclass(frozen=True)
 class Subject:
-    """A concept.
+    """A concept: its folder's name, training images and initializer word, "" where none is known.
 
-    Attributes:
-        name: of its folder.
-        images: the training images.
-        first_word: what its word started from; empty where nothing says so.
-        short, long: human captions of at most 12 and 30 words, empty where there are none.
+    `short` and `long` are human captions of at most 12 and 30 words.
     """
 
     name: str
@@ -40,16 +36,13 @@ def read_subject(folder: Path, word_file: Path | None = None) -> Subject:
 
     Captions are the lines of the text files beside its images. `concepts.json` in the folder above
     describes a concept of the miniature that has none. The initializer word comes from the word's
-    file, or else from `concepts.json`.
-
-    Raises:
-        UserError: no images, or an unreadable file.
+    file, or else from `concepts.json`. Raises UserError for no images, or an unreadable file.
     """
     files = list_images(folder)
     captions = list(dict.fromkeys(text for path in files for text in read_captions(path)))
     short = tuple(text for text in captions if len(text.split()) <= SHORT)
     long = tuple(text for text in captions if SHORT < len(text.split()) <= LONG)
-    record = _record(folder)
+    record = concept_record(folder)
     if not captions and record:
         short, long = _described(record)
     first = initializer_word(word_file) if word_file else ""
@@ -72,7 +65,7 @@ def initializer_word(path: Path) -> str:
     return str(next(iter(words.values()), "") or "") if isinstance(words, dict) else ""
 
 
-def _record(folder: Path) -> dict[str, object]:
+def concept_record(folder: Path) -> dict[str, object]:
     """Return what `concepts.json` says of a concept, {} where it says nothing."""
     path = folder.parent / "concepts.json"
     if not path.is_file():

@@ -86,34 +86,23 @@ def build_cells(spec: ProtocolSpec, extractor: Mapping[str, str]) -> list[Cell]:
     """Return the table's cells: concept by concept, then by variant, then by seed.
 
     The training images as such are the same whatever the seed: one cell for each concept.
-
-    Args:
-        spec: the protocol.
-        extractor: what decides the extractor's features; see `extractor_facts`.
+    `extractor` is what decides the extractor's features; see `extractor_facts`.
     """
     hashes = _Hashes()
-    cells = []
-    for concept in spec.concepts:
-        for variant in spec.variants:
-            for seed in spec.seeds[:1] if variant.source == "images" else spec.seeds:
-                cells.append(_cell(spec, concept, variant, seed, dict(extractor), hashes))
-    return cells
+    return [
+        _cell(spec, concept, variant, seed, dict(extractor), hashes)
+        for concept in spec.concepts
+        for variant in spec.variants
+        for seed in (spec.seeds[:1] if variant.source == "images" else spec.seeds)
+    ]
 
 
 def learning_options(
     spec: ProtocolSpec, concept: ProtocolConcept, variant: ProtocolVariant, data: Path
 ) -> list[str]:
-    """Return what main.py is told to learn a cell's word, its seed and folders apart.
-
-    Args:
-        spec: the protocol.
-        concept: what to learn.
-        variant: how.
-        data: the folder of the training images.
-    """
-    base = [*spec.base, *([variant.overlay] if variant.overlay else [])]
+    """Return what main.py is told to learn a cell's word from images in `data`, its seed apart."""
     return [
-        *("--base", *(str(path) for path in base), "-t", "--no-test"),
+        *("--base", *(str(path) for path in _configs(spec, variant)), "-t", "--no-test"),
         *("--data_root", str(data), "--init_word", concept.initializer_word),
         *("--placeholder_string", spec.placeholder),
         *("--actual_resume", str(spec.checkpoint), "--max_steps", str(variant.steps)),
@@ -121,6 +110,10 @@ def learning_options(
         "lightning.callbacks.image_logger.params.disabled=true",
         *variant.overrides,
     ]
+
+
+def _configs(spec: ProtocolSpec, variant: ProtocolVariant) -> list[Path]:
+    return [*spec.base, *([variant.overlay] if variant.overlay else [])]
 
 
 class _Hashes:
@@ -131,9 +124,7 @@ class _Hashes:
 
     def file(self, path: Path) -> str:
         if path not in self.known:
-            from ldm.checkpoint.loading import (
-                checkpoint_hash,  # imports torch, which a worker may not need
-            )
+            from ldm.checkpoint.loading import checkpoint_hash  # torch: a worker may not need it
 
             self.known[path] = checkpoint_hash(path)
         return self.known[path]
@@ -161,9 +152,8 @@ def _cell(
     shown = concept.images[: variant.size]
     learn = None
     if variant.source == "learned":
-        configs = [*spec.base, *([variant.overlay] if variant.overlay else [])]
         learn = {
-            "configs": [hashes.yaml(path) for path in configs],
+            "configs": [hashes.yaml(path) for path in _configs(spec, variant)],
             "overrides": list(variant.overrides),
             "checkpoint": hashes.file(spec.checkpoint),
             "pictures": {path.name: hashes.file(path) for path in shown},
@@ -200,36 +190,3 @@ def _cell(
         "options": learning_options(spec, concept, variant, concept.folder),
     }
     return Cell(concept.name, variant.name, seed, variant.source, learn, score, places)
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A finished cell and its scores.json."""
-
-    cell: Cell
-    scores: Mapping[str, Any]
-
-    @property
-    def unit(self) -> tuple[str, int]:
-        """What cells of several variants have in common: concept and seed."""
-        return self.cell.concept, self.cell.seed
-
-    def has(self, score: str) -> bool:
-        """Tell whether the cell has a score."""
-        return score in self.scores or score in self.scores.get("extra", {})
-
-    def value(self, score: str) -> float:
-        """Return a score's mean."""
-        found = self.scores[score] if score in self.scores else self.scores["extra"][score]
-        return float(found["value"])
-
-    @property
-    def training_images(self) -> int:
-        """How many images the word was learned from, or that there are of the concept."""
-        part = self.cell.learn["pictures"] if self.cell.learn else self.cell.score["training"]
-        return len(part)
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps; 0 where nothing was learned."""
-        return int(self.cell.learn["steps"]) if self.cell.learn else 0

@@ -9,13 +9,14 @@ the other, and is open where the interval holds zero. "About equal" is borne out
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ldm.evaluation.bootstrap import Estimate, mean_over
+from ldm.experiments import tables
 
 if TYPE_CHECKING:
-    from ldm.experiments.protocol.cells import Finished
+    from ldm.experiments.protocol.folder import Finished
 
 TRAINING = "training images"  # of a concept, compared with each other
 HIGHER, LOWER, ABOUT = "higher", "lower", "about equal"
@@ -27,13 +28,11 @@ HOLDS, FAILS, OPEN = "holds", "does not hold", "open"
 
 @dataclass(frozen=True)
 class Expected:
-    """One difference that a claim speaks of.
+    """One difference that a claim, of a number and a text, speaks of.
 
     Attributes:
-        claim: its number in the list of claims.
-        text: the claim.
         variant, against: whose mean less whose; `against` may be `TRAINING`.
-        score: "image" or "text".
+        score: "image", "text" or "edit_accuracy".
         sign: `HIGHER`, `LOWER` or `ABOUT`.
     """
 
@@ -47,12 +46,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a table says of a difference.
-
-    Attributes:
-        difference: its mean with the interval.
-        cells: how many pairs it comes from.
-    """
+    """What a table says of a difference: its mean with the interval, over pairs of cells."""
 
     expected: Expected
     difference: Estimate
@@ -71,22 +65,9 @@ class Finding:
             inside, outside = low > 0, high < 0
         return HOLDS if inside else FAILS if outside else OPEN
 
-    def row(self) -> dict[str, Any]:
-        """Return it as a line of claims.csv."""
-        expected = self.expected
-        return {
-            "claim": expected.claim,
-            "text": expected.text,
-            "variant": expected.variant,
-            "against": expected.against,
-            "score": expected.score,
-            "expected": expected.sign,
-            "difference": self.difference.value,
-            "low": self.difference.low,
-            "high": self.difference.high,
-            "pairs": self.cells,
-            "verdict": self.verdict,
-        }
+    def row(self) -> tuple[Any, ...]:
+        """Return it as a line of claims.csv, whose columns are `COLUMNS`."""
+        return (*astuple(self.expected), *astuple(self.difference), self.cells, self.verdict)
 
 
 COLUMNS = (
@@ -130,12 +111,7 @@ EXPECTED: tuple[Expected, ...] = (
 
 
 def find(found: Sequence[Finished], resamples: int = 1000) -> list[Finding]:
-    """Return what a table's finished cells say of each claim that they speak of.
-
-    Args:
-        found: the finished cells.
-        resamples: of each interval.
-    """
+    """Return what a table's finished cells say of each claim that they speak of."""
     by_variant: dict[str, dict[tuple[str, int], Finished]] = {}
     for item in found:
         by_variant.setdefault(item.cell.variant, {})[item.unit] = item
@@ -169,17 +145,10 @@ def _pairs(
 def markdown(findings: Sequence[Finding]) -> str:
     """Return the findings as a Markdown table."""
     head = ("claim", "what", "score", "expected", "difference, 95% interval", "pairs", "verdict")
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    rows = []
     for finding in findings:
-        expected, found = finding.expected, finding.difference
-        own = (
-            expected.claim,
-            f"{expected.variant} − {expected.against}",
-            expected.score,
-            expected.sign,
-            f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]",
-            str(finding.cells),
-            finding.verdict,
-        )
-        lines.append(f"| {' | '.join(own)} |")
-    return "\n".join(lines) + "\n"
+        asked, found = finding.expected, finding.difference
+        what = (asked.claim, f"{asked.variant} − {asked.against}", asked.score, asked.sign)
+        size = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+        rows.append((*what, size, str(finding.cells), finding.verdict))
+    return tables.markdown(head, rows)

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.evaluation.extractors import extractor_facts, find_extractor
-from ldm.experiments.protocol.cells import Cell, build_cells
-from ldm.experiments.protocol.check import check_training
+from ldm.experiments.protocol.cells import Cell, build_cells, learning_options
 from ldm.experiments.protocol.engines import Engine, LocalEngine
 from ldm.experiments.protocol.folder import scores_of
-from ldm.experiments.protocol.progress import Estimator, Progress, duration
-from ldm.experiments.protocol.run import Runner, cell_folder
+from ldm.experiments.protocol.run import Estimator, Progress, Runner, cell_folder, duration
 from ldm.experiments.protocol.spec import ProtocolSpec, read_protocol
 from ldm.experiments.protocol.table import keep_words, write_results
 from ldm.experiments.protocol.worker import DEVICE
+from ldm.training.config import load
 from ldm.util import UserError
 
 log = logging.getLogger(__name__)
@@ -65,11 +64,7 @@ class Machines:
         return self.workers or len(self.visible_gpus()) or max(1, cores // self.threads)
 
     def engine(self) -> Engine:
-        """Build what runs the cells.
-
-        Raises:
-            UserError: a cluster that is not there.
-        """
+        """Build what runs the cells; UserError for a cluster that is not there."""
         if self.ray:
             from ldm.experiments.protocol.ray_engine import RayEngine
 
@@ -84,12 +79,23 @@ class Machines:
         return {DEVICE: self.device if self.gpus or not self.ray else "cpu"}
 
 
-def read_plan(protocol: str, overrides: Sequence[str]) -> tuple[ProtocolSpec, list[Cell]]:
-    """Read the protocol, and check everything that can be checked before a cell runs.
+def check_training(spec: ProtocolSpec) -> None:
+    """Check the configuration of each variant that learns, as main.py would for its first cell.
 
-    Raises:
-        UserError: what is wrong.
+    Raises UserError naming the variant.
     """
+    concept = spec.concepts[0]
+    for variant in spec.variants:
+        if variant.source != "learned":
+            continue
+        try:
+            load(learning_options(spec, concept, variant, concept.folder))
+        except UserError as error:
+            raise UserError(f"variant {variant.name}: {error}") from error
+
+
+def read_plan(protocol: str, overrides: Sequence[str]) -> tuple[ProtocolSpec, list[Cell]]:
+    """Read the protocol, and check all that can be checked before a cell runs, or UserError."""
     logging.getLogger("ldm.data.folder").setLevel(logging.WARNING)  # a line for each folder
     spec = read_protocol(protocol, overrides)
     check_training(spec)
@@ -97,11 +103,7 @@ def read_plan(protocol: str, overrides: Sequence[str]) -> tuple[ProtocolSpec, li
 
 
 def chosen(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:
-    """Return the cells whose names match.
-
-    Raises:
-        UserError: none does.
-    """
+    """Return the cells whose names match; UserError where none does."""
     found = [c for c in cells if pattern is None or fnmatch.fnmatchcase(c.name, pattern)]
     if not found:
         raise UserError(f"--only {pattern!r} matches no cell; they are named as {cells[0].name!r}")
@@ -154,14 +156,9 @@ def run(
     machines: Machines,
     words: Path | None = None,
 ) -> int:
-    """Run the wanted cells and write the results; return 1 if a cell failed.
+    """Run the wanted cells of a plan and write the results; return 1 if a cell failed.
 
-    Args:
-        plan: the protocol and all of its cells.
-        wanted: the cells to run.
-        output: folder of the grid.
-        machines: where the cells run.
-        words: folder to copy the learned words to.
+    `output` is the folder of the grid, `words` one to copy the learned words to.
     """
     spec, cells = plan
     rest = [cell for cell in wanted if not scores_of(cell_folder(output, cell), cell)]

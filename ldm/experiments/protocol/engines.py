@@ -1,24 +1,118 @@
-"""Engines run tasks: this one on this machine, `ray_engine` on a cluster."""
+"""Engines run tasks, which are cells to run: here on this machine, in `ray_engine` on a cluster."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
-from collections.abc import Sequence
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from ldm.experiments.protocol.execute import Outcome, Process, Task
-from ldm.experiments.protocol.folder import Lock
+from ldm.experiments.protocol.cells import Cell, digest
+from ldm.experiments.protocol.folder import KEPT, LOG, Lock, files_of, prepare, receive
+from ldm.resources import ROOT, child_environment
+from ldm.util import at_least
+
+# Given the cell's folder, which holds cell.json; it leaves scores.json there.
+PROGRAM = (sys.executable, "-m", "ldm.experiments.protocol.worker")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A cell to run, as plain values that travel between machines.
+
+    Attributes:
+        name, cell: its name and its cell.json.
+        folder: of the cell, where the table is.
+        program: what runs it.
+        environment: what it finds there besides this process's own.
+    """
+
+    name: str
+    folder: str
+    cell: str
+    program: Sequence[str] = PROGRAM
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended: the program's exit status, or an error in a line where it has none.
+
+    `files` are what it made, where that has still to be written into the cell's folder.
+    """
+
+    name: str
+    status: int
+    error: str = ""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class Process:
+    """A cell's program under way in a folder, in a process group of its own.
+
+    The program keeps the folder's lock should this process die.
+    """
+
+    def __init__(self, task: Task, folder: Path, lock: Lock) -> None:
+        with (folder / LOG).open("ab") as log:
+            # The open end of its standard input tells it that somebody waits for it.
+            self.process = subprocess.Popen(
+                [*task.program, str(folder)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**child_environment(), **task.environment},
+                cwd=ROOT,
+                start_new_session=True,
+                pass_fds=(lock.handle,),
+            )
+
+    def wait(self) -> int:
+        """Wait for it; return its exit status. Whatever it had started is ended."""
+        status = self.process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return status
+
+    def stop(self) -> None:
+        """Ask it to save and end."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+
+def run_elsewhere(task: Task, inputs: Mapping[str, bytes], node: str) -> Outcome:
+    """Run a task in a folder of this machine's own and return the files it made.
+
+    A task that is tried again on the same machine finds there what the first try left. `inputs` are
+    files that the cell's folder holds already; `node` tells machines apart that share a disk.
+    """
+    place = digest([task.folder, task.cell, node])
+    folder = Path(tempfile.gettempdir()) / f"ldm-protocol-{os.getuid()}" / place
+    lock = Lock(folder)
+    try:
+        lock.take(wait=True)
+        receive(folder, inputs)
+        prepare(folder, Cell.from_json(task.cell))
+        status = Process(task, folder, lock).wait()
+        files = files_of(folder, KEPT)
+        if status == 0:
+            shutil.rmtree(folder)
+    finally:
+        lock.close()
+    return Outcome(task.name, status, files=files)
 
 
 class Engine(Protocol):
-    """Runs tasks side by side.
-
-    Attributes:
-        slots: how many tasks it takes at a time.
-        workers: how many it runs at a time, for the estimate of what remains.
-    """
+    """Runs `workers` tasks side by side, and takes `slots` at a time."""
 
     slots: int
     workers: int
@@ -37,17 +131,13 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """Runs so many workers on this machine, each with its threads, or its GPU.
+    """Runs so many workers on this machine, each with its CPU threads and, by turns, a GPU.
 
-    Args:
-        workers: tasks at a time.
-        threads: CPU threads of each.
-        gpus: their numbers, as CUDA_VISIBLE_DEVICES has them; shared by turns.
+    `gpus` are numbers as CUDA_VISIBLE_DEVICES has them.
     """
 
     def __init__(self, workers: int, threads: int = 1, gpus: Sequence[str] = ()) -> None:
-        if workers < 1 or threads < 1:
-            raise ValueError(f"workers and threads must be at least 1, got {workers}, {threads}")
+        at_least(1, workers=workers, threads=threads)
         self.slots = self.workers = workers
         self.threads = threads
         self.pool = ThreadPoolExecutor(workers)
@@ -68,7 +158,7 @@ class LocalEngine:
         try:
             own = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
             own |= {"OMP_NUM_THREADS": str(self.threads), **task.environment}
-            task = Task(task.name, task.folder, task.cell, task.program, own)
+            task = replace(task, environment=own)
             if self.closed:
                 return Outcome(task.name, 130, "stopped")
             process = Process(task, Path(task.folder), lock)

@@ -15,18 +15,27 @@ A training under way has its log folder there too, learning-HASH.
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 from ldm.experiments.protocol.cells import Cell
-from ldm.util import write_whole
+from ldm.util import UserError, write_whole
+
+if TYPE_CHECKING:
+    from ldm.evaluation.sources import ImageSource
 
 CELL, SCORES, TIMES, LOG, LOCK = "cell.json", "scores.json", "times.json", "cell.log", ".lock"
 WORD, DELTA, CURVES = "word.safetensors", "difference.safetensors", "metrics.csv"
 IMAGES = "pictures.zip"
+INDEX = "prompts.json"  # in it: the prompts, in the order of the images' first numbers
 # What a cell run elsewhere sends home; the scores are to be written last.
 KEPT = (LOG, CURVES, DELTA, WORD, IMAGES, TIMES, SCORES)
 # What it may begin with: a word whose scores alone are to be made anew.
@@ -42,11 +51,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a mapping as text, whole or not at all."""
-    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-
-
 def scores_of(folder: Path, cell: Cell) -> dict[str, Any]:
     """Return a finished cell's scores.json; empty where it has none of these settings."""
     found = read_json(folder / SCORES)
@@ -59,21 +63,16 @@ def is_outdated(folder: Path, cell: Cell) -> bool:
 
 
 def prepare(folder: Path, cell: Cell) -> None:
-    """Make a cell's folder ready for its run: scores of other settings go, cell.json is its own."""
+    """Make a cell's folder ready for its run: cell.json is its own, and no scores are of others."""
     folder.mkdir(parents=True, exist_ok=True)
     if is_outdated(folder, cell):
         (folder / SCORES).unlink()
-    write_whole(folder / CELL, cell.to_json().encode())
+    write_whole(folder / CELL, cell.to_json())
 
 
-def inputs_of(folder: Path) -> dict[str, bytes]:
-    """Return what a run elsewhere may begin with."""
-    return {name: (folder / name).read_bytes() for name in SENT if (folder / name).is_file()}
-
-
-def outputs_of(folder: Path) -> dict[str, bytes]:
-    """Return what a run made, as `receive` takes it."""
-    return {name: (folder / name).read_bytes() for name in KEPT if (folder / name).is_file()}
+def files_of(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """Return the contents of those files of a cell that are there: of `SENT`, or of `KEPT`."""
+    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 
 
 def receive(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -83,12 +82,94 @@ def receive(folder: Path, files: Mapping[str, bytes]) -> None:
             write_whole(folder / name, files[name])
 
 
-class Lock:
-    """Keeps a cell for one process; let go when the last process that holds it has ended.
+@dataclass(frozen=True)
+class Finished:
+    """A finished cell, its scores.json and its folder."""
 
-    Args:
-        folder: the cell's.
-    """
+    cell: Cell
+    scores: Mapping[str, Any]
+    folder: Path = Path()
+
+    @property
+    def has_images(self) -> bool:
+        """Whether it kept the images that its scores are of, not some of an earlier run."""
+        return "keep" in self.cell.score and (self.folder / IMAGES).is_file()
+
+    @property
+    def unit(self) -> tuple[str, int]:
+        """What cells of several variants have in common: concept and seed."""
+        return self.cell.concept, self.cell.seed
+
+    def has(self, score: str) -> bool:
+        """Tell whether the cell has a score."""
+        return score in self.scores or score in self.scores.get("extra", {})
+
+    def value(self, score: str) -> float:
+        """Return a score's mean."""
+        found = self.scores[score] if score in self.scores else self.scores["extra"][score]
+        return float(found["value"])
+
+    @property
+    def training_images(self) -> int:
+        """How many images the word was learned from, or that there are of the concept."""
+        part = self.cell.learn["pictures"] if self.cell.learn else self.cell.score["training"]
+        return len(part)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps; 0 where nothing was learned."""
+        return int(self.cell.learn["steps"]) if self.cell.learn else 0
+
+
+def finished(folder: Path, cell: Cell) -> Finished | None:
+    """Return a cell with its scores; None where it has none of these settings."""
+    scores = scores_of(folder, cell)
+    return Finished(cell, scores, folder) if scores else None
+
+
+def keeping(source: ImageSource, count: int, kept: dict[str, list[Image.Image]]) -> ImageSource:
+    """Return a source that puts the first `count` images of each prompt into `kept`, too."""
+
+    def generated(prompts: Sequence[str], each: int) -> list[Image.Image]:
+        images = source(prompts, each)
+        for i, prompt in enumerate(prompts):
+            kept[prompt] = images[i * each : i * each + min(count, each)]
+        return images
+
+    return generated
+
+
+def write_images(path: Path, images: Mapping[str, Sequence[Image.Image]]) -> None:
+    """Write prompts' images as a ZIP of PNG files, whole or not at all."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(INDEX, json.dumps(list(images), ensure_ascii=False))
+        for i, own in enumerate(images.values()):
+            for j, image in enumerate(own):
+                png = io.BytesIO()
+                image.save(png, "PNG")
+                file.writestr(f"{i:02d}-{j:02d}.png", png.getvalue())
+    write_whole(path, archive.getvalue())
+
+
+def read_images(path: Path) -> dict[str, list[Image.Image]]:
+    """Return what `write_images` wrote; UserError where there is no such archive."""
+    found: dict[str, list[Image.Image]] = {}
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = sorted(file.namelist())
+            for i, prompt in enumerate(json.loads(file.read(INDEX))):
+                own = [name for name in names if name.startswith(f"{i:02d}-")]
+                found[prompt] = [Image.open(io.BytesIO(file.read(name))) for name in own]
+    except OSError as error:
+        raise UserError(f"images {path}: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise UserError(f"images {path}: no archive that a protocol's cell kept") from error
+    return found
+
+
+class Lock:
+    """Keeps a cell's folder for one process; ends when the last process that holds it has ended."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

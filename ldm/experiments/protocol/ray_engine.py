@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ldm.experiments.protocol.execute import Outcome, Task, run_elsewhere
-from ldm.experiments.protocol.folder import Lock, inputs_of
-from ldm.util import UserError
+from ldm.experiments.protocol.engines import Outcome, Task, run_elsewhere
+from ldm.experiments.protocol.folder import SENT, Lock, files_of
+from ldm.util import UserError, first_line
 
 RETRIES = 5  # after which a cell whose machines keep dying has failed
 IN_FLIGHT = 512  # each keeps its cell's lock open
@@ -29,16 +30,11 @@ def run_remotely(task: Task, inputs: Mapping[str, bytes]) -> Outcome:
 
 
 class RayEngine:
-    """Runs tasks on a Ray cluster.
+    """Runs tasks on a Ray cluster, each on so many CPUs and GPUs; a share 0.5 puts two on one GPU.
 
-    Args:
-        address: of the cluster ("auto", "10.0.0.1:6379", "ray://..."), or "local" for one of this
-            machine alone, made for the purpose.
-        threads: CPUs that a cell takes.
-        gpus: GPUs that a cell takes; a share such as 0.5 puts two on one.
-
-    Raises:
-        UserError: Ray is not installed, or no cluster answers there.
+    `address` is the cluster's ("auto", "10.0.0.1:6379", "ray://..."), or "local" for one of this
+    machine alone, made for the purpose. Raises UserError where Ray is not installed, or no cluster
+    answers there.
     """
 
     def __init__(self, address: str, threads: int = 1, gpus: float = 0.0) -> None:
@@ -73,13 +69,13 @@ class RayEngine:
             )
 
     def submit(self, task: Task, lock: Lock) -> None:  # noqa: ARG002 (the task runs elsewhere)
-        """Begin a task; see `ldm.experiments.protocol.engines.Engine`."""
+        """Begin a task; see `Engine`."""
         own = {"OMP_NUM_THREADS": str(self.threads), **task.environment}
-        task = Task(task.name, task.folder, task.cell, task.program, own)
-        self.running[self.remote.remote(task, inputs_of(Path(task.folder)))] = task.name
+        inputs = files_of(Path(task.folder), SENT)
+        self.running[self.remote.remote(replace(task, environment=own), inputs)] = task.name
 
     def collect(self, timeout: float) -> list[Outcome]:
-        """Return what has ended; see `ldm.experiments.protocol.engines.Engine`."""
+        """Return what has ended; see `Engine`."""
         if not self.running:
             return []
         done, _ = self.ray.wait(list(self.running), num_returns=1, timeout=timeout)
@@ -91,11 +87,10 @@ class RayEngine:
             assert isinstance(found, Outcome)
             return found
         except self.ray.exceptions.RayError as error:
-            line = (str(error).splitlines() or [type(error).__name__])[0]
-            return Outcome(name, 1, f"Ray: {line}")
+            return Outcome(name, 1, f"Ray: {first_line(error)}")
 
     def close(self) -> None:
-        """Cancel what is under way; see `ldm.experiments.protocol.engines.Engine`."""
+        """Cancel what is under way; see `Engine`."""
         for reference in self.running:
             self.ray.cancel(reference, force=True)
         self.running = {}
@@ -110,5 +105,5 @@ def _connect(ray: Any, address: str) -> None:
             socket.create_connection((host, int(port)), timeout=5).close()
         ray.init(address=address, **STARTING)
     except (OSError, OverflowError, RuntimeError, ValueError) as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--ray {address}: no cluster answers there ({line})") from error
+        reason = first_line(error)
+        raise UserError(f"--ray {address}: no cluster answers there ({reason})") from error

@@ -20,9 +20,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from ldm.checkpoint.hub import locate_base
 from ldm.evaluation.prompts import check_prompts, read_prompts
 from ldm.resources import locate
 from ldm.training.variants import find_variant
-from ldm.util import UserError
+from ldm.util import UserError, one_line
 
 REQUIRED = ("base", "checkpoint", "config", "concepts", "variants", "seeds", "prompts")
 # The paper's (section 5 and the authors' evaluation), where nothing says otherwise.
@@ -55,12 +54,9 @@ FORBIDDEN = set('/\\:*?"<>|')
 
 @dataclass(frozen=True)
 class ProtocolConcept:
-    """What a word is learned for.
+    """What a word is learned for: training images, sorted by name, and what is said of them.
 
-    Attributes:
-        images: the training images, sorted by name.
-        first_word: the initializer word.
-        captions: kind → a human's captions of it ("short", "long").
+    `captions` has a human's captions by kind, "short" or "long".
     """
 
     name: str
@@ -117,15 +113,7 @@ class ProtocolSpec:
 
 
 def read_protocol(path: str | Path, overrides: Sequence[str] = ()) -> ProtocolSpec:
-    """Read a protocol and check it.
-
-    Args:
-        path: of the YAML file.
-        overrides: entries "a.b=c" that change it.
-
-    Raises:
-        UserError: what is wrong in it, naming the file and the key.
-    """
+    """Read and check a protocol, with overrides "a.b=c"; UserError naming the file and the key."""
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError  # type: ignore[import-untyped]
@@ -135,7 +123,7 @@ def read_protocol(path: str | Path, overrides: Sequence[str] = ()) -> ProtocolSp
         merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
         content = OmegaConf.to_container(merged, resolve=True)
     except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError) as error:
-        raise UserError(f"protocol {path}: {' '.join(str(error).split())}") from error
+        raise UserError(f"protocol {path}: {one_line(error)}") from error
     if not isinstance(merged, DictConfig) or not isinstance(content, dict):
         raise UserError(f"protocol {path}: expected a mapping with {', '.join(REQUIRED)}")
     try:
@@ -145,11 +133,7 @@ def read_protocol(path: str | Path, overrides: Sequence[str] = ()) -> ProtocolSp
 
 
 def find(path: str | Path, what: str) -> Path:
-    """Return a file's path, from here or else from the project's folder, absolute.
-
-    Raises:
-        UserError: it is in neither.
-    """
+    """Return a file's absolute path, from here or else from the project's folder; or UserError."""
     found = locate(path)
     if not found.is_file():
         raise UserError(f"{what} {path}: no such file")
@@ -190,6 +174,7 @@ def _build(values: Mapping[str, Any]) -> ProtocolSpec:
     if len(set(seeds)) < len(seeds):
         raise UserError(f"seeds must differ, got {list(seeds)}")
     estimate = _section("estimate", values["estimate"], (), DEFAULTS["estimate"])
+    extractor = locate(_text("extractor", values["extractor"]))  # a folder, or a name on the Hub
     return ProtocolSpec(
         base=tuple(find(path, "base") for path in _list("base", values["base"])),
         checkpoint=locate_base(_text("checkpoint", values["checkpoint"])).absolute(),
@@ -203,19 +188,13 @@ def _build(values: Mapping[str, Any]) -> ProtocolSpec:
         images=_whole("pictures", values["pictures"]),
         sampler_steps=_whole("sampler_steps", values["sampler_steps"], 1, 1000),
         scale=_number("scale", values["scale"]),
-        extractor=_extractor(_text("extractor", values["extractor"])),
+        extractor=str(extractor.absolute()) if extractor.is_dir() else values["extractor"],
         resamples=_whole("resamples", values["resamples"]),
         keep_images=_whole("keep_pictures", values["keep_pictures"], 0),
         reference=reference,
         seconds_a_step=_number("estimate.step", estimate["step"]),
         seconds_per_image=_number("estimate.picture", estimate["picture"]),
     )
-
-
-def _extractor(name: str) -> str:
-    """Return a folder's absolute path, or a hub's name as it is."""
-    folder = locate(name)
-    return str(folder.absolute()) if folder.is_dir() else name
 
 
 def _concepts(content: Any) -> tuple[ProtocolConcept, ...]:
@@ -261,16 +240,9 @@ def _variants(content: Any, steps: int) -> tuple[ProtocolVariant, ...]:
         for text in overrides:
             if "=" not in text:
                 raise UserError(f"{where}.overrides: expected a.b=c, got {text!r}")
-        variants.append(
-            ProtocolVariant(
-                name=name,
-                source=source,
-                overlay=found.path if found else None,
-                overrides=overrides,
-                steps=_whole(f"{where}.steps", values["steps"]),
-                captions=str(values["captions"] or ""),
-            )
-        )
+        path, count = found.path if found else None, _whole(f"{where}.steps", values["steps"])
+        captions = str(values["captions"] or "")
+        variants.append(ProtocolVariant(name, source, path, overrides, count, captions))
     return tuple(variants)
 
 
@@ -290,9 +262,7 @@ def _sizes(
         raise UserError(
             f"sizes.images: {max(sizes)}, but concept {short.name!r} has {len(short.images)}"
         )
-    made = tuple(
-        dataclasses.replace(parent, name=f"{parent.name}_n{size}", size=size) for size in sizes
-    )
+    made = tuple(replace(parent, name=f"{parent.name}_n{size}", size=size) for size in sizes)
     names = [variant.name for variant in (*variants, *made)]
     if len(set(names)) < len(names):
         raise UserError(f"sizes makes a variant twice: {', '.join(v.name for v in made)}")

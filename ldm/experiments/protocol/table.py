@@ -7,9 +7,6 @@ stands in times.csv.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from ldm.evaluation.bootstrap import Estimate, mean_over
+from ldm.experiments import tables
 from ldm.experiments.protocol import claims
-from ldm.experiments.protocol.cells import Cell, Finished
-from ldm.experiments.protocol.folder import TIMES, WORD, read_json, scores_of
+from ldm.experiments.protocol.cells import Cell
+from ldm.experiments.protocol.folder import TIMES, WORD, Finished, finished, read_json
 from ldm.experiments.protocol.run import cell_folder
-from ldm.util import write_whole
+from ldm.util import write_json, write_whole
 
 SCORES = ("image", "text", "text_of_average")
 # The miniature's CLIP gives these too (`ldm.miniature.editability`); another scorer does not.
@@ -69,8 +67,8 @@ class VariantSummary:
 
 def finished_cells(output: Path, cells: Sequence[Cell]) -> list[Finished]:
     """Return the finished ones of a table's cells, in its order."""
-    found = ((cell, scores_of(cell_folder(output, cell), cell)) for cell in cells)
-    return [Finished(cell, scores) for cell, scores in found if scores]
+    found = (finished(cell_folder(output, cell), cell) for cell in cells)
+    return [item for item in found if item]
 
 
 def rows(found: Sequence[Finished]) -> list[dict[str, Any]]:
@@ -101,13 +99,7 @@ def rows(found: Sequence[Finished]) -> list[dict[str, Any]]:
 def summarise(
     found: Sequence[Finished], reference: str, resamples: int = 1000
 ) -> list[VariantSummary]:
-    """Return each variant's means, in the table's order.
-
-    Args:
-        found: the finished cells.
-        reference: the variant whose scores are taken off for the differences.
-        resamples: of each interval.
-    """
+    """Return each variant's means, in the table's order; differences are to the reference's."""
     variants = dict.fromkeys(item.cell.variant for item in found)
     base = {item.unit: item for item in found if item.cell.variant == reference}
     made = []
@@ -143,8 +135,7 @@ def summarise(
 def write_results(output: Path, cells: Sequence[Cell], reference: str, resamples: int) -> int:
     """Write table.csv, summary.csv, .json and .md, claims.csv and .md, and times.csv.
 
-    Returns:
-        How many cells they come from.
+    Returns how many cells they come from.
     """
     found = finished_cells(output, cells)
     summaries = summarise(found, reference, resamples)
@@ -156,42 +147,34 @@ def write_results(output: Path, cells: Sequence[Cell], reference: str, resamples
         "planned": len(cells),
         "variants": [asdict(item) for item in summaries],
     }
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    write_whole(output / "summary.json", f"{text}\n".encode())
-    write_whole(output / "summary.md", markdown(summaries).encode())
+    write_json(output / "summary.json", content)
+    write_whole(output / "summary.md", markdown(summaries))
     findings = claims.find(found, resamples)
-    _write_csv(output / "claims.csv", claims.COLUMNS, [finding.row() for finding in findings])
-    write_whole(output / "claims.md", claims.markdown(findings).encode())
+    rows_of_claims = [finding.row() for finding in findings]
+    write_whole(output / "claims.csv", tables.csv_text(claims.COLUMNS, rows_of_claims))
+    write_whole(output / "claims.md", claims.markdown(findings))
     times = []
     for item in found:
         own = {name: getattr(item.cell, name) for name in TIME[:3]}
-        times.append({**own, **read_json(cell_folder(output, item.cell) / TIMES)})
+        times.append({**own, **read_json(item.folder / TIMES)})
     _write_csv(output / "times.csv", TIME, times)
     return len(found)
 
 
 def keep_words(output: Path, cells: Sequence[Cell], target: Path) -> int:
-    """Copy the words of a grid's finished cells to VARIANT/seedN/CONCEPT.safetensors.
+    """Copy the words of a grid's finished cells to `target`/VARIANT/seedN/CONCEPT.safetensors.
 
     Each file says where it comes from: concept, variant, seed, steps, hashes of the configuration
-    and of the model. A folder VARIANT/seedN is what `scripts/figures.py` takes as --words.
-
-    Args:
-        output: the table's folder.
-        cells: of the table.
-        target: where to; files of the same names are replaced.
-
-    Returns:
-        How many.
+    and of the model. A folder VARIANT/seedN is what `scripts/figures.py` takes as --words. Returns
+    how many words there are.
     """
     count = 0
-    for cell in cells:
-        folder = cell_folder(output, cell)
-        if cell.learn is None or not scores_of(folder, cell):
-            continue
-        place = target / cell.variant / f"seed{cell.seed}" / f"{cell.concept}.safetensors"
-        write_whole(place, (folder / WORD).read_bytes())
-        count += 1
+    for item in finished_cells(output, cells):
+        cell = item.cell
+        if cell.learn is not None:
+            place = target / cell.variant / f"seed{cell.seed}" / f"{cell.concept}.safetensors"
+            write_whole(place, (item.folder / WORD).read_bytes())
+            count += 1
     return count
 
 
@@ -204,13 +187,12 @@ def markdown(summaries: Sequence[VariantSummary]) -> str:
     else:
         names.pop()
     head.append("cells")
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    rows = []
     for item in summaries:
         found = [item.scores.get(name) for name in names]
         means = [f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" if e else "" for e in found]
-        own = (item.variant, str(item.steps or ""), *means, str(item.cells))
-        lines.append(f"| {' | '.join(own)} |")
-    return "\n".join(lines) + "\n"
+        rows.append((item.variant, str(item.steps or ""), *means, str(item.cells)))
+    return tables.markdown(head, rows)
 
 
 def _summary_row(item: VariantSummary) -> dict[str, Any]:
@@ -238,13 +220,5 @@ def _mean(values: Any) -> float | None:
 
 
 def _write_csv(path: Path, columns: Sequence[str], made: Sequence[Mapping[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for row in made:
-        writer.writerow({name: _cell_text(value) for name, value in row.items()})
-    write_whole(path, text.getvalue().encode())
-
-
-def _cell_text(value: Any) -> Any:
-    return f"{value:.6f}" if isinstance(value, float) else value
+    rows = [[row.get(name) for name in columns] for row in made]
+    write_whole(path, tables.csv_text(columns, rows))

@@ -30,14 +30,13 @@ from ldm.experiments.protocol.folder import (
     SCORES,
     TIMES,
     WORD,
-    write_json,
 )
-from ldm.util import UserError, cli_main, write_whole
+from ldm.util import UserError, cli_main, write_json, write_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ldm.evaluation.evaluate import ImageSource
+    from ldm.evaluation.sources import ImageSource
 
 log = logging.getLogger(__name__)
 GRACE = 60.0  # seconds for a training to save in when its starter has gone
@@ -73,9 +72,8 @@ class Leash:
 def run_cell(folder: Path, leash: Leash) -> None:
     """Learn the cell's word, unless that is done, and score it.
 
-    Raises:
-        UserError: the word does not serve.
-        SystemExit: the training failed, and has said why.
+    Raises UserError for a word that does not serve, SystemExit where the training failed, which has
+    said why.
     """
     cell = Cell.from_json((folder / CELL).read_text(encoding="utf-8"))
     times: dict[str, Any] = {"learn": 0.0, "resumed": False, "steps": 0}
@@ -102,11 +100,7 @@ def has_word(folder: Path, cell: Cell) -> bool:
 
 
 def learn(cell: Cell, folder: Path, leash: Leash) -> dict[str, Any]:
-    """Teach the word by main.py, going on where a run of the same settings stopped.
-
-    Returns:
-        How long it took, as times.json has it.
-    """
+    """Teach the word by main.py, or resume a run of these settings; return what times.json has."""
     assert cell.learn is not None
     logs = folder / f"learning-{cell.learn_hash}"
     for other in folder.glob("learning-*"):
@@ -117,7 +111,8 @@ def learn(cell: Cell, folder: Path, leash: Leash) -> dict[str, Any]:
         command = [*command[:2], "-t", "--no-test", "--resume", str(resumed), *command[-2:]]
         log.info("going on with %s", resumed)
     start = time.monotonic()
-    if status := leash.run([*command, *device_options()], str(cell.places["root"])):
+    where = ["--gpus", "0"] if device() == "cuda" else ["--accelerator", "cpu"]
+    if status := leash.run([*command, *where], str(cell.places["root"])):
         sys.exit(status)  # it has said why itself
     keep(cell, folder, logs)
     return {
@@ -128,7 +123,7 @@ def learn(cell: Cell, folder: Path, leash: Leash) -> dict[str, Any]:
 
 
 def learning_command(cell: Cell, folder: Path, logs: Path) -> list[str]:
-    """Return the command that begins to learn the word; the last two set the threads."""
+    """Return the command that begins to learn the word; the last two arguments set the threads."""
     options = list(cell.places["options"])
     if (size := cell.places["size"]) is not None:
         data = first_images(Path(cell.places["folder"]), size, folder / "learning-pictures")
@@ -140,19 +135,13 @@ def learning_command(cell: Cell, folder: Path, logs: Path) -> list[str]:
     ]
 
 
-def device_options() -> list[str]:
-    """Return what tells main.py its device: the GPU that this process was given, or none."""
-    return ["--gpus", "0"] if device() == "cuda" else ["--accelerator", "cpu"]
-
-
 def device() -> str:
-    """Return the device of training and generation."""
-    asked = os.environ.get(DEVICE, "auto")
-    if asked != "auto":
-        return asked
+    """Return the device of training and generation: of a GPU, the one this process was given."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    asked = os.environ.get(DEVICE, "auto")
+    return found if asked == "auto" else asked
 
 
 def first_images(source: Path, size: int, target: Path) -> Path:
@@ -204,7 +193,7 @@ def score(cell: Cell, folder: Path) -> dict[str, Any]:
     from ldm.data.folder import list_images
     from ldm.evaluation.evaluate import evaluate
     from ldm.evaluation.extractors import find_extractor
-    from ldm.experiments.protocol.images import keeping, write_images
+    from ldm.experiments.protocol.folder import keeping, write_images
     from ldm.image_io import open_rgb
     from ldm.miniature.editability import edit_scores
 
@@ -228,12 +217,8 @@ def score(cell: Cell, folder: Path) -> dict[str, Any]:
     )
     if kept:
         write_images(folder / IMAGES, kept)
-    return {
-        "learn_hash": cell.learn_hash,
-        "score_hash": cell.score_hash,
-        **norms,
-        **found.to_json(),
-    }
+    hashes = {"learn_hash": cell.learn_hash, "score_hash": cell.score_hash}
+    return {**hashes, **norms, **found.to_json()}
 
 
 def image_source(
@@ -271,10 +256,10 @@ def image_source(
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Run the cell of a folder."""
     leash = Leash()
-    (folder,) = sys.argv[1:] if arguments is None else arguments
+    (folder,) = sys.argv[1:]
     if threads := os.environ.get(THREADS):
         import torch
 

@@ -12,28 +12,28 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ldm.experiments.figures.style import marker
 from ldm.experiments.study.questionnaire import KINDS, Study
-from ldm.util import UserError, write_table, write_whole
+from ldm.util import UserError, at_least, write_table, write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FloatArray = npt.NDArray[np.float64]
 FORMAT = "ldm-study-answers"
 LEVEL = 0.95
-# Okabe and Ito's palette without black and yellow; with other markers too, for the colour-blind.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 
 
 @dataclass(frozen=True)
 class Answers:
-    """One answered questionnaire.
+    """One answered questionnaire of a kind.
 
     Attributes:
-        kind: of the questionnaire.
         participant: the code given, in small letters.
         scores: question → model → score, from the number of models (best) to 1.
         answered_by: what answered in a person's place; empty for people.
@@ -64,7 +64,6 @@ class ModelRanks:
     """A model's result.
 
     Attributes:
-        model: its name.
         text, image: mean ranks; the number of models is best, 1 worst.
         covariance: of these two means, [2, 2], text first; NaN where fewer than two participants
             answered one of the questionnaires.
@@ -81,10 +80,9 @@ class ModelRanks:
 def read_answers(study: Study, paths: Sequence[str | Path]) -> list[Answers]:
     """Read answer files.
 
-    Raises:
-        UserError: none; one unreadable, of another study, damaged, incomplete, or given twice; a
-            participant who answered a questionnaire twice; answers of people together with an
-            extractor's, or of two extractors.
+    Raises UserError where there is none; for one that is unreadable, damaged, incomplete, of
+    another study, or given twice; for a participant who answered a questionnaire twice; for answers
+    of people together with an extractor's, or of two extractors.
     """
     if not paths:
         raise UserError("no answers: give the files that the questionnaires saved")
@@ -162,11 +160,7 @@ def caveat(answers: Sequence[Answers]) -> str:
 
 
 def analyse(study: Study, answers: Sequence[Answers]) -> list[ModelRanks]:
-    """Return each model's mean ranks, by name.
-
-    Raises:
-        UserError: one of the questionnaires has no answers.
-    """
+    """Return each model's mean ranks, by name; UserError where a questionnaire has no answers."""
     for kind in KINDS:
         if not any(a.kind == kind for a in answers):
             raise UserError(f"no answers to the {kind} questionnaire: give some of both")
@@ -197,13 +191,10 @@ def _ranks_of(model: str, answers: Sequence[Answers]) -> ModelRanks:
 def covariance_of_means(first: Mapping[str, float], second: Mapping[str, float]) -> FloatArray:
     """Return the covariance of two means over participants, [2, 2].
 
-    Var(x̄) = s²_x/n_x. Of the participants, m are in both: Cov(x̄, ȳ) = m·r·s_x·s_y/(n_x·n_y), r
-    being their correlation, 0 where fewer than three are in both. With everyone in both this is the
-    covariance of the paired observations divided by n.
-
-    Args:
-        first: participant → observation.
-        second: likewise.
+    Each argument has an observation of each participant. Var(x̄) = s²_x/n_x. Of the participants, m
+    are in both: Cov(x̄, ȳ) = m·r·s_x·s_y/(n_x·n_y), r being their correlation, 0 where fewer than
+    three are in both. With everyone in both this is the covariance of the paired observations
+    divided by n.
     """
     sizes = np.array([len(first), len(second)], dtype=np.float64)
     if sizes.min() < 2:
@@ -225,15 +216,10 @@ def ellipse_of(covariance: FloatArray, n: int, level: float = LEVEL) -> Ellipse:
 
     T² is Hotelling's, 2(n−1)/(n−2)·F, F being the quantile of the F distribution with 2 and n − 2
     degrees of freedom; with 2 in the numerator it has a closed form, and T² = (n−1)·(α^(−2/(n−2)) −
-    1) with α = 1 − level. For many participants this is χ²'s −2·ln α, 5.99.
-
-    Args:
-        covariance: C, of the means, [2, 2].
-        n: participants, at least 3.
-        level: confidence.
+    1) with α = 1 − level. For many participants this is χ²'s −2·ln α, 5.99. C is [2, 2], of the
+    means; n, of the participants, is at least 3.
     """
-    if n < 3:
-        raise ValueError(f"n must be at least 3, got {n}")
+    at_least(3, n=n)
     bound = (n - 1) * math.expm1(-2 / (n - 2) * math.log(1 - level))
     values, vectors = np.linalg.eigh(covariance)
     half = np.sqrt(bound * np.maximum(values, 0.0))
@@ -269,28 +255,35 @@ def write_ranks(
     write_table(path, rows)
 
 
-def plot_ranks(ranks: Sequence[ModelRanks], paths: Sequence[Path], caveat: str = "") -> None:
-    """Plot mean ranks with their ellipses, as the paper's figure 10b, into each of the files."""
-    from matplotlib.figure import Figure
+def plot_ranks(axes: Axes, ranks: Sequence[ModelRanks], styles: Mapping[str, Any]) -> None:
+    """Plot mean ranks, text to the right, with their ellipses; a model's style has a color."""
     from matplotlib.patches import Ellipse as Patch
+
+    for r in ranks:
+        style = styles[r.model]
+        axes.plot(r.text, r.image, **style, zorder=3)
+        if r.ellipse is not None:
+            size, angle = (2 * r.ellipse.major, 2 * r.ellipse.minor), r.ellipse.angle
+            looks: Any = {"color": style["color"], "alpha": 0.25, "lw": 0}
+            axes.add_patch(Patch((r.text, r.image), *size, angle=angle, **looks))
+    axes.autoscale_view()
+
+
+def save_plot(ranks: Sequence[ModelRanks], paths: Sequence[Path], caveat: str = "") -> None:
+    """Plot mean ranks, as the paper's figure 10b, into each of the files."""
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    for i, r in enumerate(ranks):
-        colour = COLOURS[i % len(COLOURS)]
-        marker = MARKERS[i % len(MARKERS)]
-        axes.plot(r.text, r.image, marker, color=colour, label=r.model, zorder=3)
-        if r.ellipse is not None:
-            size = (2 * r.ellipse.major, 2 * r.ellipse.minor)
-            centre = (r.text, r.image)
-            patch = Patch(centre, *size, angle=r.ellipse.angle, color=colour, alpha=0.25, lw=0)
-            axes.add_patch(patch)
+    looks = {r.model: marker(i) for i, r in enumerate(ranks)}
+    plot_ranks(
+        axes, ranks, {m: {**own, "label": m, "linestyle": "none"} for m, own in looks.items()}
+    )
     n = len(ranks)
     axes.set_xlabel(f"mean rank by text ({n} is best)")
     axes.set_ylabel(f"mean rank by training images ({n} is best)")
     axes.set_title(caveat, fontsize=9)
     axes.margins(0.15)
-    axes.autoscale_view()
     axes.legend(frameon=False, fontsize=8)
     for path in paths:
         write_whole(path, lambda part: figure.savefig(part, dpi=200))

@@ -77,7 +77,7 @@ def analyse(options: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     caveat = of.caveat(answers)
     of.write_ranks(folder / "ranks.csv", ranks, counts, caveat)
-    of.plot_ranks(ranks, [folder / "ranks.png", folder / "ranks.pdf"], caveat)
+    of.save_plot(ranks, [folder / "ranks.png", folder / "ranks.pdf"], caveat)
     if caveat:
         logger.warning("a rehearsal: %s", caveat)
     who = "simulated participants" if caveat else "participants"

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.experiments.protocol.cells import Cell
-from ldm.experiments.protocol.folder import CELL, IMAGES, scores_of
-from ldm.experiments.protocol.images import read_images
+from ldm.experiments.protocol.folder import CELL, IMAGES, Finished, finished, read_images
 from ldm.experiments.study.questionnaire import TRAINING
 from ldm.image_io import write_image
 from ldm.util import UserError, quote, write_table, write_whole
@@ -24,29 +23,13 @@ ADVICE = "set keep_pictures in the protocol's YAML and run it again"
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A finished cell and its folder."""
-
-    cell: Cell
-    folder: Path
-
-    @property
-    def has_images(self) -> bool:
-        """Whether it kept the images that its scores are of, not some of an earlier run."""
-        return "keep" in self.cell.score and (self.folder / IMAGES).is_file()
-
-
-@dataclass(frozen=True)
 class Table:
-    """What a study shows of a protocol's table.
+    """What a study shows of a protocol's table: cells by concept, then model, then seed.
 
-    Attributes:
-        cells: by concept, then model, then seed.
-        image_prompt: whose images are compared with the training images.
-        placeholder: of the word, in every prompt.
+    The images of `image_prompt` are compared with the training images.
     """
 
-    cells: tuple[Kept, ...]
+    cells: tuple[Finished, ...]
     image_prompt: str
     placeholder: str
 
@@ -56,16 +39,10 @@ def read_table(output: Path, models: Sequence[str], seeds: Sequence[int] = ()) -
 
     Of a concept these are the cells of the seeds that every model has finished, so that no model
     has more images to choose from than another. A concept that lacks a model, or one of the seeds
-    asked for, is left out with a warning.
+    asked for, is left out with a warning. `models` are variants; no `seeds` are all that there are.
 
-    Args:
-        output: the protocol's output folder.
-        models: names of variants.
-        seeds: which; none for all that there are.
-
-    Raises:
-        UserError: no such folder; a model without finished cells or without images; no concept
-            is left; cells with other prompts, or generated otherwise, than the rest.
+    Raises UserError where there is no such folder, a model has no finished cells or no images, no
+    concept is left, or cells have other prompts or settings than the rest.
     """
     if TRAINING in models:
         raise UserError(f"model {TRAINING!r} cannot be in a study: the training images are so")
@@ -73,7 +50,7 @@ def read_table(output: Path, models: Sequence[str], seeds: Sequence[int] = ()) -
     for model in models:
         _check_model(output, model, [item for item in found if item.cell.variant == model])
     usable = [item for item in found if item.cell.variant in models and item.has_images]
-    cells: list[Kept] = []
+    cells: list[Finished] = []
     for concept in sorted({item.cell.concept for item in found}):
         own = [item for item in usable if item.cell.concept == concept]
         cells += _complete(concept, own, models, seeds)
@@ -94,7 +71,7 @@ def read_table(output: Path, models: Sequence[str], seeds: Sequence[int] = ()) -
     return Table(tuple(cells), first.score["image_prompt"], first.score["placeholder"])
 
 
-def _finished(output: Path) -> list[Kept]:
+def _finished(output: Path) -> list[Finished]:
     if not (output / "cells").is_dir():
         raise UserError(f"{output} is no output of scripts/protocol.py: it has no folder 'cells'")
     found = []
@@ -103,12 +80,12 @@ def _finished(output: Path) -> list[Kept]:
             cell = Cell.from_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} describes no cell of a protocol") from error
-        if scores_of(path.parent, cell):
-            found.append(Kept(cell, path.parent))
+        if item := finished(path.parent, cell):
+            found.append(item)
     return sorted(found, key=lambda item: (item.cell.concept, item.cell.variant, item.cell.seed))
 
 
-def _check_model(output: Path, model: str, finished: Sequence[Kept]) -> None:
+def _check_model(output: Path, model: str, finished: Sequence[Finished]) -> None:
     if not finished:
         raise UserError(
             f"{output} has no finished cell of {model!r}: finish the protocol, or name other "
@@ -119,8 +96,8 @@ def _check_model(output: Path, model: str, finished: Sequence[Kept]) -> None:
 
 
 def _complete(
-    concept: str, usable: Sequence[Kept], models: Sequence[str], seeds: Sequence[int]
-) -> list[Kept]:
+    concept: str, usable: Sequence[Finished], models: Sequence[str], seeds: Sequence[int]
+) -> list[Finished]:
     """Return a concept's cells of the seeds that all models have; none where that is not enough."""
     missing = [model for model in models if not any(i.cell.variant == model for i in usable)]
     if missing:
@@ -141,19 +118,11 @@ def _complete(
 
 
 def write_manifest(table: Table, folder: Path) -> Path:
-    """Write a table's images, and copies of the training images, as files with a manifest.
+    """Write a table's images to CONCEPT/MODEL/ and CONCEPT/training/ in a folder, with a manifest.
 
-    Args:
-        table: which.
-        folder: where to; CONCEPT/MODEL/ and CONCEPT/training/ are made in it.
-
-    Returns:
-        The manifest, as `read_manifest` takes it, with paths from its folder.
-
-    Raises:
-        UserError: images that are not there, or are damaged.
+    Returns the manifest, as `read_manifest` takes it, with paths from its folder. Raises UserError
+    for images that are not there, or are damaged.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, str, str, str]] = []
     concepts: set[str] = set()
     for item in table.cells:
@@ -171,7 +140,6 @@ def write_manifest(table: Table, folder: Path) -> Path:
 def _copy_training(cell: Cell, folder: Path) -> Iterator[str]:
     source = Path(cell.places["folder"])
     target = folder / cell.concept / TRAINING
-    target.mkdir(parents=True, exist_ok=True)
     for name in cell.score["training"]:
         if not (source / name).is_file():
             raise UserError(
@@ -182,11 +150,10 @@ def _copy_training(cell: Cell, folder: Path) -> Iterator[str]:
         yield (target / name).relative_to(folder).as_posix()
 
 
-def _unpack(item: Kept, folder: Path) -> Iterator[tuple[str, str]]:
+def _unpack(item: Finished, folder: Path) -> Iterator[tuple[str, str]]:
     cell, kept = item.cell, read_images(item.folder / IMAGES)
     prompts = dict.fromkeys([cell.score["image_prompt"], *cell.score["prompts"]])
     target = folder / cell.concept / cell.variant
-    target.mkdir(parents=True, exist_ok=True)
     for i, prompt in enumerate(prompts):
         if not kept.get(prompt):
             raise UserError(

@@ -19,11 +19,9 @@ TASKS = {
 
 
 def page(study: Study, kind: str) -> str:
-    """Return a questionnaire as a complete HTML document that asks nothing of the network.
+    """Return the questionnaire of a kind as a complete HTML document that works without a network.
 
-    Args:
-        study: its key stays apart: the page holds names and pixels, no models and no file names.
-        kind: "image" or "text".
+    It holds names and pixels, no models and no file names.
     """
     questions = [_question(question) for question in study.questions[kind]]
     content = {"study": study.name, "kind": kind, "questions": questions}

@@ -23,7 +23,7 @@ import numpy as np
 
 from ldm.evaluation.similarity import without_placeholders
 from ldm.image_io import open_rgb
-from ldm.util import UserError, quote, write_whole
+from ldm.util import UserError, quote, read_text, write_json
 
 KINDS = ("image", "text")
 TRAINING = "training"  # the model's name in a manifest's rows of training images
@@ -40,7 +40,6 @@ class ManifestRow:
         concept: what was learned; may be empty where there is one alone.
         model: who drew it, or `TRAINING`.
         prompt: with its placeholder; empty for training images.
-        image: the file.
     """
 
     concept: str
@@ -51,13 +50,7 @@ class ManifestRow:
 
 @dataclass(frozen=True)
 class Choice:
-    """An image to rank.
-
-    Attributes:
-        name: says nothing about the model.
-        model: who drew it.
-        image: the file.
-    """
+    """An image to rank: a name that says nothing, the model that drew it, the file."""
 
     name: str
     model: str
@@ -106,19 +99,16 @@ def read_manifest(path: str | Path) -> list[ManifestRow]:
 
     Columns: `model`, `image` (a file, looked up from the manifest's folder), `prompt`, and
     `concept`, which may be left out. Rows whose model is "training" name the training images.
-
-    Raises:
-        UserError: unreadable, no rows, a column or an image missing.
+    Raises UserError for a file that is unreadable, has no rows, or lacks a column or an image.
     """
     path = Path(path)
+    text = read_text(path, "manifest")
     try:
-        text = path.read_text(encoding="utf-8-sig")
         rows = (
             json.loads(text) if path.suffix == ".json" else list(csv.DictReader(io.StringIO(text)))
         )
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"manifest {path}: {reason}") from error
+    except ValueError as error:
+        raise UserError(f"manifest {path}: {error}") from error
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"manifest {path}: no rows; needed are {', '.join(COLUMNS)} and prompt")
     return [_row(path, number, row) for number, row in enumerate(rows, 1)]
@@ -147,18 +137,12 @@ def make_study(
     """Choose images and shuffle them.
 
     Each concept gives one question about images, with the images of `image_prompt`, and one about
-    each other prompt's text. If a model has several images of a prompt, one is chosen at random; so
-    are four of the training images.
+    each other prompt's text, without its placeholders. If a model has several images of a prompt,
+    one is chosen at random; so are four of the training images. `seed` decides all that is left to
+    chance.
 
-    Args:
-        rows: of the manifest.
-        seed: of all that is left to chance; the same seed makes the same study.
-        image_prompt: whose images are held against the training images.
-        placeholders: taken out of the texts.
-
-    Raises:
-        UserError: fewer than two models; a model without an image of a prompt that others have;
-            fewer than four training images; nothing to ask in one of the questionnaires.
+    Raises UserError for fewer than two models, a model without an image of a prompt that others
+    have, fewer than four training images, or nothing to ask in one of the questionnaires.
     """
     models = tuple(sorted({row.model for row in rows} - {TRAINING}))
     if len(models) < 2:
@@ -211,22 +195,14 @@ def _named(
     kind: str, questions: Sequence[Question], rng: np.random.Generator
 ) -> tuple[Question, ...]:
     """Shuffle questions, and give them and their images names by a second shuffling."""
-    total = sum(len(question.choices) for question in questions)
-    names = iter(rng.permutation(total))
-    return tuple(
-        Question(
-            f"{kind[0]}{number:02d}",
-            questions[i].concept,
-            questions[i].prompt,
-            questions[i].text,
-            questions[i].examples,
-            tuple(
-                Choice(f"{kind[0]}p{next(names):03d}", choice.model, choice.image)
-                for choice in questions[i].choices
-            ),
+    names = iter(rng.permutation(sum(len(question.choices) for question in questions)))
+    named = []
+    for number, i in enumerate(rng.permutation(len(questions)), 1):
+        choices = tuple(
+            replace(choice, name=f"{kind[0]}p{next(names):03d}") for choice in questions[i].choices
         )
-        for number, i in enumerate(rng.permutation(len(questions)), 1)
-    )
+        named.append(replace(questions[i], name=f"{kind[0]}{number:02d}", choices=choices))
+    return tuple(named)
 
 
 def _digest(questions: Mapping[str, tuple[Question, ...]]) -> str:
@@ -271,20 +247,20 @@ def write_key(path: Path, study: Study) -> None:
         return whole.relative_to(folder).as_posix() if whole.is_relative_to(folder) else str(whole)
 
     content = {"format": KEY_FORMAT, **asdict(_with_files(study, place))}
-    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_json(path, content, indent=1)
 
 
-def _choice(stored: Mapping[str, str]) -> Choice:
-    """Read a choice; older keys say `picture` for `image`."""
-    return Choice(stored["name"], stored["model"], stored.get("image") or stored["picture"])
+def _question(stored: Mapping[str, Any]) -> Question:
+    """Read a question; older keys say `picture` for `image`."""
+    choices = tuple(
+        Choice(choice["name"], choice["model"], choice.get("image") or choice["picture"])
+        for choice in stored["choices"]
+    )
+    return Question(**{**stored, "examples": tuple(stored["examples"]), "choices": choices})
 
 
 def read_key(path: str | Path) -> Study:
-    """Read what `write_key` wrote; its images need not be there.
-
-    Raises:
-        UserError: unreadable, or no key.
-    """
+    """Read what `write_key` wrote, or UserError; its images need not be there."""
     folder = Path(path).parent
 
     def place(file: str) -> str:
@@ -296,19 +272,7 @@ def read_key(path: str | Path) -> Study:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if content.pop("format") != KEY_FORMAT:
             raise KeyError
-        questions = {
-            kind: tuple(
-                Question(
-                    **{
-                        **question,
-                        "examples": tuple(question["examples"]),
-                        "choices": tuple(_choice(choice) for choice in question["choices"]),
-                    }
-                )
-                for question in content["questions"][kind]
-            )
-            for kind in KINDS
-        }
+        questions = {kind: tuple(map(_question, content["questions"][kind])) for kind in KINDS}
         models = tuple(content["models"])
         study = Study(content["name"], content["seed"], models, questions)
         return _with_files(study, place)

@@ -7,7 +7,6 @@ names the extractor, and whatever is made from it says so.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from ldm.evaluation.similarity import FeatureExtractor, pairwise_similarity
 from ldm.experiments.study.analysis import FORMAT, FloatArray
 from ldm.experiments.study.questionnaire import KINDS, Study
 from ldm.image_io import open_rgb, safe_name
-from ldm.util import UserError, write_whole
+from ldm.util import UserError, at_least, write_json
 
 # The paper's own scores explain the paper's own ranks best with this: of Plackett and Luce's
 # expected ranks from the cosines of figure 10a, those with temperature 0.070 (text) and 0.068
@@ -33,11 +32,7 @@ Scores = Mapping[str, Mapping[str, FloatArray]]
 
 
 def open_images(study: Study) -> dict[str, Image.Image]:
-    """Open every image of a study, by its file.
-
-    Raises:
-        UserError: one is not there or damaged.
-    """
+    """Open every image of a study, by its file; UserError for one that is not there or damaged."""
     questions = [question for kind in KINDS for question in study.questions[kind]]
     named = [(q.examples, [choice.image for choice in q.choices]) for q in questions]
     files = dict.fromkeys(file for both in named for part in both for file in part)
@@ -70,13 +65,9 @@ def score_choices(
 def rank(scores: FloatArray, temperature: float, rng: np.random.Generator) -> list[int]:
     """Sample a ranking, the best first, from Plackett and Luce's model.
 
-    Of those not ranked yet, i comes next with a probability proportional to exp(score_i / T).
-    Sorting score/T + Gumbel noise samples exactly this distribution.
-
-    Args:
-        scores: [n].
-        temperature: T, above 0; towards 0 everyone agrees, towards infinity nobody does.
-        rng: of the noise.
+    Of those not ranked yet, i comes next with a probability proportional to exp(score_i / T), with
+    the temperature T above 0: towards 0 everyone agrees, towards infinity nobody does. Sorting
+    score/T + Gumbel noise samples exactly this distribution.
     """
     return [int(i) for i in np.argsort(-(scores / temperature + rng.gumbel(size=len(scores))))]
 
@@ -93,20 +84,13 @@ def rehearse(
     """Return answers to both questionnaires, as their pages save them.
 
     Participants differ by chance alone, in every question anew: people have tastes, so their
-    ellipses are larger than these.
-
-    Args:
-        study: whose questions to answer.
-        scores: of `score_choices`.
-        by: who scored, as `ldm.evaluation.extractors.extractor_facts` says.
-        participants: how many; the first ones answer the same however many follow.
-        temperature: see `rank`.
-        seed: of chance.
+    ellipses are larger than these. The first participants answer the same however many follow.
+    `scores` are those of `score_choices`; `by` is who scored, as `extractor_facts` says.
     """
-    if participants < 1:
-        raise ValueError(f"participants must be at least 1, got {participants}")
+    at_least(1, participants=participants)
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be above 0, got {temperature}")
+    settings = {"extractor": dict(by), "temperature": temperature, "seed": seed}
     made = []
     for number in range(participants):
         for k, kind in enumerate(KINDS):
@@ -124,11 +108,7 @@ def rehearse(
                     "questionnaire": kind,
                     "participant": f"simulated {number + 1:02d}",
                     "answered_by": f"extractor {by['name']}",
-                    "rehearsal": {
-                        "extractor": dict(by),
-                        "temperature": temperature,
-                        "seed": seed,
-                    },
+                    "rehearsal": settings,
                     "rankings": rankings,
                 }
             )
@@ -147,6 +127,5 @@ def write_answers(folder: Path, answers: Sequence[Mapping[str, Any]]) -> list[Pa
     for content in answers:
         who = safe_name(content["participant"])
         files.append(folder / f"answers-{content['questionnaire']}-{who}.json")
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        write_whole(files[-1], f"{text}\n")
+        write_json(files[-1], content, indent=1)
     return files

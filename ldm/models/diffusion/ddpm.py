@@ -23,7 +23,7 @@ from ldm.models.diffusion.schedule import Schedule, make_beta_schedule, make_sch
 from ldm.models.diffusion.wrapper import DiffusionWrapper
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
-from ldm.util import at_least, instantiate_from_config
+from ldm.util import at_least, instantiate_from_config, one_of
 from ldm.words.manager import EmbeddingManager
 
 Posterior = DiagonalGaussianDistribution | Tensor
@@ -198,8 +198,7 @@ class LatentDiffusion(TrainedModel):
         # Samplers read ā_t on the host; it follows the buffer when a checkpoint is loaded.
         self.alphas_bar: list[float] = schedule.alphas_cumprod.double().tolist()
         self.num_timesteps = len(schedule.betas)
-        if loss_weighting not in ("simple", "v"):
-            raise ValueError(f"loss_weighting must be 'simple' or 'v', got {loss_weighting!r}")
+        one_of(("simple", "v"), loss_weighting=loss_weighting)
         if loss_weighting == "v" and (self.loss_type, self.parameterization) not in (
             ("l2", "eps"),
             ("l2", "v"),
@@ -233,14 +232,11 @@ class LatentDiffusion(TrainedModel):
 
     def _check_options(self) -> None:
         """Raise ValueError for an unknown value, or parts that do not fit together."""
-        known = {"loss_type": ("l1", "l2"), "parameterization": ("eps", "x0", "v")}
-        for name, values in known.items():
-            if (value := getattr(self, name)) not in values:
-                raise ValueError(f"{name} must be one of {', '.join(values)}, got {value!r}")
+        one_of(("l1", "l2"), loss_type=self.loss_type)
+        one_of(("eps", "x0", "v"), parameterization=self.parameterization)
         if self.timestep_power <= 0:
             raise ValueError(f"timestep_power must be above 0, got {self.timestep_power}")
-        if self.timestep_strata < 1:
-            raise ValueError(f"timestep_strata must be at least 1, got {self.timestep_strata}")
+        at_least(1, timestep_strata=self.timestep_strata)
         at_least(0, embedding_reg_weight=self.embedding_reg_weight, prior_weight=self.prior_weight)
         if not float(self.scale_factor) > 0:
             raise ValueError(f"scale_factor must be above 0, got {float(self.scale_factor):g}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ldm.modules.encoders.base import TextEncoder
 from ldm.modules.encoders.vocabulary import load_tokenizer
 from ldm.modules.x_transformer import EmbeddingHook, known
-from ldm.util import UserError
+from ldm.util import UserError, one_of
 
 VOCABULARY = "openai/clip-vit-large-patch14"  # OpenCLIP's text encoders have the same
 # The published text encoders of OpenCLIP: width, layers, heads.
@@ -42,8 +42,7 @@ class CLIPTextEncoder(TextEncoder):
     def __init__(
         self, tokenizer: str, layers: int, layer: str, max_length: int, vocab_size: int
     ) -> None:
-        if layer not in LAYERS:
-            raise ValueError(f"layer must be one of {', '.join(LAYERS)}, got {layer!r}")
+        one_of(LAYERS, layer=layer)
         super().__init__(load_tokenizer("CLIPTokenizerFast", tokenizer))
         if len(self.tokenizer) > vocab_size:
             raise UserError(
@@ -65,8 +64,7 @@ class CLIPTextEncoder(TextEncoder):
     def blocks(self, clip_skip: int) -> int:
         """Return how many blocks a text passes through.
 
-        Args:
-            clip_skip: 1 is the model's own layer, 2 the one before it, as AUTOMATIC1111 counts.
+        A `clip_skip` of 1 is the model's own layer, 2 the one before it, as AUTOMATIC1111 counts.
         """
         count = self.layers - LAYERS.index(self.layer) - (clip_skip - 1)
         if not 1 <= count <= self.layers:
@@ -284,8 +282,7 @@ class FrozenOpenCLIPEmbedder(CLIPTextEncoder):
         heads: int | None = None,
         vocab_size: int = 49408,
     ) -> None:
-        if arch not in ARCHITECTURES:
-            raise ValueError(f"arch must be one of {', '.join(ARCHITECTURES)}, got {arch!r}")
+        one_of(ARCHITECTURES, arch=arch)
         sizes = zip((width, layers, heads), ARCHITECTURES[arch], strict=True)
         self_width, self_layers, self_heads = (own if own else default for own, default in sizes)
         super().__init__(tokenizer, self_layers, layer, max_length, vocab_size)
@@ -320,9 +317,7 @@ class FrozenOpenCLIPEmbedder(CLIPTextEncoder):
     def pooled(self, last: Tensor, ends: Tensor) -> Tensor:
         """Return the projected output of the last block at the end of each text: [b, width].
 
-        Args:
-            last: output of the last block [b, n, width].
-            ends: position of each text's end token [b].
+        `last` is the output [b, n, width], `ends` the position of each text's end token [b].
         """
         rows = torch.arange(len(last), device=last.device)
         return self.model.ln_final(last)[rows, ends] @ self.model.text_projection

@@ -17,7 +17,7 @@ from ldm.modules.encoders.clip import FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder
 from ldm.modules.encoders.vocabulary import load_tokenizer
 from ldm.modules.encoders.xl import FrozenXLEmbedder
 from ldm.modules.x_transformer import EmbeddingHook, Encoder, TransformerWrapper
-from ldm.util import UserError
+from ldm.util import UserError, at_least, one_of
 
 __all__ = [
     "AbstractEncoder",
@@ -32,11 +32,7 @@ __all__ = [
 
 
 class ClassEmbedder(AbstractEncoder):
-    """Class labels [b] → one vector each, [b, 1, embed_dim].
-
-    Args:
-        key: key of the labels in a batch.
-    """
+    """Class labels [b], under `key` in a batch → one vector each, [b, 1, embed_dim]."""
 
     def __init__(self, embed_dim: int, n_classes: int = 1000, key: str = "class") -> None:
         super().__init__()
@@ -68,10 +64,8 @@ class SpatialRescaler(AbstractEncoder):
         bias: bool = False,
     ) -> None:
         super().__init__()
-        if n_stages < 0:
-            raise ValueError(f"n_stages must be at least 0, got {n_stages}")
-        if method not in self.METHODS:
-            raise ValueError(f"method must be one of {self.METHODS}, got {method!r}")
+        at_least(0, n_stages=n_stages)
+        one_of(self.METHODS, method=method)
         self.n_stages = n_stages
         self.rescale = partial(F.interpolate, scale_factor=multiplier, mode=method)
         self.channel_mapper = (

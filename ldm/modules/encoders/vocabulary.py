@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.resources import ROOT, locate
-from ldm.util import UserError
+from ldm.util import UserError, first_line
 
 # Any of these groups of files is a whole vocabulary.
 VOCABULARIES = {
@@ -34,15 +34,11 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def load_tokenizer(kind: str, source: str) -> Any:
-    """Load a `transformers` tokenizer.
+    """Load a `transformers` tokenizer, a `BertTokenizerFast` or `CLIPTokenizerFast`.
 
-    Args:
-        kind: `BertTokenizerFast` or `CLIPTokenizerFast`.
-        source: a local folder, or a name on the hub. The hub is asked only if the vocabulary is
-            neither downloaded nor in the local cache.
-
-    Raises:
-        UserError: the vocabulary is missing or unreadable; the message tells how to get it.
+    The source is a local folder, or a name on the hub, which is asked only if the vocabulary is
+    neither downloaded nor in the local cache. Raises UserError where it is missing or unreadable;
+    the message tells how to get it.
     """
     folder = vocabulary_folder(kind, source)
 
@@ -52,7 +48,7 @@ def load_tokenizer(kind: str, source: str) -> Any:
     try:
         return getattr(transformers, kind).from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception for unreadable files
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"cannot read the vocabulary in {folder} ({reason}); {ADVICE}") from error
 
 
@@ -82,15 +78,12 @@ def _from_hub(kind: str, name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     reason = "it has no vocabulary's files"
-    for local_files_only in (True, False):
+    wanted = list(FETCHED)
+    for local in (True, False):
         try:
-            folder = Path(
-                snapshot_download(
-                    name, allow_patterns=list(FETCHED), local_files_only=local_files_only
-                )
-            )
+            folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=local))
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             continue
         if _is_whole(kind, folder):
             return folder

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
-from ldm.util import UserError
+from ldm.util import UserError, one_of
 
 
 class PatchDiscriminator(nn.Module):
@@ -118,8 +118,7 @@ class LPIPSWithDiscriminator(nn.Module):
         disc_loss: str = "hinge",
     ) -> None:
         super().__init__()
-        if disc_loss not in DISCRIMINATOR_LOSSES:
-            raise ValueError(f"disc_loss must be 'hinge' or 'vanilla', got {disc_loss!r}")
+        one_of(DISCRIMINATOR_LOSSES, disc_loss=disc_loss)
         self.disc_start, self.disc_factor, self.disc_weight = disc_start, disc_factor, disc_weight
         self.kl_weight, self.pixel_weight = kl_weight, pixelloss_weight
         self.perceptual_weight = perceptual_weight

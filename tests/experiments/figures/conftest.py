@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture(scope="session")
 def figure_words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A word for each concept that the miniature's figures name."""
-    from ldm.experiments.figures.registry import FIGURES
+    from ldm.experiments.figures.record import FIGURES
     from ldm.words.files import write_words
 
     folder = tmp_path_factory.mktemp("words")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,8 @@ from PIL import Image
 from ldm.cli import figures as cli
 from ldm.evaluation.bootstrap import Estimate
 from ldm.experiments.figures import bias
-from ldm.experiments.figures.output import SUFFIXES, read_table
-from ldm.experiments.figures.record import Line, find
-from ldm.experiments.figures.registry import FIGURES
+from ldm.experiments.figures.output import SUFFIXES
+from ldm.experiments.figures.record import FIGURES, Line, find
 from ldm.experiments.figures.request import Request
 from ldm.experiments.figures.session import Scored, Session
 from ldm.inference import GeneratedImage
@@ -28,6 +28,11 @@ Options = Callable[..., list[str]]
 
 def files(tmp_path: Path) -> set[str]:
     return {path.name for path in (tmp_path / "figures").glob("*")}
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a figure's CSV, which a comment stands before."""
+    return list(csv.DictReader(path.read_text().splitlines()[1:]))
 
 
 @pytest.mark.parametrize("name", ["7", "9"])

@@ -15,9 +15,8 @@ from PIL import Image
 
 from ldm.experiments.figures.layout import Cell, Row, grid_figure
 from ldm.experiments.figures.local_edit import own_spec, scene
-from ldm.experiments.figures.output import read_table, save
-from ldm.experiments.figures.record import Rendered, Table, find
-from ldm.experiments.figures.registry import FIGURES
+from ldm.experiments.figures.output import save
+from ldm.experiments.figures.record import FIGURES, Rendered, Table, find
 from ldm.experiments.figures.request import Request
 from ldm.miniature.world import render
 
@@ -105,7 +104,7 @@ def test_a_figure_has_four_files_that_say_how_it_was_made(
         assert image.width > 300
     assert pdf.read_bytes().startswith(b"%PDF")
     assert table.read_text().splitlines()[0] == f"# {COMMAND}"
-    assert read_table(table) == [
+    assert list(csv.DictReader(table.read_text().splitlines()[1:])) == [
         {"prompt": "a, b", "score": "0.500000"},
         {"prompt": "*", "score": ""},
     ]

@@ -11,8 +11,7 @@ from matplotlib.figure import Figure as Canvas
 from ldm.evaluation.bootstrap import Estimate
 from ldm.experiments.figures import points
 from ldm.experiments.figures.published import RANKS, SET_SIZE, TRADE_OFF
-from ldm.experiments.figures.record import find
-from ldm.experiments.figures.registry import FIGURES
+from ldm.experiments.figures.record import FIGURES, find
 from ldm.experiments.figures.request import Request
 from ldm.experiments.figures.session import Session
 from ldm.experiments.figures.style import marker

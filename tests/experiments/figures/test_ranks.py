@@ -11,8 +11,7 @@ import pytest
 from ldm.cli import figures as cli
 from ldm.experiments.figures import ranks
 from ldm.experiments.figures.published import RANKS
-from ldm.experiments.figures.record import Rendered, find
-from ldm.experiments.figures.registry import FIGURES
+from ldm.experiments.figures.record import FIGURES, Rendered, find
 from ldm.experiments.figures.request import Request
 from ldm.experiments.figures.session import Session
 from ldm.experiments.study.questionnaire import KINDS, Choice, Question, Study, write_key

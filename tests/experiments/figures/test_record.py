@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from ldm.evaluation.similarity import without_placeholders
-from ldm.experiments.figures.record import Figure, Table, find
-from ldm.experiments.figures.registry import FIGURES
+from ldm.experiments.figures.record import FIGURES, Figure, Table, find
 from ldm.miniature.grammar import vocabulary
 from ldm.util import UserError
 from ldm.words.placeholders import occurrences

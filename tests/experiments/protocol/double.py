@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 from ldm.experiments.protocol.cells import Cell
-from ldm.experiments.protocol.folder import CELL, SCORES, TIMES, WORD, write_json
+from ldm.experiments.protocol.folder import CELL, SCORES, TIMES, WORD
 from ldm.experiments.protocol.worker import Leash
-from ldm.util import write_whole
+from ldm.util import write_json, write_whole
 
 Leash()
 folder = Path(sys.argv[1])

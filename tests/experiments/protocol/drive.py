@@ -7,8 +7,7 @@ from pathlib import Path
 
 from ldm.experiments.protocol.cells import Cell
 from ldm.experiments.protocol.engines import Engine, LocalEngine
-from ldm.experiments.protocol.progress import Progress
-from ldm.experiments.protocol.run import Runner
+from ldm.experiments.protocol.run import Progress, Runner
 from ldm.experiments.protocol.table import write_results
 
 PROGRAM = (sys.executable, str(Path(__file__).with_name("double.py")))

@@ -59,7 +59,7 @@ def test_figure_10a_bears_out_the_papers_claims() -> None:
         "captions_long": (0.624, 0.230),
     }
     found = verdicts(table(points, training=0.782))
-    # It has no ours_5000, no directional and no edit accuracy.
+    # It has no ours_5000, no directional, no fast and no edit accuracy.
     absent = {"ours_5000", "directional", "fast"}
     asked = [e for e in EXPECTED if e.variant not in absent and e.score != "edit_accuracy"]
     assert len(found) == len(asked) > 10

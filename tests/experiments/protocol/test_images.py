@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.experiments.protocol.images import keeping, read_images, write_images
+from ldm.experiments.protocol.folder import keeping, read_images, write_images
 from ldm.util import UserError
 
 

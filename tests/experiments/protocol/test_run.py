@@ -140,8 +140,7 @@ def test_workers_share_out_the_gpus(tmp_path: Path) -> None:
         "(pathlib.Path(sys.argv[1]) / 'gpu').write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"
         "time.sleep(1)\n"
     )
-    from ldm.experiments.protocol.progress import Progress
-    from ldm.experiments.protocol.run import Runner
+    from ldm.experiments.protocol.run import Progress, Runner
 
     cells = small_table()[:2]
     engine = LocalEngine(2, gpus=["3", "5"])

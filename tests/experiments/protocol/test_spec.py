@@ -13,7 +13,7 @@ from PIL import Image
 
 from ldm.cli.protocol import main
 from ldm.experiments.protocol.cells import Cell, build_cells
-from ldm.experiments.protocol.check import check_training
+from ldm.experiments.protocol.command import check_training
 from ldm.experiments.protocol.spec import ProtocolSpec, read_protocol
 from ldm.resources import ROOT
 from ldm.util import UserError

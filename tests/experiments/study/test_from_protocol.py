@@ -16,14 +16,13 @@ from PIL import Image
 from ldm.cli.user_study import main
 from ldm.experiments.figures.published import RANKS
 from ldm.experiments.protocol.cells import Cell, build_cells
-from ldm.experiments.protocol.folder import write_json
-from ldm.experiments.protocol.images import write_images
+from ldm.experiments.protocol.folder import write_images
 from ldm.experiments.protocol.spec import read_protocol
 from ldm.experiments.study.from_protocol import Table, read_table, write_manifest
 from ldm.experiments.study.questionnaire import Study, read_key, read_manifest
 from ldm.image_io import open_rgb
 from ldm.resources import ROOT
-from ldm.util import UserError, write_whole
+from ldm.util import UserError, write_json, write_whole
 
 MODELS = ("ours", "three_words")
 IMAGE_PROMPT = "A photo of a %"

@@ -201,8 +201,8 @@ def test_the_plot_of_an_extractors_rankings_says_so(
     )
     study = build(tmp_path)
     ranks = analyse(study, read_answers(study, people(tmp_path / "people", study)))
-    study_analysis.plot_ranks(ranks, [tmp_path / "a.png"], "rankings by a thing")
-    study_analysis.plot_ranks(ranks, [tmp_path / "b.png"])
+    study_analysis.save_plot(ranks, [tmp_path / "a.png"], "rankings by a thing")
+    study_analysis.save_plot(ranks, [tmp_path / "b.png"])
     assert titles == ["rankings by a thing", ""]
 
 
