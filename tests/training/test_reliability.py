@@ -135,10 +135,10 @@ def test_a_word_that_did_not_move_is_warned_of(
             "params.scale_factor: expected a finite number, got n",
         ),
         (["model.params.linear_end=.inf"], "params.linear_end: expected a finite number, got inf"),
-        (["model.params.scale_factor=0"], "model: scale_factor must be above 0, got 0"),
+        (["model.params.scale_factor=0"], "scale_factor must be above 0, got 0"),
         (
             ["model.params.embedding_reg_weight=-1"],
-            "model: embedding_reg_weight must be at least 0, got -1",
+            "embedding_reg_weight must be at least 0, got -1",
         ),
         (
             ["lightning.modelcheckpoint.params.every_n_train_steps=often"],
@@ -152,7 +152,7 @@ def test_a_word_that_did_not_move_is_warned_of(
         (["-n", "n" * 300], "the log folder's name .* is too long: give a shorter --name"),
         (
             ["model.params.unet_config.params.channel_mult=[]"],
-            r"model: channel_mult must hold whole numbers of at least 1, got \[\]",
+            r"channel_mult must hold whole numbers of at least 1, got \[\]",
         ),
         (
             ["model.params.first_stage_config.params.ddconfig.ch_mult=3"],
