@@ -12,7 +12,7 @@ PIVOTAL := outputs/pivotal/teal-star/weight_delta.safetensors
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock test test-slow test-all check docs format demo benchmark miniature miniature-eval protocol figures clean
+.PHONY: help env lock test test-slow test-all coverage check docs format demo benchmark miniature miniature-eval protocol figures clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -43,6 +43,18 @@ test-slow: env  ## the slow tests (the demo from end to end and the like)
 
 test-all: env  ## every test this machine can run, GPU and weights included
 	$(BIN)/python -m pytest -m ""
+
+# The tests of the modules that load, save and resume; pyproject.toml lists the modules.
+COVERING := tests/checkpoint tests/words tests/data tests/test_image_io.py \
+	tests/models/test_latent_diffusion.py \
+	$(addprefix tests/cli/test_,convert_embedding.py merge.py) \
+	$(addprefix tests/training/test_,config.py reliability.py run.py stages.py variants.py)
+
+coverage: env  ## branch coverage of loading, saving and resuming: below 95% is an error
+	rm -rf build/coverage
+	$(BIN)/python -m coverage run -m pytest $(COVERING)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
 
 docs: env  ## build the documentation: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ def load_state(
 
     Tensors become the parameters of a model on the meta device, which needs all of its weights.
     Into any other model they are copied; what the file lacks stays as it is, with a warning.
+    Averaged weights that the file lacks start at the loaded weights.
 
     Args:
         model: a diffusion model, or an autoencoder alone.
@@ -104,6 +105,8 @@ def load_state(
         target = dtype if ours in weights and dtype is not None else own[ours].dtype
         values[ours] = state[name].to(device=device, dtype=target)
     model.load_state_dict(values, strict=False, assign=on_meta)
+    if not on_meta:
+        _start_averages(model, missing)
     if tables:
         logger.info("%s: the schedule's %s are computed, not read", source, ", ".join(tables))
     if absent:
@@ -271,6 +274,15 @@ def _fill_what_is_left(model: nn.Module, device: torch.device, ema_decay: float)
             if weight.is_meta:  # `to_logits`, which nothing evaluates
                 empty = torch.zeros(weight.shape, device=device)
                 module._parameters[key] = nn.Parameter(empty, weight.requires_grad)
+
+
+def _start_averages(model: nn.Module, missing: Iterable[str]) -> None:
+    """Set the averaged weights that a file lacks to the weights that the model has now."""
+    for name in missing:
+        path, _, key = name.rpartition(".")
+        if path.endswith("model_ema") and key not in ("decay", "num_updates"):
+            owner = model.get_submodule(path.rpartition(".")[0])
+            model.get_buffer(name).copy_(_start_of_average(owner, key, 0.0))
 
 
 def _start_of_average(owner: nn.Module, key: str, decay: float) -> Tensor:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from ldm.training.config import RunConfig
 from ldm.util import UserError, instantiate_from_config, quote
 from ldm.words.loading import check_prompts
+from ldm.words.manager import EmbeddingManager
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,15 @@ def check_keys(config: RunConfig, sets: Mapping[str, Any]) -> None:
                 )
 
 
+def _of_a_file(manager: EmbeddingManager) -> str:
+    """Return a hint for words that a file brought in place of the configuration's."""
+    own = (*manager.configured(), *manager.per_image_placeholders)
+    brought = [word for word in manager.placeholders if word not in own]
+    if not brought:
+        return ""
+    return f". --embedding_manager_ckpt holds {', '.join(brought)}: give --placeholder_string so"
+
+
 def check_captions(model: Any, sets: Mapping[str, Any]) -> None:
     """Look whether the captions really name the words to learn: training must not be in vain.
 
@@ -58,7 +68,7 @@ def check_captions(model: Any, sets: Mapping[str, Any]) -> None:
                 raise UserError(
                     f"the {kind} caption {quote(str(caption))} names no word to learn "
                     f"({', '.join(manager.placeholders)}): check placeholder_token and the "
-                    "templates"
+                    f"templates{_of_a_file(manager)}"
                 )
         manager.check_prompts(captions, _files(dataset))
         lasting = [p for p in manager.placeholders if p not in manager.per_image_placeholders]

@@ -7,6 +7,7 @@ gets its own part as plain arguments.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,14 +18,17 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.training.arguments import parse
-from ldm.training.merge import STAGE_SECTIONS, WORDS, merge
+from ldm.training.merge import STAGE_SECTIONS, WORDS, merge, read_yaml
 from ldm.training.options import Batch, RunOptions
-from ldm.util import UserError, write_whole
+from ldm.training.processes import FOLDER_VARIABLE
+from ldm.util import UserError, quote, write_whole
 
-# Tells the other processes of a run, which Lightning starts, the log folder of the first.
-FOLDER_VARIABLE = "LDM_LOG_FOLDER"
+log = logging.getLogger(__name__)
+
 DATE = "%Y-%m-%dT%H-%M-%S"
 SECOND_STAGE = "second_stage"
+# Bytes of a log folder's name; file systems allow 255, and a number may be added.
+LONGEST_NAME = 240
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,29 @@ def _last_checkpoint(folder: Path) -> Path | None:
     return files[0] if any(file.is_file() for file in files) else None
 
 
+def _stored(folder: Path, options: argparse.Namespace) -> list[Path]:
+    """Return the files in which a run stored its configuration last.
+
+    Raises UserError where one is missing and --base names no other.
+    """
+    found: list[Path] = []
+    for kind in ("project", "lightning"):
+        latest = sorted((folder / "configs").glob(f"*-{kind}.yaml"))[-1:]
+        if not latest and not options.base:
+            raise UserError(
+                f"--resume: {folder / 'configs'} has no *-{kind}.yaml, which the run stored: give "
+                "its configuration again, --base YAML, and the flags of its start"
+            )
+        found += latest
+    before = OmegaConf.select(read_yaml(found[-1]), "run.seed") if found else None
+    if options.seed is not None and before is not None and options.seed != before:
+        log.warning(
+            f"--seed {options.seed}: the run began with seed {before}. The resumed run will differ "
+            "from an uninterrupted one"
+        )
+    return found
+
+
 def _new_folder(options: argparse.Namespace, sections: DictConfig, data_name: str) -> Path:
     """Return LOGDIR/[PROJECT/]<data><date>_<name><postfix>.
 
@@ -128,6 +155,14 @@ def _new_folder(options: argparse.Namespace, sections: DictConfig, data_name: st
     if sections.get("variant") is not None and not options.name:
         name += f"-{sections.variant.get('name', 'variant')}"
     stem = f"{data}{datetime.now():{DATE}}" + (f"_{name}" if name else "") + options.postfix
+    for flag, value in (("--name", name), ("--postfix", options.postfix)):
+        if "/" in value:
+            raise UserError(f"{flag} {quote(value)}: no / may be in it; --logdir names a folder")
+    if len(stem.encode()) > LONGEST_NAME:
+        raise UserError(
+            f"the log folder's name {quote(stem)} is too long: give a shorter --name, or "
+            "--datadir_in_name false"
+        )
     return Path(options.logdir) / options.project / stem
 
 
@@ -174,8 +209,7 @@ def load(argv: Sequence[str] | argparse.Namespace | None = None) -> RunConfig:
     folder, checkpoint, stored = None, None, []
     if options.resume:
         folder, checkpoint = log_folder_of(options.resume)
-        for kind in ("project", "lightning"):
-            stored += sorted((folder / "configs").glob(f"*-{kind}.yaml"))[-1:]
+        stored = _stored(folder, options)
     sections = merge(options, stored)
     if folder is None and FOLDER_VARIABLE in os.environ:
         folder = Path(os.environ[FOLDER_VARIABLE])

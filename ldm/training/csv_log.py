@@ -14,7 +14,7 @@ from lightning_fabric.loggers.logger import rank_zero_experiment
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.loggers.logger import Logger
 
-from ldm.util import write_table
+from ldm.util import UserError, first_line, write_table
 
 
 class CsvLogger(Logger):
@@ -22,18 +22,14 @@ class CsvLogger(Logger):
 
     A resumed run keeps the rows up to its `first_step`, and `seconds` (wall clock) counts on from
     there. Lightning's own logger would delete the table of the interrupted run.
+
+    Raises UserError for a damaged table.
     """
 
     def __init__(self, path: Path, first_step: int = 0) -> None:
         super().__init__()
         self.path = path
-        self.rows: dict[int, dict[str, float]] = {}
-        if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    values = {name: float(value) for name, value in row.items() if value}
-                    if values["step"] <= first_step:
-                        self.rows[int(values["step"])] = values
+        self.rows = _read_rows(path, first_step) if path.exists() else {}
         before = max((row.get("seconds", 0.0) for row in self.rows.values()), default=0.0)
         self.start = time.monotonic() - before
         self.changed = False
@@ -78,6 +74,22 @@ class CsvLogger(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         self.save()
+
+
+def _read_rows(path: Path, last: int) -> dict[int, dict[str, float]]:
+    """Return the rows of a table up to step `last`, by step; UserError for a damaged table."""
+    rows: dict[int, dict[str, float]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                values = {name: float(value) for name, value in row.items() if value}
+                if values["step"] <= last:
+                    rows[int(values["step"])] = values
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(
+            f"{path} is damaged ({first_line(error)}): move it away to resume without its rows"
+        ) from error
+    return rows
 
 
 def _text(value: float) -> str:

@@ -25,7 +25,7 @@ from ldm.inference import encode_mean, generate
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.sampling import Sampling
 from ldm.training.callbacks import BatchCallback, ends_step
-from ldm.util import at_least
+from ldm.util import UserError, at_least
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,9 @@ class ImageLogger(BatchCallback):
             `unconditional_guidance_scale`; others are left out, with a note.
         ddim_steps, ddim_eta, guidance, seed: of the images.
         splits: which of "train" and "val" to generate.
+
+    Raises:
+        ValueError: a value out of range; the message names the parameter.
     """
 
     def __init__(
@@ -108,15 +111,24 @@ class ImageLogger(BatchCallback):
         self.log_first_step, self.splits = log_first_step, tuple(splits)
         self.folder = Path("images")
         given: dict[str, Any] = {"steps": ddim_steps, "eta": ddim_eta, "scale": guidance}
+        keys = {"steps": "ddim_steps", "eta": "ddim_eta", "scale": "guidance", "N": "max_images"}
         for name, value in (log_images_kwargs or {}).items():
-            if name == "N":
-                self.max_images = value
-            elif name in OPTIONS:
-                given[OPTIONS[name]] = value
-            else:
+            if name not in (*OPTIONS, "N"):
                 log.info(f"image_logger.params.log_images_kwargs.{name} is left out")
-        at_least(1, max_images=self.max_images)
-        self.sampling = Sampling(seed=seed, **given)
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"log_images_kwargs.{name} must be a number, got {value!r}")
+            keys[OPTIONS.get(name, name)] = f"log_images_kwargs.{name}"
+            if name == "N":
+                self.max_images = int(value)
+            else:
+                given[OPTIONS[name]] = value
+        at_least(1, **{keys["N"]: self.max_images})
+        try:
+            self.sampling = Sampling(seed=seed, **given)
+        except UserError as error:  # it begins with the name in `Sampling`
+            name, _, problem = str(error).partition(" ")
+            raise ValueError(f"{keys.get(name, name)} {problem}") from error
         doublings = range((batch_frequency - 1).bit_length() if increase_log_steps else 0)
         self.early = {2**n for n in doublings}
         self.drawn: dict[str, int] = {}

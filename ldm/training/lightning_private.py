@@ -1,13 +1,18 @@
-"""Everything that touches what Lightning does not document: its loops' counters.
+"""Everything that touches what Lightning does not document: its loops' counters, its launcher.
 
 A test runs all of it against the installed version, and names this file when one has changed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
+from ldm.training.companions import watched
 
 
 def log_interval(trainer: pl.Trainer) -> int:
@@ -39,3 +44,37 @@ def is_run_checkpoint(content: Any) -> bool:
     """Tell whether a file's content is a checkpoint of a training run."""
     loops = content.get("loops") if isinstance(content, dict) else None
     return isinstance(loops, dict) and "fit_loop" in loops
+
+
+class WatchedLauncher(_SubprocessScriptLauncher):
+    """Starts the other processes of a run and watches them.
+
+    Lightning's own watch kills the first process without a word.
+    """
+
+    def launch(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        trainer: pl.Trainer | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Start the other processes where that is this process's part; call the function."""
+        self.cluster_environment.validate_settings(
+            num_devices=self.num_processes, num_nodes=self.num_nodes
+        )
+        if not self.cluster_environment.creates_processes_externally:
+            self._call_children_scripts()
+        with watched(self.procs):
+            return function(*args, **kwargs)
+
+
+class WatchedDDP(DDPStrategy):
+    """DDP whose processes notice the end of each other."""
+
+    def _configure_launcher(self) -> None:
+        super()._configure_launcher()
+        if isinstance(self._launcher, _SubprocessScriptLauncher):
+            environment = self.cluster_environment
+            assert environment is not None
+            self._launcher = WatchedLauncher(environment, self.num_processes, self.num_nodes)

@@ -60,6 +60,8 @@ def read_yaml(path: Path) -> DictConfig:
         raise UserError(f"cannot read the configuration {path}: {one_line(error)}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"{path} is not a configuration: expected a mapping with 'model', 'data'")
+    if not config:
+        raise UserError(f"{path} is empty: a configuration holds 'model' and 'data'")
     if isinstance(facts := config.get("variant"), DictConfig):
         facts.setdefault("name", path.stem)
     return config

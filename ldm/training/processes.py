@@ -15,6 +15,8 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import PrefixStore
 
+# Tell the processes that Lightning starts: the log folder and the process id of the first process.
+FOLDER_VARIABLE, FIRST_VARIABLE = "LDM_LOG_FOLDER", "LDM_FIRST_PROCESS"
 # Longest wait for another process; it may generate class images meanwhile.
 PATIENCE = timedelta(hours=6)
 

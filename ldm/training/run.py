@@ -29,14 +29,14 @@ from ldm.training.callbacks import CUDACallback, Progress, SetupCallback, StepSe
 from ldm.training.checkpoints import Checkpoints, network_rates, savers, tunes
 from ldm.training.checks import check_captions, check_captions_early, check_keys
 from ldm.training.class_images import device_of, with_class_images
-from ldm.training.config import DATE, FOLDER_VARIABLE, RunConfig
+from ldm.training.config import DATE, RunConfig
 from ldm.training.csv_log import CsvLogger
 from ldm.training.each_word import WatchEach, is_joint
 from ldm.training.folder import working_folder
 from ldm.training.latents import CacheLatents
 from ldm.training.memory import choose_checkpointing, what_fits
 from ldm.training.precision import cast_networks, choose, remark
-from ldm.training.processes import first_process
+from ldm.training.processes import FIRST_VARIABLE, FOLDER_VARIABLE, first_process
 from ldm.training.resume import Saved, check_fits, read_checkpoint, warn_of_changed_images
 from ldm.training.trainer import (
     DEFAULT_STEPS,
@@ -180,12 +180,16 @@ def _callbacks(config: RunConfig, first_step: int) -> list[pl.Callback]:
             Progress(),
             Checkpoints(folder, **options),
             CUDACallback(),
-            *(
-                instantiate_from_config(callback)
-                for callback in config.lightning.callbacks.values()
-                if callback
-            ),
+            *_own_callbacks(config),
         ]
+
+
+def _own_callbacks(config: RunConfig) -> Iterator[pl.Callback]:
+    """Build the callbacks that the configuration names; an error names its entry."""
+    for name, callback in config.lightning.callbacks.items():
+        if callback:
+            with user_errors(f"lightning.callbacks.{name}.params"):
+                yield instantiate_from_config(callback)
 
 
 def set_up(config: RunConfig) -> Run:
@@ -240,6 +244,8 @@ def quiet() -> None:
         ".*Total length of `list` across ranks is zero.*",
         ".*does not have many workers.*",
         ".*isinstance.treespec, LeafSpec.*",
+        ".*`broadcast_buffers` is deprecated.*",  # its successor is not in all supported versions
+        ".*use `self.log.'step', ..., sync_dist=True.`.*",  # the step is the same in all processes
     ):
         warnings.filterwarnings("ignore", text)
 
@@ -268,6 +274,7 @@ def train(this: Run) -> int:
         )
         return 0
     os.environ[FOLDER_VARIABLE] = str(folder)
+    os.environ.setdefault(FIRST_VARIABLE, str(os.getpid()))
     try:
         trainer.fit(this.model, this.data, ckpt_path=this.resume.path if this.resume else None)
     except torch.OutOfMemoryError as error:
@@ -277,13 +284,19 @@ def train(this: Run) -> int:
     except SystemExit as error:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt from error
     finally:
-        os.environ.pop(FOLDER_VARIABLE, None)
+        for name in (FOLDER_VARIABLE, FIRST_VARIABLE):
+            os.environ.pop(name, None)
     if saving.signal is not None:
         log.info(
             f"stopped at step {trainer.global_step}; resume with: "
             f"python main.py -t --resume {folder}"
         )
         return 128 + saving.signal
+    if trainer.global_step <= (this.resume.step if this.resume else 0):
+        raise UserError(
+            "no step was trained: check limit_train_batches and the other limits in "
+            "lightning.trainer"
+        )
     report(this)
     return 0
 

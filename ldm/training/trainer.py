@@ -15,9 +15,10 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
-from pytorch_lightning.strategies import DDPStrategy, Strategy
+from pytorch_lightning.strategies import Strategy
 
 from ldm.training.csv_log import CsvLogger
+from ldm.training.lightning_private import WatchedDDP
 from ldm.util import UserError, instantiate_from_config
 
 log = logging.getLogger(__name__)
@@ -174,7 +175,7 @@ def strategy(settings: Mapping[str, Any], devices: int, find_unused: bool) -> st
     if wanted not in ("auto", "ddp", "ddp_spawn", "ddp_fork", "ddp_find_unused_parameters_true"):
         return str(wanted)
     methods = {"ddp_spawn": "spawn", "ddp_fork": "fork"}
-    return DDPStrategy(
+    return WatchedDDP(
         start_method=methods.get(wanted, "popen"),  # type: ignore[arg-type]
         find_unused_parameters=find_unused or wanted.endswith("true"),
         broadcast_buffers=False,

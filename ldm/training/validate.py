@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from pytorch_lightning.strategies import StrategyRegistry
 
 from ldm.data.personalized_prior import CLASS_IMAGES, class_prompt_of
@@ -60,6 +60,9 @@ PRECISIONS = (
 # Options of the trainer that are at least 1; in those of OPEN, -1 means no limit.
 COUNTS = ("max_steps", "max_epochs", "accumulate_grad_batches", "num_nodes", "log_every_n_steps")
 OPEN = ("max_steps", "max_epochs")
+# Names and annotations of `lightning.latent_cache` and of what is read of `modelcheckpoint.params`.
+CACHE = {"enabled": "bool", "folder": "str", "batch_size": "int"}
+SAVING = {"every_n_train_steps": "int"}
 
 
 def check_names(where: str, names: Iterable[Any], allowed: Iterable[str]) -> None:
@@ -126,7 +129,10 @@ def check_targets(config: Any, where: str, extra: tuple[str, ...] = ()) -> None:
     if isinstance(target, type) and issubclass(target, Autoencoder):
         networks = params.get("ddconfig")
         if isinstance(networks, Mapping):
-            check_names(f"{where}.params.ddconfig", networks, parameters(Decoder)[0])
+            own = f"{where}.params.ddconfig"
+            check_names(own, networks, parameters(Decoder)[0])
+            for name, parameter in parameters(Decoder)[0].items():
+                check_kind(f"{own}.{name}", networks.get(name), str(parameter.annotation))
     for name, parameter in signature.items():
         needed = parameter.default is parameter.empty and name not in GIVEN_BY_PARENT
         if needed and name not in (*params, "data_root"):
@@ -148,14 +154,37 @@ def check_sections(sections: DictConfig, run: RunOptions) -> None:
     check_targets(lightning.callbacks, "lightning.callbacks")
     if "target" in (lightning.get("logger") or ()) and "testtube" not in lightning.logger.target:
         check_targets(lightning.logger, "lightning.logger")
-    cache = ("enabled", "folder", "batch_size")
-    check_names("lightning.latent_cache", lightning.latent_cache, cache)
+    _check_plain("lightning.latent_cache", lightning.latent_cache, CACHE)
+    saving = OmegaConf.select(lightning, "modelcheckpoint.params") or {}
+    every = {name: value for name, value in saving.items() if name in SAVING}
+    _check_plain("lightning.modelcheckpoint.params", every, SAVING)
     _check_rates(sections.model)
+    for name in ("model", "data", "lightning"):
+        _check_finite(name, sections[name])
     _check_words(sections)
     _check_sizes(sections)
     _check_files(sections, run)
     if wants_class_images(sections):
         class_images_of(sections)
+
+
+def _check_plain(where: str, values: Mapping[Any, Any], kinds: Mapping[str, str]) -> None:
+    """Raise UserError for an unknown name, or a value of another type than its annotation."""
+    check_names(where, values, kinds)
+    for name, value in values.items():
+        check_kind(f"{where}.{name}", value, kinds[str(name)])
+
+
+def _check_finite(where: str, value: Any) -> None:
+    """Raise UserError for a number in a tree that is not finite; `where` is the tree's name."""
+    if isinstance(value, DictConfig):
+        for name in value:
+            _check_finite(f"{where}.{name!s}", value[name])
+    elif isinstance(value, ListConfig):
+        for place, item in enumerate(value):
+            _check_finite(f"{where}[{place}]", item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where}: expected a finite number, got {value:g}")
 
 
 def _check_rates(model: DictConfig) -> None:
@@ -211,12 +240,13 @@ def _check_sizes(sections: DictConfig) -> None:
                 f"data.params.{name}.params.size: expected a multiple of {2**halvings}, by which "
                 f"the networks divide it, got {size}"
             )
-    steps = select(sections, "lightning.callbacks.image_logger.params.ddim_steps")
-    most = sections.model.params.get("timesteps", 1000)
-    if steps is not None and not 1 <= steps <= most:
-        raise UserError(
-            f"lightning.callbacks.image_logger.params.ddim_steps: expected 1 to {most}, got {steps}"
-        )
+    most = min(1000, sections.model.params.get("timesteps", 1000))
+    for key in ("ddim_steps", "log_images_kwargs.ddim_steps"):
+        where = f"lightning.callbacks.image_logger.params.{key}"
+        steps = select(sections, where)
+        check_kind(where, steps, "int")
+        if steps is not None and not 1 <= steps <= most:
+            raise UserError(f"{where}: expected 1 to {most}, got {steps}")
 
 
 def _check_files(sections: DictConfig, run: RunOptions) -> None:
@@ -275,3 +305,7 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
         if not isinstance(value, int) or value < 1:
             least = "a number of at least 1" + (", or -1 for no limit" if name in OPEN else "")
             raise UserError(f"--{name} {value}: expected {least}")
+    clip = settings.get("gradient_clip_val")
+    check_kind("lightning.trainer.gradient_clip_val", clip, "float")
+    if clip is not None and not clip >= 0:
+        raise UserError(f"lightning.trainer.gradient_clip_val: expected at least 0, got {clip:g}")

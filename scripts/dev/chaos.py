@@ -5,8 +5,10 @@
 Each run learns a word with the miniature. It is killed (SIGKILL), resumed and killed again until it
 ends. What it leaves must be that of an uninterrupted run, bit for bit: all words, the checkpoint
 with the optimizer's state, and the metrics except times. Half of the kills come at a random moment,
-half at a random file operation in the log folder, so that saves are hit. After some kills the last
-checkpoint is damaged. Then runs write to a file system of a few hundred kilobytes, which fills up.
+half at a random file operation in the log folder, so that saves are hit. Of two processes, half of
+the kills meet only one: the other must end by itself within 30 seconds, with one line and a status
+that is not 0. After some kills the last checkpoint is damaged. Then runs write to a file system of
+a few hundred kilobytes, which fills up.
 
 Runs are forked from one process, which has the libraries loaded. A run takes about a second.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import ctypes
 import importlib
 import json
 import os
@@ -57,6 +60,10 @@ TIMES = {"seconds", "train/steps_per_second"}
 FOLDER_EVENTS = ("open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.chmod")
 # Status of a child that killed itself.
 KILLED = -signal.SIGKILL
+# Seconds within which a process must end when the other one of its run was killed.
+LIMIT = 30.0
+# Option of Linux's prctl: this process becomes the parent of its children's orphans.
+ADOPT_ORPHANS = 36
 
 
 class Failure(Exception):
@@ -123,6 +130,50 @@ def wait(child: int, seconds: float | None = None) -> int:
         time.sleep(0.005)
 
 
+def second_of(first: int) -> int:
+    """Return the process id of the second process of a run; 0 if there is none yet."""
+    place = Path(f"/proc/{first}/task/{first}/children")
+    for child in place.read_text().split() if place.exists() else ():
+        if b"main.py" in Path(f"/proc/{child}/cmdline").read_bytes():
+            return int(child)
+    return 0
+
+
+def wait_and_kill_one(first: int, seconds: float, rng: random.Random) -> list[int]:
+    """Kill one of a run's two processes after `seconds`; return both statuses, the killed first.
+
+    An empty list means that the run had ended. Raises Failure if the other one outlives `LIMIT`.
+    """
+    end, second, ended = time.monotonic() + seconds, 0, {}
+    while not second or time.monotonic() < end:
+        second = second or second_of(first)
+        done, status = os.waitpid(first, os.WNOHANG)
+        if done:
+            if status:
+                raise Failure(f"a run ended before it was killed, with status {status}")
+            return []
+        time.sleep(0.005)
+    killed, other = rng.sample((first, second), 2)
+    try:
+        os.kill(killed, signal.SIGKILL)
+    except ProcessLookupError:  # the second process had ended, as the first one will
+        os.waitpid(first, 0)
+        return []
+    begun = time.monotonic()
+    while len(ended) < 2:
+        with suppress(ChildProcessError):  # an orphan comes to this process only in a moment
+            done, status = os.waitpid(-1, os.WNOHANG)
+            if done in (first, second):
+                ended[done] = os.waitstatus_to_exitcode(status)
+            if done == first and killed == second:  # which has waited for it
+                ended[second] = KILLED
+        if time.monotonic() > begun + LIMIT:
+            os.killpg(first, signal.SIGKILL)
+            raise Failure(f"one process was killed; the other one still ran after {LIMIT:.0f} s")
+        time.sleep(0.005)
+    return [ended[killed], ended[other]]
+
+
 class Run:
     """A run in a folder of its own, from its start over its resumptions to its end."""
 
@@ -147,6 +198,31 @@ class Run:
     def go(self, seconds: float | None = None, at_event: int | None = None) -> int:
         """Start or resume it; return its exit status, `KILLED` if it was killed."""
         return wait(fork(self.arguments(), self.place / "output.txt", at_event), seconds)
+
+    def lose_one(self, seconds: float, rng: random.Random) -> int:
+        """Start or resume it and kill one of its two processes; return `KILLED` or its status.
+
+        Raises Failure if the other process ends otherwise than with one line and a failure.
+        """
+        output = self.place / "output.txt"
+        before = output.stat().st_size if output.exists() else 0
+        statuses = wait_and_kill_one(fork(self.arguments(), output), seconds, rng)
+        if not statuses:
+            return 0
+        said = output.read_bytes()[before:].decode(errors="replace")
+        lines = [line for line in said.splitlines() if line.startswith("error: ")]
+        if statuses[1] == 0 and self.finished():  # its work was done
+            return KILLED
+        if statuses[1] <= 0 or len(lines) != 1 or "Traceback" in said:
+            raise Failure(f"one process was killed, the other: status {statuses[1]}, {said}")
+        return KILLED
+
+    def finished(self) -> bool:
+        """Tell whether the last step is saved."""
+        from ldm.training.resume import read_checkpoint
+
+        path = (self.folder or self.place) / "checkpoints" / "last.ckpt"
+        return path.is_file() and read_checkpoint(path).step == STEPS
 
     def facts(self) -> dict[str, Any]:
         """Return the number of file operations and the modules of a run that ended by itself."""
@@ -241,12 +317,16 @@ def kill_and_resume(
     assert folder is not None
     wanted = left_by(folder)
     operations = whole.facts()["operations"]
-    facts = {"kills": 0, "at file operations": 0, "damaged": 0, "runs": 0}
+    two = case == "two processes"
+    facts = {"kills": 0, "at file operations": 0, "one of two": 0, "damaged": 0, "runs": 0}
     while facts["kills"] < kills:
         run = Run(place / f"run-{facts['runs']}", case)
         status = KILLED
         while status == KILLED and facts["kills"] < kills:
-            if rng.random() < 0.5:
+            if two and rng.random() < 0.5:
+                status = run.lose_one(rng.uniform(0.1 * length, length), rng)
+                facts["one of two"] += status == KILLED
+            elif rng.random() < 0.5:
                 event = rng.randrange(1, operations)
                 status = run.go(at_event=event)
                 facts["at file operations"] += status == KILLED
@@ -324,6 +404,7 @@ def main() -> int:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="(all)")
     options = parser.parse_args()
     rng, begun = random.Random(options.seed), time.monotonic()
+    ctypes.CDLL(None).prctl(ADOPT_ORPHANS, 1)  # to learn how the second process of a run ended
     place = Path(tempfile.mkdtemp(prefix="chaos-"))
     load_modules(Run(place / "first", "one vector"))
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from ldm.checkpoint import loading
@@ -205,3 +206,60 @@ def test_an_evaluation_at_the_last_timestep_tells_v_from_noise(monkeypatch, turn
     monkeypatch.setattr(loading, "_load_base", lambda *_: model)
     base = Base(None, "sd2", shipped_config("sd1"), "", True)
     assert loading._predicts_v(base) == is_v
+
+
+SD2 = {**UNET, TEXT["sd2"]: (2,)}
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "family", "undecided"),
+    [
+        ("768-v-ema", {}, "sd2-v", False),
+        ("v2-1_512", {}, "sd2", False),
+        ("mine", {"modelspec.resolution": "768x768"}, "sd2-v", False),
+        ("mine", {"modelspec.resolution": "512x512"}, "sd2", False),
+        ("mine", {}, "sd2", True),
+    ],
+)
+def test_stable_diffusion_2_predicts_v_by_its_metadata_or_name(
+    tmp_path, name, metadata, family, undecided
+):
+    base = recognize(write(tmp_path / f"{name}.safetensors", SD2, **metadata))
+    assert (base.family, base.undecided) == (family, undecided)
+    assert ("v or ε is not known yet" in base.what) == undecided
+
+
+def test_a_file_of_stable_diffusion_2_that_names_nothing_is_evaluated(tmp_path, monkeypatch):
+    path = write(tmp_path / "mine.safetensors", SD2)
+    monkeypatch.setattr(loading, "_predicts_v", lambda base: base.path == path)
+    found = loading.find_base(path)
+    assert found.family == "sd2-v"
+    assert found.config.model.params.parameterization == "v"
+    monkeypatch.setattr(loading, "_predicts_v", lambda base: False)
+    assert loading.find_base(path).family == "sd2"
+
+
+def test_a_folder_for_a_configuration_without_a_family_is_refused(folder, tmp_path):
+    config = OmegaConf.create({"model": {"target": "torch.nn.Linear"}})
+    config.model.params = {"in_features": 2, "out_features": 2}
+    with pytest.raises(UserError, match="a folder of diffusers does not fit this configuration"):
+        load_model(config, folder)
+
+
+@pytest.mark.parametrize(
+    ("index", "says"),
+    [
+        (
+            {"weight_map": {"a": "gone.safetensors"}},
+            r"unet lacks gone.safetensors, which its index",
+        ),
+        ([1], "expected a mapping, got a list"),
+    ],
+)
+def test_an_index_of_weights_that_does_not_fit_its_folder(folder, index, says):
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    (folder / "unet" / f"{weights.name}.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=says) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ldm.checkpoint import hub
 from ldm.checkpoint.hub import HUB_NAME, locate_base, wanted_files
@@ -146,3 +147,53 @@ def test_a_repository_of_single_files():
 def test_names(text, parts):
     found = HUB_NAME.fullmatch(text)
     assert (found and found.groups()) == parts
+
+
+def test_a_repository_that_is_reached_is_downloaded(monkeypatch, tmp_path):
+    from huggingface_hub import HfApi
+
+    names = ["model.safetensors", "README.md"]
+    listing = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
+    asked = {}
+
+    def download(repository, **options):
+        asked.update(options, repository=repository)
+        save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+        return str(tmp_path)
+
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: listing)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    hub.fetch.cache_clear()
+    assert hub.fetch("org/name", "model.safetensors", "v1") == tmp_path / "model.safetensors"
+    wanted = {"repository": "org/name", "revision": "v1", "allow_patterns": names[:1]}
+    assert asked == wanted
+    with pytest.raises(UserError, match=r"org/name on the Hub has no file absent\.ckpt"):
+        hub.fetch("org/name", "absent.ckpt")
+
+
+def test_a_file_that_the_hub_lacks_and_a_fault_of_ours(monkeypatch):
+    from huggingface_hub import HfApi, errors
+
+    raised = []
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: raised[0])
+
+    def refuse(*_, **__):
+        raise raised[0]
+
+    monkeypatch.setattr(HfApi, "model_info", refuse)
+    raised[:] = [errors.EntryNotFoundError("404: a.safetensors")]
+    with pytest.raises(UserError, match=r"lacks a file: 404: a\.safetensors"):
+        hub.fetch("org/other")
+    raised[:] = [KeyError("ours")]
+    with pytest.raises(KeyError, match="ours"):
+        hub.fetch("org/other")
+
+
+def test_a_folder_of_one_or_several_files(tmp_path):
+    (tmp_path / "a.safetensors").touch()
+    assert hub.file_in(tmp_path) == tmp_path / "a.safetensors"
+    (tmp_path / "b.ckpt").touch()
+    with pytest.raises(UserError, match=r"2 files of weights \(a.safetensors, b.ckpt\): name one"):
+        hub.file_in(tmp_path)
+    (tmp_path / "model.ckpt").touch()
+    assert hub.file_in(tmp_path) == tmp_path / "model.ckpt"

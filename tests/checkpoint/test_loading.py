@@ -24,7 +24,7 @@ from ldm.checkpoint.loading import (
 )
 from ldm.checkpoint.names import SCHEDULE, describe
 from ldm.models.autoencoder import AutoencoderKL
-from ldm.util import UserError
+from ldm.util import UserError, instantiate_from_config
 
 
 def own_entries(model):
@@ -397,3 +397,72 @@ def test_half_precision_files_leave_the_schedule_exact(tiny, tmp_path):
     half = load_model(tiny.config, tmp_path / "half.safetensors")
     for name in SCHEDULE:
         assert_close(getattr(half, name), getattr(exact, name), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ([torch.zeros(2)], "not a checkpoint; it holds a list"),
+        ({"string_to_param": {"*": torch.zeros(1, 8)}}, "an embedding file"),
+    ],
+)
+def test_what_a_readable_file_holds_instead_is_named(tiny, tmp_path, content, says):
+    torch.save(content, tmp_path / "model.ckpt")
+    assert says in refused(tiny, tmp_path / "model.ckpt")
+
+
+def test_a_schedule_that_the_configuration_contradicts_is_computed(tiny, tmp_path, caplog):
+    """A file in half precision has rounded tables; the model's own are exact."""
+    own = load_model(tiny.config, tiny.checkpoint).alphas_cumprod
+    halved = {
+        n: v.half() if v.is_floating_point() else v for n, v in load_file(tiny.checkpoint).items()
+    }
+    halved["alphas_cumprod"] = own.half()
+    save_file(halved, tmp_path / "half.safetensors")
+    config = read_config(tiny.config)
+    model = instantiate_from_config(config.model)
+    with caplog.at_level("INFO"):
+        load_state(model, read_state_dict(tmp_path / "half.safetensors"), source="half")
+    assert "half: the schedule's" in caplog.text
+    assert "alphas_cumprod" in caplog.text
+    assert_close(model.alphas_cumprod, own)
+
+
+def test_neither_configuration_nor_checkpoint_is_an_error():
+    with pytest.raises(ValueError, match="give a configuration, a checkpoint, or both"):
+        load_model(None, None)
+
+
+def test_an_averaged_copy_that_is_not_used_is_told(tiny, tmp_path, caplog):
+    state = load_file(tiny.checkpoint)
+    name = "diffusion_modelinput_blocks00weight"
+    averages = {f"model_ema.{n}": torch.zeros(2) for n in (name, "decay", "num_updates")}
+    save_file({**state, **averages}, tmp_path / "full.safetensors")
+    with caplog.at_level("INFO"):
+        load_model(tiny.config, tmp_path / "full.safetensors")
+    assert "an averaged copy of 1 weights is there and not used" in caplog.text
+
+
+def test_the_hash_of_a_folder_follows_its_weights(tmp_path):
+    (tmp_path / "unet").mkdir()
+    save_file({"a": torch.zeros(2)}, tmp_path / "unet" / "model.safetensors")
+    (tmp_path / "unet" / "config.json").write_text("{}")
+    first = checkpoint_hash(tmp_path)
+    (tmp_path / "unet" / "config.json").write_text('{"a": 1}')
+    assert checkpoint_hash(tmp_path) == first
+    save_file({"a": torch.ones(2)}, tmp_path / "unet" / "model.safetensors")
+    assert checkpoint_hash(tmp_path) != first
+
+
+def test_a_folder_or_a_locked_file_is_no_checkpoint(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="is a folder: give the file in it"):
+        read_state_dict(tmp_path)
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(b"x")
+
+    def locked(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(path), "open", locked)
+    with pytest.raises(UserError, match=r"model.ckpt: Permission denied"):
+        read_state_dict(path)

@@ -145,6 +145,22 @@ def test_unknown_options_are_named():
         AutoencoderKL({**DDCONFIG, "double_z": False}, NO_LOSS, LATENT)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"ch_mult": []}, r"ch_mult must hold whole numbers of at least 1, got \[\]"),
+        ({"ch_mult": [1, -2]}, "ch_mult must hold whole numbers"),
+        ({"ch": 0}, "ch must be a whole number of at least 1, got 0"),
+        ({"num_res_blocks": 0}, "num_res_blocks must be a whole number of at least 1, got 0"),
+        ({"num_groups": 0}, "num_groups must be a whole number of at least 1, got 0"),
+        ({"z_channels": 0}, "z_channels must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_sizes_are_checked(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        AutoencoderKL({**DDCONFIG, **sizes}, NO_LOSS, LATENT)
+
+
 def test_a_file_of_weights_is_read_except_what_is_to_be_ignored(tmp_path):
     source = randomize(build())
     torch.save({"state_dict": source.state_dict()}, tmp_path / "first.ckpt")

@@ -326,6 +326,29 @@ def test_averaged_weights_and_their_scope():
         assert without.model_ema is None
 
 
+@pytest.mark.parametrize("only_unet", [False, True])
+def test_averages_that_a_file_lacks_start_at_its_weights(tmp_path, only_unet):
+    """A file's own averages are read; without them the averages are the weights of the file."""
+    source = plain_model(use_ema=True)
+    state = source.state_dict()
+    weights = {n: w for n, w in state.items() if not n.startswith("model_ema.")}
+    torch.save({"state_dict": weights}, tmp_path / "weights.ckpt")
+    torch.save({"state_dict": state}, tmp_path / "full.ckpt")
+    options = {
+        **{"unet_config": UNET, "first_stage_config": IDENTITY, "use_ema": True},
+        **{"cond_stage_config": "__is_unconditional__", "load_only_unet": only_unet},
+    }
+    torch.manual_seed(1)
+    model = LatentDiffusion(**options, ckpt_path=str(tmp_path / "weights.ckpt"))
+    for name, weight in model.model.named_parameters():
+        assert_close(weight, source.model.get_parameter(name))
+        assert_close(model.model_ema.get_buffer(name.replace(".", "")), weight.detach())
+    full = LatentDiffusion(**options, ckpt_path=str(tmp_path / "full.ckpt"))
+    weight = source.model.diffusion_model.out[2].weight.detach()
+    own = weight if only_unet else source.model_ema.diffusion_modelout2weight
+    assert_close(full.model_ema.diffusion_modelout2weight, own)
+
+
 def test_validation_logs_both_and_the_words_leave_the_averages_alone(tmp_path):
     model = text_model(tmp_path, personalization_config=WORDS, use_ema=True)
     logged = {}

@@ -354,6 +354,17 @@ def test_untrained_branches_are_nothing():
         ({**WITH_TEXT, "context_dim": [12, 16]}, "context_dim must hold one width"),
         ({"num_classes": "sequential"}, "'sequential' with adm_in_channels"),
         ({"num_classes": "many"}, "num_classes must be a number"),
+        ({"channel_mult": []}, r"channel_mult must hold whole numbers of at least 1, got \[\]"),
+        (
+            {"channel_mult": [1, 0]},
+            r"channel_mult must hold whole numbers of at least 1, got \[1, 0",
+        ),
+        ({"channel_mult": [1, "2"]}, "channel_mult must hold whole numbers"),
+        ({"model_channels": 0}, "model_channels must be a whole number of at least 1, got 0"),
+        ({"num_res_blocks": 0}, "num_res_blocks must be a whole number of at least 1, got 0"),
+        ({"num_groups": 0}, "num_groups must be a whole number of at least 1, got 0"),
+        ({"num_heads": 0}, "num_heads must be -1 or a whole number of at least 1, got 0"),
+        ({"num_head_channels": -2}, "num_head_channels must be -1 or a whole number"),
     ],
 )
 def test_options_that_contradict_are_refused(options, message):

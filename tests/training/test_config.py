@@ -521,3 +521,54 @@ def test_a_large_set_that_cannot_list_its_captions_is_only_warned_of(
     assert "the first 64 captions do not name ['@']" in caplog.text
     with pytest.raises(UserError, match="names @"):
         check_captions(model, {"train": [{"caption": "a *"}] * 64})
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["second_stage=3"], "second_stage: expected a mapping, got 3"),
+        (["model.params.scale_factor=${nothing.there}"], "the configuration does not fit together"),
+        (["second_stage.modle.params.a=1"], "unknown configuration key 'second_stage.modle'"),
+        (["--gpus", "first"], "--gpus first: expected numbers, such as 0 or 0,1"),
+        (["--second_root", "/images"], "--second_root: no set of this configuration's data takes"),
+        (["model.params.text_lr=???"], r"leaves model.params.text_lr open \(\?\?\?\): give"),
+        (["--placeholder_string", "*", "@"], r"--init_word dog: give one for each word of"),
+        (
+            ["data.params.train.params.placeholder_token='@'"],
+            r"its captions say '@', but the words to learn are \['\*'\]: set placeholder_token",
+        ),
+        (["~model.params.personalization_config"], "cannot read the override|unknown"),
+    ],
+)
+def test_what_does_not_fit_together_is_one_line(
+    arguments: Arguments, more: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load([*arguments, *more])
+    assert "\n" not in str(caught.value)
+
+
+def test_flags_of_words_need_a_model_that_learns_words(arguments: Arguments) -> None:
+    with pytest.raises(UserError, match="--init_word: this model learns no word"):
+        load([*arguments, "model.params.personalization_config=null"])
+
+
+def test_a_log_folder_without_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=r"it has no checkpoints/last.ckpt to resume from"):
+        load(["-t", "--resume", str(tmp_path)])
+
+
+def test_a_model_folder_as_the_weights_of_a_part(
+    arguments: Arguments, base: Path, tmp_path: Path
+) -> None:
+    """`ckpt_path` names the file in a folder, as the flags do."""
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "model.ckpt").write_bytes(base.read_bytes())
+    config = load([*arguments, f"model.params.ckpt_path={tmp_path / 'weights'}"])
+    assert config.model.params.ckpt_path == str(tmp_path / "weights" / "model.ckpt")
+
+
+def test_images_without_a_section_get_previews_with_the_runs_seed(arguments: Arguments) -> None:
+    config = load([*arguments, "--seed", "7", "lightning.callbacks.image_logger=null"])
+    assert config.lightning.callbacks.image_logger.params.seed == 7

@@ -28,6 +28,7 @@ from tests.training.conftest import Outcome
 Learn = Callable[..., Outcome]
 ROOT = Path(__file__).parents[2]
 WORDS = "model.params.personalization_config.params"
+PREVIEWS = "lightning.callbacks.image_logger.params"
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -107,6 +108,56 @@ def test_a_word_that_did_not_move_is_warned_of(
         (["data.params.train.params.size=0"], "train.params.size: expected a multiple of 2"),
         (["lightning.callbacks.image_logger.params.ddim_steps=2000"], "expected 1 to 1000, got 2"),
         (["lightning.callbacks.image_logger.params.max_images=0"], "max_images.* at least 1"),
+        (
+            [f"{PREVIEWS}.log_images_kwargs.ddim_steps=2000"],
+            "log_images_kwargs.ddim_steps: expected 1 to 1000, got 2000",
+        ),
+        (
+            [f"{PREVIEWS}.log_images_kwargs.ddim_steps=many"],
+            "log_images_kwargs.ddim_steps: expected int, got 'many'",
+        ),
+        ([f"{PREVIEWS}.log_images_kwargs.N=0"], "image_logger.params: log_images_kwargs.N must be"),
+        (
+            [f"{PREVIEWS}.log_images_kwargs.N=all"],
+            "log_images_kwargs.N must be a number, got 'all'",
+        ),
+        (
+            [f"{PREVIEWS}.guidance=-1"],
+            "image_logger.params: guidance must be at least 0, got -1",
+        ),
+        ([f"{PREVIEWS}.ddim_eta=2"], r"image_logger.params: ddim_eta must lie in 0..1, got 2"),
+        (
+            ["model.params.timesteps=2000", f"{PREVIEWS}.ddim_steps=1500"],
+            "image_logger.params.ddim_steps: expected 1 to 1000, got 1500",
+        ),
+        (
+            ["model.params.scale_factor=.nan"],
+            "params.scale_factor: expected a finite number, got n",
+        ),
+        (["model.params.linear_end=.inf"], "params.linear_end: expected a finite number, got inf"),
+        (["model.params.scale_factor=0"], "scale_factor must be above 0, got 0"),
+        (
+            ["model.params.embedding_reg_weight=-1"],
+            "embedding_reg_weight must be at least 0, got -1",
+        ),
+        (
+            ["lightning.modelcheckpoint.params.every_n_train_steps=often"],
+            "modelcheckpoint.params.every_n_train_steps: expected int, got 'often'",
+        ),
+        (["lightning.latent_cache.batch_size=all"], "cache.batch_size: expected int, got 'all'"),
+        (["lightning.latent_cache.enabled=maybe"], "cache.enabled: expected bool, got 'maybe'"),
+        (["lightning.trainer.gradient_clip_val=-1"], "clip_val: expected at least 0, got -1"),
+        (["lightning.trainer.gradient_clip_val=low"], "clip_val: expected float, got 'low'"),
+        (["-n", "a/../../b"], "--name 'a/../../b': no / may be in it; --logdir names a folder"),
+        (["-n", "n" * 300], "the log folder's name .* is too long: give a shorter --name"),
+        (
+            ["model.params.unet_config.params.channel_mult=[]"],
+            r"channel_mult must hold whole numbers of at least 1, got \[\]",
+        ),
+        (
+            ["model.params.first_stage_config.params.ddconfig.ch_mult=3"],
+            "ddconfig.ch_mult: expected Sequence, got 3",
+        ),
     ],
 )
 def test_values_are_checked_before_the_model_is_read(
@@ -116,6 +167,18 @@ def test_values_are_checked_before_the_model_is_read(
         main.main([*arguments, *change])
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "logs").glob("*"))
+
+
+def test_a_run_that_takes_no_step_is_an_error(learn: Learn) -> None:
+    with pytest.raises(UserError, match="no step was trained: check limit_train_batches"):
+        learn("nothing", "lightning.trainer.limit_train_batches=0")
+
+
+def test_a_word_file_with_another_name_is_told(learn: Learn) -> None:
+    outcome = learn("first", "--no-test")
+    words = str(outcome.folder / "checkpoints" / "embeddings.safetensors")
+    with pytest.raises(UserError, match=r"--embedding_manager_ckpt holds \*: give --placeholder"):
+        learn("second", "--embedding_manager_ckpt", words, "--placeholder_string", "@")
 
 
 def test_empty_flags_say_what_is_used(
@@ -388,3 +451,115 @@ def test_an_interrupt_says_so_and_exits_with_130(arguments: list[str], moment: s
     assert process.returncode == 130
     if moment == "start":
         assert rest.endswith("interrupted\n")
+
+
+@pytest.mark.parametrize(
+    "table", [b"garbage\0\xff", b"loss\n0.5\n", b"step,loss\n1,2,3\n", b"step\nfirst\n"]
+)
+def test_a_damaged_table_of_metrics_is_one_line_and_stays(learn: Learn, table: bytes) -> None:
+    outcome = learn("table", "--no-test")
+    path = outcome.folder / "logger" / "metrics.csv"
+    path.write_bytes(table)
+    resume = ["-t", "--no-test", "--resume", str(outcome.folder), "--max_steps", "3"]
+    with pytest.raises(UserError, match=r"metrics.csv is damaged \(.*\): move it away to resume"):
+        main.main(resume)
+    assert path.read_bytes() == table
+    path.unlink()
+    assert main.main(resume) == 0
+
+
+@pytest.mark.parametrize("kind", ["project", "lightning"])
+def test_a_run_whose_stored_configuration_is_lost(learn: Learn, kind: str) -> None:
+    outcome = learn("stored", "--no-test")
+    (stored,) = (outcome.folder / "configs").glob(f"*-{kind}.yaml")
+    resume = ["-t", "--no-test", "--resume", str(outcome.folder), "--max_steps", "3"]
+    stored.write_text("")
+    with pytest.raises(UserError, match=rf"{kind}.yaml is empty"):
+        main.main(resume)
+    stored.unlink()
+    with pytest.raises(UserError, match=rf"configs has no \*-{kind}.yaml, .* --base YAML"):
+        main.main(resume)
+
+
+def test_another_seed_on_resume_is_warned_of(
+    learn: Learn, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcome = learn("seed", "--no-test")
+    resume = ["-t", "--no-test", "--resume", str(outcome.folder), "--max_steps", "3"]
+    assert main.main([*resume, "--seed", "7"]) == 0
+    assert "--seed 7: the run began with seed 23" in caplog.text
+
+
+def test_a_checkpoint_that_lacks_its_step_is_damaged(learn: Learn) -> None:
+    outcome = learn("step", "--no-test")
+    last = outcome.folder / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    del content["global_step"]
+    torch.save(content, last)
+    (last.with_name("previous.ckpt")).unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"last.ckpt is damaged \(it lacks its step or its state\)"):
+        read_checkpoint(last)
+
+
+def test_a_damaged_file_of_another_name_may_be_no_checkpoint(learn: Learn, tmp_path: Path) -> None:
+    outcome = learn("named", "--no-test")
+    path = outcome.folder / "checkpoints" / "mine.ckpt"
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(UserError, match=r"mine.ckpt is damaged .*, or not a checkpoint of a run"):
+        main.main(["-t", "--resume", str(path)])
+
+
+def test_renamed_images_are_warned_of(
+    learn: Learn, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(pictures, folder)
+    outcome = learn("renamed", "--data_root", str(folder), "--no-test")
+    (folder / "0.png").rename(folder / "9.png")
+    assert main.main(["-t", "--no-test", "--resume", str(outcome.folder), "--max_steps", "3"]) == 0
+    assert "renamed: the resumed run meets them in another order" in caplog.text
+
+
+def test_a_resumed_run_without_its_word_file_still_resumes(
+    learn: Learn, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The word file holds the images' hashes; without it nothing can be said about them."""
+    outcome = learn("bare", "--no-test")
+    (outcome.folder / "checkpoints" / "embeddings.safetensors").unlink()
+    assert main.main(["-t", "--no-test", "--resume", str(outcome.folder), "--max_steps", "3"]) == 0
+    assert "images" not in " ".join(r.message for r in caplog.records if r.levelname == "WARNING")
+
+
+def test_a_trained_network_in_the_checkpoint_and_a_frozen_one_in_the_configuration(
+    learn: Learn,
+) -> None:
+    outcome = learn("tuned", "model.params.unfreeze_model=true", "--no-test")
+    resume = ["-t", "--no-test", "--resume", str(outcome.folder), "--max_steps", "3"]
+    with pytest.raises(UserError, match=r"holds a trained model.diffusion_model.* does not train"):
+        main.main([*resume, "model.params.unfreeze_model=false"])
+
+
+def test_a_checkpoint_on_a_file_system_without_links_keeps_the_one_before(
+    learn: Learn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    outcome = learn("plain", "--max_steps", "5", "--no-test")
+    checkpoints = outcome.folder / "checkpoints"
+    assert read_checkpoint(checkpoints / "last.ckpt").step == 5
+    assert read_checkpoint(checkpoints / "previous.ckpt").step == 4
+
+
+def test_a_network_that_is_tuned_without_words_is_watched_too(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damage(self: object, trainer: object, module: object, batch: object, i: int) -> None:
+        module.scale_factor = float("nan")  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(CUDACallback, "on_train_batch_start", damage, raising=False)
+    place = arguments.index("--init_word")
+    bare = [*arguments[:place], *arguments[place + 2 :], "model.params.personalization_config=null"]
+    with pytest.raises(UserError, match=r"the loss is not finite.* are those of the last save"):
+        main.main([*bare, "model.params.unfreeze_model=true"])

@@ -299,3 +299,73 @@ def test_names_that_nothing_can_load(name):
 @pytest.mark.parametrize("name", ["*", "<cat-toy>", "猫", "emb_1", "a.b", "train"])
 def test_names_that_can_be_loaded(name):
     check_name(name)
+
+
+class TestFilesThatAreSomethingElse:
+    def test_an_image_of_too_many_pixels(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("ldm.words.containers.LARGEST_PIXELS", 15)
+        Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+        with pytest.raises(UserError, match="has 4 x 4 pixels: more than any image that carries"):
+            read_words(tmp_path / "a.png")
+
+    def test_a_decompression_bomb(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 4)
+        Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+        with pytest.raises(UserError, match="far too large an image to carry a word"):
+            read_words(tmp_path / "a.png")
+
+    def test_an_image_that_is_cut_off(self, tmp_path):
+        noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "a.png")
+        (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:3000])
+        with pytest.raises(UserError, match=r"a.png' is not a readable image: "):
+            read_words(tmp_path / "a.png")
+
+    def test_a_text_chunk_that_is_damaged(self, tmp_path):
+        chunk = PngImagePlugin.PngInfo()
+        chunk.add_text("sd-ti-embedding", base64.b64encode(b'{"half": ').decode())
+        Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=chunk)
+        with pytest.raises(UserError, match=r"a.png': the word in this image is damaged: "):
+            read_words(tmp_path / "a.png")
+
+    def test_an_image_without_a_lit_pixel_or_with_uneven_blocks(self, tmp_path):
+        Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
+        uneven = np.full((4, 9, 3), 255, np.uint8)
+        uneven[:, (2, 5)] = 16  # two columns whose lower bits are black, unlike parts beside them
+        Image.fromarray(uneven).save(tmp_path / "uneven.png")
+        for name in ("black.png", "uneven.png"):
+            with pytest.raises(UserError, match="holds no word: neither in a text chunk"):
+                read_words(tmp_path / name)
+
+    def test_a_file_that_may_not_be_read(self, tmp_path, monkeypatch):
+        path = tmp_path / "a.pt"
+        path.write_bytes(b"x")
+
+        def locked(*_, **__):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(type(path), "open", locked)
+        with pytest.raises(UserError, match=r"embedding file '.*a.pt': Permission denied"):
+            read_words(path)
+
+    def test_a_header_that_lists_no_names_is_passed_over(self, tmp_path):
+        save_file(
+            {"emb_params": vectors()},
+            tmp_path / "a.safetensors",
+            metadata={"placeholders": "[broken", "name": "cat-toy"},
+        )
+        assert only(tmp_path / "a.safetensors")[0] == "cat-toy"
+
+    def test_a_file_of_no_words(self, tmp_path):
+        torch.save({"string_to_param": {}, "string_to_token": {}}, tmp_path / "a.pt")
+        with pytest.raises(UserError, match="holds no words"):
+            read_words(tmp_path / "a.pt")
+
+    def test_a_list_with_one_name_twice(self, tmp_path):
+        torch.save([{"<cat>": vectors(1)[0]}, {"<cat>": vectors(1)[0]}], tmp_path / "a.bin")
+        with pytest.raises(UserError, match="holds two words of one name: '<cat>'"):
+            read_words(tmp_path / "a.bin")
+
+    def test_a_folder_with_one_file_of_another_name(self, tmp_path):
+        write_words(tmp_path / "mine.safetensors", {"*": vectors()})
+        assert only(tmp_path)[0] == "*"

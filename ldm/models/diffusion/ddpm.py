@@ -237,6 +237,9 @@ class LatentDiffusion(TrainedModel):
         if self.timestep_power <= 0:
             raise ValueError(f"timestep_power must be above 0, got {self.timestep_power}")
         at_least(1, timestep_strata=self.timestep_strata)
+        at_least(0, embedding_reg_weight=self.embedding_reg_weight, prior_weight=self.prior_weight)
+        if not float(self.scale_factor) > 0:
+            raise ValueError(f"scale_factor must be above 0, got {float(self.scale_factor):g}")
         self._check_conditioning()
 
     def _check_conditioning(self) -> None:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm.modules.diffusionmodules.util import check_sizes
+
 
 def normalize(channels: int, num_groups: int) -> nn.GroupNorm:
     """GroupNorm with the autoencoder's and transformer's epsilon, 1e-6."""
@@ -110,6 +112,9 @@ class Encoder(nn.Module):
         attn_resolutions: sides, in the grid of `resolution`, at which attention follows each block.
         double_z: give twice `z_channels`: mean and log-variance.
         num_groups: of every GroupNorm; the published models have 32.
+
+    Raises:
+        ValueError: a size below 1; the message names it.
     """
 
     def __init__(
@@ -129,6 +134,13 @@ class Encoder(nn.Module):
         num_groups: int = 32,
     ) -> None:
         super().__init__()
+        check_sizes(
+            ch=ch,
+            ch_mult=ch_mult,
+            num_res_blocks=num_res_blocks,
+            z_channels=z_channels,
+            num_groups=num_groups,
+        )
         self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
         self.down = nn.ModuleList()
         width, side = ch, resolution

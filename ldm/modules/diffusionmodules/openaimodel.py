@@ -21,7 +21,12 @@ from ldm.modules.diffusionmodules.unet_blocks import (
     TimestepEmbedSequential,
     Upsample,
 )
-from ldm.modules.diffusionmodules.util import GroupNorm32, timestep_embedding, zero_module
+from ldm.modules.diffusionmodules.util import (
+    GroupNorm32,
+    check_sizes,
+    timestep_embedding,
+    zero_module,
+)
 
 __all__ = ["AttentionBlock", "Downsample", "ResBlock", "TimestepEmbedSequential", "UNetModel"]
 
@@ -53,7 +58,7 @@ class UNetModel(nn.Module):
             and the trainer or the sampler sets the precision.
 
     Raises:
-        ValueError: options that contradict each other; the message names them.
+        ValueError: options that contradict each other, or a size below 1; the message names them.
     """
 
     def __init__(
@@ -89,6 +94,12 @@ class UNetModel(nn.Module):
         self.in_channels, self.out_channels = in_channels, out_channels
         self.model_channels, self.num_classes = model_channels, num_classes
         self.context_dim = _one_width(context_dim)
+        check_sizes(
+            channel_mult=channel_mult,
+            model_channels=model_channels,
+            num_res_blocks=num_res_blocks,
+            num_groups=num_groups,
+        )
         _check_heads(num_heads, num_head_channels, use_spatial_transformer, self.context_dim)
         depths = _depths(transformer_depth, len(channel_mult))
         emb_dim = model_channels * 4
@@ -254,6 +265,9 @@ def _heads(width: int, num_heads: int, num_head_channels: int) -> tuple[int, int
 def _check_heads(
     num_heads: int, num_head_channels: int, spatial_transformer: bool, context_dim: int | None
 ) -> None:
+    for name, value in (("num_heads", num_heads), ("num_head_channels", num_head_channels)):
+        if value < 1 and value != -1:
+            raise ValueError(f"{name} must be -1 or a whole number of at least 1, got {value}")
     if num_heads == -1 and num_head_channels == -1:
         raise ValueError("give num_heads or num_head_channels, got -1 for both")
     if spatial_transformer and context_dim is None:

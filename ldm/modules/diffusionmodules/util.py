@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
+
+
+def check_sizes(**values: int | Sequence[int]) -> None:
+    """Raise ValueError for the first of the named sizes that is no whole number of at least 1.
+
+    A sequence must hold one size or more.
+    """
+    for name, value in values.items():
+        several = not isinstance(value, int)
+        sizes = list(value) if isinstance(value, Sequence) else [value]
+        if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
+            what = "hold whole numbers" if several else "be a whole number"
+            got = sizes if several else value
+            raise ValueError(f"{name} must {what} of at least 1, got {got}")
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
