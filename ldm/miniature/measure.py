@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +221,16 @@ class ConceptScore:
     both: float
 
 
+@dataclass(frozen=True)
+class WordScore:
+    """What images of a word show; attributes as of `ConceptScore`."""
+
+    image_similarity: float
+    scene: float
+    concept: float
+    both: float
+
+
 def see_concept(scorer: MiniatureClip, features: Tensor, concept: Concept) -> list[bool]:
     """Tell for each image whether the scorer sees the concept: shape and colour, or medium."""
     questions = ("medium",) if concept.is_style else ("shape", "colour")
@@ -253,6 +263,36 @@ def rendered_share(scorer: MiniatureClip, concept: Concept, each: int = 40) -> f
     return float(np.mean(scenes & things))
 
 
+def score_word(
+    generate: ImageSource, scorer: MiniatureClip, concept: Concept, images: int = 16
+) -> tuple[WordScore, list[Image.Image]]:
+    """Measure a word that `generate` already knows under the concept's placeholder.
+
+    Args:
+        generate: (prompts, images of each) → images, those of one prompt side by side.
+        scorer: scores them.
+        concept: what the word should mean.
+        images: how many to generate of the word; half as many of each scene prompt.
+
+    Returns:
+        The scores, and images to show: of the word, then of the scene prompts.
+    """
+    training, word = scorer.image_features(concept.images), concept.placeholder
+    own = generate([concept.prompt(word)], images)
+    prompts = [concept.scene_prompt(word, scene) for scene in concept.prompt_scenes]
+    each = max(1, images // 2)
+    placed = generate(prompts, each)
+    scenes, things = _seen(scorer, scorer.image_features(placed), concept)
+    score = WordScore(
+        image_similarity=pairwise_similarity(scorer.image_features(own), training),
+        scene=float(np.mean(scenes)),
+        concept=float(np.mean(things)),
+        both=float(np.mean(scenes & things)),
+    )
+    shown = [placed[i * each + j] for j in range(min(2, each)) for i in range(len(prompts))]
+    return score, own[:5] + shown
+
+
 def score_concept(
     generate: ImageSource,
     scorer: MiniatureClip,
@@ -273,25 +313,16 @@ def score_concept(
     def likeness(prompt: str, count: int) -> float:
         return pairwise_similarity(scorer.image_features(generate([prompt], count)), training)
 
-    word = concept.placeholder
-    own = generate([concept.prompt(word)], images)
-    prompts = [concept.scene_prompt(word, scene) for scene in concept.prompt_scenes]
-    each = max(1, images // 2)
-    placed = generate(prompts, each)
-    features = scorer.image_features(placed)
-    scenes, things = _seen(scorer, features, concept)
+    score, shown = score_word(generate, scorer, concept, images)
     described = concept.prompt(concept.words) if concept.is_style else concept.caption
     return ConceptScore(
-        image_similarity=pairwise_similarity(scorer.image_features(own), training),
+        **asdict(score),
         training=own_similarity(training),
         initializer_word=likeness(concept.prompt(concept.initializer_word), images // 2),
         best_word=likeness(concept.prompt(best), images // 2),
         best_word_is=best,
         caption=likeness(described, images // 2),
-        scene=float(np.mean(scenes)),
-        concept=float(np.mean(things)),
-        both=float(np.mean(scenes & things)),
-    ), own[:5] + [placed[i * each + j] for j in range(min(2, each)) for i in range(len(prompts))]
+    ), shown
 
 
 def vocabulary_features(
