@@ -268,12 +268,25 @@ def _clip_params(folder: Path) -> dict[str, Any]:
     }
 
 
+def _check_one_vocabulary(folder: Path) -> None:
+    """Raise UserError where the two tokenizers of SDXL differ: one serves both text encoders."""
+    paths = [folder / component / "vocab.json" for component in FAMILIES["sdxl"].tokenizers]
+    if all(path.is_file() for path in paths):
+        first, second = map(read_json, paths)
+        if first != second:
+            raise UserError(
+                f"{folder}: tokenizer and tokenizer_2 have different vocabularies "
+                f"({len(first)} and {len(second)} entries): download the folder again"
+            )
+
+
 def _set_encoders(config: DictConfig, folder: Path, name: str) -> None:
     """Set the sizes and the vocabulary of the text encoder, in place."""
     params: dict[str, Any] = {"tokenizer": str((folder / "tokenizer").absolute())}
     if name == "ldm":
         params |= _bert_params(read_json(folder / "bert" / "config.json"))
     elif name == "sdxl":
+        _check_one_vocabulary(folder)
         for part, place in (("clip_l", "text_encoder"), ("clip_g", "text_encoder_2")):
             params[part] = {**config.params[part], "params": _clip_params(folder / place)}
         width = read_json(folder / "unet" / "config.json").get("addition_time_embed_dim")
