@@ -268,16 +268,25 @@ def _clip_params(folder: Path) -> dict[str, Any]:
     }
 
 
+def _vocabulary(folder: Path) -> Mapping[str, Any]:
+    """Return the entries of a CLIP tokenizer's folder, text → id, in either form of its files."""
+    if (folder / "vocab.json").is_file():
+        return read_json(folder / "vocab.json")
+    model = read_json(folder / "tokenizer.json").get("model")
+    found = model.get("vocab") if isinstance(model, Mapping) else None
+    if not isinstance(found, Mapping):
+        raise UserError(f"{folder}/tokenizer.json has no vocabulary: download it again")
+    return found
+
+
 def _check_one_vocabulary(folder: Path) -> None:
     """Raise UserError where the two tokenizers of SDXL differ: one serves both text encoders."""
-    paths = [folder / component / "vocab.json" for component in FAMILIES["sdxl"].tokenizers]
-    if all(path.is_file() for path in paths):
-        first, second = map(read_json, paths)
-        if first != second:
-            raise UserError(
-                f"{folder}: tokenizer and tokenizer_2 have different vocabularies "
-                f"({len(first)} and {len(second)} entries): download the folder again"
-            )
+    first, second = (_vocabulary(folder / name) for name in FAMILIES["sdxl"].tokenizers)
+    if first != second:
+        raise UserError(
+            f"{folder}: tokenizer and tokenizer_2 have different vocabularies "
+            f"({len(first)} and {len(second)} entries): download the folder again"
+        )
 
 
 def _set_encoders(config: DictConfig, folder: Path, name: str) -> None:

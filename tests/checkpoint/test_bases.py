@@ -189,9 +189,13 @@ def test_a_vocabulary_that_does_not_fit(tmp_path):
         load_model(tmp_path / "base")
 
 
-def test_two_vocabularies_that_differ(tmp_path):
+@pytest.mark.parametrize("form", ["tokenizer.json", "vocab.json"])
+def test_two_vocabularies_that_differ(tmp_path, form):
     sdxl(tmp_path / "vocabulary").save_pretrained(tmp_path / "base")
-    change(tmp_path / "base/tokenizer_2/vocab.json", more=99)
+    path = tmp_path / "base/tokenizer_2" / form
+    whole = json.loads((path.parent / "tokenizer.json").read_text())
+    whole["model"]["vocab"]["more"] = 99
+    path.write_text(json.dumps(whole if form == "tokenizer.json" else whole["model"]["vocab"]))
     with pytest.raises(UserError, match=r"different vocabularies \(61 and 62 entries\)"):
         load_model(tmp_path / "base")
 
