@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,10 +23,10 @@ def snapshot(
         choose: the names of the repository's files → those that are wanted.
 
     Raises:
-        UserError: the repository or its revision does not exist, it is gated, or there is neither a
-            network nor a cached copy.
+        UserError: the repository or its revision does not exist, it is gated, the cache's disk is
+            full, or there is neither a network nor a cached copy.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -52,20 +54,38 @@ def snapshot(
     except EntryNotFoundError as error:
         raise UserError(f"{where} on the Hub lacks a file: {first_line(error)}") from error
     except Exception as error:
-        if isinstance(error, UserError) or not _of_the_network(error):
+        if isinstance(error, UserError) or not _of_the_client(error):
             raise
-        reason = first_line(error)
+        if _of_a_full_disk(error):
+            raise UserError(
+                f"{where} on the Hub does not fit: the disk of its cache {constants.HF_HUB_CACHE} "
+                "is full; free space there, or set HF_HOME to a folder on another disk"
+            ) from error
+        fault, remedy = f"the Hub cannot be reached ({first_line(error)})", "go online once"
+        if isinstance(error, OSError) and error.filename:
+            fault = f"the cache cannot be written ({first_line(error)})"
+            remedy = "set HF_HOME to a folder that can"
     try:
         return Path(snapshot_download(repository, revision=revision, local_files_only=True))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{where} is no file or folder here, not in the Hub's cache, and the Hub cannot be "
-            f"reached ({reason}): go online once, or give a file or folder"
+            f"{where} is no file or folder here, not in the Hub's cache, and {fault}: "
+            f"{remedy}, or give a file or folder"
         ) from error
 
 
-def _of_the_network(error: Exception) -> bool:
-    """Tell whether the network or the Hub is to blame; its client's errors vary by version."""
+def _of_the_client(error: Exception) -> bool:
+    """Tell whether the network, the disk or the Hub is to blame; errors vary by client's version.
+
+    `hf_xet`, which transfers large files, raises RuntimeError for all of them.
+    """
     library = type(error).__module__.partition(".")[0]
     network = ("httpx", "requests", "huggingface_hub")
-    return isinstance(error, OSError) or library.startswith(network)
+    return isinstance(error, (OSError, RuntimeError)) or library.startswith(network)
+
+
+def _of_a_full_disk(error: Exception) -> bool:
+    """Tell whether a file could not be written because the disk, or the user's quota, is full."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    code = error.errno if isinstance(error, OSError) else None
+    return code in full or any(os.strerror(number) in str(error) for number in full)

@@ -268,12 +268,34 @@ def _clip_params(folder: Path) -> dict[str, Any]:
     }
 
 
+def _vocabulary(folder: Path) -> Mapping[str, Any]:
+    """Return the entries of a CLIP tokenizer's folder, text → id, in either form of its files."""
+    if (folder / "vocab.json").is_file():
+        return read_json(folder / "vocab.json")
+    model = read_json(folder / "tokenizer.json").get("model")
+    found = model.get("vocab") if isinstance(model, Mapping) else None
+    if not isinstance(found, Mapping):
+        raise UserError(f"{folder}/tokenizer.json has no vocabulary: download it again")
+    return found
+
+
+def _check_one_vocabulary(folder: Path) -> None:
+    """Raise UserError where the two tokenizers of SDXL differ: one serves both text encoders."""
+    first, second = (_vocabulary(folder / name) for name in FAMILIES["sdxl"].tokenizers)
+    if first != second:
+        raise UserError(
+            f"{folder}: tokenizer and tokenizer_2 have different vocabularies "
+            f"({len(first)} and {len(second)} entries): download the folder again"
+        )
+
+
 def _set_encoders(config: DictConfig, folder: Path, name: str) -> None:
     """Set the sizes and the vocabulary of the text encoder, in place."""
     params: dict[str, Any] = {"tokenizer": str((folder / "tokenizer").absolute())}
     if name == "ldm":
         params |= _bert_params(read_json(folder / "bert" / "config.json"))
     elif name == "sdxl":
+        _check_one_vocabulary(folder)
         for part, place in (("clip_l", "text_encoder"), ("clip_g", "text_encoder_2")):
             params[part] = {**config.params[part], "params": _clip_params(folder / place)}
         width = read_json(folder / "unet" / "config.json").get("addition_time_embed_dim")

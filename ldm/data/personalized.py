@@ -152,6 +152,11 @@ class PersonalizedBase(DescribedImages):
         """Yield the samples of the first epoch."""
         return (self[sample] for sample in range(self.length))
 
+    @property
+    def num_images(self) -> int:
+        """The number of images, by the original's name."""
+        return len(self.paths)
+
     def files(self) -> tuple[Path, ...]:
         """Return the images' files, in order of places."""
         return self.paths

@@ -17,7 +17,7 @@ from ldm.checkpoint.convert import convert
 from ldm.checkpoint.folder_config import shipped_config
 from ldm.inference import load_model
 from ldm.util import UserError
-from tests.checkpoint.pipelines import ldm, sd1
+from tests.checkpoint.pipelines import ldm, sd1, sdxl
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 UNET = {
@@ -186,6 +186,17 @@ def test_a_vocabulary_that_does_not_fit(tmp_path):
     vocabulary.mkdir()
     (vocabulary / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", *map(str, range(900))]))
     with pytest.raises(UserError, match=r"tokenizer .* entries, more than vocab_size"):
+        load_model(tmp_path / "base")
+
+
+@pytest.mark.parametrize("form", ["tokenizer.json", "vocab.json"])
+def test_two_vocabularies_that_differ(tmp_path, form):
+    sdxl(tmp_path / "vocabulary").save_pretrained(tmp_path / "base")
+    path = tmp_path / "base/tokenizer_2" / form
+    whole = json.loads((path.parent / "tokenizer.json").read_text())
+    whole["model"]["vocab"]["more"] = 99
+    path.write_text(json.dumps(whole if form == "tokenizer.json" else whole["model"]["vocab"]))
+    with pytest.raises(UserError, match=r"different vocabularies \(61 and 62 entries\)"):
         load_model(tmp_path / "base")
 
 

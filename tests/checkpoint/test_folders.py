@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -14,6 +16,7 @@ from ldm.inference import (
     sample_latents,
     seeded_noise,
 )
+from ldm.words.manager import EmbeddingManager
 from tests.checkpoint.pipelines import PIPELINES
 
 PROMPT = "a photo of cat"
@@ -92,3 +95,50 @@ def test_an_image_equals_the_pipelines(model, pipeline):
     (made,) = generate(model, PROMPT, sampling)
     pixels = torch.tensor(list(made.image.tobytes())).reshape(64, 64, 3)
     assert_close(pixels / 255, wanted, rtol=0, atol=1 / 250)
+
+
+@pytest.mark.parametrize("prompt", ["*, cat", "a photo of * and *"])
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_the_word_gets_the_gradient_of_diffusers_script(model, pipeline, family, prompt, vectors):
+    """The loss of textual_inversion.py and textual_inversion_sdxl.py on one batch.
+
+    The word's vectors are rows that are added to the vocabulary there. The 1.4B model has no script
+    of diffusers; the same steps are taken with its pipeline's parts.
+    """
+    encoder = model.cond_stage_model
+    manager = EmbeddingManager(encoder, ["*"], ["cat"], num_vectors_per_token=vectors)
+    word = manager.word("*")
+    rng = torch.Generator().manual_seed(4)
+    x, noise, t = *torch.randn(2, 1, 4, 8, 8, generator=rng), torch.tensor([500])
+    with torch.no_grad():
+        word.add_(0.1 * torch.randn(word.shape, generator=rng))
+    if family == "sd2-v":  # its configuration's loss_weighting: v
+        model.timestep_weights = 1 / model.alphas_cumprod
+    model.embedding_manager = manager
+    condition = model.get_learned_conditioning([prompt])
+    model.p_losses(x, condition, t, noise).loss.backward()
+    model.embedding_manager, encoder.placeholders = None, {}
+
+    theirs, names = deepcopy(pipeline), ["<w>", *(f"<w>_{i}" for i in range(1, vectors))]
+    parts = [("bert", "tokenizer")] if family == "ldm" else [("text_encoder", "tokenizer")]
+    parts += [("text_encoder_2", "tokenizer_2")] if family == "sdxl" else []
+    networks = [getattr(theirs, component) for component, _ in parts]
+    widths = [network.get_input_embeddings().weight.shape[1] for network in networks]
+    tables = []
+    for (_, place), network, own in zip(
+        parts, networks, word.detach().split(widths, 1), strict=True
+    ):
+        tokenizer = getattr(theirs, place)
+        tokenizer.add_tokens(names)
+        network.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        table = network.get_input_embeddings().weight
+        tables.append((table, tokenizer.convert_tokens_to_ids(names)))
+        table.data[tables[-1][1]] = own
+    spelled = "<w>" if family == "sdxl" else " ".join(names)  # its pipeline adds the other names
+    states, added = text_states(theirs, family, prompt.replace("*", spelled))
+    noisy = theirs.scheduler.add_noise(x, noise, t)
+    predicted = theirs.unet(noisy, t, encoder_hidden_states=states, added_cond_kwargs=added).sample
+    target = theirs.scheduler.get_velocity(x, noise, t) if family == "sd2-v" else noise
+    torch.nn.functional.mse_loss(predicted, target).backward()
+    wanted = torch.cat([table.grad[ids] for table, ids in tables], 1)
+    assert relative(word.grad, wanted) < 1e-4

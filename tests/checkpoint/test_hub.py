@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from types import SimpleNamespace
 
@@ -100,6 +101,35 @@ def test_what_the_hub_refuses_is_one_line(monkeypatch, error, says):
     monkeypatch.setattr(HfApi, "model_info", refuse)
     with pytest.raises(UserError, match=says) as caught:
         hub.fetch("org/name", revision="v9")
+    assert "\n" not in str(caught.value)
+
+
+XET = "Data processing error: CAS service error : IO Error: "
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a.bin"), "cache .* is full; free space"),
+        (RuntimeError(f"{XET}No space left on device (os error 28)"), "cache .* is full; free"),
+        (RuntimeError(f"{XET}Timer expired"), r"cannot be reached \(.*Timer expired\): go online"),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), r"cannot be reached \(.*reset\)"),
+        (PermissionError(errno.EACCES, "denied", "/a"), r"cache cannot be written \(.*denied"),
+    ],
+)
+def test_a_download_that_breaks_off_says_why(monkeypatch, tmp_path, error, says):
+    from huggingface_hub import HfApi
+
+    def download(_, local_files_only=False, **__):
+        raise FileNotFoundError("no copy") if local_files_only else error
+
+    files = [SimpleNamespace(rfilename="model.safetensors")]
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: SimpleNamespace(siblings=files))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    hub.fetch.cache_clear()
+    with pytest.raises(UserError, match=f"org/broken.* {says}") as caught:
+        hub.fetch("org/broken")
     assert "\n" not in str(caught.value)
 
 

@@ -43,6 +43,11 @@ def colours(dataset):
     return [round((dataset.image(i)[0, 0, 0] + 1) * 127.5) for i in ids]
 
 
+def test_the_number_of_images_has_the_originals_name(folder):
+    dataset = PersonalizedBase(folder, repeats=7)
+    assert (dataset.num_images, len(dataset)) == (3, 21)
+
+
 class TestListing:
     def test_is_sorted_by_name(self, folder):
         assert colours(PersonalizedBase(folder)) == [150, 200, 100]

@@ -159,6 +159,28 @@ def test_latents_are_scaled_samples_of_the_posterior(model):
     assert_close(model.latents(known), 0.5 * (mean + (logvar / 2).exp() * noise))
 
 
+def test_the_originals_scripts_get_latents_and_conditions(model):
+    """The calls of its `log_images` and `training_step`."""
+    data = batch()
+    z, c = model.get_input(data, "image")
+    assert z.shape == (3, 3, 8, 8)
+    assert_close(c, model.get_learned_conditioning(data["caption"]))
+    z, c, x, again, texts = model.get_input(
+        data,
+        "image",
+        return_first_stage_outputs=True,
+        force_c_encode=True,
+        cond_key="caption",
+        return_original_cond=True,
+        bs=2,
+    )
+    assert (len(z), len(c), texts) == (2, 2, data["caption"][:2])
+    assert_close(x, data["image"][:2].permute(0, 3, 1, 2))
+    assert_close(again, model.decode_first_stage(z))
+    model.cond_stage_trainable = True
+    assert model.get_input(data, "image")[1] == data["caption"]
+
+
 @pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
 @pytest.mark.parametrize("numbered", [True, False])
 def test_the_density_of_the_timesteps(power, numbered):

@@ -353,3 +353,53 @@ def test_plms_refuses_eta_and_samplers_refuse_unknown_arguments():
         PLMSSampler(GaussianModel()).sample(S=2, batch_size=2, shape=SHAPE, eta=0.5)
     with pytest.raises(TypeError, match="temprature"):
         DDIMSampler(GaussianModel()).sample(S=2, batch_size=2, shape=SHAPE, temprature=1.0)
+
+
+def test_the_originals_img2img_is_a_client(noise):
+    """The calls of CompVis' scripts/img2img.py, against diffusers' scheduler from the same step."""
+    model, steps = WavyModel(), 10
+    sampler = DDIMSampler(model)
+    sampler.make_schedule(ddim_num_steps=steps, ddim_eta=0.0, verbose=False)
+    scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False)
+    scheduler.set_timesteps(steps)
+    ascending = scheduler.timesteps.flip(0)
+    assert sampler.ddim_timesteps.tolist() == ascending.tolist()
+    assert_close(sampler.ddim_alphas, scheduler.alphas_cumprod[ascending])
+    assert_close(sampler.ddim_alphas_prev[1:], sampler.ddim_alphas[:-1])
+    assert_close(sampler.ddim_sqrt_one_minus_alphas, (1 - sampler.ddim_alphas).sqrt())
+    assert not sampler.ddim_sigmas.any()
+    clean, t_enc = torch.full_like(noise, 0.3), int(0.75 * steps)
+    encoded = sampler.stochastic_encode(clean, torch.tensor([t_enc] * 2), noise=noise)
+    assert_close(encoded, scheduler.add_noise(clean, noise, ascending[[t_enc] * 2]))
+    cond, none = torch.tensor([1.0, 2.0]), torch.zeros(2)
+    settings = {"unconditional_guidance_scale": 3.0, "unconditional_conditioning": none}
+    found = sampler.decode(encoded, cond, t_enc, **settings)
+    x = encoded
+    for t in scheduler.timesteps[steps - t_enc :]:
+        without, with_ = (model.apply_model(x, t.repeat(2), c) for c in (none, cond))
+        x = scheduler.step(without + 3 * (with_ - without), t, x).prev_sample
+    assert_close(found, x, rtol=1e-4, atol=1e-4)
+
+
+def test_the_originals_steps_are_those_of_training(noise):
+    model = WavyModel()
+    sampler = DDIMSampler(model)
+    t = torch.tensor([500, 999])
+    encoded = sampler.stochastic_encode(noise, t, use_original_steps=True, noise=noise)
+    assert_close(encoded, model.q_sample(noise, t, noise))
+    model.seen.clear()
+    sampler.decode(noise, torch.zeros(2), 5, use_original_steps=True)
+    assert [t for t, *_ in model.seen] == [4, 3, 2, 1, 0]
+
+
+def test_what_the_original_left_to_an_index_error_is_named(noise):
+    sampler = DDIMSampler(WavyModel())
+    with pytest.raises(ValueError, match="call make_schedule first"):
+        sampler.stochastic_encode(noise, torch.tensor([1, 1]))
+    with pytest.raises(ValueError, match="ddim_discretize must be one of uniform, got 'quad'"):
+        sampler.make_schedule(10, ddim_discretize="quad")
+    sampler.make_schedule(10)
+    with pytest.raises(ValueError, match=r"t must lie in 0\.\.9, got 10"):
+        sampler.stochastic_encode(noise, torch.tensor([3, 10]))
+    with pytest.raises(ValueError, match=r"t_start must lie in 1\.\.10, got 11"):
+        sampler.decode(noise, torch.zeros(2), 11)

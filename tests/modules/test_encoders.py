@@ -127,6 +127,11 @@ def test_bert_tokens(bert):
     assert (bert.family, bert.width, bert.max_length) == ("ldm-bert", 24, 9)
 
 
+def test_the_originals_name_of_berts_tokenizer(bert):
+    assert_close(bert.tknz_fn("a cat"), bert.tokenize("a cat"))
+    assert bert.tknz_fn("a cat").shape == (1, bert.max_length)
+
+
 def test_clip_tokens(clip):
     ids = clip.tokenize(["cat", "cat " * 100])
     assert ids.shape == (2, 77)

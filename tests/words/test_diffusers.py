@@ -6,13 +6,16 @@ from copy import deepcopy
 import pytest
 import torch
 from diffusers.loaders import TextualInversionLoaderMixin
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import CLIPTokenizer
 
+from ldm.inference import load_model
 from ldm.modules.encoders.modules import BERTEmbedder, FrozenCLIPEmbedder
 from ldm.util import UserError
 from ldm.words.manager import EmbeddingManager
+from tests.checkpoint.pipelines import PIPELINES
+from tests.checkpoint.test_folders import text_states
 from tests.modules.vocabularies import write_bert, write_clip
 
 # "{}" is the word: first, middle, last, twice, glued to signs.
@@ -99,6 +102,72 @@ def test_a_word_of_diffusers_here(clip, folder, tmp_path, vectors):
     for prompt in PROMPTS:
         ours = clip.encode(prompt.format(*"**"), embedding_manager=manager)
         assert_close(ours, theirs.encode(prompt.format("<word>", "<word>")), msg=prompt)
+
+
+@pytest.fixture(scope="module", params=["sd2", "sdxl"])
+def base(request, tmp_path_factory):
+    """A family, its pipeline and the same base here."""
+    folder = tmp_path_factory.mktemp(request.param)
+    made = PIPELINES[request.param](folder)
+    made.save_pretrained(folder / "base")
+    return request.param, made, load_model(folder / "base")
+
+
+def assert_equal_conditioning(family, theirs, model, manager):
+    """Compare the text's vectors, and of SDXL the pooled text too, at every place of the word."""
+    model.embedding_manager = manager
+    for prompt in PROMPTS:
+        spelled = prompt.format("<word>", "<word>")
+        if family != "sdxl":  # its pipeline spells the word itself
+            spelled = theirs.maybe_convert_prompt(spelled, theirs.tokenizer)
+        states, added = text_states(theirs, family, spelled)
+        condition = model.get_learned_conditioning([prompt.format(*"**")])
+        ours = model.model.conditions(condition)
+        assert_close(ours["c_crossattn"][0], states, msg=prompt)
+        if added is not None:
+            pooled = added["text_embeds"]
+            assert_close(ours["c_adm"][:, : pooled.shape[1]], pooled, msg=prompt)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("vectors", [1, 4])
+def test_a_word_of_later_families_in_diffusers(base, tmp_path, vectors):
+    family, pipe, model = base
+    theirs = deepcopy(pipe)
+    manager = EmbeddingManager(
+        model.cond_stage_model, ["*"], ["cat"], num_vectors_per_token=vectors
+    )
+    manager.word("*").normal_()
+    manager.save(tmp_path / "word.safetensors")
+    if family == "sdxl":  # as diffusers documents it for a file of both encoders
+        both = load_file(tmp_path / "word.safetensors")
+        for key, which in (("clip_l", ""), ("clip_g", "_2")):
+            theirs.load_textual_inversion(
+                both[key],
+                token="<word>",
+                text_encoder=getattr(theirs, f"text_encoder{which}"),
+                tokenizer=getattr(theirs, f"tokenizer{which}"),
+            )
+    else:
+        theirs.load_textual_inversion(str(tmp_path / "word.safetensors"), token="<word>")
+    assert_equal_conditioning(family, theirs, model, manager)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("vectors", [1, 4])
+def test_a_word_of_diffusers_in_later_families(base, tmp_path, vectors):
+    """The files that diffusers' training scripts write: of SDXL two."""
+    family, pipe, model = base
+    theirs = deepcopy(pipe)
+    for which in ("", "_2") if family == "sdxl" else ("",):
+        encoder = getattr(theirs, f"text_encoder{which}")
+        word = {"<word>": torch.randn(vectors, encoder.config.hidden_size)}
+        save_file(word, tmp_path / f"learned_embeds{which}.safetensors", {"format": "pt"})
+        tokenizer = getattr(theirs, f"tokenizer{which}")
+        theirs.load_textual_inversion(word, text_encoder=encoder, tokenizer=tokenizer)
+    manager = EmbeddingManager(model.cond_stage_model, [])
+    manager.load(tmp_path / "learned_embeds.safetensors", rename={"<word>": "*"})
+    assert_equal_conditioning(family, theirs, model, manager)
 
 
 @pytest.mark.parametrize("prompt", ["a photo of *, cat", "*,", ",*,"])

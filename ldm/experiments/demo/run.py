@@ -97,14 +97,17 @@ def _short(path: Path) -> str:
 def learn(options: argparse.Namespace, concept: Concept) -> Path:
     """Learn the word by the command line that users have; return the run's log folder.
 
-    Raises UserError for a training that failed, which has written why.
+    Raises SystemExit with the status of a training that failed, which has written why, and
+    UserError for one that was killed or left no word.
     """
     command = training_command(options, concept)
     log.info("$ %s", shlex.join(["python", *command]))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, check=False)
+    if run.returncode > 0:
+        raise SystemExit(run.returncode)
     if run.returncode:
-        raise UserError(f"main.py ended with status {run.returncode}: see above")
+        raise UserError(f"main.py ended with status {run.returncode}")
     folders = (options.outdir / "logs").glob(f"*_{concept.name}/checkpoints/embeddings.pt")
     newest = max(folders, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:

@@ -348,6 +348,9 @@ class LatentDiffusion(TrainedModel):
     def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Any) -> Tensor:
         """Return the predicted noise ε, [b, c, h, w], for every `parameterization`.
 
+        In k-diffusion `CompVisDenoiser` fits every model, also one of v: not `CompVisVDenoiser`,
+        which takes the output for v.
+
         Args:
             x_noisy: latents noised to t, [b, c, h, w].
             t: [b].
@@ -488,6 +491,45 @@ class LatentDiffusion(TrainedModel):
         else:
             posterior = self.encode_first_stage(self.images(batch))
         return self.get_first_stage_encoding(posterior, batch.get("posterior_noise"))
+
+    @torch.no_grad()
+    def get_input(
+        self,
+        batch: Mapping[str, Any],
+        k: str | None = None,
+        return_first_stage_outputs: bool = False,
+        force_c_encode: bool = False,
+        cond_key: str | None = None,
+        return_original_cond: bool = False,
+        bs: int | None = None,
+    ) -> list[Any]:
+        """Return what the original's scripts take from a batch.
+
+        Args:
+            batch: images [b, h, w, c] in [−1, 1] under `k`, conditions under `cond_key`.
+            k: the default is `first_stage_key`.
+            return_first_stage_outputs: add the images [b, c, h, w] and their reconstructions.
+            force_c_encode: encode the conditions of a conditioner that is trained too.
+            cond_key: the default is `cond_stage_key`.
+            return_original_cond: add the conditions as they are.
+            bs: take the first samples alone.
+
+        Returns:
+            Scaled latents [b, c, h, w], conditions (None without a conditioner), and what was asked
+            for, in the order of the arguments.
+        """
+        data = {self.first_stage_key: batch[k or self.first_stage_key][:bs]}
+        images, z, given, encoded = self.images(data), self.latents(data), None, None
+        if self.cond_stage_model is not None:
+            data = {self.cond_stage_key: batch[cond_key or self.cond_stage_key][:bs]}
+            given = encoded = self.conditions(data)
+            if force_c_encode or not self.cond_stage_trainable:
+                height, width = images.shape[-2:]
+                encoded = self.get_learned_conditioning(given, size=(height, width))
+        found = [z, encoded]
+        if return_first_stage_outputs:
+            found += [images, self.decode_first_stage(z)]
+        return [*found, given] if return_original_cond else found
 
     def shared_step(self, batch: Mapping[str, Any]) -> LossResult:
         """Return the loss of a batch.

@@ -6,7 +6,7 @@ the embedding manager and the samplers use: `tokenize`, `word_ids`, `vocab_table
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch.nn.functional as F
@@ -129,6 +129,11 @@ class BERTEmbedder(TextEncoder):
     def vocab_table(self) -> Tensor:
         """The vocabulary's vectors: [vocab_size, n_embed]."""
         return self.transformer.token_emb.weight
+
+    @property
+    def tknz_fn(self) -> Callable[[str | Sequence[str]], Tensor]:
+        """The original's name of `tokenize`."""
+        return self.tokenize
 
     @property
     def unknown_id(self) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from ldm.experiments.demo import run as demo
 from ldm.experiments.demo.page import DemoResult, page
 from ldm.experiments.demo.scores import ScoredPrompt, Scores, read_curves, saved_words
 from ldm.miniature.measure import Concept, load_concepts
-from ldm.util import UserError
+from ldm.util import UserError, cli_main
 from ldm.words.files import write_words
 
 ROOT = Path(__file__).parents[3]
@@ -111,6 +112,28 @@ def test_the_training_command_is_the_one_a_user_would_type(tmp_path: Path) -> No
     ):
         assert command[command.index(option) + 1] == value
     assert any("personalized_style" in word for word in demo.training_command(options, style))
+
+
+@pytest.mark.parametrize(
+    ("status", "ends_with", "said"),
+    [(2, 2, ""), (-9, 2, "error: main.py ended with status -9\n")],
+)
+def test_what_the_training_said_is_not_said_again(
+    status: int,
+    ends_with: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = cli.parse(["--outdir", str(tmp_path)])
+    (concept,) = load_concepts(ROOT / "examples/concepts", ["teal-star"])
+    ended = SimpleNamespace(returncode=status)
+    monkeypatch.setattr(demo.subprocess, "run", lambda *_, **__: ended)
+    with pytest.raises(SystemExit) as caught:
+        cli_main(lambda: demo.learn(options, concept) and 0)
+    assert caught.value.code == ends_with
+    assert capsys.readouterr().err == said
 
 
 class Levels:
