@@ -332,6 +332,28 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert torch.equal(outcome.word(), whole.word())
 
 
+def test_a_whole_checkpoint_stays_until_there_is_a_new_one(
+    learn: Learn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed run must not put the damaged checkpoint in place of the whole one before it."""
+    outcome = learn("twice", "--max_steps", "5", "--no-test")
+    checkpoints = outcome.folder / "checkpoints"
+    _flip(checkpoints / "last.ckpt")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    resume = ["-t", "--no-test", "--resume", str(outcome.folder)]
+    with monkeypatch.context() as patch:
+        patch.setattr("pytorch_lightning.Trainer.save_checkpoint", fail)
+        with pytest.raises(UserError, match="No space left on device"):
+            main.main(resume)
+    assert read_checkpoint(checkpoints / "last.ckpt").step == 4
+    assert main.main(resume) == 0
+    assert read_checkpoint(checkpoints / "last.ckpt").step == 5
+    assert read_checkpoint(checkpoints / "previous.ckpt").step == 4
+
+
 def test_two_damaged_checkpoints_are_one_line(learn: Learn) -> None:
     outcome = learn("both", "--no-test")
     checkpoints = outcome.folder / "checkpoints"
