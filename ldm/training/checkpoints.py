@@ -131,6 +131,7 @@ class Checkpoints(StepCallback):
         """
         if self.watch is not None:
             self.watch.check(trainer, module)
+            self.watch.check_networks(trainer, module)
         manager = manager_of(module)
         if manager is not None:
             manager.set_step(trainer.global_step)

@@ -585,3 +585,25 @@ def test_a_network_that_is_tuned_without_words_is_watched_too(
     bare = [*arguments[:place], *arguments[place + 2 :], "model.params.personalization_config=null"]
     with pytest.raises(UserError, match=r"the loss is not finite.* are those of the last save"):
         main.main([*bare, "model.params.unfreeze_model=true"])
+
+
+def test_a_network_that_is_not_finite_is_not_saved(
+    learn: Learn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither the loss nor the word of the step shows it."""
+
+    def damage(self: object, trainer: object, module: object, batch: object, i: int) -> None:
+        if i == 3:
+            weight = next(module.model.parameters())  # type: ignore[attr-defined]
+            weight.register_hook(lambda grad: grad * float("nan"))
+
+    monkeypatch.setattr(CUDACallback, "on_train_batch_start", damage, raising=False)
+    message = (
+        r"stopped at step 4: model\.diffusion_model\.\S+ is not finite. .* are of the last save"
+    )
+    with pytest.raises(UserError, match=message):
+        learn("tuned", "model.params.unfreeze_model=true", "--max_steps", "4")
+    (folder,) = (tmp_path / "logs").glob("*_tuned")
+    saved = read_checkpoint(folder / "checkpoints" / "last.ckpt")
+    assert saved.step == 2
+    assert all(torch.isfinite(value).all() for value in saved.state.values())
