@@ -21,6 +21,7 @@ from ldm.experiments.benchmark.report import Results, machine
 from ldm.experiments.benchmark.sections import CONCEPTS, PAPER, Plan, command, do_turn
 from ldm.experiments.benchmark.sides import TOKENIZER
 from ldm.resources import ROOT
+from ldm.util import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +55,14 @@ def write_random_base(family: str, path: Path, kind: torch.dtype) -> None:
     text = json.dumps(header).encode()
     block = (0.02 * torch.randn(BLOCK, generator=torch.Generator().manual_seed(0))).to(kind)
     numbers = block.view(torch.uint8).numpy().tobytes()
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for start in range(0, end, len(numbers)):
-            file.write(numbers[: end - start])
+
+    def write(part: Path) -> None:
+        with part.open("r+b") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for start in range(0, end, len(numbers)):
+                file.write(numbers[: end - start])
+
+    write_whole(path, write)
 
 
 def seconds_to_read(path: Path) -> float:
