@@ -78,6 +78,10 @@ def test_named_configurations_exist(path: Path) -> None:
         assert (ROOT / name).is_file(), f"{path.name} names {name}"
 
 
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").split()) <= 1200
+
+
 def test_the_documented_code_learns_a_word_and_generates_it(
     untrained_miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

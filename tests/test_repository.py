@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ("models/miniature/",)
@@ -36,6 +37,14 @@ def test_only_the_miniatures_weights_are_large(tracked: dict[str, int]) -> None:
 
 def test_questionnaires_are_made_and_not_tracked(tracked: dict[str, int]) -> None:
     assert not [name for name in tracked if "questionnaires/" in name]
+
+
+def test_figures_are_quantized(tracked: dict[str, int]) -> None:
+    figures = [n for n in tracked if n.startswith("docs/results/") and n.endswith(".png")]
+    assert figures
+    for name in figures:
+        with Image.open(ROOT / name) as image:
+            assert image.mode == "P", f"{name} has {image.mode} pixels: store a palette of colours"
 
 
 def test_files_are_written_whole() -> None:

@@ -47,10 +47,10 @@ def keep_trained(checkpoint: dict[str, Any], module: pl.LightningModule) -> None
 class Checkpoints(StepCallback):
     """Save `last.ckpt` at an interval of optimizer steps, at the end, and when asked to stop.
 
-    The checkpoint before it stays as `previous.ckpt`. The signals of `SIGNALS` let the step in
-    progress end, save, and end the run without an exception; a second signal stops at once. A save
-    happens between steps, after the averaged weights were updated, so a resumed run equals an
-    uninterrupted one bit for bit.
+    The checkpoint before it stays as `previous.ckpt`; a damaged one never takes this name. The
+    signals of `SIGNALS` let the step in progress end, save, and end the run without an exception; a
+    second signal stops at once. A save happens between steps, after the averaged weights were
+    updated, so a resumed run equals an uninterrupted one bit for bit.
 
     Args:
         folder: where the checkpoints go.
@@ -70,6 +70,7 @@ class Checkpoints(StepCallback):
         self.folder, self.every, self.savers = folder, every_n_train_steps, savers
         self.watch = watch
         self.saved_at = -1
+        self.last_is_whole = True
         self.signal: int | None = None
         self._handlers: dict[int, Any] = {}
 
@@ -79,8 +80,9 @@ class Checkpoints(StepCallback):
         self.signal = number
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note where the run begins."""
+        """Note where the run begins, and whether it resumes because `last.ckpt` is damaged."""
         self.saved_at = trainer.global_step
+        self.last_is_whole = Path(trainer.ckpt_path or LAST).name != PREVIOUS
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the signals. Earlier, Lightning would take some of them back."""
@@ -129,6 +131,7 @@ class Checkpoints(StepCallback):
         """
         if self.watch is not None:
             self.watch.check(trainer, module)
+            self.watch.check_networks(trainer, module)
         manager = manager_of(module)
         if manager is not None:
             manager.set_step(trainer.global_step)
@@ -136,8 +139,10 @@ class Checkpoints(StepCallback):
         if trainer.is_global_zero:
             for saver in self.savers:
                 saver(trainer, module, self.folder)
-            keep_previous(path)
+            if self.last_is_whole:
+                keep_previous(path)
             write_whole(path, lambda part: trainer.save_checkpoint(part, weights_only=False))
+            self.last_is_whole = True
         else:  # gathers the state with the first process, and writes nothing
             trainer.save_checkpoint(path, weights_only=False)
         self.saved_at = trainer.global_step

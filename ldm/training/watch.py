@@ -76,6 +76,20 @@ class Watch(BatchCallback):
         kept = self._keep(trainer, module, bad - 1)
         raise UserError(f"stopped at step {bad}: {what} is not finite. {_cause(trainer)}. {kept}")
 
+    def check_networks(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Raise UserError if a network's trained weight is not finite.
+
+        The loss shows it only in the next step.
+        """
+        words = {id(word) for word in _trained(module)}
+        for name, weight in module.named_parameters():
+            network = weight.requires_grad and id(weight) not in words
+            if network and not torch.isfinite(weight).all():
+                raise UserError(
+                    f"stopped at step {trainer.global_step}: {name} is not finite. "
+                    f"{_cause(trainer)}. The checkpoints in {self.folder} are of the last save"
+                )
+
     def _keep(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> str:
         """Write the last finite words; return a sentence that says where."""
         manager = manager_of(module)

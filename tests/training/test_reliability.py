@@ -332,6 +332,28 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert torch.equal(outcome.word(), whole.word())
 
 
+def test_a_whole_checkpoint_stays_until_there_is_a_new_one(
+    learn: Learn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed run must not put the damaged checkpoint in place of the whole one before it."""
+    outcome = learn("twice", "--max_steps", "5", "--no-test")
+    checkpoints = outcome.folder / "checkpoints"
+    _flip(checkpoints / "last.ckpt")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    resume = ["-t", "--no-test", "--resume", str(outcome.folder)]
+    with monkeypatch.context() as patch:
+        patch.setattr("pytorch_lightning.Trainer.save_checkpoint", fail)
+        with pytest.raises(UserError, match="No space left on device"):
+            main.main(resume)
+    assert read_checkpoint(checkpoints / "last.ckpt").step == 4
+    assert main.main(resume) == 0
+    assert read_checkpoint(checkpoints / "last.ckpt").step == 5
+    assert read_checkpoint(checkpoints / "previous.ckpt").step == 4
+
+
 def test_two_damaged_checkpoints_are_one_line(learn: Learn) -> None:
     outcome = learn("both", "--no-test")
     checkpoints = outcome.folder / "checkpoints"
@@ -563,3 +585,25 @@ def test_a_network_that_is_tuned_without_words_is_watched_too(
     bare = [*arguments[:place], *arguments[place + 2 :], "model.params.personalization_config=null"]
     with pytest.raises(UserError, match=r"the loss is not finite.* are those of the last save"):
         main.main([*bare, "model.params.unfreeze_model=true"])
+
+
+def test_a_network_that_is_not_finite_is_not_saved(
+    learn: Learn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither the loss nor the word of the step shows it."""
+
+    def damage(self: object, trainer: object, module: object, batch: object, i: int) -> None:
+        if i == 3:
+            weight = next(module.model.parameters())  # type: ignore[attr-defined]
+            weight.register_hook(lambda grad: grad * float("nan"))
+
+    monkeypatch.setattr(CUDACallback, "on_train_batch_start", damage, raising=False)
+    message = (
+        r"stopped at step 4: model\.diffusion_model\.\S+ is not finite. .* are of the last save"
+    )
+    with pytest.raises(UserError, match=message):
+        learn("tuned", "model.params.unfreeze_model=true", "--max_steps", "4")
+    (folder,) = (tmp_path / "logs").glob("*_tuned")
+    saved = read_checkpoint(folder / "checkpoints" / "last.ckpt")
+    assert saved.step == 2
+    assert all(torch.isfinite(value).all() for value in saved.state.values())
