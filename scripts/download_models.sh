@@ -49,10 +49,10 @@ fetch() { # fetch URL FILE: into FILE.part, from where an interrupted run left i
     echo "fetching $1"
     if command -v curl >/dev/null; then
         curl --fail --location --retry 3 --continue-at - --output "$2.part" "$1" ||
-            fail "download of $1 stopped; run this again to go on from where it is"
+            fail "download of $1 stopped; run this again to continue it"
     elif command -v wget >/dev/null; then
         wget --tries=3 --continue --output-document="$2.part" "$1" ||
-            fail "download of $1 stopped; run this again to go on from where it is"
+            fail "download of $1 stopped; run this again to continue it"
     else
         fail "neither curl nor wget is installed"
     fi
@@ -121,7 +121,7 @@ from_first_link() { # from_first_link FILE: 1 if the link gives no model; an int
         return 1
     fi
     [ "$size" -ge "$MODEL_MIN_BYTES" ] ||
-        fail "$1.part has $size bytes of at least $MODEL_MIN_BYTES: run this again to go on"
+        fail "$1.part has $size bytes of at least $MODEL_MIN_BYTES: run this again to continue"
     mv "$1.part" "$1"
 }
 

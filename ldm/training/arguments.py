@@ -24,7 +24,7 @@ EXAMPLES = """examples:
   independent words of several folders in one run, each as if it were alone:
     python main.py --model models/miniature -t --variant fast --data_root A B C \\
         --init_word cat dog cup
-  go on with an interrupted run:
+  resume an interrupted run:
     python main.py -t --resume logs/DIR2026-01-31T12-00-00_finetune
   change any entry of the configuration:
     python main.py --base X.yaml -t data.params.batch_size=2 lightning.trainer.max_steps=500
@@ -101,7 +101,7 @@ def _add_run(add: Callable[..., object]) -> None:
     add("--variant", **several, metavar="NAME", help="lay configs/variants/NAME.yaml over them")
     add("-t", "--train", **FLAG, default=False, help="train")
     add("--no-test", **FLAG, default=False, help="no test at the end")
-    text = "log folder or checkpoint to go on from"
+    text = "log folder or checkpoint to resume from"
     add("-r", "--resume", metavar="PATH", default="", help=text)
     text = "check all, take one step, say what a run would do, and write nothing"
     add("--dry_run", action="store_true", help=text)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from ldm.training.callbacks import logged
 from ldm.training.merge import WORDS
@@ -90,29 +91,34 @@ class EachWord:
 
 
 class WatchEach(Watch):
-    """Stops a word that is not finite, at its last finite value; the others go on."""
+    """Stops a word that is not finite, at its last finite value; the others continue."""
 
     @torch.no_grad()
     def on_batch(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch_idx: int
     ) -> None:
-        """Check each word; nothing is copied from a GPU but where the loss is logged."""
-        manager = manager_of(module)
-        assert manager is not None
-        words = dict(manager.string_to_param_dict.items())
-        fine = [torch.isfinite(word).all() for word in words.values()]
-        pairs = zip(fine, words.values(), self.good, strict=True)
-        self.good = [torch.where(ok, word, good) for ok, word, good in pairs]
-        if module.device.type != "cpu" and not logged(trainer, batch_idx):
-            return
+        """Keep finite words; nothing is copied from a GPU but where the loss is logged."""
+        pairs = zip(_words(module), self.good, strict=True)
+        self.good = [torch.where(torch.isfinite(word).all(), word, good) for word, good in pairs]
+        if module.device.type == "cpu" or logged(trainer, batch_idx):
+            self.check(trainer, module)
+
+    @torch.no_grad()
+    def check(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Reset and stop words that are not finite. Raise UserError if no word is left."""
+        words = _words(module)
         names = list(trainer.datamodule.datasets["train"].concepts)  # type: ignore[attr-defined]
-        for name, word, ok, good in zip(names, words.values(), fine, self.good, strict=True):
-            if not bool(ok):
+        for name, word, good in zip(names, words, self.good, strict=True):
+            if not bool(torch.isfinite(word).all()):
                 word.copy_(good)
                 word.requires_grad_(False)
                 log.error(f"{name}: stopped at step {trainer.global_step}: its word is not finite")
-        if not any(word.requires_grad for word in words.values()):
+        if not any(word.requires_grad for word in words):
             raise UserError(f"stopped at step {trainer.global_step}: no word is finite any more")
 
-    def check(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Do nothing more before a save: words that are not finite were reset."""
+
+def _words(module: pl.LightningModule) -> list[Tensor]:
+    """Return the vectors of all words, stopped ones too."""
+    manager = manager_of(module)
+    assert manager is not None
+    return list(manager.string_to_param_dict.values())

@@ -70,8 +70,8 @@ class DirectionalDescent(Optimizer):
     """Moves words over their spheres by `spherical_step`; no weight decay, no momentum.
 
     The words are parameters [k, d]; the prior means μ of each, unit vectors [k, d], are the only
-    state, so a resumed run goes on bit for bit. A schedule may change the rate `lr`, which is above
-    0; `radius` (m) is above 0 too, `kappa` (κ) at least 0.
+    state, so a resumed run continues bit for bit. A schedule may change the rate `lr`, which is
+    above 0; `radius` (m) is above 0 too, `kappa` (κ) at least 0.
     """
 
     def __init__(

@@ -85,6 +85,25 @@ def test_a_folder_that_cannot_be_used_stops_no_other(
     assert not (outcome.folder / "empty").exists()
 
 
+def test_a_word_that_is_not_finite_is_not_saved(
+    learn: Learn, folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the words are looked at where the loss is logged, and before each save."""
+    check = each_word.WatchEach.on_train_batch_end
+
+    def spoil(self, trainer, module, *rest):  # type: ignore[no-untyped-def]
+        check(self, trainer, module, *rest)
+        if trainer.global_step == 3:
+            with torch.no_grad():
+                next(module.embedding_manager.embedding_parameters()).fill_(torch.nan)
+
+    good = learn("good", *joint(folders, "--max_steps", "3"))
+    monkeypatch.setattr(each_word.WatchEach, "on_train_batch_end", spoil)
+    spoilt = learn("spoilt", *joint(folders, "--max_steps", "3"))
+    for name in ("first", "second"):
+        assert torch.equal(words_of(spoilt.folder, name), words_of(good.folder, name))
+
+
 def test_a_word_that_is_not_finite_stops_no_other(
     learn: Learn,
     folders: list[Path],
