@@ -292,7 +292,8 @@ def train(this: Run) -> int:
             f"python main.py -t --resume {folder}"
         )
         return 128 + saving.signal
-    if trainer.global_step <= (this.resume.step if this.resume else 0):
+    # A callback such as DVAR may find at once that a resumed run has ended.
+    if not trainer.should_stop and trainer.global_step <= (this.resume.step if this.resume else 0):
         raise UserError(
             "no step was trained: check limit_train_batches and the other limits in "
             "lightning.trainer"

@@ -159,5 +159,6 @@ def test_arguments_out_of_range(given: dict[str, float], line: str) -> None:
 
 
 def test_a_mistake_in_the_file_is_one_line(learn: Learn) -> None:
-    with pytest.raises(UserError, match="lightning: bound must lie in"):
+    where = r"lightning\.callbacks\.early_stopping\.params"
+    with pytest.raises(UserError, match=f"{where}: bound must lie in"):
         learn("wrong", *stopping(4, 2.0))
