@@ -2,7 +2,7 @@
 
 The loss has local minima: from some initializer words the vector never reaches the concept. So the
 vocabulary proposes other starts. All are compared on the same batches, and the best few are trained
-for some steps each. The run goes on from the best of them.
+for some steps each. The run continues from the best of them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ShortStarts(pl.Callback):
        the run's learning rate.
     3. The word starts from the result with the lowest loss on the fixed batches.
 
-    The steps of the run are those without this callback. A resumed run goes on from its checkpoint.
+    The steps of the run are those without this callback. A resumed run continues from its checkpoint.
     Words on a sphere (`DirectionalEmbeddingManager`) start at their initializer words.
 
     Args:

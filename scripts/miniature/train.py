@@ -3,7 +3,7 @@
     python scripts/miniature/train.py [--threads 2] [--device 0]
 
 It takes hours and is resumable. Each stage is a command line of its own, printed as it starts. A
-stage whose result is there is not run again; an interrupted one goes on from its last checkpoint.
+stage whose result is there is not run again; an interrupted one continues from its last checkpoint.
 Work in progress lies in outputs/miniature, results in models/miniature.
 """
 
@@ -30,7 +30,7 @@ def call(*words: str | Path) -> None:
     log.info("$ %s", shlex.join(["python", *command[1:]]))
     status = subprocess.run(command, check=False).returncode
     if status:
-        raise UserError(f"{words[0]} ended with status {status}; run the same command to go on")
+        raise UserError(f"{words[0]} ended with status {status}; run the same command to continue")
 
 
 def train(stage: str, machine: list[str], *overrides: str, over: str = "") -> Path:
