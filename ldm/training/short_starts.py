@@ -37,8 +37,8 @@ class ShortStarts(pl.Callback):
        the run's learning rate.
     3. The word starts from the result with the lowest loss on the fixed batches.
 
-    The steps of the run are those without this callback. A resumed run continues from its checkpoint.
-    Words on a sphere (`DirectionalEmbeddingManager`) start at their initializer words.
+    The steps of the run are those without this callback. A resumed run continues from its
+    checkpoint. Words on a sphere (`DirectionalEmbeddingManager`) start at their initializer words.
 
     Args:
         count: short trainings, at least 1. The first is that of the initializer word.
