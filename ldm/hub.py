@@ -54,9 +54,9 @@ def snapshot(
     except EntryNotFoundError as error:
         raise UserError(f"{where} on the Hub lacks a file: {first_line(error)}") from error
     except Exception as error:
-        if isinstance(error, UserError) or not _of_the_client(error):
+        if isinstance(error, UserError) or not is_of_the_client(error):
             raise
-        if _of_a_full_disk(error):
+        if is_full_disk(error):
             raise UserError(
                 f"{where} on the Hub does not fit: the disk of its cache {constants.HF_HUB_CACHE} "
                 "is full; free space there, or set HF_HOME to a folder on another disk"
@@ -74,7 +74,7 @@ def snapshot(
         ) from error
 
 
-def _of_the_client(error: Exception) -> bool:
+def is_of_the_client(error: Exception) -> bool:
     """Tell whether the network, the disk or the Hub is to blame; errors vary by client's version.
 
     `hf_xet`, which transfers large files, raises RuntimeError for all of them.
@@ -84,7 +84,7 @@ def _of_the_client(error: Exception) -> bool:
     return isinstance(error, (OSError, RuntimeError)) or library.startswith(network)
 
 
-def _of_a_full_disk(error: Exception) -> bool:
+def is_full_disk(error: Exception) -> bool:
     """Tell whether a file could not be written because the disk, or the user's quota, is full."""
     full = (errno.ENOSPC, errno.EDQUOT)
     code = error.errno if isinstance(error, OSError) else None

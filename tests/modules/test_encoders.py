@@ -1,5 +1,6 @@
 """Text encoders against diffusers and transformers; vocabularies found, cut, and missed clearly."""
 
+import errno
 import time
 
 import pytest
@@ -202,6 +203,24 @@ def test_the_hub_is_asked_once_and_only_for_what_is_not_here(monkeypatch, tmp_pa
         tokenizer = load_tokenizer("BertTokenizerFast", "owner/vocabulary")
         assert tokenizer("cat", add_special_tokens=False)["input_ids"] == [BERT_WORDS.index("cat")]
     assert asked == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk of the cache is full"),
+        (RuntimeError("Data processing error: connection refused"), "connection refused"),
+    ],
+)
+def test_what_fails_on_the_way_from_the_hub_is_one_line(monkeypatch, error, said):
+    import huggingface_hub
+
+    def snapshot_download(name, allow_patterns, local_files_only):
+        raise FileNotFoundError("not in the cache") if local_files_only else error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(UserError, match=said):
+        load_tokenizer("BertTokenizerFast", "owner/vocabulary")
 
 
 def test_a_vocabulary_must_fit_the_model(tmp_path):

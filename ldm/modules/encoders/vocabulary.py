@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ldm.hub import is_full_disk, is_of_the_client
 from ldm.resources import ROOT, locate
 from ldm.util import UserError, first_line
 
@@ -82,8 +83,11 @@ def _from_hub(kind: str, name: str) -> Path:
     for local in (True, False):
         try:
             folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=local))
-        except (OSError, ValueError) as error:
-            reason = first_line(error)
+        except Exception as error:
+            if not (isinstance(error, ValueError) or is_of_the_client(error)):
+                raise
+            full = "the disk of the cache is full: free space there, or set HF_HOME to another"
+            reason = full if is_full_disk(error) else first_line(error)
             continue
         if _is_whole(kind, folder):
             return folder
