@@ -40,7 +40,11 @@ def test_questionnaires_are_made_and_not_tracked(tracked: dict[str, int]) -> Non
 
 
 def test_figures_are_quantized(tracked: dict[str, int]) -> None:
-    figures = [n for n in tracked if n.startswith("docs/results/") and n.endswith(".png")]
+    figures = [
+        n
+        for n in tracked
+        if n.startswith(("docs/results/", "examples/miniature/")) and n.endswith(".png")
+    ]
     assert figures
     for name in figures:
         with Image.open(ROOT / name) as image:

@@ -120,12 +120,13 @@ class Evaluation:
 
     def save(self, images: Sequence[Any], name: str, columns: int) -> None:
         """Write a grid of images, twice as large as generated."""
+        from ldm.experiments.figures.output import write_png
         from ldm.image_io import pil_grid
 
         path = self.options.images / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         grid = pil_grid(images, columns)
-        grid.resize((2 * grid.width, 2 * grid.height), 0).save(path, optimize=True)
+        write_png(path, grid.resize((2 * grid.width, 2 * grid.height), 0), {})
 
     def concepts(self) -> list[Any]:
         """Return the concepts asked for."""
