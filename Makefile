@@ -35,8 +35,9 @@ lock:  ## write requirements.lock anew from pyproject.toml's open ranges
 	build/lock/bin/python -m pip freeze --exclude-editable | grep -viE '^nvidia-|^triton' \
 		| sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > requirements.lock
 
+# A worker for each core, with one thread: threads of several workers would fight.
 test: env  ## the tests that need neither a GPU, nor the 1.4B weights, nor minutes
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: env  ## the slow tests (the demo from end to end and the like)
 	$(BIN)/python -m pytest -m "slow and not gpu and not weights"
