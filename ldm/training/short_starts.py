@@ -62,8 +62,10 @@ class ShortStarts(pl.Callback):
         if type(manager) is not EmbeddingManager:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        first = data.batches("train", 0, self.steps)
-        fixed = data.batches("train", trainer.max_steps, self.batches)
+        first, fixed = [], []
+        if trainer.is_global_zero:
+            first = data.batches("train", 0, self.steps)
+            fixed = data.batches("train", trainer.max_steps, self.batches)
         for placeholder in manager.configured():
             parameter = manager.string_to_param_dict[placeholder]
             if trainer.is_global_zero:

@@ -103,12 +103,12 @@ def start(plan: Plan) -> Results:
     log.info(f"reading {size:.2f} GB: {reading:.1f} s; command less its step: {first:.1f} s")
     steps = 3 if plan.quick else LOOP_STEPS
     many = ("--max_steps", str(steps), "--limit_val_batches", "0")
-    whole = command(plan, (*PAPER, *concept, *many))["training"] / steps
-    bare = statistics.median(
-        do_turn(
-            replace(plan.turn, size="miniature", side="ours, float32", generations=0), plan.quick
-        )["wall"]
+    threads = plan.turn.threads or 1  # the miniature's own number
+    turn = replace(
+        plan.turn, size="miniature", side="ours, float32", generations=0, threads=threads
     )
+    whole = command(replace(plan, turn=turn), (*PAPER, *concept, *many))["training"] / steps
+    bare = statistics.median(do_turn(turn, plan.quick)["wall"])
     log.info(f"a step of a run of {steps}: {whole:.4f} s; the step alone: {bare:.4f} s")
     facts["load_after"] = round(os.getloadavg()[0], 1)
     rows = [

@@ -130,13 +130,20 @@ class _Hashes:
         return self.known[path]
 
     def yaml(self, path: Path) -> str:
-        """Hash what a configuration says; comments and the variant's description do not count."""
+        """Hash what a configuration says.
+
+        Comments, the variant's description and `run.threads`, which a cell is told anew, do not
+        count.
+        """
         if path not in self.known:
             from omegaconf import OmegaConf
 
             content = OmegaConf.to_container(OmegaConf.load(path))
             assert isinstance(content, dict)
             content.pop("variant", None)
+            run = content.pop("run", None) or {}
+            run.pop("threads", None)
+            content |= {"run": run} if run else {}
             self.known[path] = digest(content)
         return self.known[path]
 

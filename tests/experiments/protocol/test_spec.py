@@ -130,6 +130,22 @@ def test_the_hashes_cover_what_decides_and_nothing_else(
     assert (before.score_hash != after.score_hash) is rescored
 
 
+@pytest.mark.parametrize(("entry", "relearned"), [("threads", False), ("seed", True)])
+def test_the_hashes_know_a_base_without_its_threads(
+    entry: str, relearned: bool, tmp_path: Path
+) -> None:
+    """A cell is told its threads by the grid; they decide how fast it is."""
+    hashes = []
+    for value in (None, 1, 2):
+        base = OmegaConf.load(ROOT / "configs/miniature/finetune.yaml")
+        base.run = {} if value is None else {entry: value}
+        OmegaConf.save(base, tmp_path / "base.yaml")
+        spec = read_protocol(FOLDER / "smoke.yaml", [f"base=[{tmp_path / 'base.yaml'}]"])
+        hashes.append(cells(spec)[0].learn_hash)
+    assert (len(set(hashes)) == 3) is relearned
+    assert (len(set(hashes)) == 1) is not relearned
+
+
 def test_the_hashes_do_not_know_where_files_lie() -> None:
     cell = cells(read_protocol(FOLDER / "smoke.yaml"))[0]
     moved = dataclasses.replace(cell, places={**cell.places, "folder": "/elsewhere"})
