@@ -45,6 +45,13 @@ ALIASES = {
 }
 # torchvision and friends were the original's; the quantiser's package only with the extra `vq`.
 DONE_WITHOUT = {"torchvision", "clip", "albumentations", "test_tube", "cv2", "imageio"}
+# Beside the command lines: what reads the options of main.py, and a signature of Lightning's.
+SEE_ARGPARSE = {
+    "ldm/training/arguments.py",
+    "ldm/training/config.py",
+    "ldm/training/csv_log.py",
+    "ldm/training/merge.py",
+}
 COMMANDS = [
     path.relative_to(ROOT)
     for path in [*ROOT.glob("*.py"), *sorted((ROOT / "scripts").rglob("*.py"))]
@@ -105,6 +112,26 @@ def test_an_alias_is_one_import(file: str) -> None:
     body = ast.parse((ROOT / file).read_text()).body
     assert len(body) == 2, f"{file} holds a docstring and one import, nothing else"
     assert set(imports(ROOT / file)) > {ALIASES[file]}
+
+
+def test_only_command_lines_see_parsed_arguments() -> None:
+    """After `ldm.training.config` a run's configuration is typed."""
+    found = {
+        str(path.relative_to(ROOT))
+        for path in sources("ldm")
+        if "cli" not in path.parts and "argparse.Namespace" in imports_and_attributes(path)
+    }
+    assert found == SEE_ARGPARSE
+
+
+def imports_and_attributes(path: Path) -> set[str]:
+    """Every absolute name that a file imports, and every `a.b` in its code."""
+    attributes = {
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(ast.parse(path.read_text(), str(path)))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
+    return attributes | set(imports(path))
 
 
 def test_nothing_imports_what_the_project_does_without() -> None:

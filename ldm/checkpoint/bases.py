@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.checkpoint.config import read_config
 from ldm.checkpoint.files import read_state_dict
@@ -118,13 +118,13 @@ def v_by_name(path: Path) -> bool | None:
     return False if NAME_OF_EPS.search(path.name) else None
 
 
-def read_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
+def read_weights(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Read a base's weights, of a file or a folder, under names that `match_names` pairs with ours.
 
-    The model is not changed; its names and shapes say what to look for in a folder. Raises
-    UserError for what is unreadable, or lacks a component.
+    `state` is the state of our model: its names and shapes say what to look for in a folder.
+    Raises UserError for what is unreadable, or lacks a component.
     """
-    own = {published_name(name): value for name, value in model.state_dict().items()}
+    own = {published_name(name): value for name, value in state.items()}
     key = family_of(own)
     if not path.is_dir():
         state = read_state_dict(path)

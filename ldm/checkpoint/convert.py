@@ -64,7 +64,7 @@ def read_entries(base: Base) -> dict[str, Tensor]:
     """Read a base's weights under the published names; or raise UserError."""
     model = build_empty(base)
     own = model.state_dict()
-    state = read_weights(base.path, model)
+    state = read_weights(base.path, model.state_dict())
     pairs = match_names(list(own), list(state))
     wrong = [n for n, ours in pairs.items() if state[n].shape != own[ours].shape]
     found = {*pairs.values()}

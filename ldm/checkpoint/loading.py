@@ -207,7 +207,7 @@ def build_empty(base: Base) -> Any:
 
 def _load_base(base: Base, device: torch.device | str, dtype: torch.dtype | None) -> Any:
     model = build_empty(base)
-    state = read_weights(base.path, model)
+    state = read_weights(base.path, model.state_dict())
     what = f"{base.what}, " if base.what else ""
     report = load_state(model, state, source=str(base.path), device=device, dtype=dtype)
     decay = (base.config.model.get("params") or {}).get("ema_decay") or 0.9999

@@ -6,18 +6,20 @@ Its metadata name the base by hash, so that it is never added to another model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.checkpoint.bases import read_weights
 from ldm.checkpoint.files import checkpoint_hash
 from ldm.checkpoint.names import is_optional, match_names
+from ldm.modules.ema import LitEma
 from ldm.util import UserError, write_whole
 
 FORMAT = "ldm-difference"
@@ -25,9 +27,21 @@ FORMAT = "ldm-difference"
 PARTS = ("model.", "cond_stage_model.")
 
 
+class TunedModel(Protocol):
+    """What a weight delta needs of a `LatentDiffusion`: its weights, and their averages."""
+
+    model_ema: LitEma | None
+
+    @property
+    def averaged_network(self) -> nn.Module: ...
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def state_dict(self) -> Mapping[str, Tensor]: ...
+    def ema_scope(self) -> AbstractContextManager[None]: ...
+
+
 @torch.no_grad()
 def save_weight_delta(
-    model: Any,
+    model: TunedModel,
     path: str | Path,
     base: str | Path,
     *,
@@ -53,7 +67,7 @@ def save_weight_delta(
             for name, weight in model.named_parameters()
             if weight.requires_grad and name.startswith(PARTS)
         }
-        state = read_weights(Path(base), model)
+        state = read_weights(Path(base), model.state_dict())
         names = [name for name, _ in model.named_parameters()]
         of_base = {ours: theirs for theirs, ours in match_names(names, list(state)).items()}
         moved = {}
@@ -102,7 +116,7 @@ def check_weight_delta(path: str | Path, checkpoint: str | Path | None) -> dict[
 
 
 @torch.no_grad()
-def apply_weight_delta(model: Any, path: str | Path, checkpoint: str | Path | None) -> None:
+def apply_weight_delta(model: TunedModel, path: str | Path, checkpoint: str | Path | None) -> None:
     """Add the weight delta in a file to a model with the weights of `checkpoint`, in place.
 
     Averaged weights, if the model has them, become the tuned weights: generation uses them. Raises
@@ -123,4 +137,4 @@ def apply_weight_delta(model: Any, path: str | Path, checkpoint: str | Path | No
             # A new tensor: what was read may lie in the mapped checkpoint.
             weight.data = (weight.float() + change.to(weight.device).float()).to(weight.dtype)
     if model.model_ema is not None:
-        model.model_ema.restart(model.model)
+        model.model_ema.restart(model.averaged_network)

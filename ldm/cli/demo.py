@@ -77,9 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo."""
     options = parse(argv)
     check(options)
-    from ldm.experiments.demo.run import run
+    from ldm.experiments.demo.run import DemoOptions, run
 
-    found = run(options).metrics()
+    found = run(DemoOptions(**vars(options))).metrics()
     log.info(
         "image similarity %.3f (initializer word %.3f, training images %.3f), text similarity %.3f",
         found["image_similarity"],

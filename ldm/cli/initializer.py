@@ -9,10 +9,8 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +24,7 @@ from ldm.training.class_images import device_of
 from ldm.training.config import RunConfig, load
 from ldm.training.run import build_data
 from ldm.util import UserError, instantiate_from_config
+from ldm.words.tokens import whole_words
 
 log = logging.getLogger(__name__)
 
@@ -76,16 +75,6 @@ def _choose(options: argparse.Namespace, root: str) -> str:
         best = by_clip(clip, dataset.files(), captions)
     log.info(f"{root}: initializer word {words[best]!r}, of {len(compared)} words by {chooser}")
     return words[best]
-
-
-def whole_words(tokenizer: Any) -> list[str]:
-    """Return the words of three letters or more that are one token, in the vocabulary's order."""
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    if any(token.endswith("</w>") for token, _ in vocabulary):  # CLIP marks the end of a word
-        found = [token.removesuffix("</w>") for token, _ in vocabulary if token.endswith("</w>")]
-    else:
-        found = [token for token, _ in vocabulary]  # BERT's ## marks the middle of one
-    return [word for word in found if re.fullmatch("[a-z]{3,}", word)]
 
 
 def by_clip(clip: FeatureExtractor, files: Sequence[Path], captions: Sequence[str]) -> int:

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     if not options.train and not options.resume and not options.dry_run:
         raise UserError("nothing to do: add -t to train")
-    from ldm.training.config import load
+    from ldm.training.config import load, load_each
 
     try:
         if len(options.data_roots) > 1 and options.dry_run:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if len(options.data_roots) > 1:
             from ldm.training.many import learn_many
 
-            return learn_many(options)
+            return learn_many(load_each(options))
         config = load(options)  # mistakes in files show before the heavy imports
         if options.dry_run:
             from ldm.training.dry_run import dry_run

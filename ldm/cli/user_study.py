@@ -127,5 +127,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.scorer = str(locate(options.scorer))  # a name on the Hub stays
     from ldm.experiments.study import command
 
-    commands = {"make": command.make, "rehearse": command.rehearse, "analyse": command.analyse}
-    return commands[options.command](options)
+    given = vars(options)
+    status: int = getattr(command, given.pop("command"))(**given)
+    return status

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 BATCH = {"cpu": 16, "cuda": 256, "mps": 64}
 
 T = TypeVar("T")
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def image_size(model: CLIPModel) -> int:
@@ -65,7 +66,7 @@ def load_pretrained(kind: Any, name: str | Path, device: str, **options: Any) ->
     return frozen(model.to(device))
 
 
-def frozen(model: nn.Module) -> Any:
+def frozen(model: Model) -> Model:
     """Return a model in evaluation mode, without gradients."""
     return model.eval().requires_grad_(False)
 
@@ -85,7 +86,7 @@ def processor(side: int, crop: int, **options: Any) -> Any:
 class ImageEmbedder:
     """Embeds images by a model of `transformers`; `prepare` is its image processor."""
 
-    model: Any
+    model: nn.Module
     prepare: Any
 
     @property
@@ -117,6 +118,8 @@ class ClipExtractor(ImageEmbedder):
     Raises UserError for a tokenizer that is not the model's: `transformers` makes an empty one
     where its files are missing.
     """
+
+    model: CLIPModel
 
     def __init__(self, model: CLIPModel, tokenizer: Any, prepare: Any = None) -> None:
         wanted = getattr(model.config.text_config, "vocab_size")  # noqa: B009 - mypy sees a dict

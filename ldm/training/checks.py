@@ -5,21 +5,38 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import SimpleNamespace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from omegaconf import DictConfig
 
 from ldm.training.config import RunConfig
 from ldm.util import UserError, instantiate_from_config, quote
-from ldm.words.loading import check_prompts
+from ldm.words.loading import WordModel, check_prompts
 from ldm.words.manager import EmbeddingManager
 
 log = logging.getLogger(__name__)
 
 # Captions looked at before training, of a set that cannot list all.
 CAPTIONS_CHECKED = 64
+
+
+class CaptionModel(WordModel, Protocol):
+    """What checking captions needs of a `LatentDiffusion`."""
+
+    cond_stage_key: str
+    unfreeze_model: bool
+
+
+@dataclass
+class Captioned:
+    """A `CaptionModel` without networks."""
+
+    embedding_manager: EmbeddingManager | None
+    cond_stage_model: Any
+    cond_stage_key: str
+    unfreeze_model: bool = False
 
 
 def check_keys(config: RunConfig, sets: Mapping[str, Any]) -> None:
@@ -48,17 +65,16 @@ def _of_a_file(manager: EmbeddingManager) -> str:
     return f". --embedding_manager_ckpt holds {', '.join(brought)}: give --placeholder_string so"
 
 
-def check_captions(model: Any, sets: Mapping[str, Any]) -> None:
+def check_captions(model: CaptionModel, sets: Mapping[str, Any]) -> None:
     """Look whether the captions really name the words to learn: training must not be in vain.
 
-    Every word must be named in the set "train". Of the model `embedding_manager`, `cond_stage_key`
-    and perhaps `unfreeze_model` count. Raises UserError for a caption that names none, or loses it
-    on the way to the encoder; for a word that no training caption names.
+    Every word must be named in the set "train". Raises UserError for a caption that names no word,
+    or loses it on the way to the encoder, and for a word that no training caption names.
     """
-    manager = getattr(model, "embedding_manager", None)
+    manager = model.embedding_manager
     for name, dataset in sets.items():
         captions, all_of_them = _captions(dataset, model.cond_stage_key)
-        if manager is None or getattr(model, "unfreeze_model", False):
+        if manager is None or model.unfreeze_model:
             texts = [caption for caption in captions if isinstance(caption, str)]
             check_prompts(model, texts, _files(dataset))
             continue
@@ -100,8 +116,7 @@ def check_captions_early(config: RunConfig, sets: Mapping[str, Any]) -> bool:
     if file:
         manager.load(file)
     key, unfrozen = params.get("cond_stage_key", "image"), params.get("unfreeze_model", False)
-    model = SimpleNamespace(embedding_manager=manager, cond_stage_key=key, unfreeze_model=unfrozen)
-    check_captions(model, sets)
+    check_captions(Captioned(manager, embedder, key, unfrozen), sets)
     return True
 
 

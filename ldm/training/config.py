@@ -7,11 +7,13 @@ gets its own part as plain arguments.
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +169,7 @@ def _new_folder(options: argparse.Namespace, sections: DictConfig, data_name: st
 
 
 def stage_of(
-    sections: DictConfig, options: argparse.Namespace, folder: Path, checkpoint: Path | None
+    sections: DictConfig, folder: Path, checkpoint: Path | None, *, train: bool, test: bool
 ) -> RunConfig:
     """Return the checked configuration of one stage."""
     # Imports that take time: mistakes in the files were found before.
@@ -182,8 +184,8 @@ def stage_of(
     micro = accumulation(sections.lightning, trainer, size, devices)
     trainer["accumulate_grad_batches"] = micro
     OmegaConf.set_readonly(sections, True)
-    batch, test = Batch(size, micro, devices), not options.no_test
-    return RunConfig(sections, run, trainer, batch, folder, checkpoint, options.train, test)
+    batch = Batch(size, micro, devices)
+    return RunConfig(sections, run, trainer, batch, folder, checkpoint, train, test)
 
 
 def _second_sections(sections: DictConfig) -> DictConfig:
@@ -215,10 +217,32 @@ def load(argv: Sequence[str] | argparse.Namespace | None = None) -> RunConfig:
         folder = Path(os.environ[FOLDER_VARIABLE])
     folder = folder or _new_folder(options, sections, sections.run.get("data_name", ""))
     later = _second_sections(sections) if sections.get("second_stage") is not None else None
-    config = stage_of(sections, options, folder, checkpoint)
+    tasks = {"train": options.train, "test": not options.no_test}
+    config = stage_of(sections, folder, checkpoint, **tasks)
     if later is None:
         return config
     try:
-        return replace(config, second=stage_of(later, options, folder / SECOND_STAGE, None))
+        return replace(config, second=stage_of(later, folder / SECOND_STAGE, None, **tasks))
     except UserError as error:
         raise UserError(f"second stage: {error}") from error
+
+
+def load_each(options: argparse.Namespace) -> list[tuple[str, Callable[[], RunConfig]]]:
+    """Return each folder of --data_root, and a function that loads its own run's configuration.
+
+    The function raises the errors of `load`. Raises UserError for words that are not one for each
+    folder.
+    """
+    roots, inits = options.data_roots, options.init_word
+    if len(inits) != len(roots):
+        raise UserError(
+            f"{len(roots)} folders of --data_root and {len(inits)} --init_word: give one for each"
+        )
+    if len(options.placeholder_string) > 1:
+        raise UserError("--placeholder_string: one name serves all words, each in its own file")
+    found: list[tuple[str, Callable[[], RunConfig]]] = []
+    for root, init in zip(roots, inits, strict=True):
+        own = copy.copy(options)
+        own.data_root, own.init_word = root, [init]
+        found.append((root, partial(load, own)))
+    return found

@@ -8,18 +8,15 @@ up to the order of floating-point sums. The log folder of the run has a folder f
 
 from __future__ import annotations
 
-import argparse
-import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.training.checks import check_captions_early, check_keys, only_errors
-from ldm.training.config import RunConfig, load, stage_of
+from ldm.training.config import RunConfig, stage_of
 from ldm.training.each_word import SETS
 from ldm.training.merge import WORDS
 from ldm.training.run import build_data, run, user_errors
@@ -40,26 +37,19 @@ REFUSED = {
 }
 
 
-def learn_many(options: argparse.Namespace) -> int:
-    """Learn a word for each folder of `options.data_roots`; return the exit status.
+def learn_many(folders: Sequence[tuple[str, Callable[[], RunConfig]]]) -> int:
+    """Learn a word for each folder; return the exit status.
 
-    A folder that cannot be used is reported and left out; the status is then 1. Raises UserError
-    for what concerns all words, or where no folder can be used.
+    Each folder comes with a function that loads the configuration of its own run. A folder that
+    cannot be used is reported and left out; the status is then 1. Raises UserError for what
+    concerns all words, or where no folder can be used.
     """
-    roots, inits = options.data_roots, options.init_word
-    if len(inits) != len(roots):
-        raise UserError(
-            f"{len(roots)} folders of --data_root and {len(inits)} --init_word: give one for each"
-        )
-    if len(options.placeholder_string) > 1:
-        raise UserError("--placeholder_string: one name serves all words, each in its own file")
     alone: dict[str, RunConfig] = {}
     captions: list[str] = []
-    for root, init in zip(roots, inits, strict=True):
-        own = copy.copy(options)
-        own.data_root, own.init_word = root, [init]
+    for root, load in folders:
         try:
-            config, texts = _checked(own)
+            config = load()
+            texts = _checked(config)
         except UserError as error:
             log.error(f"{root}: left out: {error}")
             continue
@@ -73,15 +63,14 @@ def learn_many(options: argparse.Namespace) -> int:
     folder = first.folder.with_name(
         first.folder.name.replace(first.run.data_name, sections.run.data_name, 1)
     )
-    config = stage_of(sections, options, folder, None)
+    config = stage_of(sections, folder, None, train=first.train, test=first.test)
     log.info(f"{len(alone)} words at once: {', '.join(alone)}")
     status = run(config).status
-    return status or int(len(alone) < len(roots))
+    return status or int(len(alone) < len(folders))
 
 
-def _checked(options: argparse.Namespace) -> tuple[RunConfig, list[str]]:
-    """Return the configuration of one word's own run, and its captions without the placeholder."""
-    config = load(options)
+def _checked(config: RunConfig) -> list[str]:
+    """Check the configuration of one word's own run; return captions without the placeholder."""
     for name, key in REFUSED.items():
         if OmegaConf.select(config.sections, key):
             raise UserError(f"several words at once go without {name}: {key}")
@@ -93,7 +82,7 @@ def _checked(options: argparse.Namespace) -> tuple[RunConfig, list[str]]:
         check_keys(config, data.datasets)
         check_captions_early(config, data.datasets)
     texts = [text for dataset in data.datasets.values() for text in dataset.texts()]
-    return config, [text.replace(placeholders[0], " ") for text in texts]
+    return [text.replace(placeholders[0], " ") for text in texts]
 
 
 def _free_name(wanted: str, taken: dict[str, RunConfig]) -> str:
@@ -106,9 +95,8 @@ def stand_ins(embedder: TextEmbedder, first: str, captions: Sequence[str], count
 
     `first`, the words' own placeholder, is the first of them; the captions have no placeholders.
     """
-    tokenizer: Any = embedder.tokenizer  # type: ignore[attr-defined]
     used = {token for text in set(captions) for token in embedder.word_ids(text)}
-    vocabulary = sorted(tokenizer.get_vocab(), key=len)
+    vocabulary = sorted(embedder.tokenizer.get_vocab(), key=len)
     found: dict[str, int] = {}
     with only_errors("ldm.words"):
         for word in (first, *(token.removesuffix("</w>") for token in vocabulary)):

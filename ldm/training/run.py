@@ -25,12 +25,14 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from ldm.checkpoint.names import DELTA_FILE
 from ldm.models.base import TrainedModel
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.training.callbacks import CUDACallback, Progress, SetupCallback, StepSeed
 from ldm.training.checkpoints import Checkpoints, network_rates, savers, tunes
 from ldm.training.checks import check_captions, check_captions_early, check_keys
 from ldm.training.class_images import device_of, with_class_images
 from ldm.training.config import DATE, RunConfig
 from ldm.training.csv_log import CsvLogger
+from ldm.training.datamodule import DataModuleFromConfig
 from ldm.training.each_word import WatchEach, is_joint
 from ldm.training.folder import working_folder
 from ldm.training.latents import CacheLatents
@@ -59,8 +61,8 @@ class Run:
 
     config: RunConfig
     resume: Saved | None
-    model: pl.LightningModule
-    data: Any
+    model: TrainedModel
+    data: DataModuleFromConfig
     trainer: pl.Trainer
     checkpoints: Checkpoints
 
@@ -84,7 +86,7 @@ def user_errors(where: str) -> Iterator[None]:
         raise UserError(f"{where}: {error}") from error
 
 
-def build_model(config: RunConfig, weights: torch.dtype | None = None) -> Any:
+def build_model(config: RunConfig, weights: torch.dtype | None = None) -> TrainedModel:
     """Return the model, with the weights of the base checkpoint if there is one.
 
     `weights` is the type of the frozen networks' weights; float32 by default.
@@ -108,18 +110,18 @@ def build_model(config: RunConfig, weights: torch.dtype | None = None) -> Any:
 
 def build_checked(
     config: RunConfig, sets: Mapping[str, Any], weights: torch.dtype | None = None
-) -> Any:
+) -> TrainedModel:
     """Return the model; captions that do not fit it are found before its weights are read."""
     with user_errors("model"):
         check_keys(config, sets)
         checked = check_captions_early(config, sets)
     model = build_model(config, weights)
-    if not checked:
+    if not checked and isinstance(model, LatentDiffusion):  # an autoencoder reads no captions
         check_captions(model, sets)
     return model
 
 
-def build_data(config: RunConfig) -> Any:
+def build_data(config: RunConfig) -> DataModuleFromConfig:
     """Return the data module with its sets built: folders are listed and images opened."""
     with user_errors("data"):
         data = instantiate_from_config(config.data)
@@ -129,7 +131,7 @@ def build_data(config: RunConfig) -> Any:
     return data
 
 
-def _steps(config: RunConfig, data: Any) -> int:
+def _steps(config: RunConfig, data: DataModuleFromConfig) -> int:
     """Return the run's optimizer steps: `max_steps`, or `max_epochs` passes over the set."""
     if (config.trainer.get("max_steps") or -1) > 0:
         return int(config.trainer["max_steps"])
@@ -140,7 +142,9 @@ def _steps(config: RunConfig, data: Any) -> int:
     return DEFAULT_STEPS
 
 
-def _describe(config: RunConfig, model: TrainedModel, data: Any, resumed: bool) -> None:
+def _describe(
+    config: RunConfig, model: TrainedModel, data: DataModuleFromConfig, resumed: bool
+) -> None:
     """Set and log the learning rate, and set the facts that the words' files hold."""
     base, batch = config.model.base_learning_rate, config.batch
     model.learning_rate = base * (batch.images if config.run.scale_lr else 1)
@@ -221,7 +225,8 @@ def set_up(config: RunConfig) -> Run:
     _describe(config, model, data, saved is not None)
     saving = next(callback for callback in callbacks if isinstance(callback, Checkpoints))
     # With one word every batch uses all that is trained.
-    several = manager_of(model) is not None and len(model.trainable_parameters()) > 1
+    trained = sum(weight.requires_grad for weight in model.parameters())
+    several = manager_of(model) is not None and trained > 1
     lightning = {} if precision.trainer is None else {"precision": precision.trainer}
     trainer = build_trainer(
         {"val_check_interval": saving.every, **config.trainer, "max_steps": steps, **lightning},

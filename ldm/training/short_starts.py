@@ -118,8 +118,7 @@ def candidate_tokens(embedder: TextEmbedder, count: int, seed: int) -> list[int]
 
 
 def _text(embedder: TextEmbedder, token: int) -> str:
-    tokenizer: Any = embedder.tokenizer  # type: ignore[attr-defined]
-    return repr(tokenizer.decode([token]))
+    return repr(embedder.tokenizer.decode([token]))
 
 
 def _rows_with(model: LatentDiffusion, placeholder: str, batch: Batch) -> Batch:

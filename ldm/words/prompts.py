@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ldm.words.loading import WordModel
+from ldm.words.tokens import TextEmbedder
 
 BRACKET = 1.1
 # A chunk ends at a comma that stands no further than this before its end.
@@ -87,7 +88,7 @@ class Chunk:
         return rest
 
 
-def chunks(encoder: Any, text: str, vectors: Mapping[int, int]) -> list[Chunk]:
+def chunks(encoder: TextEmbedder, text: str, vectors: Mapping[int, int]) -> list[Chunk]:
     """Split a prompt into chunks that fit a text encoder; a word's vectors stay together.
 
     `vectors` is the number of vectors of each word, by its token id.

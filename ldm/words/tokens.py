@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,11 +26,11 @@ class TextEmbedder(Protocol):
     tokenizer knows every byte (CLIP). `widths` are those of a word's two parts if there are two
     text encoders (SDXL). `special_ids` are the tokens that are no text, such as padding.
     `placeholders` are the words in use and their token ids; the encoder splits a text at them
-    before it tokenizes.
+    before it tokenizes. `tokenizer` is one of `transformers`.
     """
 
+    tokenizer: Any
     placeholders: Mapping[str, int]
-
     max_length: int
     family: str
     width: int
@@ -50,6 +51,16 @@ class TextEmbedder(Protocol):
     def count_tokens(self, text: str) -> int: ...
     def word_ids(self, word: str) -> list[int]: ...
     def text_from(self, text: str, token: int) -> str: ...
+
+
+def whole_words(tokenizer: Any) -> list[str]:
+    """Return the words of three letters or more that are one token, in the vocabulary's order."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if any(token.endswith("</w>") for token, _ in vocabulary):  # CLIP marks the end of a word
+        found = [token.removesuffix("</w>") for token, _ in vocabulary if token.endswith("</w>")]
+    else:
+        found = [token for token, _ in vocabulary]  # BERT's ## marks the middle of one
+    return [word for word in found if re.fullmatch("[a-z]{3,}", word)]
 
 
 def placeholder_id(embedder: TextEmbedder, placeholder: str, others: Mapping[str, int]) -> int:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from ldm.training import run as run_module
-from ldm.training.checks import check_captions
+from ldm.training.checks import Captioned, check_captions
 from ldm.training.config import load
 from ldm.training.folder import working_folder
 from ldm.training.run import set_up
@@ -492,7 +491,7 @@ def test_each_word_has_a_flag_of_its_own(arguments: Arguments) -> None:
 
 def test_captions_name_words_by_their_tokens() -> None:
     manager = EmbeddingManager(FakeEmbedder(), ["polar"], ["cat"])
-    model = SimpleNamespace(embedding_manager=manager, cond_stage_key="caption")
+    model = Captioned(manager, manager.embedder, "caption")
     check_captions(model, {"train": [{"caption": "a photo of a polar"}]})
     check_captions(model, {"train": [{"caption": "a photo of a polarbear"}]})
     with pytest.raises(UserError, match="'a photo of a sculpture' names no word"):
@@ -504,9 +503,7 @@ def test_captions_name_words_by_their_tokens() -> None:
 def test_captions_of_a_model_without_words_are_checked_for_their_length(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    model = SimpleNamespace(
-        embedding_manager=None, cond_stage_model=FakeEmbedder(), cond_stage_key="caption"
-    )
+    model = Captioned(None, FakeEmbedder(), "caption")
     check_captions(model, {"train": [{"caption": "a photo of the cat on the moon " * 2}]})
     assert "Its end is cut off: 'a photo of the cat on the moon'" in caplog.text
 
@@ -515,7 +512,7 @@ def test_a_large_set_that_cannot_list_its_captions_is_only_warned_of(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     manager = EmbeddingManager(FakeEmbedder(), ["*", "@"], ["cat", "cat"])
-    model = SimpleNamespace(embedding_manager=manager, cond_stage_key="caption")
+    model = Captioned(manager, manager.embedder, "caption")
 
     check_captions(model, {"train": [{"caption": "a *"}] * 65})
     assert "the first 64 captions do not name ['@']" in caplog.text

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors import safe_open
 
 import main
@@ -261,3 +262,16 @@ def test_a_word_does_not_tell_where_its_maker_works(learn: Learn, pictures: Path
         config = json.loads(file.metadata()["config"])
     assert config["data"]["params"]["train"]["params"]["data_root"] == pictures.name
     assert str(pictures.parent) not in json.dumps(config)
+
+
+def test_an_autoencoder_trains(tmp_path: Path, pictures: Path) -> None:
+    tiny = OmegaConf.load(Path(__file__).parent / "tiny.yaml").model.params.first_stage_config
+    tiny.params.lossconfig = {"target": "ldm.modules.losses.KLReconstruction"}
+    tiny.base_learning_rate = 1e-4
+    OmegaConf.save({"model": tiny}, tmp_path / "autoencoder.yaml")
+    own = str(Path(__file__).parent / "personal.yaml")
+    arguments = ["--base", str(tmp_path / "autoencoder.yaml"), own, "-t", "--no-test"]
+    arguments += ["--data_root", str(pictures), "-l", str(tmp_path / "logs"), "-n", "ae"]
+    assert main.main([*arguments, "data.params.validation=null"]) == 0
+    (folder,) = (tmp_path / "logs").glob("*_ae")
+    assert (folder / "checkpoints/last.ckpt").is_file()

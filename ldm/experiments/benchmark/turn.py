@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 import resource
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.experiments.benchmark import peer, sides
-from ldm.experiments.benchmark.sides import SIDES, SIZES, Size, Times, applied, timed
+from ldm.experiments.benchmark.sides import SIDES, SIZES, Side, Size, Times, applied, timed
 
 # Side of the square matrices whose product shows what the device can do.
 PRODUCT = 2048
@@ -80,6 +82,18 @@ def _of_device(times: Times, device: str) -> list[float]:
     return times.cpu if device == "cpu" else times.wall
 
 
+def _work(
+    size: Size, side: Side, device: str
+) -> tuple[Callable[[], float], Callable[[], Callable[[], object]]]:
+    """Return a side's training step, and a function that prepares and returns its generation."""
+    if side.peer:
+        parts = peer.build(size, side, device)
+        step = peer.training_step(parts, side, size.batch, device)
+        return step, partial(peer.generation, parts, size)
+    model = sides.build(size, side, device)
+    return sides.training_step(model, side, size.batch), partial(sides.generation, model, size)
+
+
 def measure(turn: Turn) -> dict[str, Any]:
     """Do a turn.
 
@@ -93,12 +107,7 @@ def measure(turn: Turn) -> dict[str, Any]:
     size, side, device = turn.work(), SIDES[turn.side], turn.device
     torch.manual_seed(0)
     with applied(side):
-        model: Any = (peer if side.peer else sides).build(size, side, device)
-        step = (
-            peer.training_step(model, side, size.batch, device)
-            if side.peer
-            else sides.training_step(model, side, size.batch)
-        )
+        step, generation = _work(size, side, device)
         with FlopCounterMode(display=False) as counter:
             step()
         found: dict[str, Any] = {"flops": counter.get_total_flops(), "images": size.images}
@@ -106,8 +115,7 @@ def measure(turn: Turn) -> dict[str, Any]:
         found["step"], found["wall"] = _of_device(times, device), times.wall
         found["peak"] = peak_bytes(device)
         if turn.generations and not (side.peer and side.half):  # the pipeline has no bfloat16
-            make = (peer if side.peer else sides).generation(model, size)
-            found["generation"] = _of_device(timed(make, turn.generations, device), device)
+            found["generation"] = _of_device(timed(generation(), turn.generations, device), device)
     found["rate"] = product_rate(side.dtype, device)
     return found
 

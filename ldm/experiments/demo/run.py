@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -42,6 +41,28 @@ STYLE_DATA = tuple(
 )
 
 
+@dataclass(frozen=True)
+class DemoOptions:
+    """The options of `ldm.cli.demo`, by their names there."""
+
+    concept: str
+    second: str | None
+    variant: str
+    steps: int
+    outdir: Path
+    seed: int
+    samples: int
+    scored: int
+    ddim_steps: int
+    scale: float
+    model: str
+    config: str | None
+    base: Path
+    scorer: Path
+    concepts: Path
+    words: Path
+
+
 @dataclass
 class Watch:
     """Keeps the seconds of each part."""
@@ -58,7 +79,7 @@ class Watch:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - start
 
 
-def find_second(options: argparse.Namespace, concept: Concept) -> tuple[Path, str]:
+def find_second(options: DemoOptions, concept: Concept) -> tuple[Path, str]:
     """Return the file of the word to compose with, or UserError, and its name in the prompt."""
     name = options.second or ("teal-star" if concept.is_style else "chalk")
     path = options.words / f"{name}.safetensors"
@@ -68,7 +89,7 @@ def find_second(options: argparse.Namespace, concept: Concept) -> tuple[Path, st
     return path, next(p for p in SECOND_PLACEHOLDERS if p != concept.placeholder)
 
 
-def training_command(options: argparse.Namespace, concept: Concept) -> list[str]:
+def training_command(options: DemoOptions, concept: Concept) -> list[str]:
     """Return the arguments of `python` that learn the word, as a user would type them."""
     every = max(1, options.steps // 4)
     command = ["main.py", "--base", _short(options.base), "-t", "--no-test"]
@@ -94,7 +115,7 @@ def _short(path: Path) -> str:
     return str(absolute.relative_to(ROOT) if absolute.is_relative_to(ROOT) else absolute)
 
 
-def learn(options: argparse.Namespace, concept: Concept) -> Path:
+def learn(options: DemoOptions, concept: Concept) -> Path:
     """Learn the word by the command line that users have; return the run's log folder.
 
     Raises SystemExit with the status of a training that failed, which has written why, and
@@ -125,7 +146,7 @@ class Session:
         second: file and name of the word to compose with.
     """
 
-    options: argparse.Namespace
+    options: DemoOptions
     concept: Concept
     model: LatentDiffusion
     scores: Scores
@@ -226,8 +247,8 @@ def write(result: DemoResult, outdir: Path) -> None:
     write_whole(outdir / "index.html", page(result))
 
 
-def run(options: argparse.Namespace) -> DemoResult:
-    """Run the demo; the options are those of `ldm.cli.demo`."""
+def run(options: DemoOptions) -> DemoResult:
+    """Run the demo."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     watch = Watch()
     concept = load_concepts(options.concepts, [options.concept])[0]

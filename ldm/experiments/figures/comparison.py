@@ -14,6 +14,7 @@ from ldm.experiments.figures.subjects import Subject
 from ldm.inference import GeneratedImage, Sampling
 from ldm.util import UserError
 from ldm.words.placeholders import DEFAULT_PLACEHOLDER, replace
+from ldm.words.tokens import whole_words
 
 SAMPLES = 3  # of a row, in figure 3
 STRENGTH = 0.7  # of the guided initial image
@@ -159,17 +160,11 @@ def nearest_word(session: Session, subject: Subject) -> str:
 
     The initializer word has a row of its own: the nearest of the others.
     """
-    words = [word for word in known_words(session.model) if word != subject.initializer_word]
+    known = sorted(whole_words(session.model.cond_stage_model.tokenizer))
+    words = [word for word in known if word != subject.initializer_word]
     texts = session.text_features([f"a photo of a {word}" for word in words])
     centre = session.features(subject.images).mean(0)
     return words[int((texts @ centre).argmax())]
-
-
-def known_words(model: Any) -> list[str]:
-    """Return the whole words of letters alone in a model's vocabulary, of at least 3 letters."""
-    tokenizer = model.cond_stage_model.tokenizer
-    found = {str(token).removesuffix("</w>") for token in tokenizer.get_vocab()}
-    return sorted(word for word in found if word.isascii() and word.isalpha() and len(word) > 2)
 
 
 def _in_place(prompt: str, text: str) -> str:

@@ -21,6 +21,7 @@ from ldm.experiments.figures.record import Figure, Line
 from ldm.experiments.figures.request import Request
 from ldm.experiments.figures.subjects import Subject, read_subject
 from ldm.inference import GeneratedImage, Sampling, generate, load_model, load_words
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import UserError
 from ldm.words.placeholders import occurrences
 
@@ -69,7 +70,7 @@ class Session:
     _subjects: dict[str, Subject] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def model(self) -> Any:
+    def model(self) -> LatentDiffusion:
         """The `LatentDiffusion`, without words."""
         request = self.request
         moved = request.pivotal_files()[0] if self.is_tuned else None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.evaluation import extractors
@@ -19,48 +19,61 @@ logger = logging.getLogger(__name__)
 IMAGE_PROMPT = "A photo of *"
 
 
-def make(options: argparse.Namespace) -> int:
+def make(
+    *,
+    manifest: str | None,
+    protocol: str | None,
+    output: str,
+    seed: int,
+    models: Sequence[str] | None,
+    seeds: Sequence[int] | None,
+    image_prompt: str | None,
+    placeholder: Sequence[str],
+) -> int:
     """Write two questionnaires and their key; from a protocol also its images."""
-    folder = Path(options.output)
+    folder = Path(output)
     key = folder / "key.json"
     if key.exists():
         raise UserError(f"{key} exists, and answers may need it: give another --output")
-    manifest = options.manifest
-    image_prompt = options.image_prompt or IMAGE_PROMPT
-    placeholders = options.placeholder or ["*"]
-    if options.protocol:
-        models = options.models or list(RANKS)
-        table = read_table(Path(options.protocol), models, options.seeds or ())
+    source: str | Path | None = manifest
+    image_prompt, placeholders = image_prompt or IMAGE_PROMPT, placeholder or ["*"]
+    if protocol:
+        table = read_table(Path(protocol), models or list(RANKS), seeds or ())
         image_prompt, placeholders = table.image_prompt, [table.placeholder]
-        manifest = write_manifest(table, folder / "pictures")
-        logger.info("%s: the images of %d cells", manifest, len(table.cells))
-    study = make_study(
-        read_manifest(manifest),
-        seed=options.seed,
-        image_prompt=image_prompt,
-        placeholders=placeholders,
-    )
+        source = write_manifest(table, folder / "pictures")
+        logger.info("%s: the images of %d cells", source, len(table.cells))
+    assert source is not None
+    images = read_manifest(source)
+    study = make_study(images, seed=seed, image_prompt=image_prompt, placeholders=placeholders)
     for kind, path in write_pages(study, folder / "questionnaires").items():
         logger.info("%s: %d questions", path, len(study.questions[kind]))
     write_key(key, study)
-    logger.info("%s: which model drew what; keep it to yourself", key)
+    logger.info("%s: which model generated each image; keep it to yourself", key)
     return 0
 
 
-def rehearse(options: argparse.Namespace) -> int:
+def rehearse(
+    *,
+    key: str,
+    scorer: str,
+    participants: int,
+    temperature: float | None,
+    seed: int,
+    output: str,
+) -> int:
     """Write an extractor's answers."""
-    folder = Path(options.output)
+    folder = Path(output)
     by.check_answers_folder(folder)
-    study = read_key(options.key)
+    study = read_key(key)
     images = by.open_images(study)
-    extractor = extractors.find_extractor(options.scorer)
+    extractor = extractors.find_extractor(scorer)
     answers = by.rehearse(
         study,
         by.score_choices(study, images, extractor),
-        extractors.extractor_facts(options.scorer, extractor),
-        participants=options.participants,
-        temperature=options.temperature or by.TEMPERATURE,
-        seed=options.seed,
+        extractors.extractor_facts(scorer, extractor),
+        participants=participants,
+        temperature=temperature or by.TEMPERATURE,
+        seed=seed,
     )
     files = by.write_answers(folder, answers)
     logger.info("%s: %d files of answers by %s", folder, len(files), answers[0]["answered_by"])
@@ -68,14 +81,14 @@ def rehearse(options: argparse.Namespace) -> int:
     return 0
 
 
-def analyse(options: argparse.Namespace) -> int:
+def analyse(*, answers: Sequence[str], key: str, output: str) -> int:
     """Write ranks.csv and ranks.png and .pdf, and say what is in them and who answered."""
-    folder = Path(options.output)
-    study = read_key(options.key)
-    answers = of.read_answers(study, options.answers)
-    ranks, counts = of.analyse(study, answers), of.participants(answers)
+    folder = Path(output)
+    study = read_key(key)
+    found = of.read_answers(study, answers)
+    ranks, counts = of.analyse(study, found), of.participants(found)
     folder.mkdir(parents=True, exist_ok=True)
-    caveat = of.caveat(answers)
+    caveat = of.caveat(found)
     of.write_ranks(folder / "ranks.csv", ranks, counts, caveat)
     of.save_plot(ranks, [folder / "ranks.png", folder / "ranks.pdf"], caveat)
     if caveat:
