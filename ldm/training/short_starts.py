@@ -13,10 +13,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.randomness import Purpose, generator
+from ldm.training.precision import LARGE
 from ldm.training.words import manager_of
 from ldm.util import at_least
 from ldm.words.manager import EmbeddingManager
@@ -25,6 +26,8 @@ from ldm.words.tokens import TextEmbedder
 log = logging.getLogger(__name__)
 
 Batch = Mapping[str, Any]
+# Values of a word that share a batch: a small model computes one large batch faster.
+AT_ONCE = 4
 
 
 class ShortStarts(pl.Callback):
@@ -88,25 +91,23 @@ class ShortStarts(pl.Callback):
         parameter = manager.string_to_param_dict[placeholder]
         initial = parameter.detach().clone()
         tokens = candidate_tokens(manager.embedder, self.candidates, model.seed)
-        vectors = manager.embedder.token_vectors(tokens).detach().to(initial)
-        starts = dict(zip(tokens, (vector.expand_as(initial) for vector in vectors), strict=True))
-        losses = dict.fromkeys(tokens, 0.0)
+        found = manager.embedder.token_vectors(tokens).detach().to(initial)
+        vectors = found[:, None].expand(-1, *initial.shape)
+        left, sums = torch.arange(len(tokens)), torch.zeros(len(tokens))
         for batch in compared:
-            losses = {k: v + _loss(model, parameter, starts[k], [batch]) for k, v in losses.items()}
-            stay = max(self.count - 1, len(losses) // 2)
-            losses = dict(sorted(losses.items(), key=lambda item: item[1])[:stay])
-        tried = [("its initializer word", initial)]
-        tried += [(_text(manager.embedder, k), starts[k]) for k in list(losses)[: self.count - 1]]
-        results: list[tuple[float, Tensor, str]] = []
-        for name, start in tried:
-            learned = _trained(model, parameter, start, shown)
-            results.append((_loss(model, parameter, learned, compared), learned, name))
-        loss, best, name = min(results, key=lambda result: result[0])
+            sums[left] += _losses(model, placeholder, vectors[left], [batch])
+            stay = max(self.count - 1, len(left) // 2)
+            left = left[sums[left].argsort(stable=True)[:stay]]
+        others = left[: self.count - 1].tolist()
+        names = ["its initializer word", *(_text(manager.embedder, tokens[i]) for i in others)]
+        learned = _trained(model, placeholder, torch.stack([initial, *vectors[others]]), shown)
+        losses = _losses(model, placeholder, learned, compared)
+        best = int(losses.argmin())
         with torch.no_grad():
-            parameter.copy_(best)
+            parameter.copy_(learned[best])
         log.info(
-            f"word {placeholder!r}: of {len(results)} short starts the one from {name} is best, "
-            f"with loss {loss:.4f}; {results[0][0]:.4f} from its initializer word"
+            f"word {placeholder!r}: of {len(names)} short starts the one from {names[best]} is "
+            f"best, with loss {losses[best]:.4f}; {losses[0]:.4f} from its initializer word"
         )
 
 
@@ -134,28 +135,58 @@ def _rows_with(model: LatentDiffusion, placeholder: str, batch: Batch) -> Batch:
     }
 
 
+def _at_once(model: LatentDiffusion) -> int:
+    """Return how many values of a word share a batch: a large model fills memory with one."""
+    return AT_ONCE if sum(p.numel() for p in model.parameters()) < LARGE else 1
+
+
+def _sample_losses(
+    model: LatentDiffusion, placeholder: str, values: Tensor, batch: Batch
+) -> Tensor:
+    """Return the loss of a batch with each of the values [s, k, d] of a word: [s].
+
+    The regularization of the words is part of it.
+    """
+    manager, times = model.embedding_manager, len(values)
+    assert manager is not None
+    repeated = {
+        name: torch.cat([value] * times) if isinstance(value, Tensor) else list(value) * times
+        for name, value in batch.items()
+    }
+    losses = model.sample_losses(repeated, manager.trying(placeholder, values))
+    of_values = losses.unflatten(0, (times, -1)).mean(1)
+    if model.embedding_reg_weight > 0:
+        away = values - manager.string_to_param_dict[placeholder].detach()
+        of_values = of_values + model.embedding_reg_weight * away.square().flatten(1).sum(1)
+    return of_values
+
+
 @torch.no_grad()
-def _loss(
-    model: LatentDiffusion, parameter: Tensor, vectors: Tensor, batches: Sequence[Batch]
-) -> float:
-    """Return the mean loss over batches with the word's vectors [k, d] set to `vectors`."""
-    parameter.copy_(vectors)
-    return float(torch.stack([model.shared_step(batch).loss for batch in batches]).mean())
+def _losses(
+    model: LatentDiffusion, placeholder: str, values: Tensor, batches: Sequence[Batch]
+) -> Tensor:
+    """Return the mean loss over batches with each of the values [s, k, d] of a word: [s]."""
+    found = [
+        torch.stack([_sample_losses(model, placeholder, part, batch) for batch in batches]).mean(0)
+        for part in values.split(_at_once(model))
+    ]
+    return torch.cat(found).cpu()
 
 
 def _trained(
-    model: LatentDiffusion, parameter: Tensor, start: Tensor, batches: Sequence[Batch]
+    model: LatentDiffusion, placeholder: str, starts: Tensor, batches: Sequence[Batch]
 ) -> Tensor:
-    """Return the word's vectors after a step on each batch, from `start` [k, d]."""
+    """Return a word's values after a step on each batch, from each of the `starts` [s, k, d]."""
     assert model.embedding_manager is not None
-    with torch.no_grad():
-        parameter.copy_(start)
-    optimizer = model.embedding_manager.make_optimizer(
-        [{"params": [parameter]}], model.learning_rate
-    )
-    for batch in batches:
-        with torch.enable_grad():
-            model.shared_step(batch).loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        model.zero_grad(set_to_none=True)
-    return parameter.detach().clone()
+    learned = []
+    for part in starts.split(_at_once(model)):
+        values = nn.Parameter(part.clone())
+        group: list[dict[str, Any]] = [{"params": [values]}]
+        optimizer = model.embedding_manager.make_optimizer(group, model.learning_rate)
+        for batch in batches:
+            with torch.enable_grad():
+                loss = _sample_losses(model, placeholder, values, batch).sum()
+                (values.grad,) = torch.autograd.grad(loss, [values])
+            optimizer.step()
+        learned.append(values.detach())
+    return torch.cat(learned)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,30 @@ class EmbeddingManager(nn.Module):
         if not self.string_to_token_dict:
             return vectors
         return splice(ids, vectors, self._token_ids, [self.word(p) for p in self.placeholders])
+
+    def trying(self, placeholder: str, values: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return a `forward` for s equal parts of a batch, each with a value of its own for a word.
+
+        `values` [s, k, d] take the place of the word's vectors, in the order of the parts.
+        """
+        self._require(placeholder)
+
+        def forward(ids: Tensor, vectors: Tensor) -> Tensor:
+            parts = zip(values, ids.chunk(len(values)), vectors.chunk(len(values)), strict=True)
+            own = {p: self.word(p) for p in self.placeholders}
+            return torch.cat(
+                [
+                    splice(
+                        part_ids,
+                        part_vectors,
+                        self._token_ids,
+                        list((own | {placeholder: value[: len(own[placeholder])]}).values()),
+                    )
+                    for value, part_ids, part_vectors in parts
+                ]
+            )
+
+        return forward
 
     def embedding_parameters(self) -> Iterator[nn.Parameter]:
         """Yield what training moves: each word's vectors."""

@@ -16,7 +16,9 @@ from torch import Tensor
 
 import main
 from ldm.checkpoint.loading import load_model
+from ldm.experiments.benchmark.sides import make_batch
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.training import short_starts
 from ldm.training.callbacks import CUDACallback
 from ldm.training.short_starts import ShortStarts, candidate_tokens
 from ldm.words.manager import EmbeddingManager
@@ -68,16 +70,18 @@ def started(callback: ShortStarts, model: LatentDiffusion, step: int = 0) -> tup
     return model.embedding_manager.word("*").detach().clone(), asked
 
 
-def loss_to(model: LatentDiffusion, targets: Sequence[Tensor]) -> Callable[[Any], Any]:
+def loss_to(model: LatentDiffusion, targets: Sequence[Tensor]) -> Callable[[Any, Any], Tensor]:
     """A loss with a minimum at each target, all equally deep but the first, which is deepest."""
 
-    def loss(batch: Any) -> Any:
+    def losses(batch: Any, embedding_manager: Any) -> Tensor:
         assert model.embedding_manager is not None
-        word = model.embedding_manager.word("*")
-        away = torch.stack([(word - target).square().sum() for target in targets])
-        return SimpleNamespace(loss=(away + 0.1 * (torch.arange(len(targets)) > 0)).min())
+        ids = model.cond_stage_model.tokenize(batch["caption"])
+        spliced = embedding_manager(ids, torch.zeros(*ids.shape, targets[0].shape[1]))
+        words = spliced[ids == model.embedding_manager.token_id("*")]
+        away = torch.stack([(words - target).square().sum(1) for target in targets], 1)
+        return (away + 0.1 * (torch.arange(len(targets)) > 0)).amin(1)
 
-    return loss
+    return losses
 
 
 def test_another_start_is_taken_where_the_initializer_words_minimum_is_higher(
@@ -87,7 +91,7 @@ def test_another_start_is_taken_where_the_initializer_words_minimum_is_higher(
     assert manager is not None
     token = candidate_tokens(manager.embedder, 6, model.seed)[4]
     best, own = manager.embedder.token_vectors([token]).detach(), manager.word("*").detach().clone()
-    monkeypatch.setattr(model, "shared_step", loss_to(model, [best + 0.001, own]))
+    monkeypatch.setattr(model, "sample_losses", loss_to(model, [best + 0.001, own]))
     with caplog.at_level("INFO"):
         word, asked = started(ShortStarts(2, 3, 6, 2), model)
     assert (word - best).norm() < (own - best).norm() / 2
@@ -102,10 +106,43 @@ def test_the_initializer_words_own_start_is_kept_where_it_is_best(
     manager = model.embedding_manager
     assert manager is not None
     own = manager.word("*").detach().clone()
-    monkeypatch.setattr(model, "shared_step", loss_to(model, [own + 0.001]))
+    monkeypatch.setattr(model, "sample_losses", loss_to(model, [own + 0.001]))
     word, _ = started(ShortStarts(3, 3, 6, 1), model)
     torch.testing.assert_close(word, own, atol=0.05, rtol=0)
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_starts_that_share_a_batch_are_those_of_batches_of_their_own(
+    model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch, weight: float
+) -> None:
+    """Against the run's own step, with its optimizer and its regularization."""
+    manager = model.embedding_manager
+    assert manager is not None
+    model.embedding_reg_weight = weight
+    batch = make_batch(model, 4)
+    batches = [batch | model.batch_noise()(batch | {"sample": torch.arange(4) + i}) for i in (0, 9)]
+    tokens = candidate_tokens(manager.embedder, 5, model.seed)
+    starts = manager.embedder.token_vectors(tokens).detach()[:, None]
+    own = manager.string_to_param_dict["*"]
+    initial = own.detach().clone()
+    learned = short_starts._trained(model, "*", starts, batches)
+    losses = short_starts._losses(model, "*", learned, batches)
+    assert torch.equal(own, initial)
+    monkeypatch.setattr(manager, "coarse_loss", lambda: (own - initial).square().sum())
+    for start, word, loss in zip(starts, learned, losses, strict=True):
+        own.data.copy_(start)
+        optimizer = model.configure_optimizers()
+        for shown in batches:
+            optimizer.zero_grad()
+            model.shared_step(shown).loss.backward()
+            optimizer.step()
+        torch.testing.assert_close(word, own.detach(), atol=2e-4, rtol=0)
+        assert (word - start).norm() > 0.01
+        with torch.no_grad():
+            own.copy_(word)
+            steps = [model.shared_step(shown).loss for shown in batches]
+        torch.testing.assert_close(loss, torch.stack(steps).mean(), atol=1e-5, rtol=1e-5)
 
 
 def test_a_resumed_run_and_words_on_a_sphere_are_left_alone(model: LatentDiffusion) -> None:

@@ -23,6 +23,7 @@ from ldm.models.diffusion.schedule import Schedule, make_beta_schedule, make_sch
 from ldm.models.diffusion.wrapper import DiffusionWrapper
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
+from ldm.modules.x_transformer import EmbeddingHook
 from ldm.util import at_least, instantiate_from_config, one_of
 from ldm.words.manager import EmbeddingManager
 
@@ -397,7 +398,8 @@ class LatentDiffusion(TrainedModel):
         Args:
             c: texts, labels or images.
             size: height and width of the image in pixels, for SDXL; default: the model's own.
-            options: further arguments of the text encoder's `embed`, such as `clip_skip`.
+            options: further arguments of the text encoder's `embed`, such as `clip_skip`, and
+                `embedding_manager`, what takes the place of the model's own.
 
         Returns:
             A condition as `apply_model` takes it: of SDXL a mapping, of other models a tensor.
@@ -406,7 +408,7 @@ class LatentDiffusion(TrainedModel):
             height, width = (side * self.first_stage_downsampling for side in self.latent_size)
             options["size"] = size or (height, width)
         if self.embedding_manager is not None:
-            options["embedding_manager"] = self.embedding_manager
+            options.setdefault("embedding_manager", self.embedding_manager)
         if self.cond_stage_forward is not None:
             encoded = getattr(self.cond_stage_model, self.cond_stage_forward)(c)
         elif hasattr(self.cond_stage_model, "encode"):
@@ -438,6 +440,14 @@ class LatentDiffusion(TrainedModel):
         self, x_start: Tensor, cond: Any, t: Tensor, noise: Tensor | None
     ) -> LossResult:
         """Return the loss of `p_losses` without the regularization of the words."""
+        simple = self._errors(x_start, cond, t, noise)
+        loss = (simple * self.timestep_weights[t]).mean()
+        if self.independent_words > 1:
+            loss = self.independent_words * loss
+        return LossResult(loss, {"loss_simple": simple.mean().detach(), "loss": loss.detach()})
+
+    def _errors(self, x_start: Tensor, cond: Any, t: Tensor, noise: Tensor | None) -> Tensor:
+        """Return the mean error of each sample, [b], before the weights of timesteps."""
         noise = torch.randn_like(x_start) if noise is None else noise
         of_latents = self.parameterization == "x0"
         predict = self._network if of_latents else self.apply_model
@@ -445,11 +455,7 @@ class LatentDiffusion(TrainedModel):
         target = x_start if of_latents else noise
         error = output.float() - target.float()
         error = error.abs() if self.loss_type == "l1" else error**2
-        simple = error.flatten(1).mean(1)
-        loss = (simple * self.timestep_weights[t]).mean()
-        if self.independent_words > 1:
-            loss = self.independent_words * loss
-        return LossResult(loss, {"loss_simple": simple.mean().detach(), "loss": loss.detach()})
+        return error.flatten(1).mean(1)
 
     # -- from a batch to its loss -----------------------------------------------------------------
 
@@ -546,7 +552,17 @@ class LatentDiffusion(TrainedModel):
             loss, result.terms | {"loss_prior": prior.detach(), "loss": loss.detach()}
         )
 
-    def _inputs(self, batch: Mapping[str, Any]) -> tuple[Tensor, Any, Tensor, Tensor]:
+    def sample_losses(self, batch: Mapping[str, Any], embedding_manager: EmbeddingHook) -> Tensor:
+        """Return the loss of each sample of a batch, [b], with other words than the model's own.
+
+        Neither the regularization of the words nor images of the class are part of it.
+        """
+        z, cond, t, noise = self._inputs(batch, embedding_manager=embedding_manager)
+        return self._errors(z, cond, t, noise) * self.timestep_weights[t]
+
+    def _inputs(
+        self, batch: Mapping[str, Any], **options: Any
+    ) -> tuple[Tensor, Any, Tensor, Tensor]:
         """Return the arguments of `p_losses`: latents, condition, timesteps and noise of a batch.
 
         Timesteps and noise that the loader did not put in come from torch's generator.
@@ -555,7 +571,8 @@ class LatentDiffusion(TrainedModel):
         cond = None
         if self.cond_stage_model is not None:
             height, width = (side * self.first_stage_downsampling for side in z.shape[-2:])
-            cond = self.get_learned_conditioning(self.conditions(batch), size=(height, width))
+            given = self.conditions(batch)
+            cond = self.get_learned_conditioning(given, size=(height, width), **options)
         if "timestep" not in batch:
             u = torch.rand(len(z), device=self.device)
             return (
