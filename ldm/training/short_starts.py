@@ -8,7 +8,7 @@ for some steps each. The run continues from the best of them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -34,8 +34,9 @@ class ShortStarts(pl.Callback):
     """Choose the first value of each word before step 1.
 
     1. The candidates are tokens of the vocabulary, chosen at random by the run's seed. The loss
-       compares them on fixed batches: those that would follow the last step. After each batch the
-       better half stays.
+       compares them on the samples of fixed batches: those that would follow the last step. The
+       first round has one sample. The better half stays for the next round, which has twice as many
+       samples (successive halving, Karnin et al. 2013), until the samples end.
     2. The initializer word and the best of the others are trained on the run's first batches, at
        the run's learning rate.
     3. The word starts from the result with the lowest loss on the fixed batches.
@@ -94,8 +95,9 @@ class ShortStarts(pl.Callback):
         found = manager.embedder.token_vectors(tokens).detach().to(initial)
         vectors = found[:, None].expand(-1, *initial.shape)
         left, sums = torch.arange(len(tokens)), torch.zeros(len(tokens))
-        for batch in compared:
-            sums[left] += _losses(model, placeholder, vectors[left], [batch])
+        for samples in _rounds(compared):
+            count = len(samples[model.cond_stage_key])
+            sums[left] += count * _losses(model, placeholder, vectors[left], [samples])
             stay = max(self.count - 1, len(left) // 2)
             left = left[sums[left].argsort(stable=True)[:stay]]
         others = left[: self.count - 1].tolist()
@@ -135,6 +137,20 @@ def _rows_with(model: LatentDiffusion, placeholder: str, batch: Batch) -> Batch:
     }
 
 
+def _rounds(batches: Sequence[Batch]) -> Iterator[Batch]:
+    """Yield the first sample of some batches, then the next 2, 4, 8, …, as long as they last."""
+    joined: dict[str, Any] = {
+        name: torch.cat([batch[name] for batch in batches])
+        if isinstance(value, Tensor)
+        else [item for batch in batches for item in batch[name]]
+        for name, value in batches[0].items()
+    }
+    start, count = 0, 1
+    while start + count <= len(next(iter(joined.values()))):
+        yield {name: value[start : start + count] for name, value in joined.items()}
+        start, count = start + count, 2 * count
+
+
 def _at_once(model: LatentDiffusion) -> int:
     """Return how many values of a word share a batch: a large model fills memory with one."""
     return AT_ONCE if sum(p.numel() for p in model.parameters()) < LARGE else 1
@@ -154,7 +170,7 @@ def _sample_losses(
         for name, value in batch.items()
     }
     losses = model.sample_losses(repeated, manager.trying(placeholder, values))
-    of_values = losses.unflatten(0, (times, -1)).mean(1)
+    of_values = losses.reshape(times, -1).mean(1)
     if model.embedding_reg_weight > 0:
         away = values - manager.string_to_param_dict[placeholder].detach()
         of_values = of_values + model.embedding_reg_weight * away.square().flatten(1).sum(1)
@@ -168,7 +184,7 @@ def _losses(
     """Return the mean loss over batches with each of the values [s, k, d] of a word: [s]."""
     found = [
         torch.stack([_sample_losses(model, placeholder, part, batch) for batch in batches]).mean(0)
-        for part in values.split(_at_once(model))
+        for part in torch.split(values, _at_once(model))
     ]
     return torch.cat(found).cpu()
 
@@ -179,7 +195,7 @@ def _trained(
     """Return a word's values after a step on each batch, from each of the `starts` [s, k, d]."""
     assert model.embedding_manager is not None
     learned = []
-    for part in starts.split(_at_once(model)):
+    for part in torch.split(starts, _at_once(model)):
         values = nn.Parameter(part.clone())
         group: list[dict[str, Any]] = [{"params": [values]}]
         optimizer = model.embedding_manager.make_optimizer(group, model.learning_rate)

@@ -112,6 +112,14 @@ def test_the_initializer_words_own_start_is_kept_where_it_is_best(
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_rounds_double_their_samples_and_use_each_once() -> None:
+    batches = [{"caption": list("abcd"), "sample": torch.arange(4) + 4 * i} for i in range(3)]
+    rounds = list(short_starts._rounds(batches))
+    assert [len(part["caption"]) for part in rounds] == [1, 2, 4]
+    assert torch.cat([part["sample"] for part in rounds]).tolist() == list(range(7))
+    assert "".join(text for part in rounds for text in part["caption"]) == "abcdabc"
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.1])
 def test_starts_that_share_a_batch_are_those_of_batches_of_their_own(
     model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch, weight: float
