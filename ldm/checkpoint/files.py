@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import mmap
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,39 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             "give it as --embedding_path"
         )
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def mapped_ranges() -> list[range]:
+    """Return the addresses of the files that this process has mapped for itself alone.
+
+    Of Linux only; elsewhere the list is empty.
+    """
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for place, rights, _, _, inode, *name in (line.split(maxsplit=5) for line in lines):
+        if rights == "rw-p" and inode != "0" and ".so" not in name[0]:
+            first, end = (int(address, 16) for address in place.split("-"))
+            found.append(range(first, end))
+    return found
+
+
+def release(tensor: Tensor, mapped: Sequence[range]) -> None:
+    """Give back the memory that a tensor of a mapped file takes; its next use reads the file again.
+
+    A tensor in none of the ranges, which `mapped_ranges` returns, stays as it is. Values that were
+    changed in place are lost.
+    """
+    first, size = tensor.data_ptr(), tensor.nbytes
+    if not tensor.is_contiguous() or not any(first in addresses for addresses in mapped):
+        return
+    start = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (first + size) // mmap.PAGESIZE * mmap.PAGESIZE - start
+    if length > 0:
+        madvise = ctypes.CDLL(None).madvise
+        madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
 def checkpoint_hash(path: str | Path) -> str:

@@ -2,7 +2,8 @@
 
 The model is built on torch's meta device and the file's tensors become its parameters, so nothing
 is initialised at random first and memory holds about one copy of the weights. Files are mapped into
-memory: what is not needed is not read.
+memory: what is not needed is not read, and what was converted to another type or device is given
+back at once.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint.bases import Base, read_weights, recognize
 from ldm.checkpoint.config import read_config
-from ldm.checkpoint.files import checkpoint_hash, read_state_dict
+from ldm.checkpoint.files import checkpoint_hash, mapped_ranges, read_state_dict, release
 from ldm.checkpoint.folder_config import shipped_config
 from ldm.checkpoint.hub import locate_base
 from ldm.checkpoint.names import SCHEDULE, describe, is_optional, match_names
@@ -96,6 +97,7 @@ def load_state(
     weights = {name for name, _ in model.named_parameters()}
     values: dict[str, Tensor] = {}
     tables: list[str] = []  # what the file holds of the schedule and the configuration contradicts
+    mapped = mapped_ranges()
     for name, ours in pairs.items():
         if ours.startswith("embedding_manager."):
             continue
@@ -104,6 +106,8 @@ def load_state(
             continue
         target = dtype if ours in weights and dtype is not None else own[ours].dtype
         values[ours] = state[name].to(device=device, dtype=target)
+        if values[ours] is not state[name]:
+            release(state[name], mapped)
     model.load_state_dict(values, strict=False, assign=on_meta)
     if not on_meta:
         _start_averages(model, missing)

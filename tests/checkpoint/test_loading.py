@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
 
+from ldm.checkpoint.files import mapped_ranges, release
 from ldm.checkpoint.loading import (
     checkpoint_hash,
     load_model,
@@ -466,3 +469,43 @@ def test_a_folder_or_a_locked_file_is_no_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(type(path), "open", locked)
     with pytest.raises(UserError, match=r"model.ckpt: Permission denied"):
         read_state_dict(path)
+
+
+# Loads a file in another precision and prints by how much its peak of memory grew, in KiB.
+LOAD = """
+import re, sys
+import torch
+from ldm.checkpoint.loading import load_state, read_state_dict
+with torch.device("meta"):
+    model = torch.nn.Sequential(*(torch.nn.Linear(2048, 2048) for _ in range(8)))
+state = read_state_dict(sys.argv[1])
+def peak():
+    with open("/proc/self/status") as file:
+        return int(re.search(r"VmHWM:\\s*(\\d+)", file.read())[1])
+before = peak()
+load_state(model, state, dtype=torch.bfloat16)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system keeps what was mapped")
+@pytest.mark.parametrize("form", ["safetensors", "ckpt"])
+def test_converting_a_file_peaks_at_about_one_copy(tmp_path, form):
+    path = tmp_path / f"model.{form}"
+    state = {f"{i}.weight": torch.ones(2048, 2048).half() for i in range(8)}
+    state |= {f"{i}.bias": torch.ones(2048).half() for i in range(8)}
+    save_file(state, path) if form == "safetensors" else torch.save({"state_dict": state}, path)
+    child = [sys.executable, "-c", LOAD, str(path)]
+    grown = 1024 * int(subprocess.run(child, check=True, capture_output=True, text=True).stdout)
+    copy = path.stat().st_size
+    assert copy < 1.1 * grown, "the conversion was not measured"
+    assert grown < 1.5 * copy
+
+
+def test_memory_that_is_no_mapped_file_is_not_given_back(tmp_path):
+    save_file({"a": torch.arange(4096.0)}, tmp_path / "a.safetensors")
+    (of_file,) = read_state_dict(tmp_path / "a.safetensors").values()
+    own, mapped = of_file.clone(), mapped_ranges()
+    for tensor in (of_file, own):
+        release(tensor, mapped)
+        assert_close(tensor, torch.arange(4096.0), rtol=0, atol=0)
