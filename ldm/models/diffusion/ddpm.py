@@ -227,7 +227,9 @@ class LatentDiffusion(TrainedModel):
         if config == "__is_unconditional__":
             return None
         conditioner = instantiate_from_config(config)  # type: ignore[arg-type]
-        if not self.cond_stage_trainable:
+        if self.cond_stage_trainable:
+            conditioner.requires_grad_(True)  # CLIP's encoders freeze themselves
+        else:
             self._freeze(conditioner)
         return conditioner
 
