@@ -1,7 +1,8 @@
-"""Builds the page of commands from the scripts' own help."""
+"""Builds the pages of commands, from the scripts' own help, and of YAML keys, from the classes."""
 
 from __future__ import annotations
 
+import importlib
 import io
 import runpy
 import sys
@@ -29,7 +30,10 @@ def help_of(script: Path) -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Append every command's help to the page of commands."""
+    """Append every command's help to the page of commands, and all keys to that of keys."""
+    if page.file.src_uri == "reference/keys.md":
+        with patch.object(sys, "path", [str(ROOT), str(ROOT / "docs"), *sys.path]):
+            return markdown + importlib.import_module("keys").page()
     if page.file.src_uri != "reference/commands.md":
         return markdown
     parts = [

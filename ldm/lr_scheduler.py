@@ -10,8 +10,15 @@ from collections.abc import Sequence
 class LambdaWarmUpCosineScheduler2:
     """Cycles of linear warm-up from `f_start` to `f_max` and cosine decay to `f_min`.
 
-    Each argument but `verbosity_interval` is a list with one entry a cycle; `cycle_lengths` are
-    optimizer steps. After the last cycle the multiplier stays at its end.
+    Each list has one entry for each cycle. After the last cycle the multiplier stays at its end.
+
+    Args:
+        warm_up_steps: optimizer steps of the warm-ups.
+        f_min: multipliers at the end of the cycles.
+        f_max: multipliers after the warm-ups.
+        f_start: multipliers at the start of the cycles.
+        cycle_lengths: optimizer steps of the cycles, with their warm-ups.
+        verbosity_interval: accepted for old configurations; the rate is logged by the trainer.
     """
 
     def __init__(
@@ -56,6 +63,9 @@ class LambdaWarmUpCosineScheduler(LambdaWarmUpCosineScheduler2):
 
     Args:
         warm_up_steps: optimizer steps of the warm-up.
+        lr_min: multiplier at the end.
+        lr_max: multiplier after the warm-up.
+        lr_start: multiplier at the start.
         max_decay_steps: step at which `lr_min` is reached.
         verbosity_interval: accepted for old configurations; the rate is logged by the trainer.
     """
@@ -73,7 +83,7 @@ class LambdaWarmUpCosineScheduler(LambdaWarmUpCosineScheduler2):
 
 
 class LambdaLinearScheduler(LambdaWarmUpCosineScheduler2):
-    """As its base, with a straight line in place of the cosine."""
+    """Cycles of linear warm-up from `f_start` to `f_max` and linear decay to `f_min`."""
 
     def _decay(self, cycle: int, n: int) -> float:
         length = self.cycle_lengths[cycle]

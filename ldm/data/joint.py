@@ -46,10 +46,10 @@ class JointConcepts(PersonalizedBase):
     Args:
         data_root: the first concept's folder.
         second_root: the second concept's folder.
-        second_placeholder: stands for the second word.
+        second_placeholder: the placeholder of the second word.
         joint_prob: share of samples that are pastings; the authors' 0.1.
         pastings: different pastings in the pool, at least 1.
-        second_templates: of the second concept, as `templates`; by default the first's.
+        second_templates: templates of the second concept; by default those of the first.
         joint_templates: name of a set, file, or list of texts with two `{}`, for the first and the
             second word; by default the first's templates, each followed by " with a {}".
         options: of `PersonalizedBase`, for both concepts; `coarse_class_text` and `first_word` are

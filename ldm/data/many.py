@@ -23,8 +23,13 @@ class ManyConcepts(DescribedImages):
 
     An image's id is n times the concept's id of it, plus the concept's place.
 
-    `concepts` has target and params of a `PersonalizedBase` by name; `block` is b. Errors as
-    `PersonalizedBase`; ValueError for no concepts, or a block below 1.
+    Args:
+        concepts: target and params of a `PersonalizedBase` for each concept, by name.
+        block: b, the samples of a concept in a batch, at least 1.
+
+    Raises:
+        UserError: as `PersonalizedBase`.
+        ValueError: no concepts, or a block below 1.
     """
 
     def __init__(self, concepts: Mapping[str, Mapping[str, Any]], block: int) -> None:

@@ -54,21 +54,21 @@ class PersonalizedBase(DescribedImages):
         size: side in pixels of the square to which every image is resized, without a crop; None
             keeps the images as they are.
         repeats: passes over the images in one epoch of training.
-        interpolation: one of `INTERPOLATIONS`.
+        interpolation: how images are resized, such as `bicubic`; one of `INTERPOLATIONS`.
         flip_p: probability of a horizontal flip, in training.
-        set: "train", or "val" (also "validation", "test").
+        set: what the samples are for: "train", or "val" (also "validation", "test").
         placeholder_token: the placeholder of the word.
         per_image_tokens: with probability `mixing_prob`, name a word of the image's own too
             (paper, section 5.1); at most as many images as `per_image_placeholders`.
         center_crop: cut the middle square out before resizing.
-        mixing_prob: see `per_image_tokens`.
-        coarse_class_text: put before the placeholder, e.g. "cat" for "a photo of a cat *".
+        mixing_prob: share of captions that name the image's own word.
+        coarse_class_text: text put before the placeholder, e.g. "cat" for "a photo of a cat *".
         templates: name of a set, file, or list of texts with `{}`; the paper's by default.
         captions: use the captions beside the images (`image.txt`, one a line), one of them at
             random for each sample; see `insert_placeholder` for the place of the word. Images
             without captions use templates.
         first_word: the initializer word, which captions may name.
-        seed: of order, flips and captions.
+        seed: seed of order, flips and captions.
         per_image_placeholders: the images' own words; by default the 22 Hebrew letters.
         skip_bad: go without images that cannot be read, and say which; an error by default.
 

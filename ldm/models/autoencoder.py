@@ -33,7 +33,8 @@ class Autoencoder(TrainedModel):
         monitor: the logged value that picks the best checkpoint.
         ema_decay: keep averaged weights, with this decay, and validate with them; default: none.
         scheduler_config: target and params of a learning-rate multiplier.
-        betas: of Adam; the default is that of the published autoencoders, for adversarial training.
+        betas: β₁ and β₂ of Adam; by default those of the published autoencoders, for adversarial
+            training.
         ckpt_path: a file with this autoencoder's weights.
         ignore_keys: prefixes of the file's names to leave out.
         freeze_encoder: train the decoder alone, so that the latents stay as they are.
@@ -97,7 +98,7 @@ class Autoencoder(TrainedModel):
 
 
 class AutoencoderKL(Autoencoder):
-    """Autoencoder with a Gaussian posterior; the arguments are those of `Autoencoder`."""
+    """Autoencoder with a Gaussian posterior."""
 
     def __init__(
         self,
@@ -182,7 +183,8 @@ class VQModel(Autoencoder):
 
     Args:
         n_embed: entries of the codebook.
-        remap, sane_index_shape: passed to the quantizer.
+        remap: file that maps indices of the codebook to those in use, for the quantizer.
+        sane_index_shape: whether the quantizer returns indices as [b, h, w].
     """
 
     def __init__(

@@ -88,7 +88,10 @@ class DataModuleFromConfig(pl.LightningDataModule):
 
     Args:
         batch_size: samples in a micro-batch on one device.
-        train, validation, test, predict: target and params of a dataset, each optional.
+        train: target and params of the dataset to train on.
+        validation: target and params of the dataset to validate with.
+        test: target and params of the dataset to test with at the end.
+        predict: target and params of a dataset to predict on.
         wrap: accepted for old configurations; sets are indexed by sample, so none needs wrapping.
         num_workers: loading processes; by default one for each core, at most 4, and none if the
             latents are cached (see `LatentCache`).

@@ -49,7 +49,7 @@ class DVAR(StepCallback):
 
     Args:
         window: optimizer steps over which the loss must have settled; the authors' code has 200.
-        bound: on the ratio, in (0, 1]; the authors' code has 0.15.
+        bound: largest ratio at which training stops, in (0, 1]; the authors' code has 0.15.
         every: optimizer steps between evaluations; the paper evaluates after each.
         samples: images in the batch, at least 1.
     """

@@ -69,7 +69,7 @@ class ImageLogger(BatchCallback):
     `conditioning`, `samples` and `samples_scaled` (guided). Only the first process generates.
 
     Args:
-        batch_frequency: optimizer steps between two times.
+        batch_frequency: optimizer steps between two grids.
         max_images: images in a grid.
         clamp, rescale: accepted for old configurations; images are always brought to 0…255.
         increase_log_steps: generate at steps 1, 2, 4, 8 … below `batch_frequency` too.
@@ -78,7 +78,10 @@ class ImageLogger(BatchCallback):
         log_first_step: generate before the first step too.
         log_images_kwargs: the original's options: `ddim_steps`, `ddim_eta`, `N`,
             `unconditional_guidance_scale`; others are left out, with a note.
-        ddim_steps, ddim_eta, guidance, seed: of the images.
+        ddim_steps: steps of the DDIM sampler.
+        ddim_eta: noise that the sampler adds; 0 adds none.
+        guidance: guidance scale.
+        seed: seed of the images' noise.
         splits: which of "train" and "val" to generate.
 
     Raises:

@@ -155,7 +155,7 @@ class CacheLatents(pl.Callback):
     batches hold moments and no pixels. An image that both datasets have is encoded once.
 
     Args:
-        folder: for the latents of large datasets.
+        folder: folder for the latents of large datasets.
         batch_size: images encoded at once, at least 1.
         enabled: false to encode at every step, like the original.
     """

@@ -12,15 +12,15 @@ class RunOptions:
     """The section `run`.
 
     Attributes:
-        seed: of everything random, in [0, 2^32). The default is the paper's.
+        seed: seed of all random numbers, in [0, 2^32). The default is the paper's.
         scale_lr: learning rate = accumulation x devices x batch size x base_learning_rate.
-        base_checkpoint: weights of the frozen model (--actual_resume).
-        random_base: allow a word to be taught to a model without weights.
+        base_checkpoint: weights of the frozen model (`--model`).
+        random_base: learn a word on a model without weights, for tests.
         threads: CPU threads of torch, at least 1; None leaves torch's own number.
         half_difference: store the weight delta in half precision.
-        tf32: faster, coarser float32 products on a GPU.
-        data_name: begins the log folder's name.
-        placeholder: of each word in its own file, where several are learned at once.
+        tf32: faster, less exact float32 products on a GPU.
+        data_name: start of the log folder's name.
+        placeholder: placeholder of each word in its own file, if several words are learned at once.
     """
 
     seed: int = 23

@@ -25,15 +25,16 @@ from ldm.words.manager import EmbeddingManager
 
 T = TypeVar("T")
 
-LIGHTNING_KEYS = (
-    "trainer",
-    "callbacks",
-    "modelcheckpoint",
-    "logger",
-    "latent_cache",
-    "images_per_step",
-    "find_unused_parameters",
-)
+# Keys of the section `lightning`, and what they are.
+LIGHTNING_KEYS = {
+    "trainer": "options of Lightning's `Trainer`, below",
+    "callbacks": "target and params of further callbacks, each under a name of its own",
+    "modelcheckpoint": "`params.every_n_train_steps`: optimizer steps between two saves, 500",
+    "logger": "target and params of a logger beside TensorBoard's and `metrics.csv`",
+    "latent_cache": "how the images' posteriors are kept, below",
+    "images_per_step": "images of an optimizer step; gradients of so many batches are accumulated",
+    "find_unused_parameters": "whether DDP looks for unused weights; by default with several words",
+}
 # Parameters of the words that the model takes out before it builds them.
 TAKEN_BY_MODEL = {"embedding_manager_ckpt"}
 # Parameters that a parent adds.

@@ -12,8 +12,9 @@
       two_words: {}                         # configs/variants/two_words.yaml
       ours_5000: {overlay: base, steps: 5000, overrides: [a.b=c]}
       captions_short: {overlay: human_captions, captions: short}
-    sizes: {variant: ours, images: [1, 3]}  # Fig. 12: of the first n training images
+    sizes: {variant: ours, pictures: [1, 3]}  # Fig. 12: of the first n training images
     seeds: [1, 2, 3]
+    prompts: examples/prompts/miniature.txt # one a line
 
 `DEFAULTS` holds the other keys. Paths are looked up from here and then from the project's folder.
 """

@@ -50,11 +50,16 @@ class LatentDiffusion(TrainedModel):
     `unfreeze_model`.
 
     Args:
-        unet_config, first_stage_config, cond_stage_config: target and params of the parts;
-            `cond_stage_config` may be `__is_first_stage__` or `__is_unconditional__`.
+        unet_config: target and params of the U-Net.
+        first_stage_config: target and params of the autoencoder.
+        cond_stage_config: target and params of the conditioner, such as a text encoder; or
+            `__is_first_stage__` or `__is_unconditional__`.
         personalization_config: target and params of the embedding manager; `embedding_manager_ckpt`
             among the params is a file of words to start from.
-        timesteps, beta_schedule, linear_start, linear_end: see `make_beta_schedule`.
+        timesteps: number of timesteps of the diffusion process.
+        beta_schedule: `linear`, `sqrt_linear`, `sqrt` or `cosine`; see `make_beta_schedule`.
+        linear_start: the first β; for `sqrt`, its square.
+        linear_end: the last β; for `sqrt`, its square.
         loss_type: `l2` (the paper) or `l1`.
         parameterization: the meaning of the U-Net's output: `eps`, `x0`, or `v` (Salimans & Ho
             2022). `apply_model` returns the noise for all of them.
@@ -64,27 +69,35 @@ class LatentDiffusion(TrainedModel):
             grows as t^(power−1). Where noise hides a shape, the text decides it. 1 is uniform.
         timestep_strata: timesteps of so many consecutive samples are spread evenly over the
             schedule, which lowers the gradient's variance. The density of each one stays the same.
-            Set it to the images of a step; 1 (the paper) draws each alone.
+            Set it to the images of a step; 1 (the paper) samples each alone.
         independent_words: n words that are learned side by side, each from its own n-th part of
             the batch. The loss is the sum of the words' losses, not their mean.
         image_size: side of the latent, or [h, w].
-        channels: of the latent.
-        first_stage_key, cond_stage_key: keys of the batch.
-        conditioning_key: see `DiffusionWrapper`; default `concat` or `crossattn`, by `concat_mode`.
+        channels: channels of the latent.
+        first_stage_key: the batch's key for images.
+        cond_stage_key: the batch's key for conditions, such as captions.
+        conditioning_key: how the U-Net reads the condition: `concat`, `crossattn`, `hybrid`, `adm`
+            or `crossattn-adm`, as in `DiffusionWrapper`. The default follows from `concat_mode`.
+        concat_mode: the default of `conditioning_key` is `concat`; if false, `crossattn`.
         cond_stage_trainable: train the conditioner too.
         cond_stage_forward: method of the conditioner that encodes; default `encode`.
-        scale_factor: multiplies latents. With `scale_by_std` it is an entry of the state dict, and
-            training measures it at its first batch if it is 1.
-        embedding_reg_weight: λ of λ‖v − v_initial‖² (paper, section 4, "regularized").
-        unfreeze_model, model_lr: train the U-Net and conditioner too, at this learning rate.
+        scale_factor: multiplies latents.
+        scale_by_std: `scale_factor` is an entry of the state dict, and training measures it at its
+            first batch if it is 1.
+        embedding_reg_weight: λ of λ‖v − v_initial‖² (paper, section 4, "regularized"), which keeps
+            a word near its initializer word; 0 is off.
+        unfreeze_model: train the U-Net and the conditioner too.
+        model_lr: their learning rate.
         text_lr: learning rate of the conditioner, if it differs from `model_lr`.
         prior_weight: λ of the loss of the class images, if a batch has such images under `prior`
             (DreamBooth, Ruiz et al. 2022, equation 2).
-        use_ema, ema_decay: keep averaged weights of the U-Net.
+        use_ema: keep averaged weights of the U-Net.
+        ema_decay: share of the average that a step keeps.
         monitor: the logged value that picks the best checkpoint.
         scheduler_config: target and params of a multiplier of the learning rate.
-        ckpt_path, ignore_keys, load_only_unet: a file of weights, prefixes of names to leave out,
-            and whether to load the U-Net alone.
+        ckpt_path: a file of weights to start from.
+        ignore_keys: prefixes of the file's names to leave out.
+        load_only_unet: load the U-Net alone from the file.
         log_every_t, clip_denoised, num_timesteps_cond: accepted for old configurations.
 
     Raises:

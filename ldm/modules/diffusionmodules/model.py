@@ -107,11 +107,18 @@ class Encoder(nn.Module):
     """Image [b, in_channels, h, w] → features [b, (2·)z_channels, h/f, w/f], f = 2^(levels−1).
 
     Args:
-        ch: width of the first level; level i has ch · ch_mult[i].
-        out_ch: the decoder's; accepted because both read one `ddconfig`.
+        ch: width of the first level.
+        out_ch: channels of the decoder's image; accepted because both read one `ddconfig`.
+        ch_mult: width of each level, as a multiple of `ch`.
+        num_res_blocks: residual blocks of a level; the decoder has one more.
         attn_resolutions: sides, in the grid of `resolution`, at which attention follows each block.
+        dropout: share of activations dropped in the residual blocks, while training.
+        in_channels: channels of the image.
+        resolution: side in pixels of the images for which `attn_resolutions` is meant.
+        z_channels: channels of the features.
         double_z: give twice `z_channels`: mean and log-variance.
-        num_groups: of every GroupNorm; the published models have 32.
+        attn_type: `vanilla`, or `none` for no attention.
+        num_groups: groups of every GroupNorm; the published models have 32.
 
     Raises:
         ValueError: a size below 1; the message names it.

@@ -35,25 +35,28 @@ class UNetModel(nn.Module):
     """U-Net that predicts the noise of a latent from time, and from text, class or vector.
 
     Args:
-        in_channels, out_channels: of the latent.
-        model_channels: width of the first level; level i has model_channels · channel_mult[i].
+        in_channels: channels of the latent, with those of a concatenated condition.
+        out_channels: channels of the output.
+        model_channels: width of the first level.
+        channel_mult: width of each level, as a multiple of `model_channels`.
         num_res_blocks: residual blocks of a level on the way down; one more on the way up.
         attention_resolutions: downsampling factors at which attention follows each block.
         dropout: share of activations dropped in the residual blocks, while training.
-        num_heads, num_head_channels: of attention; give one, −1 leaves it to the other.
+        num_heads: heads of attention; −1 leaves the number to `num_head_channels`.
+        num_head_channels: width of a head; −1 leaves it to `num_heads`.
         use_spatial_transformer: attention is a transformer that reads a context.
         transformer_depth: blocks of a transformer; a list gives a number for each level, where 0
             means no attention. The middle has as many as the last level.
         context_dim: width of the context; needs `use_spatial_transformer`. A list holds one width.
         use_linear_in_transformer: project into the transformer by linear layers, not convolutions
             (Stable Diffusion 2, SDXL). The function is the same; the shapes of weights differ.
-        num_classes: adds an embedding of class labels; `sequential` embeds a vector of
-            `adm_in_channels` numbers instead (SDXL).
+        num_classes: number of class labels to embed; `sequential` embeds a vector instead (SDXL).
+        adm_in_channels: length of that vector.
         use_checkpoint: compute the activations of each block again in the backward pass. With
             `auto` a training run does so where they do not fit into memory.
         use_scale_shift_norm: the time embedding scales and shifts a norm; default: it is added.
         resblock_updown: resize by residual blocks; default: by convolutions.
-        num_groups: of every GroupNorm; published models have 32.
+        num_groups: groups of every GroupNorm; published models have 32.
         image_size, legacy, use_fp16: accepted for old configurations. The network takes any size,
             and the trainer or the sampler sets the precision.
 

@@ -98,7 +98,10 @@ class FrozenCLIPEmbedder(CLIPTextEncoder):
         version: hub name of the vocabulary.
         tokenizer: a folder or hub name to use instead of `version`.
         max_length: tokens in a row.
-        width, layers, heads, vocab_size: sizes of the network.
+        width: size of a token's vector.
+        layers: number of transformer blocks.
+        heads: heads of attention in a block.
+        vocab_size: number of tokens.
         hidden_act: the perceptron's activation, by its name in `transformers`.
         layer: the block that conditions, `last` or `penultimate`.
         final_norm: apply the final norm to its output; SDXL does not.
@@ -258,9 +261,13 @@ class FrozenOpenCLIPEmbedder(CLIPTextEncoder):
         final_norm: apply `ln_final` to its output; SDXL does not.
         max_length: tokens in a row.
         tokenizer: a folder or hub name of the vocabulary.
-        width, layers, heads, vocab_size: sizes of the network.
-        version, device, freeze: accepted for old configurations. The weights come with the
-            checkpoint, and the encoder follows its module's device and is always frozen.
+        width: size of a token's vector; by default that of `arch`.
+        layers: number of transformer blocks; by default that of `arch`.
+        heads: heads of attention in a block; by default that of `arch`.
+        vocab_size: number of tokens.
+        version: accepted for old configurations; the weights come with the checkpoint.
+        device: accepted for old configurations; the encoder follows its module's device.
+        freeze: accepted for old configurations; the encoder is always frozen.
     """
 
     family = "openclip-h"

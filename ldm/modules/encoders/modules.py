@@ -32,7 +32,13 @@ __all__ = [
 
 
 class ClassEmbedder(AbstractEncoder):
-    """Class labels [b], under `key` in a batch → one vector each, [b, 1, embed_dim]."""
+    """Class labels [b], under `key` in a batch → one vector each, [b, 1, embed_dim].
+
+    Args:
+        embed_dim: width of a vector.
+        n_classes: number of classes.
+        key: the batch's key for labels.
+    """
 
     def __init__(self, embed_dim: int, n_classes: int = 1000, key: str = "class") -> None:
         super().__init__()
@@ -50,7 +56,16 @@ class ClassEmbedder(AbstractEncoder):
 
 
 class SpatialRescaler(AbstractEncoder):
-    """Images [b, c, h, w] scaled `n_stages` times, then mapped to `out_channels`."""
+    """Images [b, c, h, w] scaled `n_stages` times, then mapped to `out_channels`.
+
+    Args:
+        n_stages: how often images are scaled, at least 0.
+        method: of interpolation, one of `METHODS`.
+        multiplier: factor of both sides at each stage.
+        in_channels: channels of the images.
+        out_channels: channels of the result; by default those of the images.
+        bias: whether the map to `out_channels` adds a bias.
+    """
 
     METHODS = ("nearest", "linear", "bilinear", "trilinear", "bicubic", "area")
 
@@ -90,11 +105,12 @@ class BERTEmbedder(TextEncoder):
     Args:
         n_embed: width of the transformer and of a word's vectors.
         n_layer: pairs of attention and perceptron.
-        vocab_size: 30522 for bert-base-uncased.
+        vocab_size: number of tokens; bert-base-uncased has 30522.
         max_seq_len: tokens in a row. There is no mask: the 1.4B model attends to padding.
         embedding_dropout: share of the embedded text dropped while training.
         tokenizer: a hub name, or a folder with `vocab.txt`.
-        heads, dim_head: of attention; the published model has 8 of 64.
+        heads: heads of attention; the published model has 8.
+        dim_head: width of a head; the published model has 64.
         use_tokenizer: false if conditions are token ids already, such as layouts of boxes.
         device: accepted for old configurations; the encoder follows its module's device.
     """

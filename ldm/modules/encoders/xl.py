@@ -30,8 +30,9 @@ class FrozenXLEmbedder(TextEncoder):
 
     Args:
         tokenizer: a folder or hub name of the vocabulary, which both encoders share.
-        clip_l, clip_g: arguments of `FrozenCLIPEmbedder` and `FrozenOpenCLIPEmbedder` that differ
-            from those of SDXL; or target and params, as a configuration has them.
+        clip_l: arguments of `FrozenCLIPEmbedder` that differ from those of SDXL; or target and
+            params, as a configuration has them.
+        clip_g: arguments of `FrozenOpenCLIPEmbedder`, in the same way.
         size_width: width of the embedding of each of the six sizes.
         device: accepted for symmetry with other encoders; the encoder follows its module's device.
     """

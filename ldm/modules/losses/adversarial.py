@@ -92,12 +92,14 @@ class LPIPSWithDiscriminator(nn.Module):
     Args:
         disc_start: optimizer step from which the discriminator takes part.
         logvar_init: log-variance of the pixels; constant, as in the original.
-        kl_weight: of the KL divergence, in nats an image.
-        pixelloss_weight, perceptual_weight: of |x − x̂| and of LPIPS, summed over the elements of an
-            image.
-        disc_num_layers, disc_in_channels: of the discriminator.
-        disc_factor, disc_weight: of the adversarial terms, beside the adaptive weight.
-        disc_loss: `hinge` or `vanilla`.
+        kl_weight: weight of the KL divergence, in nats an image.
+        pixelloss_weight: weight of |x − x̂|, summed over the elements of an image.
+        perceptual_weight: weight of LPIPS, summed over the elements of an image.
+        disc_num_layers: convolutions of the discriminator that halve the image.
+        disc_in_channels: channels of the images that the discriminator reads.
+        disc_factor: weight of both adversarial losses.
+        disc_weight: weight of the autoencoder's adversarial loss, beside the adaptive weight.
+        disc_loss: loss of the discriminator, `hinge` or `vanilla`.
     """
 
     # The autoencoder passes `step` and `last_layer` to an adversarial loss.

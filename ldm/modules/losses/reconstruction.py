@@ -12,8 +12,9 @@ class KLReconstruction(nn.Module):
     """`l1_weight`·|x−x̂| + `l2_weight`·(x−x̂)² + `kl_weight`·KL, each averaged over its elements.
 
     Args:
-        l1_weight, l2_weight: of the absolute and the squared error; images lie in [−1, 1].
-        kl_weight: of the KL divergence per latent element, in nats.
+        l1_weight: weight of the absolute error; images lie in [−1, 1].
+        l2_weight: weight of the squared error.
+        kl_weight: weight of the KL divergence per latent element, in nats.
     """
 
     def __init__(
