@@ -69,11 +69,18 @@ def learn_many(folders: Sequence[tuple[str, Callable[[], RunConfig]]]) -> int:
     return status or int(len(alone) < len(folders))
 
 
+def ties(sections: DictConfig) -> list[str]:
+    """Return what would tie the words of a run to each other; nothing where they are independent.
+
+    `sections` is the configuration of one word's run.
+    """
+    return [name for name, key in REFUSED.items() if OmegaConf.select(sections, key)]
+
+
 def _checked(config: RunConfig) -> list[str]:
     """Check the configuration of one word's own run; return captions without the placeholder."""
-    for name, key in REFUSED.items():
-        if OmegaConf.select(config.sections, key):
-            raise UserError(f"several words at once go without {name}: {key}")
+    for name in ties(config.sections):
+        raise UserError(f"several words at once go without {name}: {REFUSED[name]}")
     placeholders = OmegaConf.select(config.sections, f"{WORDS}.params.placeholder_strings") or "*"
     if len(placeholders) != 1 or config.batch.devices != 1:
         raise UserError("several words at once need one placeholder and one device")

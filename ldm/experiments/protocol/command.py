@@ -16,6 +16,7 @@ from ldm.experiments.protocol.folder import scores_of
 from ldm.experiments.protocol.run import Estimator, Progress, Runner, cell_folder, duration
 from ldm.experiments.protocol.spec import ProtocolSpec, read_protocol
 from ldm.experiments.protocol.table import keep_words, write_results
+from ldm.experiments.protocol.together import groups, learn_groups
 from ldm.experiments.protocol.worker import DEVICE
 from ldm.training.config import load
 from ldm.util import UserError
@@ -133,14 +134,21 @@ def show(cells: Sequence[Cell], output: Path, estimator: Estimator, workers: int
 
 
 def run_cells(
-    cells: Sequence[Cell], output: Path, estimator: Estimator, machines: Machines
+    cells: Sequence[Cell], output: Path, estimator: Estimator, machines: Machines, at_once: int = 1
 ) -> Mapping[str, str]:
-    """Run cells that are not finished; return what went wrong with those that failed, by name."""
+    """Run cells that are not finished; return what went wrong with those that failed, by name.
+
+    Up to `at_once` words of a variant and a seed are learned in one run.
+    """
     engine = machines.engine()
     expected = {cell.name: estimator.seconds(cell) for cell in cells}
     progress = Progress(len(cells), expected, engine.workers)
-    runner = Runner(output, engine, progress, environment=machines.environment())
+    environment = machines.environment()
+    runner = Runner(output, engine, progress, environment=environment)
     try:
+        if at_once > 1 and machines.ray is None:
+            found = groups(cells, output, at_once)
+            learn_groups(found, output, engine, progress, environment)
         return runner.run(cells)
     except KeyboardInterrupt:
         log.info("stopped; the same command goes on from here")
@@ -166,7 +174,9 @@ def run(
     failures: Mapping[str, str] = {}
     try:
         if rest:
-            failures = run_cells(rest, output, estimate(spec, cells, output), machines)
+            failures = run_cells(
+                rest, output, estimate(spec, cells, output), machines, spec.words_at_once
+            )
     finally:
         write_results(output, cells, spec.reference, spec.resamples)
     if words is not None:

@@ -45,6 +45,7 @@ DEFAULTS: Mapping[str, Any] = {
     "extractor": "openai/clip-vit-base-patch32",
     "resamples": 1000,  # of each interval
     "keep_pictures": 0,  # of each prompt, for people to look at and for the user study
+    "words_at_once": 1,  # of a variant and a seed, learned in one run; not on a cluster
     "reference": None,  # the variant that others are compared with; the first by default
     "estimate": {"step": 0.1, "picture": 0.5},  # seconds, until cells have been timed
 }
@@ -108,6 +109,7 @@ class ProtocolSpec:
     extractor: str
     resamples: int
     keep_images: int
+    words_at_once: int
     reference: str
     seconds_a_step: float
     seconds_per_image: float
@@ -192,6 +194,7 @@ def _build(values: Mapping[str, Any]) -> ProtocolSpec:
         extractor=str(extractor.absolute()) if extractor.is_dir() else values["extractor"],
         resamples=_whole("resamples", values["resamples"]),
         keep_images=_whole("keep_pictures", values["keep_pictures"], 0),
+        words_at_once=_whole("words_at_once", values["words_at_once"]),
         reference=reference,
         seconds_a_step=_number("estimate.step", estimate["step"]),
         seconds_per_image=_number("estimate.picture", estimate["picture"]),

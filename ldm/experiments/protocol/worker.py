@@ -30,6 +30,7 @@ from ldm.experiments.protocol.folder import (
     SCORES,
     TIMES,
     WORD,
+    read_json,
 )
 from ldm.util import UserError, cli_main, write_json, write_whole
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from ldm.evaluation.sources import ImageSource
 
 log = logging.getLogger(__name__)
+LAST_WORD = "embeddings.safetensors"  # in the folder of a run's checkpoints
 GRACE = 60.0  # seconds for a training to save in when its starter has gone
 # Set by the starter: what the worker may use.
 DEVICE, THREADS = "LDM_PROTOCOL_DEVICE", "OMP_NUM_THREADS"
@@ -79,6 +81,9 @@ def run_cell(folder: Path, leash: Leash) -> None:
     times: dict[str, Any] = {"learn": 0.0, "resumed": False, "steps": 0}
     if cell.learn is not None and not has_word(folder, cell):
         times = learn(cell, folder, leash)
+    elif cell.learn is not None:
+        known = read_json(folder / TIMES)
+        times |= {name: known[name] for name in (*times, "words_at_once") if name in known}
     start = time.monotonic()
     scores = score(cell, folder)
     times |= {"score": round(time.monotonic() - start, 1), "pictures": cell.images_generated}
@@ -106,31 +111,64 @@ def learn(cell: Cell, folder: Path, leash: Leash) -> dict[str, Any]:
     for other in folder.glob("learning-*"):
         if other != logs:
             shutil.rmtree(other)
-    command, resumed = learning_command(cell, folder, logs), begun(logs)
+    run, times = train([cell], folder, logs, leash)
+    last = run / "second_stage" if (run / "second_stage" / "checkpoints").is_dir() else run
+    (folder / DELTA).unlink(missing_ok=True)
+    if (delta := find_delta(last / "checkpoints")).is_file():
+        delta.replace(folder / DELTA)
+    if (curves := run / "logger" / "metrics.csv").is_file():
+        write_whole(folder / CURVES, curves.read_bytes())
+    keep(cell, folder, last / "checkpoints" / LAST_WORD)
+    return times
+
+
+def train(
+    cells: Sequence[Cell], folder: Path, logs: Path, leash: Leash
+) -> tuple[Path, dict[str, Any]]:
+    """Teach the words of cells in one run of main.py, or resume it.
+
+    `folder` is for copies of images, `logs` for the log folder. Returns the run's log folder, and
+    what times.json has. SystemExit where the training failed.
+    """
+    assert cells[0].learn is not None
+    command, resumed = learning_command(cells, folder, logs), begun(logs)
     if resumed is not None:
         command = [*command[:2], "-t", "--no-test", "--resume", str(resumed), *command[-2:]]
         log.info("going on with %s", resumed)
     start = time.monotonic()
     where = ["--gpus", "0"] if device() == "cuda" else ["--accelerator", "cpu"]
-    if status := leash.run([*command, *where], str(cell.places["root"])):
+    if status := leash.run([*command, *where], str(cells[0].places["root"])):
         sys.exit(status)  # it has said why itself
-    keep(cell, folder, logs)
-    return {
+    run = begun(logs)
+    if run is None:
+        raise UserError(f"main.py left no word in {logs}")
+    return run, {
         "learn": round(time.monotonic() - start, 1),
         "resumed": resumed is not None,
-        "steps": cell.learn["steps"],
+        "steps": cells[0].learn["steps"],
     }
 
 
-def learning_command(cell: Cell, folder: Path, logs: Path) -> list[str]:
-    """Return the command that begins to learn the word; the last two arguments set the threads."""
-    options = list(cell.places["options"])
-    if (size := cell.places["size"]) is not None:
-        data = first_images(Path(cell.places["folder"]), size, folder / "learning-pictures")
-        options[options.index("--data_root") + 1] = str(data)
+def learning_command(cells: Sequence[Cell], folder: Path, logs: Path) -> list[str]:
+    """Return the command that begins to learn words; the last two arguments set the threads.
+
+    The cells differ in their concepts alone.
+    """
+    options = list(cells[0].places["options"])
+    roots, words = [], []
+    for cell in cells:
+        assert cell.learn is not None
+        root, size = Path(cell.places["folder"]), cell.places["size"]
+        if size is not None:
+            root = first_images(root, size, folder / "learning-pictures" / root.resolve().name)
+        roots.append(str(root))
+        words.append(cell.learn["first_word"])
+    for name, values in (("--data_root", roots), ("--init_word", words)):
+        place = options.index(name) + 1
+        options[place : place + 1] = values
     return [
-        *(sys.executable, str(Path(cell.places["root"]) / "main.py"), *options),
-        *("--seed", str(cell.seed), "--logdir", str(logs), "--name", "run"),
+        *(sys.executable, str(Path(cells[0].places["root"]) / "main.py"), *options),
+        *("--seed", str(cells[0].seed), "--logdir", str(logs), "--name", "run"),
         *("--threads", os.environ.get(THREADS, "1")),
     ]
 
@@ -163,21 +201,12 @@ def begun(logs: Path) -> Path | None:
     return saved[-1].parent.parent if saved else None
 
 
-def keep(cell: Cell, folder: Path, logs: Path) -> None:
-    """Take from a training that has ended what is to stay: word, difference, curves."""
+def keep(cell: Cell, folder: Path, file: Path) -> None:
+    """Copy a learned word into its cell's folder, with where it comes from."""
     from ldm.words.files import read_words, write_words
 
     assert cell.learn is not None
-    run = begun(logs)
-    if run is None:
-        raise UserError(f"main.py left no word in {logs}")
-    last = run / "second_stage" if (run / "second_stage" / "checkpoints").is_dir() else run
-    (folder / DELTA).unlink(missing_ok=True)
-    if (difference := find_delta(last / "checkpoints")).is_file():
-        difference.replace(folder / DELTA)
-    if (curves := run / "logger" / "metrics.csv").is_file():
-        write_whole(folder / CURVES, curves.read_bytes())
-    word = read_words(last / "checkpoints" / "embeddings.safetensors")
+    word = read_words(file)
     facts = {
         "concept": cell.concept,
         "variant": cell.variant,
@@ -256,14 +285,19 @@ def image_source(
     }
 
 
-def main() -> int:
-    """Run the cell of a folder."""
-    leash = Leash()
-    (folder,) = sys.argv[1:]
+def limit_threads() -> None:
+    """Use the CPU threads that the starter set."""
     if threads := os.environ.get(THREADS):
         import torch
 
         torch.set_num_threads(int(threads))
+
+
+def main() -> int:
+    """Run the cell of a folder."""
+    leash = Leash()
+    (folder,) = sys.argv[1:]
+    limit_threads()
     run_cell(Path(folder), leash)
     return 0
 
