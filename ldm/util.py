@@ -264,20 +264,28 @@ def write_whole(
             part.replace(target)
         else:
             _take_name(part, target)
-    except OSError as error:
+    except Exception as error:
         if isinstance(error, FileExistsError) and not replace and target.exists():
             raise
-        reason = error.strerror or error
+        reason = reason_of(error, target.parent)
+        if reason is None:
+            raise
         raise UserError(f"cannot write {str(path)!r}: {reason}") from error
-    except Exception as error:
-        # Writers of tensors report a full disk by errors of their own.
-        if target.parent.is_dir() and shutil.disk_usage(target.parent).free < FULL_DISK:
-            reason = os.strerror(errno.ENOSPC)
-            raise UserError(f"cannot write {str(path)!r}: {reason}") from error
-        raise
     finally:
         if part.parent.is_dir():
             part.unlink(missing_ok=True)
+
+
+def reason_of(error: Exception, folder: Path) -> str | None:
+    """Return why something cannot be written into a folder; None if that is not the error's cause.
+
+    Writers of tensors report a full disk by errors of their own.
+    """
+    if isinstance(error, OSError):
+        return str(error.strerror or error)
+    if folder.is_dir() and shutil.disk_usage(folder).free < FULL_DISK:
+        return os.strerror(errno.ENOSPC)
+    return None
 
 
 def write_json(path: str | Path, content: object, indent: int = 2) -> None:

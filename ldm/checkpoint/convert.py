@@ -20,7 +20,7 @@ from ldm.checkpoint.folder_json import component_configs, model_index
 from ldm.checkpoint.loading import build_empty, find_base
 from ldm.checkpoint.names import OPTIONAL_PREFIXES, is_optional, match_names, published_name
 from ldm.checkpoint.tables import FAMILIES, INDEX, Entry
-from ldm.util import PART, UserError, write_json, write_whole
+from ldm.util import PART, UserError, reason_of, write_json, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +107,11 @@ def write_folder(base: Base, entries: Mapping[str, Tensor], target: Path) -> Non
     try:
         _write_components(base, entries, part)
         part.rename(target)
-    except OSError as error:
-        raise UserError(f"cannot write {str(target)!r}: {error.strerror or error}") from error
+    except Exception as error:
+        reason = reason_of(error, target.parent)
+        if reason is None:
+            raise
+        raise UserError(f"cannot write {str(target)!r}: {reason}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

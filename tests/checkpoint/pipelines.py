@@ -94,11 +94,12 @@ def ldm(folder):
 
 
 def clip_tokenizer(folder, pad_token="<|endoftext|>"):
-    """Build CLIP's tokenizer with a vocabulary of letters; "!" is id 0, as in CLIP's."""
+    """Build CLIP's tokenizer with a vocabulary of letters and signs; "!" is id 0, as in CLIP's."""
     folder.mkdir(parents=True, exist_ok=True)
     write_clip(folder)
     words = json.loads((folder / "vocab.json").read_text())
-    shifted = {"!": 0, **{word: i + 1 for word, i in words.items()}}
+    signs = [sign + end for sign in "()'-" for end in ("", "</w>")]
+    shifted = {piece: i for i, piece in enumerate(("!", *signs, *words))}
     (folder / "vocab.json").write_text(json.dumps(shifted))
     return CLIPTokenizer(
         str(folder / "vocab.json"),

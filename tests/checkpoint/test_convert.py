@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+from types import SimpleNamespace
+
 import diffusers
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ldm.checkpoint import convert
 from ldm.checkpoint.loading import find_base
 from ldm.checkpoint.tables import FAMILIES, family_of
 from ldm.cli.convert_model import main
@@ -89,3 +96,28 @@ def test_what_exists_is_not_overwritten(folder, tmp_path):
     (tmp_path / "there.ckpt").touch()
     with pytest.raises(UserError, match="exists: name another"):
         main([str(folder), str(tmp_path / "there.ckpt")])
+
+
+FULL = (
+    OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    SafetensorError("Error while serializing: No space left on device (os error 28)"),
+)
+
+
+@pytest.mark.parametrize("error", FULL, ids=["of the system", "of safetensors"])
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_full_disk_leaves_no_folder(folder, tmp_path, monkeypatch, error, written):
+    """The error comes after some of the components were written."""
+    whole, count = convert.save_file, []
+
+    def save(*arguments, **options):
+        if len(count) == written:
+            monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+            raise error
+        count.append(1)
+        whole(*arguments, **options)
+
+    monkeypatch.setattr(convert, "save_file", save)
+    with pytest.raises(UserError, match=r"cannot write '.*/out': No space left on device$"):
+        main([str(folder), str(tmp_path / "out")])
+    assert list(tmp_path.iterdir()) == []

@@ -67,12 +67,17 @@ def text_states(pipeline, family, prompt=PROMPT):
 @torch.no_grad()
 def test_each_part_equals_the_pipelines(model, pipeline, family):
     states, added = text_states(pipeline, family)
-    condition = model.model.conditions(model.get_learned_conditioning([PROMPT]))
+    learned = model.get_learned_conditioning([PROMPT])
+    condition = model.model.conditions(learned)
     assert relative(condition["c_crossattn"][0], states) < 1e-4
     x, t = seeded_noise([3])(0, (1, 4, 8, 8)), torch.tensor([500])
     wanted = pipeline.unet(x, t, encoder_hidden_states=states, added_cond_kwargs=added).sample
     assert relative(model.model(x, t, **condition), wanted) < 1e-4
     assert model.parameterization == ("v" if family == "sd2-v" else "eps")
+    if family == "sd2-v":  # of v: ε = √ā v + √(1 - ā) x
+        kept = pipeline.scheduler.alphas_cumprod[500]
+        wanted = kept.sqrt() * wanted + (1 - kept).sqrt() * x
+    assert relative(model.apply_model(x, t, learned), wanted) < 1e-4
     vae = getattr(pipeline, "vae", None) or pipeline.vqvae
     assert relative(model.first_stage_model.decode(x), vae.decode(x).sample) < 1e-4
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1

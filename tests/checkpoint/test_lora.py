@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
@@ -70,6 +71,31 @@ def test_a_whole_model(base, delta, tmp_path):
     assert found.keys() == want.keys()
     for name, value in want.items():
         assert_close(found[name], value, rtol=0, atol=1e-7, msg=name)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_a_whole_model_as_a_folder(family, tmp_path):
+    """A pipeline of diffusers opens the tuned model, and it acts as the delta does here."""
+    PIPELINES[family](tmp_path / "vocabulary").save_pretrained(tmp_path / "pipeline")
+    base, out = tmp_path / "base.safetensors", tmp_path / "tuned"
+    assert main([str(tmp_path / "pipeline"), str(base)]) == 0
+    delta = write_delta(base, tmp_path / "weight_delta.safetensors", MOVED)
+    assert main([str(base), str(out), "--weight_delta", str(delta)]) == 0
+    before, after = (
+        DiffusionPipeline.from_pretrained(path) for path in (tmp_path / "pipeline", out)
+    )
+    model, rng = load_model(base, weight_delta=delta), torch.Generator().manual_seed(5)
+    x, t = torch.randn(1, 4, 8, 8, generator=rng), torch.tensor([500])
+    condition = model.get_learned_conditioning(["a photo of cat"])
+    found = model.apply_model(x, t, condition)
+    plain, wanted = (
+        pipeline.unet(x, t, encoder_hidden_states=states, added_cond_kwargs=added).sample
+        for pipeline in (before, after)
+        for states, added in [text_states(pipeline, family, "a photo of cat")]
+    )
+    assert relative(found, wanted) < 1e-4
+    assert relative(plain, wanted) > 0.02
 
 
 PROMPT = "a photo of my-cat, cat"

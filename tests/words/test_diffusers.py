@@ -14,6 +14,7 @@ from ldm.inference import load_model
 from ldm.modules.encoders.modules import BERTEmbedder, FrozenCLIPEmbedder
 from ldm.util import UserError
 from ldm.words.manager import EmbeddingManager
+from ldm.words.prompts import count_chunks, encode_weighted
 from tests.checkpoint.pipelines import PIPELINES
 from tests.checkpoint.test_folders import text_states
 from tests.modules.vocabularies import write_bert, write_clip
@@ -31,11 +32,6 @@ PROMPTS = (
     "{}'s cat",
     "{}-themed cat",
 )
-
-
-# Signs that the small vocabulary lacks are the end of the text there, which SDXL's second encoder
-# takes for padding. CLIP's own vocabulary has every sign.
-UNKNOWN = set("('-")
 
 
 class Pipeline(TextualInversionLoaderMixin):
@@ -125,8 +121,6 @@ def assert_equal_conditioning(family, theirs, model, manager):
     """Compare the text's vectors, and of SDXL the pooled text too, at every place of the word."""
     model.embedding_manager = manager
     for prompt in PROMPTS:
-        if UNKNOWN & set(prompt):
-            continue
         spelled = prompt.format("<word>", "<word>")
         if family != "sdxl":  # its pipeline spells the word itself
             spelled = theirs.maybe_convert_prompt(spelled, theirs.tokenizer)
@@ -149,18 +143,75 @@ def test_a_word_of_later_families_in_diffusers(base, tmp_path, vectors):
     )
     manager.word("*").normal_()
     manager.save(tmp_path / "word.safetensors")
-    if family == "sdxl":  # as diffusers documents it for a file of both encoders
-        both = load_file(tmp_path / "word.safetensors")
-        for key, which in (("clip_l", ""), ("clip_g", "_2")):
-            theirs.load_textual_inversion(
-                both[key],
-                token="<word>",
-                text_encoder=getattr(theirs, f"text_encoder{which}"),
-                tokenizer=getattr(theirs, f"tokenizer{which}"),
-            )
-    else:
-        theirs.load_textual_inversion(str(tmp_path / "word.safetensors"), token="<word>")
+    load_into(theirs, family, tmp_path / "word.safetensors")
     assert_equal_conditioning(family, theirs, model, manager)
+
+
+def load_into(pipe, family, path):
+    """Load a file of ours into a pipeline, as `<word>`."""
+    if family != "sdxl":
+        pipe.load_textual_inversion(str(path), token="<word>")
+        return
+    both = load_file(path)  # as diffusers documents it for a file of both encoders
+    for key, which in (("clip_l", ""), ("clip_g", "_2")):
+        pipe.load_textual_inversion(
+            both[key],
+            token="<word>",
+            text_encoder=getattr(pipe, f"text_encoder{which}"),
+            tokenizer=getattr(pipe, f"tokenizer{which}"),
+        )
+
+
+WEIGHTED = f"(cat:1.4) {'cat ' * 79}a photo of (cat:1.3), [the moon], ((*)) on (the (cat:0.5):1.2)"
+# Its texts and weights by the rules of AUTOMATIC1111.
+PARTS = (
+    *(("cat", 1.4), *79 * [("cat", 1.0)], ("a photo of", 1.0), ("cat", 1.3), (",", 1.0)),
+    *(("the moon", 1 / 1.1), (",", 1.0), ("<word> <word>_1", 1.1 * 1.1), ("on", 1.0)),
+    *(("the", 1.2), ("cat", 0.5 * 1.2)),
+)
+
+
+def weighted_states(tokenizer, encoder, xl):
+    """Encode two chunks of 75 tokens of `PARTS` by the definition; return texts and pooled text."""
+    tokens = [
+        (token, weight)
+        for text, weight in PARTS
+        for token in tokenizer(text, add_special_tokens=False).input_ids
+    ]
+    assert len(tokens) > 90
+    texts, pooled = [], []
+    for chunk in (tokens[:75], tokens[75:]):
+        ids = [tokenizer.bos_token_id, *(token for token, _ in chunk), tokenizer.eos_token_id]
+        weights = [1.0, *(weight for _, weight in chunk)]
+        ids += [tokenizer.pad_token_id] * (77 - len(ids))
+        factors = torch.tensor(weights + [1.0] * (77 - len(weights)))[None, :, None]
+        found = encoder(torch.tensor([ids]), output_hidden_states=True)
+        plain = found.hidden_states[-2] if xl else found[0]
+        texts.append(plain * factors * plain.mean() / (plain * factors).mean())
+        pooled.append(found[0])
+    return torch.cat(texts, dim=1), pooled[0]
+
+
+@torch.no_grad()
+def test_weights_and_chunks_of_later_families(base, tmp_path):
+    """A weighted prompt of two chunks, each encoder on its own; the pooled text is the first's."""
+    family, pipe, model = base
+    theirs = deepcopy(pipe)
+    manager = EmbeddingManager(model.cond_stage_model, ["*"], ["cat"], num_vectors_per_token=2)
+    manager.word("*").normal_()
+    manager.save(tmp_path / "word.safetensors")
+    load_into(theirs, family, tmp_path / "word.safetensors")
+    model.embedding_manager = manager
+    count = count_chunks(model, [WEIGHTED])
+    assert count == 2
+    ours = model.model.conditions(encode_weighted(model, ["cat", WEIGHTED], count))
+    (text,) = ours["c_crossattn"]
+    wanted, pooled = weighted_states(theirs.tokenizer, theirs.text_encoder, family == "sdxl")
+    if family == "sdxl":
+        second, pooled = weighted_states(theirs.tokenizer_2, theirs.text_encoder_2, True)
+        wanted = torch.cat([wanted, second], dim=-1)
+        assert_close(ours["c_adm"][1:, : pooled.shape[1]], pooled)
+    assert_close(text[1:], wanted)
 
 
 @torch.no_grad()
