@@ -82,22 +82,32 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").split()) <= 1200
 
 
+def blocks(path: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
+
+
+# Documents with code. README's code continues that of the method.
+CODE = [path for path in DOCUMENTS if blocks(path)]
+LEARNING = (ROOT / "docs/method.md", ROOT / "README.md")
+# Bases that are not there, and devices that may not be.
+STAND_INS = ("CompVis/ldm-text2im-large-256", "v1-5.safetensors")
+
+
 def test_the_documented_code_learns_a_word_and_generates_it(
     untrained_miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ldm.inference
     from ldm.inference import Sampling
 
-    files = (ROOT / "docs/method.md", ROOT / "README.md")
-    blocks = [b for f in files for b in re.findall(r"```python\n(.*?)```", f.read_text(), re.S)]
-    assert len(blocks) == 2
-    assert len([line for line in blocks[0].splitlines() if line]) <= 25, "twenty lines and imports"
+    found = [block for path in LEARNING for block in blocks(path)]
+    assert len(found) == 2
+    assert len([line for line in found[0].splitlines() if line]) <= 25, "twenty lines and imports"
     full = ldm.inference.generate
     monkeypatch.setattr(
         ldm.inference, "generate", lambda m, p, *_, **k: full(m, p, Sampling(steps=1), **k)
     )
     monkeypatch.chdir(tmp_path)
-    code = "\n".join(blocks).replace('"examples/', f'"{ROOT}/examples/')
+    code = "\n".join(found).replace('"examples/', f'"{ROOT}/examples/')
     for name in ("config.yaml", "model.safetensors"):
         code = code.replace(f"models/miniature/{name}", str(untrained_miniature / name))
     assert "range(400)" in code
@@ -106,3 +116,11 @@ def test_the_documented_code_learns_a_word_and_generates_it(
     for file in ("star.safetensors", "moon.png", "star.png"):
         assert (tmp_path / file).is_file()
     assert len(names["images"]) == 8  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", [p for p in CODE if p not in LEARNING], ids=lambda p: p.name)
+def test_the_code_of_other_documents_runs(path: Path, untrained_miniature: Path) -> None:
+    code = "\n".join(blocks(path)).replace('"cuda"', '"cpu"')
+    for base in STAND_INS:
+        code = code.replace(f'"{base}"', repr(str(untrained_miniature / "model.safetensors")))
+    exec(code, {})
