@@ -69,7 +69,7 @@ format: env  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-demo: env  ## learn a word with the miniature model and draw it: outputs/demo/index.html
+demo: env  ## learn a word with the miniature model and generate its images: outputs/demo/index.html
 	$(BIN)/python scripts/demo.py $(DEMO_ARGS)
 
 benchmark: env  ## speed and memory beside diffusers and the original's way: docs/performance.md
@@ -84,7 +84,7 @@ miniature-eval: env  ## measure what models/miniature/README.md reports
 protocol: env  ## learn and score the paper's variants in the miniature (hours; resumable)
 	$(BIN)/python scripts/protocol.py configs/protocol/miniature.yaml $(PROTOCOL_ARGS)
 
-figures: env $(PIVOTAL)  ## draw the paper's figures in the miniature: outputs/figures
+figures: env $(PIVOTAL)  ## make the paper's figures with the miniature: outputs/figures
 	$(BIN)/python scripts/figures.py $(FIGURES_ARGS)
 
 # Figure 11's second half: as large as the model, so made here and not shipped.

@@ -136,9 +136,9 @@ def make_sampler(model: DiffusionModel, sampling: Sampling) -> Sampler:
 def seeded_noise(seeds: Sequence[int]) -> NoiseSource:
     """Noise in which sample i depends on seeds[i] alone, float32 on the CPU."""
 
-    def source(draw: int, shape: Sequence[int]) -> Tensor:
-        purpose = Purpose.INITIAL_NOISE if draw == 0 else Purpose.STEP_NOISE
-        return torch.cat([normal(seed, [draw], shape[1:], purpose) for seed in seeds])
+    def source(number: int, shape: Sequence[int]) -> Tensor:
+        purpose = Purpose.INITIAL_NOISE if number == 0 else Purpose.STEP_NOISE
+        return torch.cat([normal(seed, [number], shape[1:], purpose) for seed in seeds])
 
     return source
 

@@ -40,7 +40,7 @@ HARMLESS_PACKAGES = (
     "builtins.float",
 )
 HOW_TO_GET = (
-    "get the published weights with scripts/download_models.sh, or draw with the miniature: "
+    "get the published weights with scripts/download_models.sh, or generate with the miniature: "
     "--ckpt_path models/miniature"
 )
 

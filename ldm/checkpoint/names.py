@@ -28,7 +28,7 @@ SCHEDULE = (
     "posterior_mean_coef1",
     "posterior_mean_coef2",
 )
-# The words come from embedding files, averaged copies from training, and losses are not drawn with.
+# Words come from embedding files, averaged copies from training; losses do not generate.
 OPTIONAL_PREFIXES = ("embedding_manager.", "model_ema.", "loss.", "first_stage_model.loss.")
 # `to_logits` and CLIP's logit scale are never evaluated, nor is the projection of Stable Diffusion
 # 2; only old versions of `transformers` store `position_ids`.

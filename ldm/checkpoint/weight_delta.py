@@ -97,12 +97,12 @@ def check_weight_delta(path: str | Path, checkpoint: str | Path | None) -> dict[
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
     except FileNotFoundError as error:
-        raise UserError(f"difference {path} does not exist") from error
+        raise UserError(f"weight delta {path} does not exist") from error
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a safetensors file, or a damaged one ({error})") from error
     if metadata.get("format") != FORMAT:
         raise UserError(
-            f"{path}: not a difference, which tuning leaves as weight_delta.safetensors; words are "
+            f"{path}: no weight delta, which tuning writes as weight_delta.safetensors; words are "
             "given as --embedding_path, whole models as --ckpt_path"
         )
     base, wanted = metadata.get("base_checkpoint"), metadata.get("base_checkpoint_hash")

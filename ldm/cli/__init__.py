@@ -1,1 +1,1 @@
-"""The command lines of drawing and merging; the files in scripts/ only call them."""
+"""The command lines; the files in scripts/ only call them."""

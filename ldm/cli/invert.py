@@ -122,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
         found = replace(found, facts=made_by)
         write_noise(noise_file, found)
         logger.info("%s", noise_file)
-    _draw(model, found, reconstruction(model, original), options, folder)
+    _generate(model, found, reconstruction(model, original), options, folder)
     return 0
 
 
@@ -137,7 +137,7 @@ def _check_same(known: InvertedNoise, made_by: dict[str, str], path: str) -> Non
             )
 
 
-def _draw(
+def _generate(
     model: LatentDiffusion,
     found: InvertedNoise,
     best: Image.Image,

@@ -10,7 +10,7 @@ from ldm.cli.common import Parser, add_base, check_least, check_output_folder, c
 from ldm.util import UserError
 
 EXAMPLES = """examples:
-  the paper's experiments in the miniature, here (hours; run it again to go on after a stop):
+  the paper's experiments in the miniature, here (hours; run it again to resume):
     python scripts/protocol.py configs/protocol/miniature.yaml
   what it would run, and for how long:
     python scripts/protocol.py configs/protocol/miniature.yaml --dry-run

@@ -120,10 +120,10 @@ class JointConcepts(PersonalizedBase):
 
     def choose(self, sample: int) -> tuple[int, str]:
         first, both = self._offsets()
-        draw = generator(self.seed, sample, Purpose.MIXTURE)
-        if draw.random() < self.joint_prob:
-            number = int(draw.integers(self.pastings))
-            template = self.joint_templates[draw.integers(len(self.joint_templates))]
+        rng = generator(self.seed, sample, Purpose.MIXTURE)
+        if rng.random() < self.joint_prob:
+            number = int(rng.integers(self.pastings))
+            template = self.joint_templates[rng.integers(len(self.joint_templates))]
             return both + number, fill(template, self.shown, self.second.shown)
         # Each concept counts its own samples, so that each pass takes every image.
         turn, which = divmod(sample, 2)
@@ -144,20 +144,18 @@ class JointConcepts(PersonalizedBase):
 
     def _pasting(self, number: int) -> npt.NDArray[np.uint8]:
         """Paste an image of the second concept onto one of the first: uint8 [h, w, 3]."""
-        draw = generator(self.seed, number, Purpose.PASTING)
+        rng = generator(self.seed, number, Purpose.PASTING)
         image_ids = [
-            2 * int(draw.integers(len(concept.paths))) + int(draw.random() < concept.flip_p)
+            2 * int(rng.integers(len(concept.paths))) + int(rng.random() < concept.flip_p)
             for concept in (self, self.second)
         ]
         image = self.levels(image_ids[0]).copy()
         height, width, _ = image.shape
         h, w = (
-            int(draw.integers(math.ceil(SMALLEST * side), math.floor(LARGEST * side) + 1))
+            int(rng.integers(math.ceil(SMALLEST * side), math.floor(LARGEST * side) + 1))
             for side in (height, width)
         )
-        top, left = (
-            int(draw.integers(side - part + 1)) for side, part in ((height, h), (width, w))
-        )
+        top, left = (int(rng.integers(side - part + 1)) for side, part in ((height, h), (width, w)))
         pasted = Image.fromarray(self.second.levels(image_ids[1]))
         box = np.asarray(pasted.resize((w, h), self.resampling))
         image[top : top + h, left : left + w] = box

@@ -196,11 +196,11 @@ class PersonalizedBase(DescribedImages):
         if self.captions[place]:
             own = self.captions[place]
             return own[generator(self.seed, sample, Purpose.CAPTION).integers(len(own))]
-        draw = generator(self.seed, sample, Purpose.TEMPLATE)
-        if self.own_words and draw.random() < self.mixing_prob:
-            template = self.dual_templates[draw.integers(len(self.dual_templates))]
+        rng = generator(self.seed, sample, Purpose.TEMPLATE)
+        if self.own_words and rng.random() < self.mixing_prob:
+            template = self.dual_templates[rng.integers(len(self.dual_templates))]
             return fill(template, self.shown, self.own_words[place])
-        return fill(self.templates[draw.integers(len(self.templates))], self.shown)
+        return fill(self.templates[rng.integers(len(self.templates))], self.shown)
 
     def texts(self) -> list[str]:
         """Return every caption that samples may have, for a check that none loses the word."""

@@ -254,10 +254,10 @@ def rendered_share(scorer: MiniatureClip, concept: Concept, each: int = 40) -> f
     asked: dict[str, Any] = {"medium": "photo", **concept.attributes}
     if concept.is_style:  # the object of `Concept.scene_prompt`
         asked |= {"shape": "star", "colour": "red", "texture": "plain", "second": ""}
-    drawn = unseen_specs(each * len(concept.prompt_scenes), seed=2)
+    unseen = unseen_specs(each * len(concept.prompt_scenes), seed=2)
     specs = [
         replace(spec, **asked, scene=concept.prompt_scenes[i // each])
-        for i, spec in enumerate(drawn)
+        for i, spec in enumerate(unseen)
     ]
     scenes, things = _seen(scorer, scorer.image_features(render_specs(specs)), concept)
     return float(np.mean(scenes & things))

@@ -248,8 +248,8 @@ _MEDIA: dict[str, Callable[[Spec, _Layers], Array]] = {
 def render(spec: Spec, size: int = 64) -> Array:
     """Render an image: float32 [size, size, 3] in [-1, 1]."""
     at_least(8, size=size)
-    drawn = 2 * PIXEL_BLOCKS if spec.medium == "pixel" else size
-    image = _MEDIA[spec.medium](spec, _layers(spec, drawn)) * np.float32(spec.light)
+    side = 2 * PIXEL_BLOCKS if spec.medium == "pixel" else size
+    image = _MEDIA[spec.medium](spec, _layers(spec, side)) * np.float32(spec.light)
     if spec.tone:
         image = _in_inks(image, *TONES[spec.tone])
     if spec.medium == "pixel":

@@ -134,7 +134,7 @@ class ImageLogger(BatchCallback):
             raise ValueError(f"{keys.get(name, name)} {problem}") from error
         doublings = range((batch_frequency - 1).bit_length() if increase_log_steps else 0)
         self.early = {2**n for n in doublings}
-        self.drawn: dict[str, int] = {}
+        self.generated: dict[str, int] = {}
 
     def due(self, count: int) -> bool:
         """Tell whether images are to be generated after `count` steps."""
@@ -147,7 +147,7 @@ class ImageLogger(BatchCallback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Generate what the untrained word gives, where asked for."""
         if self.log_first_step and trainer.global_step == 0:
-            self.draw(trainer, pl_module, "train", 0)
+            self.generate(trainer, pl_module, "train", 0)
 
     def on_batch(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch_idx: int
@@ -155,22 +155,22 @@ class ImageLogger(BatchCallback):
         """Generate training images when it is time, once a step."""
         count = batch_idx + 1 if self.log_on_batch_idx else trainer.global_step
         if (self.log_on_batch_idx or ends_step(trainer, batch_idx)) and self.due(count):
-            self.draw(trainer, module, "train", batch_idx)
+            self.generate(trainer, module, "train", batch_idx)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking and self.due(trainer.global_step):
-            self.draw(trainer, pl_module, "val", 0)
+            self.generate(trainer, pl_module, "val", 0)
 
-    def draw(
+    def generate(
         self, trainer: pl.Trainer, module: pl.LightningModule, split: str, batch_idx: int
     ) -> None:
         """Generate a set's grids and save them."""
         datasets = getattr(trainer.datamodule, "datasets", {})  # type: ignore[attr-defined]
         dataset = datasets.get(SPLITS[split])
         skip = self.disabled or split not in self.splits or dataset is None
-        if skip or not trainer.is_global_zero or self.drawn.get(split) == trainer.global_step:
+        if skip or not trainer.is_global_zero or self.generated.get(split) == trainer.global_step:
             return
-        self.drawn[split] = trainer.global_step
+        self.generated[split] = trainer.global_step
         problem = ""  # a run is worth more than its images
         try:
             with quietly(module):

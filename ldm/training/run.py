@@ -266,7 +266,7 @@ def report(this: Run) -> None:
         log.info(f"learned: {words}, and .safetensors beside it")
     delta = this.config.folder / "checkpoints" / DELTA_FILE
     if delta.exists():
-        log.info(f"tuned: {delta}: generate with it by scripts/txt2img.py --difference")
+        log.info(f"tuned: {delta}: generate with it by scripts/txt2img.py --weight_delta")
 
 
 def train(this: Run) -> int:

@@ -113,15 +113,15 @@ class DirectionalDescent(Optimizer):
 
 
 class DirectionalEmbeddingManager(EmbeddingManager):
-    """Words on a sphere of one norm, the vocabulary's; learned, saved and drawn like any other.
+    """Words on a sphere of one norm, the vocabulary's; learned, saved and used like any other.
 
     What is held and written are the plain vectors e = m·u, which every tool reads.
 
     Args:
         embedder: the text encoder.
         kappa: κ of the prior around the initializer word, at least 0; the paper's 1e-4.
-        norm: m, the norm words keep: the vocabulary's "mean", the paper's; its "median", which rows
-            that the encoder's training never met, and left short, draw down less; or a number.
+        norm: m, the norm that words keep: the vocabulary's "mean", as in the paper; its "median",
+            on which the short rows of unused tokens have less influence; or a number.
         options: of `EmbeddingManager`. Each word needs an initializer word, so
             `per_image_tokens`, whose words have none, is refused.
 

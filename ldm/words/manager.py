@@ -217,7 +217,7 @@ class EmbeddingManager(nn.Module):
         self._step = int(optimizer_step)
         self.optimizer_step.fill_(self._step)
 
-    def coarse_loss(self) -> Tensor:
+    def distance_to_initializers(self) -> Tensor:
         """Sum ‖v - v_initial‖² over words with an initializer word (paper, section 5.1)."""
         terms = [
             (self.string_to_param_dict[p] - self._initializer_vectors(p)).square().sum()
@@ -230,7 +230,7 @@ class EmbeddingManager(nn.Module):
             )
         return torch.stack(terms).sum()
 
-    embedding_to_coarse_loss = coarse_loss
+    embedding_to_coarse_loss = distance_to_initializers
 
     @torch.no_grad()
     def norms(self) -> dict[str, float]:

@@ -107,7 +107,7 @@ class Evaluation:
 
         options = self.options
 
-        def drawn(prompts: Sequence[str], each: int) -> list[Any]:
+        def images_of(prompts: Sequence[str], each: int) -> list[Any]:
             found = generate(
                 model,
                 list(prompts),
@@ -116,7 +116,7 @@ class Evaluation:
             )
             return [image.image for image in found]
 
-        return drawn
+        return images_of
 
     def save(self, images: Sequence[Any], name: str, columns: int) -> None:
         """Write a grid of images, twice as large as generated."""

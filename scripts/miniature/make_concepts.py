@@ -46,13 +46,13 @@ class Concept:
 
     def spec(self, number: int) -> Spec:
         """Describe one of the images; scene, view and a style's object vary."""
-        drawn = sample_spec(SEED, number + MOST_IMAGES * sum(map(ord, self.name)))
+        spec = sample_spec(SEED, number + MOST_IMAGES * sum(map(ord, self.name)))
         scene = SHOWN_SCENES[number % len(SHOWN_SCENES)]
         if self.is_style:
-            return replace(drawn, medium=self.medium, scene=scene)
+            return replace(spec, medium=self.medium, scene=scene)
         shape, colour, texture, second = self.look
         return replace(
-            drawn,
+            spec,
             **{"shape": shape, "colour": colour, "texture": texture, "second": second},
             **{"medium": self.medium, "scene": scene},
         )

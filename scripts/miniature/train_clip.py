@@ -161,9 +161,9 @@ class Student(torch.nn.Module):
         guess = self.outline(seen.last_hidden_state[:, 1:]).transpose(1, 2)
         wanted = F.unfold(masks, self.patch, stride=self.patch)
         loss = F.binary_cross_entropy_with_logits(guess, wanted)
-        coarse = F.avg_pool2d(masks, 4).flatten(1)
+        small = F.avg_pool2d(masks, 4).flatten(1)
         layout = self.layout(seen.pooler_output)
-        return features, loss + F.binary_cross_entropy_with_logits(layout, coarse)
+        return features, loss + F.binary_cross_entropy_with_logits(layout, small)
 
 
 def loss_of(
@@ -216,7 +216,7 @@ def train(options: argparse.Namespace, tokenizer: BertTokenizer) -> CLIPModel:
         student.load_state_dict(state["student"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
-        LOG.info("going on from step %d of %s", first, state_file)
+        LOG.info("resuming at step %d of %s", first, state_file)
     options.logdir.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     for step in range(first, options.steps):

@@ -96,7 +96,7 @@ def test_another_base_is_refused(base: Any, checkpoint: Path, tmp_path: Path) ->
 def test_what_is_no_difference_is_named(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.safetensors does not exist"):
         check_weight_delta("nowhere.safetensors", checkpoint)
-    with pytest.raises(UserError, match=r"base\.safetensors: not a difference"):
+    with pytest.raises(UserError, match=r"base\.safetensors: no weight delta"):
         check_weight_delta(checkpoint, checkpoint)
     (tmp_path / "text").write_text("no")
     with pytest.raises(UserError, match="text: not a safetensors file"):

@@ -134,7 +134,7 @@ def test_class_images_add_their_own_loss(tmp_path, weight):
         cond = model.get_learned_conditioning(part["caption"])
         error = model.apply_model(model.q_sample(z, t, noise), t, cond) - noise
         terms.append(error.square().mean())
-    distance = model.embedding_manager.coarse_loss()  # once, not with each of the two
+    distance = model.embedding_manager.distance_to_initializers()  # once, not with each of the two
 
     result = model.shared_step(own | {"prior": other})
     assert_close(result.loss, terms[0] + weight * terms[1] + 0.5 * distance)

@@ -60,7 +60,7 @@ def test_a_run_outlives_its_images(
     logger.grids = fail  # type: ignore[assignment, method-assign]
     data = SimpleNamespace(datasets={"train": [{"caption": "a *"}] * 2})
     trainer: Any = SimpleNamespace(datamodule=data, is_global_zero=True, global_step=7, loggers=[])
-    logger.draw(trainer, module, "train", 0)
+    logger.generate(trainer, module, "train", 0)
     assert "no images at step 7" in caplog.text
     assert module.training
     assert not list(tmp_path.iterdir())

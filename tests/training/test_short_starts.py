@@ -137,7 +137,7 @@ def test_starts_that_share_a_batch_are_those_of_batches_of_their_own(
     learned = short_starts._trained(model, "*", starts, batches)
     losses = short_starts._losses(model, "*", learned, batches)
     assert torch.equal(own, initial)
-    monkeypatch.setattr(manager, "coarse_loss", lambda: (own - initial).square().sum())
+    monkeypatch.setattr(manager, "distance_to_initializers", lambda: (own - initial).square().sum())
     for start, word, loss in zip(starts, learned, losses, strict=True):
         own.data.copy_(start)
         optimizer = model.configure_optimizers()

@@ -1,4 +1,4 @@
-"""Pivotal tuning by the real command line: what moves in each stage, what is left, going on."""
+"""Pivotal tuning by the real command line: what moves in each stage, what is left, resuming."""
 
 from __future__ import annotations
 

@@ -252,7 +252,7 @@ class TestWords:
         assert_close(manager.word("*").detach().norm(dim=-1), wanted.expand(2))
 
     def test_regularisation_measures_from_the_sphere(self, embedder):
-        assert make(embedder).coarse_loss().item() == 0
+        assert make(embedder).distance_to_initializers().item() == 0
 
 
 class TestRefused:

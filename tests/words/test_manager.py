@@ -342,7 +342,7 @@ class TestPerImageTokens:
 class TestRegularisation:
     def test_is_the_squared_distance_to_the_first_word(self, embedder):
         manager = EmbeddingManager(embedder, ["*"], ["polarbear"], num_vectors_per_token=2)
-        assert manager.coarse_loss().item() == 0
+        assert manager.distance_to_initializers().item() == 0
         with torch.no_grad():
             manager.word("*")[1] += 2.0
         loss = manager.embedding_to_coarse_loss()
@@ -353,7 +353,7 @@ class TestRegularisation:
 
     def test_needs_a_first_word(self, embedder):
         with pytest.raises(UserError, match="initializer_words"):
-            EmbeddingManager(embedder, ["*"]).coarse_loss()
+            EmbeddingManager(embedder, ["*"]).distance_to_initializers()
 
 
 def test_norms_are_held_against_the_vocabularys(embedder):
@@ -402,7 +402,7 @@ class TestFiles:
         write_words(tmp_path / "a.pt", {"*": row(embedder, "cat") + 1}, {"*": 4})
         manager = EmbeddingManager(embedder, ["*"], ["cat"])
         manager.load(tmp_path / "a.pt")
-        torch.testing.assert_close(manager.coarse_loss(), torch.tensor(6.0))
+        torch.testing.assert_close(manager.distance_to_initializers(), torch.tensor(6.0))
 
     def test_of_bad_content_change_nothing(self, embedder, tmp_path):
         manager = EmbeddingManager(embedder, ["*"], ["cat"])

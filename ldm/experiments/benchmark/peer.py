@@ -1,8 +1,9 @@
 """diffusers' parts of the same shapes, driven as its own training script and pipeline drive them.
 
-The step is that of `examples/textual_inversion/textual_inversion.py`: it encodes the images, draws
-noise and timesteps, and moves the whole token table, all of whose other rows it then puts back.
-With `--mixed_precision bf16` U-Net and autoencoder are cast, and the text encoder runs in autocast.
+The step is that of `examples/textual_inversion/textual_inversion.py`. It encodes the images,
+samples noise and timesteps, and moves the whole token table. Then it restores all rows but the
+word's. With `--mixed_precision bf16` U-Net and autoencoder are cast, and the text encoder runs in
+autocast.
 """
 
 from __future__ import annotations

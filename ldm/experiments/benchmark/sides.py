@@ -151,7 +151,7 @@ def applied(side: Side) -> AbstractContextManager[None]:
 
 
 def make_batch(model: LatentDiffusion, count: int) -> dict[str, Any]:
-    """Return a batch of noise images under one caption, as the loader gives it before its draws."""
+    """Return a batch of noise images under one caption, as it is before `batch_noise`."""
     assert isinstance(model.image_size, int)
     assert model.embedding_manager is not None
     side = model.image_size * model.first_stage_downsampling
@@ -165,16 +165,19 @@ def make_batch(model: LatentDiffusion, count: int) -> dict[str, Any]:
 
 
 def training_step(model: LatentDiffusion, side: Side, count: int) -> Callable[[], float]:
-    """Return what takes one optimizer step of the word, the draws included; it returns the loss."""
+    """Return a function that takes one optimizer step of the word and returns the loss.
+
+    The step includes sampling its random numbers.
+    """
     assert model.embedding_manager is not None
-    batch, draws = make_batch(model, count), model.batch_noise()
+    batch, noise = make_batch(model, count), model.batch_noise()
     if side.cached:
         posterior: Any = model.encode_first_stage(model.images(batch))
         batch["moments"] = posterior.parameters.float().cpu()
     optimizer = torch.optim.AdamW(model.embedding_manager.embedding_parameters(), lr=1e-3)
 
     def step() -> float:
-        loss = model.shared_step(batch | draws(batch)).loss
+        loss = model.shared_step(batch | noise(batch)).loss
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

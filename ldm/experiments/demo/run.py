@@ -166,7 +166,7 @@ class Session:
         prompt = self._fill(template, word)
         log.info("generating %s", prompt)
         count = samples or self.options.samples
-        with self.watch.time("draw"):
+        with self.watch.time("generate"):
             words = [str(learned)] if learned else []
             if "{second}" in template:
                 path, name = self.second

@@ -88,13 +88,13 @@ class Request:
         """Return what pivotal tuning moved the weights by, and its word; UserError without them."""
         folder = self.pivotal or Path()
         words = (folder / name for name in (WORD, "word.safetensors"))
-        difference, word = find_delta(folder), next(filter(Path.is_file, words), None)
-        if word is None or not difference.is_file():
+        delta, word = find_delta(folder), next(filter(Path.is_file, words), None)
+        if word is None or not delta.is_file():
             raise UserError(
                 f"--pivotal {folder} lacks {DELTA_FILE} or {WORD}: give "
                 "LOGFOLDER/second_stage/checkpoints of a run with configs/variants/pivotal.yaml"
             )
-        return difference, word
+        return delta, word
 
     def concept_folder(self, concept: str) -> Path:
         """Return the folder of a concept's images; UserError where there is none."""

@@ -151,7 +151,7 @@ def run_cells(
             learn_groups(found, output, engine, progress, environment)
         return runner.run(cells)
     except KeyboardInterrupt:
-        log.info("stopped; the same command goes on from here")
+        log.info("stopped; the same command resumes here")
         raise
     finally:
         progress.close()

@@ -1,8 +1,8 @@
 """Runs one cell in a process of its own: `python -m ldm.experiments.protocol.worker FOLDER`.
 
 The folder holds cell.json. Standard input is a pipe that its starter keeps open: when it closes,
-the starter is gone, and so goes the worker. A training under way saves first, and the next worker
-in this folder goes on with it.
+the starter has ended, and the worker ends too. A training saves first, and the next worker
+in this folder resumes it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def run_cell(folder: Path, leash: Leash) -> None:
     times |= {"score": round(time.monotonic() - start, 1), "pictures": cell.images_generated}
     times["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     write_json(folder / TIMES, times)
-    # A worker may have been sent a word; of its training nothing is left to go on with.
+    # A worker may have been sent a word; nothing of its training is left to resume.
     for runs in folder.glob("learning-*"):
         shutil.rmtree(runs)
     write_json(folder / SCORES, scores)
@@ -134,7 +134,7 @@ def train(
     command, resumed = learning_command(cells, folder, logs), begun(logs)
     if resumed is not None:
         command = [*command[:2], "-t", "--no-test", "--resume", str(resumed), *command[-2:]]
-        log.info("going on with %s", resumed)
+        log.info("resuming %s", resumed)
     start = time.monotonic()
     where = ["--gpus", "0"] if device() == "cuda" else ["--accelerator", "cpu"]
     if status := leash.run([*command, *where], str(cells[0].places["root"])):
@@ -196,7 +196,7 @@ def first_images(source: Path, size: int, target: Path) -> Path:
 
 
 def begun(logs: Path) -> Path | None:
-    """Return the log folder of a run to go on with; None where none has saved."""
+    """Return the log folder of a run to resume; None where none has saved."""
     saved = sorted(logs.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
     return saved[-1].parent.parent if saved else None
 

@@ -3,7 +3,7 @@
 (a) `image`: four training images, and one image of every model to rank by likeness to them.
 (b) `text`: a text without the word, and one image of every model to rank by likeness to it.
 
-Images get names that say nothing, given after shuffling; which model drew which stands in a key
+Images get names that say nothing, given after shuffling; a key says which model generated each
 that those who answer do not see. `ldm.experiments.study.page` makes the pages,
 `ldm.experiments.study.analysis` reads what comes back.
 """
@@ -38,7 +38,7 @@ class ManifestRow:
 
     Attributes:
         concept: what was learned; may be empty where there is one alone.
-        model: who drew it, or `TRAINING`.
+        model: what generated it, or `TRAINING`.
         prompt: with its placeholder; empty for training images.
     """
 
@@ -50,7 +50,7 @@ class ManifestRow:
 
 @dataclass(frozen=True)
 class Choice:
-    """An image to rank: a name that says nothing, the model that drew it, the file."""
+    """An image to rank: a name that says nothing, the model that generated it, the file."""
 
     name: str
     model: str
@@ -95,7 +95,7 @@ class Study:
 
 
 def read_manifest(path: str | Path) -> list[ManifestRow]:
-    """Read which model drew which image: CSV, or JSON with a list of objects.
+    """Read which model generated each image: CSV, or JSON with a list of objects.
 
     Columns: `model`, `image` (a file, looked up from the manifest's folder), `prompt`, and
     `concept`, which may be left out. Rows whose model is "training" name the training images.
@@ -235,7 +235,7 @@ def _with_files(study: Study, place: Callable[[str], str]) -> Study:
 
 
 def write_key(path: Path, study: Study) -> None:
-    """Write which model drew what; not for those who answer.
+    """Write which model generated each image; the file is not for those who answer.
 
     Images below the key's folder are written as seen from there, so that the folder may be moved;
     others with their whole path.

@@ -446,7 +446,7 @@ class LatentDiffusion(TrainedModel):
         result = self._denoising_loss(x_start, cond, t, noise)
         if self.embedding_reg_weight <= 0 or self.embedding_manager is None:
             return result
-        distance = self.embedding_manager.coarse_loss()
+        distance = self.embedding_manager.distance_to_initializers()
         loss = result.loss + self.embedding_reg_weight * distance
         more = {"loss_embedding_reg": distance.detach(), "loss": loss.detach()}
         return LossResult(loss, result.terms | more)

@@ -30,12 +30,12 @@ Conditioning = Any
 class NoiseSource(Protocol):
     """Gives a sampler its random numbers, N(0, 1).
 
-    `draw` numbers them within one call of `sample`: 0 is the starting noise, 1 + 2i the noise that
+    `number` counts them within one call of `sample`: 0 is the starting noise, 1 + 2i the noise that
     step i adds (eta > 0), and 2 + 2i the noise on the part that a mask keeps at step i.
     """
 
-    def __call__(self, draw: int, shape: Sequence[int]) -> Tensor:
-        """Return the noise of one draw."""
+    def __call__(self, number: int, shape: Sequence[int]) -> Tensor:
+        """Return noise number `number`."""
         ...
 
 
@@ -310,7 +310,7 @@ def timestep_batch(x: Tensor, t: int) -> Tensor:
     return torch.full((x.shape[0],), t, device=x.device, dtype=torch.long)
 
 
-def _global_noise(draw: int, shape: Sequence[int]) -> Tensor:  # noqa: ARG001 - NoiseSource's form
+def _global_noise(number: int, shape: Sequence[int]) -> Tensor:  # noqa: ARG001 - NoiseSource's form
     return torch.randn(*shape)
 
 

@@ -188,7 +188,7 @@ def result(concept: Concept, curves: dict[str, tuple[list[float], list[float]]])
         training_text_similarity=0.1,
         curves=curves,
         steps=100,
-        seconds={"learn": 50.0, "draw": 10.0},
+        seconds={"learn": 50.0, "generate": 10.0},
         command="python main.py",
     )
 
