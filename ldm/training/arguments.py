@@ -109,6 +109,8 @@ def _add_run(add: Callable[..., object]) -> None:
     text = "rate = accumulation x GPUs x batch x base_learning_rate (default true)"
     add("--scale_lr", **FLAG, help=text)
     add("--threads", type=int, help="CPU threads of torch")
+    text = "compile the U-Net: for long runs on a GPU (default false)"
+    add("--compile", **FLAG, help=text)
     add("-d", "--debug", **FLAG, default=False, help="full error traces")
 
 

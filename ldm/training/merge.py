@@ -258,7 +258,7 @@ def apply_flags(config: DictConfig, options: argparse.Namespace) -> None:
     for _, dataset in datasets(config.data):
         dataset.params = dataset.get("params") or {}
     run, images = config.run, config.lightning.callbacks.get("image_logger") or {}
-    for name in ("seed", "scale_lr", "threads"):
+    for name in ("seed", "scale_lr", "threads", "compile"):
         if getattr(options, name) is not None:
             run[name] = getattr(options, name)
     run.setdefault("seed", 23)  # the paper's

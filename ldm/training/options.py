@@ -19,6 +19,7 @@ class RunOptions:
         threads: CPU threads of torch, at least 1; None leaves torch's own number.
         half_difference: store the weight delta in half precision.
         tf32: faster, less exact float32 products on a GPU.
+        compile: compile the U-Net (`ldm.training.compiling`).
         data_name: start of the log folder's name.
         placeholder: placeholder of each word in its own file, if several words are learned at once.
     """
@@ -30,6 +31,7 @@ class RunOptions:
     threads: int | None = None
     half_difference: bool = True
     tf32: bool = False
+    compile: bool = False
     data_name: str = ""
     placeholder: str = "*"
 

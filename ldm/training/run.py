@@ -30,6 +30,7 @@ from ldm.training.callbacks import CUDACallback, Progress, SetupCallback, StepSe
 from ldm.training.checkpoints import Checkpoints, network_rates, savers, tunes
 from ldm.training.checks import check_captions, check_captions_early, check_keys
 from ldm.training.class_images import device_of, with_class_images
+from ldm.training.compiling import compile_unet
 from ldm.training.config import DATE, RunConfig
 from ldm.training.csv_log import CsvLogger
 from ldm.training.datamodule import DataModuleFromConfig
@@ -220,6 +221,8 @@ def set_up(config: RunConfig) -> Run:
     if line := remark(model, precision, device):
         log.info(line)
     choose_checkpointing(model, config.batch.size, device)
+    if config.run.compile:
+        compile_unet(model, device)
     if saved:
         check_fits(saved, model)
     _describe(config, model, data, saved is not None)

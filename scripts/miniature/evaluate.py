@@ -54,7 +54,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", "--pictures", type=Path, default=ROOT / "examples/miniature")
     parser.add_argument("--metrics", type=Path, default=MODEL / "metrics.json")
     parser.add_argument("--work", type=Path, default=ROOT / "outputs/miniature-eval")
-    parser.add_argument("--samples", type=int, default=256, help="captions to generate (256)")
+    parser.add_argument("--samples", type=int, default=768, help="captions to generate (768)")
     parser.add_argument("--each", type=int, default=16, help="images of a learned word (16)")
     parser.add_argument("--steps", type=int, default=50, help="DDIM steps (50)")
     parser.add_argument("--scale", type=float, default=3.0, help="guidance (3)")
