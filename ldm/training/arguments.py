@@ -33,7 +33,7 @@ EXAMPLES = """examples:
 # An entry of the configuration and its value. Options whose value may be left out would take it.
 OVERRIDE = re.compile(r"(--)?\w+(\.[\w-]+)+=")
 
-# Handed to the Lightning trainer as they are; `lightning.trainer.NAME=VALUE` reaches the rest.
+# Options that the Lightning trainer gets unchanged; `lightning.trainer.NAME=VALUE` sets others.
 TRAINER_FLAGS = {
     "max_steps": int,
     "max_epochs": int,
@@ -105,7 +105,7 @@ def _add_run(add: Callable[..., object]) -> None:
     add("-r", "--resume", metavar="PATH", default="", help=text)
     text = "check all, take one step, say what a run would do, and write nothing"
     add("--dry_run", action="store_true", help=text)
-    add("-s", "--seed", type=int, help="seed of everything random (default 23)")
+    add("-s", "--seed", type=int, help="seed of all random numbers (default 23)")
     text = "rate = accumulation x GPUs x batch x base_learning_rate (default true)"
     add("--scale_lr", **FLAG, help=text)
     add("--threads", type=int, help="CPU threads of torch")
@@ -117,7 +117,7 @@ def _add_run(add: Callable[..., object]) -> None:
 def _add_word(add: Callable[..., object]) -> None:
     text = "folder of training images; several folders teach independent words in one run"
     add("--data_root", nargs="+", metavar="DIR", default=[], help=text)
-    text = "of the second word's (variant joint)"
+    text = "folder of the second word's images (variant joint)"
     add("--second_root", metavar="DIR", default="", help=text)
     text = (
         "a .ckpt or .safetensors file, a folder of diffusers, or a Hub name; without --base it "
@@ -127,16 +127,16 @@ def _add_word(add: Callable[..., object]) -> None:
     add(*names, dest="actual_resume", metavar="MODEL", default="", help=text)
     add("--embedding_manager_ckpt", **FILE, help="words to start from")
     add("--placeholder_string", **WORDS, help="the new word (*)")
-    add("--init_word", **WORDS, help="its first value; auto chooses one")
-    add("--templates", **FILE, help="captions, one a line")
+    add("--init_word", **WORDS, help="the initializer word, its first value; auto chooses one")
+    add("--templates", **FILE, help="file of captions, one in each line")
     add("--captions", action="store_true", help="use image.txt beside image.jpg")
-    add("--center_crop", action="store_true", help="crop, do not squash")
-    add("--skip_bad", action="store_true", help="go without images that cannot be read")
+    add("--center_crop", action="store_true", help="cut out the middle square, do not squash")
+    add("--skip_bad", action="store_true", help="leave out images that cannot be read")
     add("--num_workers", type=int, help="processes that load images")
 
 
 def _part(argv: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
-    """Return (the rest, the overrides); what an option needs as its value is no override."""
+    """Return (other arguments, overrides); a value that an option needs is not an override."""
     needing = {
         name for action in parser._actions if action.nargs is None for name in action.option_strings
     } | {"--data_root"}

@@ -1,4 +1,4 @@
-"""The configuration of a run that belongs to its base, where no other is given."""
+"""The configuration that belongs to a base, for a run without `--base`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MINIATURE, MINIATURE_CONFIG = "models/miniature", "configs/miniature/finetune.yaml"
-# What a base decides of `model.params`; the rest is how to learn.
+# The entries of `model.params` that a base decides; the others say how to learn.
 OF_THE_BASE = (
     *("unet_config", "first_stage_config", "cond_stage_config", "conditioning_key"),
     *("image_size", "channels", "scale_factor", "parameterization"),

@@ -68,7 +68,7 @@ class StepCallback(BatchCallback):
 
 
 class Progress(StepCallback):
-    """A line on a terminal, renewed in place; in a file or a pipe, a line now and then.
+    """Shows progress: one line that is rewritten on a terminal, a line at intervals in a file.
 
     `seconds` is the least time between two lines, on a terminal and elsewhere. Also logs
     `train/steps_per_second` beside the loss.
@@ -93,7 +93,7 @@ class Progress(StepCallback):
     def on_step(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, is_logged: bool
     ) -> None:
-        """Show the line if it is time, and log the speed where the loss is logged."""
+        """Show the line if it is due, and log the speed when the loss is logged."""
         now, step = time.monotonic(), trainer.global_step
         if is_logged:
             then, before = self.last
@@ -161,7 +161,7 @@ class StepSeed(pl.Callback):
         place = batch_idx * trainer.world_size + trainer.global_rank
         # Knuth's multiplicative constant keeps runs with neighbouring seeds apart.
         seed = (self.seed * 2654435761 + place) % 2**63
-        # Not torch.manual_seed, which goes through every kind of device there might be.
+        # torch.manual_seed would look for every kind of device.
         torch.default_generator.manual_seed(seed)
         if pl_module.device.type == "cuda":
             torch.cuda.manual_seed(seed)

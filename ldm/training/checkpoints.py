@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Writes more at each save: called with (trainer, module, folder).
+# Functions that write more files at each save, called with (trainer, module, folder).
 Saver = Callable[[pl.Trainer, pl.LightningModule, Path], None]
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -80,12 +80,12 @@ class Checkpoints(StepCallback):
         self.signal = number
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note where the run begins, and whether it resumes because `last.ckpt` is damaged."""
+        """Store the first step, and whether `last.ckpt` is damaged."""
         self.saved_at = trainer.global_step
         self.last_is_whole = Path(trainer.ckpt_path or LAST).name != PREVIOUS
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over the signals. Earlier, Lightning would take some of them back."""
+        """Take over the signals. Before this hook, Lightning would take some of them back."""
         if threading.current_thread() is threading.main_thread():  # no other may take signals
             for number in SIGNALS:
                 self._handlers[number] = signal.signal(number, self._on_signal)
@@ -105,7 +105,7 @@ class Checkpoints(StepCallback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Between two steps, save if it is time."""
+        """Save between two steps if a save is due."""
         count_steps(trainer)
         if batch_idx % trainer.accumulate_grad_batches:
             return
@@ -150,7 +150,7 @@ class Checkpoints(StepCallback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep what is trained, and settle the counters."""
+        """Keep what is trained, and set the counters as after a whole step."""
         keep_trained(checkpoint, pl_module)
         settle_counters(checkpoint, trainer.global_step * trainer.accumulate_grad_batches)
 

@@ -18,7 +18,7 @@ from ldm.words.manager import EmbeddingManager
 
 log = logging.getLogger(__name__)
 
-# Captions looked at before training, of a set that cannot list all.
+# Captions to check before training, of a set that cannot list all.
 CAPTIONS_CHECKED = 64
 
 
@@ -40,7 +40,7 @@ class Captioned:
 
 
 def check_keys(config: RunConfig, sets: Mapping[str, Any]) -> None:
-    """Look whether a sample holds what the model reads: its image and its condition.
+    """Check that a sample holds what the model reads: its image and its condition.
 
     Raises UserError naming the key and what there is instead.
     """
@@ -57,7 +57,7 @@ def check_keys(config: RunConfig, sets: Mapping[str, Any]) -> None:
 
 
 def _of_a_file(manager: EmbeddingManager) -> str:
-    """Return a hint for words that a file brought in place of the configuration's."""
+    """Return a hint about words of a file that replaced the configuration's."""
     own = (*manager.configured(), *manager.per_image_placeholders)
     brought = [word for word in manager.placeholders if word not in own]
     if not brought:
@@ -66,7 +66,7 @@ def _of_a_file(manager: EmbeddingManager) -> str:
 
 
 def check_captions(model: CaptionModel, sets: Mapping[str, Any]) -> None:
-    """Look whether the captions really name the words to learn: training must not be in vain.
+    """Check that the captions name the words to learn; otherwise training would have no effect.
 
     Every word must be named in the set "train". Raises UserError for a caption that names no word,
     or loses it on the way to the encoder, and for a word that no training caption names.
@@ -110,7 +110,7 @@ def check_captions_early(config: RunConfig, sets: Mapping[str, Any]) -> bool:
         return False
     own = dict(words.get("params") or {})
     file = own.pop("embedding_manager_ckpt", None)
-    with only_errors("ldm.modules"), torch.device("meta"):  # the model will say the rest
+    with only_errors("ldm.modules"), torch.device("meta"):  # building the model will log the rest
         embedder = instantiate_from_config(encoder)
         manager = instantiate_from_config({**words, "params": own}, embedder=embedder)
     if file:
@@ -122,7 +122,7 @@ def check_captions_early(config: RunConfig, sets: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def only_errors(name: str) -> Iterator[None]:
-    """Within it a logger lets only errors through."""
+    """Return a context in which a logger passes only errors."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)

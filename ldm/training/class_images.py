@@ -63,7 +63,7 @@ def _generate(config: RunConfig, prompt: str, batches: list[range], folder: Path
     from ldm.checkpoint.loading import load_model
 
     model_config = OmegaConf.create({"model": config.model})
-    # The prompt names no word, so neither words nor their files are wanted.
+    # The prompt names no word, so neither words nor their files are needed.
     model_config.model.params.personalization_config = None
     assert config.run.base_checkpoint is not None
     model = load_model(model_config, config.run.base_checkpoint, device_of(config))

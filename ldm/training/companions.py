@@ -1,8 +1,8 @@
-"""A process whose companion has ended says so in one line and ends too.
+"""End a process, with one line, when another process of its run has ended.
 
-The processes of a run wait for each other in each step. Without the watch, the one that is left
-would print the traceback of the network's error, or wait for half an hour. Under torchrun the agent
-ends all processes; there only the network's error becomes one line.
+The processes of a run wait for each other in each step. Without this watch, a remaining process
+would print the traceback of a network error, or wait for half an hour. Under torchrun the agent
+ends all processes. There this module only shortens the network error to one line.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from pathlib import Path
 
 from ldm.training.processes import FIRST_VARIABLE, FOLDER_VARIABLE
 
-# Seconds between two looks at the other processes.
+# Seconds between two checks of the other processes.
 LOOK = 0.5
-# Seconds that the step in progress has to notice by itself that a process has ended.
+# Seconds in which the step in progress may find by itself that a process has ended.
 GRACE = 5.0
-# What errors of the network between processes speak of; they have no type of their own.
+# Words in network errors between processes; these errors have no type of their own.
 OF_THE_NETWORK = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe")
 
 
 class Watcher(threading.Thread):
     """Ends this process with status 1 when another one of its run has ended.
 
-    The step in progress has `GRACE` seconds to end it with an error of its own.
+    Before that, the step in progress has `GRACE` seconds to end with its own error.
 
     Args:
         children: the processes that this one started; empty in a process that was started.
@@ -43,7 +43,7 @@ class Watcher(threading.Thread):
         self.over = threading.Event()
 
     def look(self) -> str:
-        """Return which process ended before its time and how; empty while all work."""
+        """Return which process ended too early and how; an empty text while all work."""
         if not self.children:
             return "" if os.getppid() == self.first else "the first process of the run has ended"
         for number, child in enumerate(self.children, 1):
@@ -53,7 +53,7 @@ class Watcher(threading.Thread):
         return ""
 
     def run(self) -> None:
-        """Look until the work is over or a process has ended."""
+        """Check again and again until the work is done or a process has ended."""
         while not (what := self.look()):
             if self.over.wait(LOOK):
                 return
@@ -68,7 +68,7 @@ class Watcher(threading.Thread):
 
 @contextmanager
 def watched(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Watch the other processes of the run meanwhile.
+    """Return a context in which the other processes of the run are watched.
 
     Errors of the network between them are raised as ConnectionResetError, in one line.
 

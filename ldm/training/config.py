@@ -119,7 +119,7 @@ def log_folder_of(resume: str) -> tuple[Path, Path]:
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint of a log folder; None if there is none, nor one before it."""
+    """Return the path of a log folder's last checkpoint; None if it has no checkpoint."""
     files = [folder / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt")]
     return files[0] if any(file.is_file() for file in files) else None
 
@@ -172,7 +172,7 @@ def stage_of(
     sections: DictConfig, folder: Path, checkpoint: Path | None, *, train: bool, test: bool
 ) -> RunConfig:
     """Return the checked configuration of one stage."""
-    # Imports that take time: mistakes in the files were found before.
+    # These imports take time. Mistakes in the files are found before them.
     from ldm.training.trainer import accumulation, device_count, trainer_settings
     from ldm.training.validate import check_sections, check_trainer, typed
 

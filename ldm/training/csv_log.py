@@ -1,4 +1,4 @@
-"""Logged values as one table, `metrics.csv`: a row for each logged step, columns as they appear."""
+"""Logged values as one table, `metrics.csv`, with a row for each logged step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ldm.util import UserError, first_line, write_table
 class CsvLogger(Logger):
     """Write `path` with the columns step, seconds and one for each logged name.
 
-    A resumed run keeps the rows up to its `first_step`, and `seconds` (wall clock) counts on from
+    A resumed run keeps the rows up to its `first_step`, and `seconds` (wall clock) continues from
     there. Lightning's own logger would delete the table of the interrupted run.
 
     Raises UserError for a damaged table.
@@ -45,7 +45,7 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
-        """Keep nothing: the configuration has its own folder."""
+        """Do nothing: the configuration is stored in a folder of its own."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

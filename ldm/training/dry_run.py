@@ -35,11 +35,11 @@ from ldm.words.placeholders import occurrences
 
 # EXIF's tag of the camera's orientation; 1 is upright.
 ORIENTATION = 0x0112
-# Longer side over shorter side, from which an image is far from square.
+# Ratio of the longer to the shorter side from which an image is far from square.
 FAR_FROM_SQUARE = 1.5
 # Bits of 64 in which the hashes of near duplicates may differ.
 NEAR = 4
-# Images compared with each other at most.
+# The most images that are compared with each other.
 COMPARED = 1000
 
 CLASS_ROOT = "data.params.train.params.class_root"
@@ -61,7 +61,7 @@ class Stopwatch(BatchCallback):
     def on_batch(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch_idx: int
     ) -> None:
-        """Stop the clock; reading the loss waits for the device."""
+        """Stop the clock. Reading the loss waits for the device."""
         self.losses.append(float(outputs["loss"]))
         self.seconds.append(time.monotonic() - self._start)
 
@@ -110,7 +110,7 @@ def _about_data(this: Run) -> list[tuple[str, list[str]]]:
 
 
 def _words(manager: EmbeddingManager, dataset: Any) -> Iterator[str]:
-    """Yield what is to be known about words: start, tokens, collisions."""
+    """Yield sentences about the words: their start, their tokens, collisions."""
     yield from manager.origins()
     encoder = manager.embedder
     for placeholder in manager.placeholders:
@@ -134,7 +134,7 @@ def _words(manager: EmbeddingManager, dataset: Any) -> Iterator[str]:
 
 
 def _step(this: Run, left: int) -> Iterator[str]:
-    """Take one step, and yield what it tells about the whole run of `left` steps."""
+    """Take one step, and yield what it says about the whole run of `left` steps."""
     config, settings = this.config, dict(this.config.trainer)
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,8 @@
 """Early stopping by a loss without noise: DVAR (Voronov et al., NeurIPS 2023, arXiv 2302.04841).
 
 The training loss says little about a word's progress: most of its variance comes from the random
-images, timesteps and noises. On a fixed batch the loss falls and settles visibly. DVAR stops then.
+images, timesteps and noises. On a fixed batch the loss falls and then varies little. DVAR stops at
+that point.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ class DVAR(StepCallback):
 
         var(losses of the last `window` steps) / var(all losses so far) < bound.
 
-    Up to there the run is the one without this callback. The losses are saved in `last.ckpt`, so a
-    resumed run decides as an uninterrupted one. Of several processes the first decides for all.
-    Logs `dvar/loss` and `dvar/ratio`.
+    Until then the run is equal to one without this callback. The losses are saved in `last.ckpt`,
+    so a resumed run decides as an uninterrupted one. Of several processes the first decides for
+    all. Logs `dvar/loss` and `dvar/ratio`.
 
     Args:
         window: optimizer steps over which the loss must have settled; the authors' code has 200.

@@ -97,7 +97,7 @@ class WatchEach(Watch):
     def on_batch(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch_idx: int
     ) -> None:
-        """Keep finite words; nothing is copied from a GPU but where the loss is logged."""
+        """Keep finite words. Values are copied from a GPU only when the loss is logged."""
         pairs = zip(_words(module), self.good, strict=True)
         self.good = [torch.where(torch.isfinite(word).all(), word, good) for word, good in pairs]
         if module.device.type == "cpu" or logged(trainer, batch_idx):

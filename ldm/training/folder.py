@@ -1,4 +1,4 @@
-"""The log folder: made by one run alone, locked while that run is busy in it."""
+"""The log folder: one run makes it, and holds its lock while it works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images of a run's progress: what goes in, what comes back, what the model generates by now.
+"""Images of a run's progress: inputs, reconstructions and generated images.
 
 `ImageLogger` and its parameters are the original's.
 """
@@ -50,7 +50,7 @@ def write_caption(text: str, side: int) -> Image.Image:
 
 @contextlib.contextmanager
 def quietly(module: pl.LightningModule) -> Iterator[None]:
-    """Within it a model generates and leaves no trace: its mode and the random state come back."""
+    """Return a context to generate in; it restores the model's mode and the random state."""
     was_training = module.training
     devices = [module.device] if module.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad():
@@ -145,14 +145,14 @@ class ImageLogger(BatchCallback):
             self.folder = Path(trainer.loggers[0].save_dir) / "images"
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Generate what the untrained word gives, where asked for."""
+        """Generate with the untrained word, if `log_first_step` asks for it."""
         if self.log_first_step and trainer.global_step == 0:
             self.generate(trainer, pl_module, "train", 0)
 
     def on_batch(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch_idx: int
     ) -> None:
-        """Generate training images when it is time, once a step."""
+        """Generate training images if they are due, at most once a step."""
         count = batch_idx + 1 if self.log_on_batch_idx else trainer.global_step
         if (self.log_on_batch_idx or ends_step(trainer, batch_idx)) and self.due(count):
             self.generate(trainer, module, "train", batch_idx)
@@ -171,7 +171,7 @@ class ImageLogger(BatchCallback):
         if skip or not trainer.is_global_zero or self.generated.get(split) == trainer.global_step:
             return
         self.generated[split] = trainer.global_step
-        problem = ""  # a run is worth more than its images
+        problem = ""  # an error in its images must not end a run
         try:
             with quietly(module):
                 grids = self.grids(module, first_samples(dataset, self.max_images))

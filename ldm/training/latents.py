@@ -117,9 +117,9 @@ def encode_all(
 ) -> LatentCache | None:
     """Encode images of a dataset, by default all, each once; None without a Gaussian posterior.
 
-    `encode` takes images [b, 3, h, w] in [−1, 1] to a posterior with its `parameters`. So many
-    `workers` are the processes that load the images of a large dataset. `share` is (rank, world):
-    this process encodes every world-th batch; `add_up` sums a tensor over all processes.
+    `encode` takes images [b, 3, h, w] in [−1, 1] to a posterior with its `parameters`. `workers` is
+    the number of processes that load the images of a large dataset. `share` is (rank, world): this
+    process encodes every world-th batch; `add_up` sums a tensor over all processes.
     """
     ids = sorted(dataset.image_ids() if ids is None else ids)
     rank, world = share
@@ -193,7 +193,7 @@ class CacheLatents(pl.Callback):
         mark = fingerprint(model.first_stage_model, dataset)
         path = Path(trainer.strategy.broadcast(self.folder)) / f"latents-{mark[:12]}.safetensors"
         cache = LatentCache.load(path, mark)
-        # All processes or none, because they share the encoding.
+        # All processes read the file, or none, because they share the encoding.
         if not trainer.strategy.reduce_boolean_decision(cache is not None, all=True):
             cache = self._encode(trainer, model, dataset)
             if cache is not None and trainer.is_global_zero:

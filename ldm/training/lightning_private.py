@@ -1,6 +1,6 @@
-"""Everything that touches what Lightning does not document: its loops' counters, its launcher.
+"""The only code that uses undocumented parts of Lightning: its loops' counters and its launcher.
 
-A test runs all of it against the installed version, and names this file when one has changed.
+A test runs all of it with the installed version, and names this file if a part has changed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def log_interval(trainer: pl.Trainer) -> int:
 
 
 def count_steps(trainer: pl.Trainer) -> None:
-    """Let the counter by which rows are logged follow the global step.
+    """Set the counter of logged rows to the global step.
 
     Lightning does not restore it on some ways of resuming.
     """
@@ -49,7 +49,7 @@ def is_run_checkpoint(content: Any) -> bool:
 class WatchedLauncher(_SubprocessScriptLauncher):
     """Starts the other processes of a run and watches them.
 
-    Lightning's own watch kills the first process without a word.
+    Lightning's own watch kills the first process without a message.
     """
 
     def launch(

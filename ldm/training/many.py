@@ -1,9 +1,10 @@
 """Independent words in one run: `main.py --data_root A B C --init_word cat dog cup`.
 
-One frozen model, one batch with the rows of all words. In a text each word has a token of its own
-that no caption uses, so a row's gradient reaches its own word alone. The loss is the sum over the
-words, and AdamW moves each number by its own gradient: each word is what it would have been alone,
-up to the order of floating-point sums. The log folder of the run has a folder for each word.
+There is one frozen model, and one batch with the rows of all words. In a text each word has a token
+of its own that no caption uses, so a row's gradient reaches only its own word. The loss is the sum
+over the words, and AdamW moves each number by its own gradient. So each word is equal to that of a
+run of its own, up to the order of floating-point sums. The log folder of the run has a folder for
+each word.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ldm.words.tokens import TextEmbedder, placeholder_id
 log = logging.getLogger(__name__)
 
 TARGET = "ldm.data.many.ManyConcepts"
-# What would tie the words to each other, or to single images.
+# Options that would make the words depend on each other, or on single images.
 REFUSED = {
     "unfreeze_model": "model.params.unfreeze_model",
     "per_image_tokens": f"{WORDS}.params.per_image_tokens",
@@ -70,7 +71,7 @@ def learn_many(folders: Sequence[tuple[str, Callable[[], RunConfig]]]) -> int:
 
 
 def ties(sections: DictConfig) -> list[str]:
-    """Return what would tie the words of a run to each other; nothing where they are independent.
+    """Return what would make the words of a run depend on each other; empty if nothing does.
 
     `sections` is the configuration of one word's run.
     """

@@ -1,4 +1,4 @@
-"""The memory of a run: what the activations of a step take, and whether they fit."""
+"""The memory of a run: how much the activations of a step take, and whether they fit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ldm.modules.encoders.modules import TextEncoder
 
 log = logging.getLogger(__name__)
 
-# Work space of a step beside what the backward pass needs, as a share of it.
+# Further memory of a step, as a share of what the backward pass needs.
 WORK_SPACE = 0.3
 # Share of the free memory that a run may fill.
 USABLE = 0.85
@@ -62,7 +62,7 @@ def activation_bytes(model: LatentDiffusion, images: int) -> int:
 
 
 def free_bytes(device: str) -> int | None:
-    """Return the free memory of a device; None where it cannot be found out."""
+    """Return the free memory of a device in bytes; None if it is not known."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
     try:

@@ -56,7 +56,7 @@ def read_yaml(path: Path) -> DictConfig:
         config = OmegaConf.load(path)
     except FileNotFoundError as error:
         raise UserError(f"no configuration at {path}: give an existing file to --base") from error
-    except Exception as error:  # both parsers raise anything on damaged files
+    except Exception as error:  # both parsers raise errors of many types on damaged files
         raise UserError(f"cannot read the configuration {path}: {one_line(error)}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"{path} is not a configuration: expected a mapping with 'model', 'data'")
@@ -79,7 +79,7 @@ def check_shape(config: DictConfig) -> None:
 
 @contextmanager
 def _fitting() -> Iterator[None]:
-    """Turn what OmegaConf finds wrong, such as an interpolation of nothing, into a UserError."""
+    """Turn errors of OmegaConf, such as an interpolation of a missing key, into a UserError."""
     try:
         yield
     except OmegaConfBaseException as error:
@@ -217,7 +217,7 @@ def _set_words(words: DictConfig, options: argparse.Namespace) -> list[str]:
 
 
 def _apply_words(config: DictConfig, options: argparse.Namespace) -> None:
-    """Set the words in the manager and in the captions. The original forgot the captions."""
+    """Set the words in the manager and in the captions; the original set only the manager's."""
     personal = OmegaConf.select(config, WORDS)
     if personal is None:
         for flag in ("placeholder_string", "init_word", "embedding_manager_ckpt"):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Lightning's settings for networks that are trained: these stay in float32.
 MIXED = {"bf16": "bf16-mixed", "fp16": "16-mixed"}
-# Below this many weights, casts and small products cost what half precision saves.
+# Below this many weights, casts cost as much time as half precision saves.
 LARGE = 100_000_000
 
 
@@ -75,7 +75,7 @@ def _is_large(config: RunConfig) -> bool:
 
 
 def cast_networks(model: nn.Module, weights: torch.dtype) -> None:
-    """Cast what `load_model` leaves as it is: the networks of a model without a base.
+    """Cast the networks of a model without a base, which `load_model` has not cast.
 
     In float16 the autoencoder computes in float32: SDXL's overflows otherwise, and its latents are
     encoded once a run.
@@ -88,7 +88,7 @@ def cast_networks(model: nn.Module, weights: torch.dtype) -> None:
 
 
 def remark(model: nn.Module, precision: Precision, device: str) -> str | None:
-    """Return a line on what the other precision would bring; None if there is no choice."""
+    """Return a line about the effect of the other precision; None if there is no choice."""
     frozen = [p.numel() for p in model.parameters() if not p.requires_grad]
     saved = f"{2 * sum(frozen) / 1e9:.1f} GB"
     if precision.weights is not None:

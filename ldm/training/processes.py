@@ -1,4 +1,4 @@
-"""The processes of a run before Lightning joins them: who is first, and what all agree on.
+"""The processes of a run before Lightning connects them: which is first, and common values.
 
 Under torchrun all processes begin at once. Without it the first process sets the run up alone, and
 Lightning starts the others when training begins.
@@ -15,7 +15,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import PrefixStore
 
-# Tell the processes that Lightning starts: the log folder and the process id of the first process.
+# For processes that Lightning starts: the log folder, and the process id of the first process.
 FOLDER_VARIABLE, FIRST_VARIABLE = "LDM_LOG_FOLDER", "LDM_FIRST_PROCESS"
 # Longest wait for another process; it may generate class images meanwhile.
 PATIENCE = timedelta(hours=6)

@@ -1,4 +1,4 @@
-"""Resuming: find a checkpoint that is whole, and compare it with the configuration."""
+"""Resume: find a checkpoint that is not damaged, and compare it with the configuration."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def check_fits(saved: Saved, module: pl.LightningModule) -> None:
 
 
 def _plain(name: str) -> str:
-    """Return how to call a weight in a message: a word by its placeholder."""
+    """Return the name of a weight for a message; that of a word is its placeholder."""
     before, found, word = name.partition("string_to_param_dict.")
     is_word = found and before.startswith("embedding_manager")
     return f"word {placeholder_of(word)!r}" if is_word else name

@@ -1,7 +1,8 @@
 """A run from its configuration: check, build, train, test; in one stage or two.
 
-In two stages, such as pivotal tuning, the word comes first, then what `second_stage` changes. Each
-stage is saved and resumed as a run of its own. The second one's log folder lies in the first one's.
+In two stages, such as pivotal tuning, the first stage learns the word, and the second stage trains
+with the changes of `second_stage`. Each stage is saved and resumed as a run of its own. The second
+one's log folder lies in the first one's.
 """
 
 from __future__ import annotations
@@ -242,13 +243,13 @@ def set_up(config: RunConfig) -> Run:
 
 
 def quiet() -> None:
-    """Leave out messages of Lightning that are untrue or of no use here."""
+    """Suppress messages of Lightning that are wrong or useless here."""
     if not first_process():
         logging.getLogger().setLevel(logging.WARNING)
     for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in (
-        ".*in eval mode at the start of training.*",  # frozen parts belong there
+        ".*in eval mode at the start of training.*",  # frozen parts are, on purpose
         ".*Total length of `list` across ranks is zero.*",
         ".*does not have many workers.*",
         ".*isinstance.treespec, LeafSpec.*",
@@ -259,7 +260,7 @@ def quiet() -> None:
 
 
 def report(this: Run) -> None:
-    """Log what training left behind."""
+    """Log where the results of training are."""
     monitor = getattr(this.model, "monitor", None)
     for logger in this.trainer.loggers:
         if isinstance(logger, CsvLogger) and monitor and (lowest := logger.lowest(monitor)):
@@ -300,7 +301,7 @@ def train(this: Run) -> int:
             f"python main.py -t --resume {folder}"
         )
         return 128 + saving.signal
-    # A callback such as DVAR may find at once that a resumed run has ended.
+    # A callback such as DVAR may stop a resumed run before its first step.
     if not trainer.should_stop and trainer.global_step <= (this.resume.step if this.resume else 0):
         raise UserError(
             "no step was trained: check limit_train_batches and the other limits in "

@@ -1,8 +1,8 @@
 """Start each word where a short training reaches the lowest loss.
 
-The loss has local minima: from some initializer words the vector never reaches the concept. So the
-vocabulary proposes other starts. All are compared on the same batches, and the best few are trained
-for some steps each. The run continues from the best of them.
+The loss has local minima: from some initializer words the vector never reaches the concept. So
+other tokens of the vocabulary are tried too. All are compared on the same batches, and the best few
+are trained for some steps each. The run continues from the best result.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ShortStarts(pl.Callback):
        the run's learning rate.
     3. The word starts from the result with the lowest loss on the fixed batches.
 
-    The steps of the run are those without this callback. A resumed run continues from its
+    The run has the same steps as without this callback. A resumed run continues from its
     checkpoint. Words on a sphere (`DirectionalEmbeddingManager`) start at their initializer words.
 
     Args:

@@ -1,4 +1,4 @@
-"""The Lightning trainer of a run, from today's options and those of the original's time."""
+"""The Lightning trainer of a run, from options of current and of old versions of Lightning."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 # Steps of a run whose configuration gives none. The number is the paper's.
 DEFAULT_STEPS = 5000
-# Options of old trainers that have lost their meaning: accepted and ignored.
+# Options of old trainers that are accepted and ignored.
 OUTDATED = {
     "auto_select_gpus",
     "check_val_every_n_epoch",

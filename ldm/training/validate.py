@@ -206,7 +206,7 @@ def _check_rates(model: DictConfig) -> None:
 
 
 def _check_words(sections: DictConfig) -> None:
-    """Raise UserError if words and what goes with them do not fit.
+    """Raise UserError if the words and the data sets do not fit together.
 
     Words of single images must be both learned and named. Directional words need a frozen model.
     """

@@ -5,8 +5,8 @@
     about: one sentence on what it is
     source: what its images come from; see `SOURCES`
 
-A leaf: `main.py` finds overlays here; the protocol and the evaluation learn from `source` what
-there is to learn and to generate.
+`main.py` finds overlays here. `source` tells the protocol and the evaluation what to learn and to
+generate.
 """
 
 from __future__ import annotations

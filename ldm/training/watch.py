@@ -1,4 +1,4 @@
-"""Numbers that are not finite end a run; words that do not move are reported."""
+"""End a run whose numbers are not finite, and report words that do not move."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Watch(BatchCallback):
     def on_batch(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch_idx: int
     ) -> None:
-        """Check the loss and the words; nothing is copied from the device but at times."""
+        """Check the loss and the words. Results are copied from the device only at times."""
         words = _trained(module)
         loss_ok = torch.isfinite(outputs["loss"].detach()).all()
         ok = loss_ok
@@ -117,7 +117,7 @@ class Watch(BatchCallback):
 
 
 def _trained(module: pl.LightningModule) -> list[Tensor]:
-    """Return the words' trained vectors; of a model without words, nothing."""
+    """Return the words' trained vectors; an empty list for a model without words."""
     manager = manager_of(module)
     return [p for p in manager.parameters() if p.requires_grad] if manager is not None else []
 

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A word whose norm is this many times the vocabulary's mean drowns the rest of a prompt.
+# A word with a norm this many times the vocabulary's mean outweighs the rest of a prompt.
 LARGEST_RATIO = 10.0
-# In the folder of a run's checkpoints: one file a word, for other tools.
+# Folder beside a run's checkpoints with one file for each word, for other tools.
 WORDS_FOLDER = "words"
 LAST_WORD = "embeddings.safetensors"
 
@@ -122,8 +122,9 @@ def write_forms(
 class WordNorms(StepCallback):
     """Log each word's norm and the vocabulary's where the loss is logged.
 
-    A norm far above the vocabulary's drowns the rest of the prompt (Kim et al., arXiv 2512.13672):
-    a word above `LARGEST_RATIO` times the vocabulary's mean is warned of, once.
+    A word with a much larger norm than the vocabulary's outweighs the rest of the prompt (Kim et
+    al., arXiv 2512.13672). A word above `LARGEST_RATIO` times the vocabulary's mean gets one
+    warning.
     """
 
     def __init__(self) -> None:

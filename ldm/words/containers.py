@@ -149,7 +149,7 @@ def _json_tensor(node: dict[str, Any]) -> Any:
 def _pixel_data(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes | None:
     """Return the JSON that an image's pixels [h, w, 3] carry, None where they carry nothing.
 
-    AUTOMATIC1111's second form: two blocks left and right of the image, each parted from it by a
+    AUTOMATIC1111's second form: two blocks left and right of the image, each separated from it by a
     black column, hold the lower and upper four bits of a zlib stream in the lower four bits of
     their channels, XORed with a fixed pseudo-random sequence.
     """

@@ -1,11 +1,13 @@
 """Directional Textual Inversion: a word keeps the vocabulary's norm and learns its direction.
 
-Kim et al., arXiv 2512.13672 ("DTI"). Free optimisation inflates a word's vector far beyond the
-vocabulary's norms, where it drowns position and context. Here e = m·u: m is the vocabulary's mean
-norm and fixed, and u walks on the unit sphere. With k vectors each has a sphere of its own.
+Kim et al., arXiv 2512.13672 ("DTI"). Free optimization makes the norm of a word's vector much
+larger than the vocabulary's norms, so that it outweighs position and context. Here e = m·u: m is
+fixed, the vocabulary's mean norm, and u moves on the unit sphere. Each of k vectors has its own
+sphere.
 
-Signs. The loss gets the prior's negative logarithm: a von Mises–Fisher density ∝ exp(κ⟨μ, u⟩)
-around the initializer word's direction μ adds −κ⟨μ, u⟩ with gradient −κμ. With ∂L/∂u = m·∂L/∂e:
+The signs: the loss contains the prior's negative logarithm. A von Mises–Fisher density
+∝ exp(κ⟨μ, u⟩) around the initializer word's direction μ adds −κ⟨μ, u⟩ with gradient −κμ. With
+∂L/∂u = m·∂L/∂e:
 
     g = m·∂L/∂e − κμ                 the whole gradient in u
     g ← g − ⟨g, u⟩u                  what of it lies along the sphere
@@ -32,7 +34,7 @@ from ldm.words.manager import EmbeddingManager
 from ldm.words.sphere import directions, tangent
 from ldm.words.tokens import TextEmbedder
 
-# What of the vocabulary's norms a word may keep, and its name in `vocabulary_norms`.
+# Norms of the vocabulary that a word may keep, and their names in `vocabulary_norms`.
 NORMS = {"mean": "vocabulary/mean", "median": "vocabulary/p50"}
 # Relative size below which a float32 remainder of a subtraction is rounding, not a direction.
 ROUNDING = 1e-6
@@ -45,13 +47,13 @@ def spherical_step(
 ) -> Tensor:
     """Take one step of directional textual inversion; the equations stand above.
 
-    A vector whose gradient is exactly zero was in none of the step's captions, and stays: the
-    prior alone, brought to unit length, would otherwise pull it to μ as fast as images teach.
-    So does one whose gradient has no part along the sphere, or is not finite.
+    A vector whose gradient is exactly zero was in none of the step's captions, so it stays: the
+    step has a constant length, and the prior alone would move it towards μ as fast as images do. A
+    vector also stays if its gradient has no part along the sphere, or is not finite.
 
     Args:
         vectors: e, [k, d]; only their directions count.
-        gradient: of the loss in e, [k, d].
+        gradient: gradient of the loss with respect to e, [k, d].
         mean: μ, unit vectors [k, d].
         radius: m, above 0, the norm of the result where a vector moved.
         kappa: κ, at least 0.
@@ -171,7 +173,7 @@ class DirectionalEmbeddingManager(EmbeddingManager):
         words = [self.string_to_param_dict[p] for p in self.placeholders]
         for word in words:
             placed = (self.radius * directions(word)).to(word)
-            # Those that are there already stay, to the last bit: a resumed run must not differ.
+            # Words that have this norm already keep every bit: a resumed run must not differ.
             there = torch.isclose(word.norm(dim=-1), placed.norm(dim=-1), rtol=1e-5, atol=0)
             word.copy_(torch.where(there[:, None], word, placed))
         means = [directions(self._initializer_vectors(p)) for p in self.placeholders]

@@ -161,13 +161,13 @@ def write_words(
     metadata: Mapping[str, str] | None = None,
     second: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write words so that a reader never meets half a file: all of it, or what stood there before.
+    """Write words whole or not at all: after an error the file is the one that was there before.
 
     Args:
         path: `.pt`, in the original's form, or `.safetensors`.
         words: placeholder → vectors [k, d]; stored as float32.
         token_ids: placeholder → token id; needed for a `.pt`, which the original reads.
-        metadata: facts to keep, all strings; in a `.pt` under a key the original passes over.
+        metadata: facts to keep, all strings; in a `.pt` under a key that the original ignores.
         second: placeholder → vectors [k, 1280] for SDXL's second text encoder. A `.safetensors`
             file then holds `clip_l` and `clip_g`, of several words as `bundle_emb.NAME.clip_l`.
 
@@ -210,7 +210,7 @@ def header(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def plain(words: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return float32 copies on the CPU: a view would drag its whole storage into the file."""
+    """Return float32 copies on the CPU: the file of a view would hold its whole storage."""
     return {p: v.detach().to("cpu", torch.float32).clone().contiguous() for p, v in words.items()}
 
 

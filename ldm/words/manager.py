@@ -95,7 +95,7 @@ class EmbeddingManager(nn.Module):
             1, progressive_steps=progressive_steps, num_vectors_per_token=num_vectors_per_token
         )
         one_of(INITIALIZER_MODES, initializer_mode=initializer_mode)
-        # Past nn.Module's bookkeeping: registered, the encoder would be saved and trained twice.
+        # Not registered as a module: the encoder would be saved and trained twice.
         self.__dict__["embedder"] = embedder
         self.progressive_words, self.progressive_steps = progressive_words, progressive_steps
         self.initializer_mode = initializer_mode
@@ -213,7 +213,7 @@ class EmbeddingManager(nn.Module):
                 parameter.copy_(torch.from_numpy(rng.random(tuple(parameter.shape), "float32")))
 
     def set_step(self, optimizer_step: int) -> None:
-        """Tell how many optimizer steps are done: it decides how many progressive vectors act."""
+        """Set the number of optimizer steps done, which decides how many vectors are in use."""
         self._step = int(optimizer_step)
         self.optimizer_step.fill_(self._step)
 
@@ -277,7 +277,7 @@ class EmbeddingManager(nn.Module):
         `files` names the file of each prompt that comes from one; see
         `ldm.words.tokens.check_prompts`.
         """
-        # All vectors of a progressive word count: training will bring them into play.
+        # All vectors of a progressive word count, because training will use them.
         words = {p: (self.token_id(p), len(v)) for p, v in self.string_to_param_dict.items()}
         lost = check_prompts(self.embedder, prompts, words, files)
         for message in (text for prompt, text in lost.items() if prompt not in self._warned):
@@ -314,8 +314,8 @@ class EmbeddingManager(nn.Module):
     def load(self, path: str | Path, rename: Mapping[str, str] | None = None) -> list[str]:
         """Take words from a file; several calls gather the words of several files.
 
-        The first call replaces the words of the configuration, as the original did. Otherwise one
-        that no file brought would turn its placeholder into its initializer word. The file decides
+        The first call replaces the words of the configuration, as the original did. Otherwise the
+        placeholder of a word that no file holds would act as its initializer word. The file decides
         the number of vectors. A progressive word continues from the file's step.
 
         `read_words` reads the file; `rename` maps stored placeholders to those to use. Returns the

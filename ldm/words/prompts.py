@@ -19,7 +19,7 @@ from ldm.words.loading import WordModel
 from ldm.words.tokens import TextEmbedder
 
 BRACKET = 1.1
-# A chunk ends at a comma that stands no further than this before its end.
+# A chunk ends at a comma if one is among this many positions before its end.
 BACKTRACK = 20
 BREAK = "BREAK"
 PIECES = re.compile(
@@ -50,7 +50,7 @@ def parse(text: str) -> list[tuple[str, float]]:
         else:
             for i, part in enumerate(re.split(rf"\s*\b{BREAK}\b\s*", piece)):
                 parts += [(BREAK, 1.0)] * (i > 0) + [(part, 1.0)]
-    # A bracket that is never closed reaches to the end.
+    # A bracket that is never closed ends with the text.
     for bracket, factor in (("(", BRACKET), ("[", 1 / BRACKET)):
         for start in opened[bracket]:
             scale(start, factor)

@@ -1,4 +1,4 @@
-"""Directions of token vectors: points of the unit sphere, and the shortest way between two.
+"""Directions of token vectors: points of the unit sphere, and the shortest path between two.
 
 All functions take rows: vectors [k, d], each row a vector of its own.
 """
@@ -22,7 +22,7 @@ def directions(vectors: Tensor) -> Tensor:
 
 
 def tangent(vectors: Tensor, at: Tensor) -> Tensor:
-    """Return what of `vectors` [k, d] lies along the sphere at the unit vectors `at` [k, d]."""
+    """Return the part of `vectors` [k, d] tangent to the sphere at the unit vectors `at` [k, d]."""
     return vectors - (vectors * at).sum(-1, keepdim=True) * at
 
 
@@ -38,15 +38,15 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
     """Interpolate spherically between unit vectors (Shoemake 1985): [k, d] → [k, d].
 
     (sin((1 − t)·θ)·a + sin(t·θ)·b) / sin θ with θ the angle between a and b; a where t is 0, b
-    where t is 1. Raises ValueError for t outside [0, 1], or directions that are opposite, which no
-    shortest way joins.
+    where t is 1. Raises ValueError for t outside [0, 1], or opposite directions, which have no
+    unique shortest path.
     """
     if not 0 <= t <= 1:
         raise ValueError(f"t must lie in [0, 1], got {t}")
     if bool(((a + b).norm(dim=-1) < OPPOSITE).any()):
         raise ValueError("a and b must not be opposite: there is no shortest way between them")
     theta = angles(a.double(), b.double())[:, None]  # k 1
-    # Where a and b are one, both quotients are 0/0, and any mean of the two is that one.
+    # Where a and b are equal, both quotients are 0/0, and any mean of the two is the same.
     apart = theta > 0
     sine = torch.where(apart, theta.sin(), 1.0)
     first = torch.where(apart, ((1 - t) * theta).sin() / sine, 1 - t)
@@ -57,8 +57,9 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
 def blend(a: Tensor, b: Tensor, t: float) -> Tensor:
     """Mix two words, [k, d] each: directions by `slerp`, norms linearly; t is the share of b.
 
-    Directions carry a word's meaning (Kim et al., arXiv 2512.13672, which blends words so); the
-    straight line between two vectors would shorten them. Errors as `directions` and `slerp`.
+    Directions carry a word's meaning (Kim et al., arXiv 2512.13672, where words are blended in this
+    way). Vectors on the straight line between two would be shorter than both. Errors as
+    `directions` and `slerp`.
     """
     if a.shape != b.shape:
         raise ValueError(f"a and b must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")

@@ -1,4 +1,4 @@
-"""Putting learned vectors into a text's token vectors: the step that makes a word a word."""
+"""Put learned vectors into a text's token vectors."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ def check_prompts(
             if found < named:
                 raise UserError(
                     f"{where}: placeholder {placeholder!r} stands there {named} times but {found} "
-                    "times after tokenizing: part it from other characters with spaces"
+                    "times after tokenizing: put spaces between it and other characters"
                 )
             if token in ids[kept:]:
                 raise UserError(
@@ -192,7 +192,7 @@ def check_prompts(
 def _kept_tokens(length: int, ids: Sequence[int], vectors: Mapping[int, int]) -> int:
     """Return how many of a text's tokens reach an encoder of `length` with all their vectors."""
     # A tokenizer puts one special token before the text and one behind it, and cuts the text for
-    # both to fit; splicing then pushes what follows a word further back.
+    # both to fit; splicing then moves what follows a word further back.
     end = 1
     for place, token in enumerate(ids):
         end += vectors.get(token, 1)

@@ -44,9 +44,9 @@ class Word:
 def file_name(placeholder: str) -> str:
     """Return the stem of a word's file, which every system can store and a prompt can contain.
 
-    Letters, digits, "-" and "_" stay, at most 60; every other sign is left out. A placeholder of
-    signs alone becomes "word-" and their Unicode names: "*" gives "word-asterisk". A name that
-    Windows keeps for a device gets "word-" in front.
+    Letters, digits, "-" and "_" stay, at most 60; all other characters are left out. A placeholder
+    without letters and digits becomes "word-" and the Unicode names of its characters: "*" gives
+    "word-asterisk". A name that Windows keeps for a device gets "word-" in front.
     """
     normal = unicodedata.normalize("NFC", placeholder)
     stem = "".join(c for c in normal if c.isalnum() or c in "-_").strip("-")[:LONGEST_NAME]

@@ -6,13 +6,13 @@ from torch import nn
 
 # PyTorch keeps dots for the levels of a name. They are stored as a private-use character.
 DOT = "\ue000"
-# In front of a name that the class needs for itself, such as "keys" or "train".
+# The prefix of a name that the class uses itself, such as "keys" or "train".
 RESERVED = "\ue001"
 TAKEN = frozenset(dir(nn.ParameterDict()))
 
 
 def stored_name(placeholder: str) -> str:
-    """Return a placeholder's name in the state dict: its own, if PyTorch takes it."""
+    """Return a placeholder's name in the state dict: itself, if PyTorch accepts it."""
     return (RESERVED if placeholder in TAKEN else "") + placeholder.replace(".", DOT)
 
 
