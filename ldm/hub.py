@@ -13,7 +13,7 @@ from ldm.util import UserError, first_line
 def snapshot(
     repository: str, revision: str | None, choose: Callable[[list[str]], Sequence[str]]
 ) -> Path:
-    """Return a repository's folder in the Hub's cache; what is lacking is downloaded.
+    """Return a repository's folder in the Hub's cache; missing files are downloaded.
 
     Without a network the cache is used as it is.
 
@@ -75,7 +75,7 @@ def snapshot(
 
 
 def is_of_the_client(error: Exception) -> bool:
-    """Tell whether the network, the disk or the Hub is to blame; errors vary by client's version.
+    """Tell whether the network, the disk or the Hub failed; errors depend on the client's version.
 
     `hf_xet`, which transfers large files, raises RuntimeError for all of them.
     """

@@ -39,7 +39,7 @@ def open_rgb(path: str | Path) -> Image.Image:
     where there is no such file, or no image that can be decoded.
     """
     path = Path(path)
-    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+    if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe would wait
         raise UserError(f"image {str(path)!r} is no regular file: give an image file")
     try:
         with Image.open(path) as image:
@@ -73,7 +73,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """Turn [c, h, w] in [-1, 1], c of 1 or 3, into an RGB image; values outside are clamped.
+    """Convert [c, h, w] in [-1, 1], c of 1 or 3, to an RGB image; values outside are clamped.
 
     Raises ValueError for another shape, or values that are no numbers.
     """
@@ -87,7 +87,7 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def from_pil(image: Image.Image) -> Tensor:
-    """Turn an image into float32 [3, h, w] in [-1, 1]."""
+    """Convert an image to float32 [3, h, w] in [-1, 1]."""
     levels = torch.from_numpy(np.array(image.convert("RGB")))
     return levels.permute(2, 0, 1).float() / 127.5 - 1
 
@@ -95,7 +95,7 @@ def from_pil(image: Image.Image) -> Tensor:
 def pil_grid(
     images: Sequence[Image.Image], columns: int | None = None, padding: int = 2
 ) -> Image.Image:
-    """Lay images of one size out in rows, with black lines around each.
+    """Arrange images of one size in rows, with black lines around each.
 
     Args:
         images: at least one.

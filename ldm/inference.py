@@ -6,8 +6,8 @@ In three lines:
     load_words(model, "embeddings.pt")
     images = generate(model, ["a photo of *", "a painting of *"], Sampling(steps=50))
 
-Image i of a call starts from the noise of seed + i and nothing else: neither the batch size nor
-the other prompts change it.
+Image i of a call starts from the noise of seed + i. Neither the batch size nor the other prompts
+change it.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class GeneratedImage:
         image: RGB.
         prompt: the text it was generated from.
         seed: `generate(model, prompt, Sampling(seed=seed, ...))` makes the same image.
-        settings: everything that decided it, as plain values; `Sampling.from_metadata` reads them.
+        settings: all settings that decided the image, as plain values; `Sampling.from_metadata`
+            reads them.
     """
 
     image: Image.Image
@@ -145,7 +146,7 @@ def seeded_noise(seeds: Sequence[int]) -> NoiseSource:
 
 @contextmanager
 def generating(model: LatentDiffusion, precision: str = "full") -> Iterator[None]:
-    """Within it a model generates: in evaluation mode, with averaged weights, without gradients."""
+    """Return a context to generate in: evaluation mode, averaged weights, no gradients."""
     training, device = model.training, model.device.type
     half = torch.bfloat16 if device == "cpu" else torch.float16
     casts = nullcontext() if precision == "full" else torch.autocast(device, dtype=half)
@@ -175,7 +176,7 @@ def generate(
         sampling: sampler, steps, guidance scale, size, seed, …; `Sampling()` by default.
         samples_per_prompt: images for each prompt; they stand together in the result.
         restart_seeds: start each prompt at the first seed, so that prompts share their noises.
-        keep: is given each batch as soon as it is made, for example to save it.
+        keep: called with each batch as soon as it is made, for example to save it.
         progress: show a bar for each batch.
 
     Raises:
@@ -359,7 +360,7 @@ def latent_shape(
 
 
 def side_multiple(model: LatentDiffusion) -> int:
-    """Return what the sides of a model's images must be multiples of, in pixels."""
+    """Return the number of pixels of which the sides of a model's images must be multiples."""
     blocks = getattr(model.model.diffusion_model, "input_blocks", ())
     halvings = sum(any(isinstance(m, Downsample) for m in block.modules()) for block in blocks)
     multiple: int = model.first_stage_downsampling * 2**halvings

@@ -35,7 +35,7 @@ class Base:
     Attributes:
         path: the weights' file, or a folder of diffusers.
         family: a key of `ldm.checkpoint.tables.FAMILIES`; None if it is of none of them.
-        config: of the model.
+        config: configuration of the model.
         what: says what was recognized; empty if the caller gave the configuration.
         undecided: whether it predicts v or ε is not known before its weights are read.
     """
@@ -54,7 +54,7 @@ ENCODERS = {
     "FrozenOpenCLIPEmbedder": "sd2",
     "FrozenXLEmbedder": "sdxl",
 }
-# What tells whether Stable Diffusion 2 predicts v: metadata and names of published files.
+# Metadata and names of published files that tell whether Stable Diffusion 2 predicts v.
 METADATA_OF_V = {
     "modelspec.prediction_type": {"v": True, "epsilon": False},
     "modelspec.resolution": {"768x768": True, "512x512": False},
@@ -65,8 +65,8 @@ NAME_OF_V, NAME_OF_EPS = re.compile(r"768|[-_]v[-_.]"), re.compile(r"512|base")
 def recognize(path: Path, config: DictConfig | None = None) -> Base:
     """Say which base a file of weights or a folder of diffusers is, and choose its configuration.
 
-    The caller may have a configuration. Raises UserError where nothing is there, or no base that is
-    supported; one line says what it is.
+    `config` is a configuration that the caller has already. Raises UserError if nothing is there,
+    or no supported base; one line says what is there instead.
     """
     if path.is_dir():
         family, own = folder_config(path)

@@ -1,4 +1,4 @@
-"""Reading a model's configuration."""
+"""Read a model's configuration."""
 
 from __future__ import annotations
 

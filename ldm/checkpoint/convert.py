@@ -35,9 +35,9 @@ def convert(
     Args:
         source: a file, a folder of diffusers or a Hub name.
         target: a `.ckpt` or `.safetensors` file, in the published names; any other name is a folder
-            of diffusers. It must not exist. A file whose configuration is not that of its family
-            gets it beside it, as STEM.yaml.
-        config: the base's configuration; by default as the loader finds it.
+            of diffusers. It must not exist. If the configuration is not that of the file's family,
+            it is written beside the file, as STEM.yaml.
+        config: the base's configuration; by default the one that the loader finds.
         half: write float16.
 
     Returns what the source is. Raises UserError where the base is not supported, or the target
@@ -79,7 +79,7 @@ def read_entries(base: Base) -> dict[str, Tensor]:
 
 
 def _schedule(own: Mapping[str, Tensor], base: Base) -> dict[str, Tensor]:
-    """Return the schedule's tables, which published files have and folders have not; but SDXL's."""
+    """Return the schedule's tables; published files have them, except SDXL's. Folders do not."""
     return {} if base.family == "sdxl" else {n: v for n, v in own.items() if not v.is_meta}
 
 
@@ -143,7 +143,7 @@ def give(entry: Entry, value: Tensor) -> dict[str, Tensor]:
     if entry.transposed:
         value = value.T
     if ".attentions." in entry.names[0] and entry.component in ("vae", "vqvae") and value.ndim == 4:
-        value = value[:, :, 0, 0]  # the autoencoder's attention has matrices there
+        value = value[:, :, 0, 0]  # a folder has matrices for the autoencoder's attention
     parts = value.chunk(len(entry.names))
     # Tensors in a file may share no memory.
     copies = (part.clone() if len(parts) > 1 else part.contiguous() for part in parts)

@@ -1,4 +1,4 @@
-"""Reading a file of weights without running code, and saying what it is where it is none."""
+"""Read a file of weights without running code, and say what another file is."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from ldm.util import UserError, first_line
 
-# Objects that training frameworks leave beside the weights. They are replaced by nothing at all; a
-# file that names anything else is refused.
+# Objects that training frameworks leave beside the weights. An empty object replaces them. A file
+# that names any other object is refused.
 HARMLESS_PACKAGES = (
     "pytorch_lightning.",
     "lightning.",
@@ -46,7 +46,7 @@ HOW_TO_GET = (
 
 
 class _Nothing:
-    """Stands for an object that is of no use here; accepts whatever a pickle does to it."""
+    """Replaces an object that is not needed; accepts every operation of a pickle."""
 
     def __new__(cls, *_: Any, **__: Any) -> _Nothing:
         return super().__new__(cls)
@@ -56,7 +56,7 @@ class _Nothing:
 
 
 def _stand_in(name: str) -> type[_Nothing]:
-    """Return a class that a pickle takes for the one it calls `name`."""
+    """Return a class to use in a pickle in place of the one that it calls `name`."""
     module, _, plain = name.rpartition(".")
     return type(plain, (_Nothing,), {"__module__": module, "__qualname__": plain})
 
@@ -105,7 +105,7 @@ def mapped_ranges() -> list[range]:
 
 
 def release(tensor: Tensor, mapped: Sequence[range]) -> None:
-    """Give back the memory that a tensor of a mapped file takes; its next use reads the file again.
+    """Free the memory of a tensor in a mapped file; its next use reads the file again.
 
     A tensor in none of the ranges, which `mapped_ranges` returns, stays as it is. Values that were
     changed in place are lost.
@@ -121,7 +121,7 @@ def release(tensor: Tensor, mapped: Sequence[range]) -> None:
 
 
 def checkpoint_hash(path: str | Path) -> str:
-    """Tell files apart: 16 hexadecimal digits of the size and 64 samples of 64 KiB each.
+    """Return 16 hexadecimal digits that identify a file, of its size and 64 samples of 64 KiB each.
 
     It takes milliseconds for any size, and stays the same on every machine. A folder of diffusers
     counts with the weights of all its components.

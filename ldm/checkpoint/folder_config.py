@@ -14,7 +14,7 @@ from ldm.checkpoint.tables import FAMILIES, INDEX
 from ldm.resources import locate
 from ldm.util import UserError, first_line
 
-# What our U-Net computes; a folder that says otherwise is refused. A missing entry has this value.
+# Options that our U-Net has. A folder with other values is refused. A missing entry has this one.
 UNET_FACTS: Mapping[str, Any] = {
     "act_fn": "silu",
     "flip_sin_to_cos": True,
@@ -43,7 +43,7 @@ CLIP_SIZES = (
 )
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 BETAS = {"scaled_linear": "linear", "linear": "sqrt_linear", "squaredcos_cap_v2": "cosine"}
-# Components that tell of another kind of model, and what it is.
+# Components that only other kinds of models have, and what these are.
 OTHERS = {
     "transformer": "a transformer diffusion model, such as Stable Diffusion 3 or FLUX",
     "prior": "a model of another kind",

@@ -1,4 +1,4 @@
-"""The weights of a base in diffusers' folder format: reading them under their published names.
+"""Read the weights of a base in diffusers' folder format, under their published names.
 
 Each component of the folder has a `config.json` and weights: safetensors if there are any, else
 `.bin`, whole or in several files that an index names. `.bin` is read without running code.
@@ -103,6 +103,6 @@ def read_folder(
 
 
 def like(value: Tensor, shape: torch.Size) -> Tensor:
-    """Give a matrix the shape of a 1×1 convolution, or the other way round; else the value."""
+    """Reshape a matrix to a 1×1 convolution or back, if the wanted shape needs it."""
     same = value.shape[:2] == shape[:2] and value.ndim != len(shape)
     return value.reshape(shape) if same and value.numel() == shape.numel() else value

@@ -50,7 +50,7 @@ def locate_base(name: str | Path) -> Path:
 
 
 def _is_ours(text: str) -> bool:
-    """Tell whether a name begins with a folder that is here: a path that does not exist."""
+    """Tell whether a name begins with an existing folder: then it is a path, not a Hub name."""
     return locate(text.partition("/")[0]).is_dir()
 
 

@@ -2,8 +2,8 @@
 
 The model is built on torch's meta device and the file's tensors become its parameters, so nothing
 is initialised at random first and memory holds about one copy of the weights. Files are mapped into
-memory: what is not needed is not read, and what was converted to another type or device is given
-back at once.
+memory. What is not needed is not read, and the memory of what was converted to another type or
+device is freed at once.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a file and a model did not share.
+    """The entries that only one of a file and a model has.
 
     Attributes:
         missing: the model's entries that the file lacks and that are computed instead.
@@ -96,7 +96,7 @@ def load_state(
         raise UserError(f"{source}: {_refusal(state, own, wrong, absent)}")
     weights = {name for name, _ in model.named_parameters()}
     values: dict[str, Tensor] = {}
-    tables: list[str] = []  # what the file holds of the schedule and the configuration contradicts
+    tables: list[str] = []  # entries of the file's schedule that contradict the configuration
     mapped = mapped_ranges()
     for name, ours in pairs.items():
         if ours.startswith("embedding_manager."):
@@ -232,7 +232,7 @@ def _refusal(
     wrong: Mapping[str, str],
     absent: list[str],
 ) -> str:
-    """Say what the file holds: `wrong` pairs names (file's, model's) of different shapes."""
+    """Raise UserError that says what the file holds; `wrong` pairs names of different shapes."""
     found, wanted = describe(state), describe(own)
     if found == f"{wanted}, no autoencoder":
         return f"found {found}: give a file that holds it too"
@@ -259,7 +259,7 @@ def _without_other_files(model: DictConfig) -> None:
 
 
 def _fill_what_is_left(model: nn.Module, device: torch.device, ema_decay: float) -> None:
-    """Give values to what the file lacked, or say which entry has none."""
+    """Give values to the entries that the file lacks, or raise UserError for one that has none."""
     for name, module in model.named_modules():
         for key, buffer in list(module.named_buffers(recurse=False)):
             if not buffer.is_meta:
@@ -301,7 +301,7 @@ def _start_of_average(owner: nn.Module, key: str, decay: float) -> Tensor:
 
 
 def _remarks(report: LoadReport) -> list[str]:
-    """Say what was odd about a file; what every published file does is not."""
+    """Log what is unusual about a file, and not what every published file has."""
     lines = []
     shadows = [n for n in report.unexpected if n.startswith("model_ema.")]
     if len(shadows) > 2:

@@ -1,7 +1,7 @@
 """Export a weight delta: as a whole model, or as a LoRA that other tools read.
 
-A LoRA stores, for each matrix of the delta, the nearest matrix of a given rank. Biases, norms
-and vocabularies have no place in it. The error of both is stated. The names are those of kohya's
+A LoRA stores, for each matrix of the delta, the nearest matrix of a given rank. A LoRA cannot hold
+biases, norms and vocabularies. The stated error counts both losses. The names are those of kohya's
 scripts; a word travels in the same file as `bundle_emb.NAME…`, which AUTOMATIC1111, Forge and
 ComfyUI read.
 """
@@ -189,7 +189,7 @@ def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(flat @ flat.T if wide else flat.T @ flat)
     keep = vectors[:, -min(rank, vectors.shape[1]) :].flip(1)
     up, down = (keep, keep.T @ flat) if wide else (flat @ keep, keep.T)
-    # Both factors get the root of the singular value: half precision then loses least.
+    # Each factor gets the root of the singular value, which loses least in half precision.
     strength = values.flip(0)[: keep.shape[1]].clamp(min=1e-24).sqrt().sqrt()
     up, down = (
         (up * strength, down / strength[:, None])

@@ -1,4 +1,4 @@
-"""What the names in a checkpoint say: which model it is, and how names drifted over the years.
+"""The names in a checkpoint: which model they belong to, and the spellings of several versions.
 
 The names themselves are a public contract; see `ldm.models.diffusion.ddpm`.
 """
@@ -36,7 +36,7 @@ OPTIONAL_PARTS = (
     *(".to_logits.", ".position_ids", ".logit_scale"),
     ".cond_stage_model.model.text_projection",
 )
-# What tuning the networks leaves in a log folder, and its name in earlier versions.
+# The weight delta's file in a log folder, and its name in earlier versions.
 DELTA_FILE, OLD_DELTA_FILE = "weight_delta.safetensors", "difference.safetensors"
 OPTIONAL_ROOTS = (*SCHEDULE, "logvar", "lvlb_weights")
 
@@ -100,7 +100,7 @@ def published_names(model: nn.Module) -> dict[str, Tensor]:
 
 
 def canonical(name: str) -> str:
-    """Reduce a name to what all spellings of it share.
+    """Return the common form of all spellings of a name.
 
     Older versions of `transformers` nest the CLIP text encoder in `text_model`, the recent ones do
     not. `SCRIPTED` has the other spellings.
@@ -130,7 +130,7 @@ def match_names(ours: Sequence[str], theirs: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
-# What other files are, by a part of a name; the first that fits.
+# Part of a name → what the file is; the first that fits decides.
 OTHER_FILES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("double_blocks.", "joint_blocks."), "a transformer diffusion model (FLUX or SD 3)"),
     (("lora_", ".lora", "base_model.model."), "a LoRA, which changes a model but is none"),

@@ -279,7 +279,8 @@ FAMILIES = {
         "StableDiffusionXLPipeline",
     ),
 }
-# What tells the text encoders apart, the first that fits; the families are keys of `FAMILIES`.
+# Parts of names that identify a text encoder; the first that fits decides. Values are keys of
+# `FAMILIES`.
 TEXT_ENCODERS = {
     "conditioner.embedders.1.model.": "sdxl",
     "cond_stage_model.model.": "sd2",

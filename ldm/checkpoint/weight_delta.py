@@ -1,4 +1,4 @@
-"""What tuning moved a model's weights by, in a file: the base model is not stored a second time.
+"""A file with the change of a model's weights by tuning; the base model is not stored again.
 
 The file is safetensors: for each weight that moved, trained − base under the weight's own name.
 Its metadata name the base by hash, so that it is never added to another model.
@@ -23,7 +23,7 @@ from ldm.modules.ema import LitEma
 from ldm.util import UserError, write_whole
 
 FORMAT = "ldm-difference"
-# The parts that tuning may move. The autoencoder stays as it is, words have files of their own.
+# The parts that tuning may move. The autoencoder stays, and words have files of their own.
 PARTS = ("model.", "cond_stage_model.")
 
 
@@ -52,7 +52,7 @@ def save_weight_delta(
 
     Args:
         model: a `LatentDiffusion` whose tuned weights require gradients.
-        path: where, `.safetensors`; replaced if it exists, whole or not at all.
+        path: the `.safetensors` file; one that exists is replaced, whole or not at all.
         base: the checkpoint that tuning started from.
         half: store float16: half the size, an error of at most 2^-11 of each value (3e-8 where
             values are below 6e-5).
@@ -73,7 +73,7 @@ def save_weight_delta(
         moved = {}
         for name, weight in tuned.items():
             if name not in of_base:
-                if is_optional(name):  # no part of any image
+                if is_optional(name):  # no image depends on it
                     continue
                 raise UserError(f"{base} has no weight {name}: it is not what tuning began from")
             change = weight - state[of_base[name]].float()

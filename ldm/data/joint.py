@@ -1,7 +1,8 @@
 """Two concepts learned at once: each alone, and sometimes one pasted onto the other.
 
-An unreported experiment of the authors' early code ("joint compositions"). Relations between two
-words fail because each is learned from its own scenes; here some scenes hold both.
+An unpublished experiment of the authors' early code ("joint compositions"). Models often fail at
+relations between two words, because each word is learned from its own scenes. Here some scenes show
+both concepts.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class PersonalizedBase(DescribedImages):
         first_word: the initializer word, which captions may name.
         seed: seed of order, flips and captions.
         per_image_placeholders: the images' own words; by default the 22 Hebrew letters.
-        skip_bad: go without images that cannot be read, and say which; an error by default.
+        skip_bad: leave out images that cannot be read, and log their names; an error by default.
 
     Attributes:
         paths: the images' files.

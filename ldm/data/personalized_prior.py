@@ -1,4 +1,4 @@
-"""A word's images beside others of its class, for DreamBooth's prior preservation."""
+"""Images of a word, and images of its class for DreamBooth's prior preservation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def class_prompt_of(first_word: str | None) -> str:
 
 
 class PersonalizedWithPrior(PersonalizedBase):
-    """Each training sample has another one, of the class, under `prior` (Ruiz et al. 2022, §3.2).
+    """Each training sample holds a sample of the class under `prior` (Ruiz et al. 2022, §3.2).
 
     The ids of the class images follow those of the images of the word.
 

@@ -1,4 +1,4 @@
-"""The sentences a word is learned in (Gal et al. 2022, appendix D; the released code's variants).
+"""The sentences that teach a word (Gal et al. 2022, appendix D; variants of the released code).
 
 A template has `{}` where the word goes. Repeats are part of a list: they act as weights.
 """
@@ -43,7 +43,7 @@ def _as(kind: str) -> tuple[str, ...]:
     )
 
 
-# The list of the released code: the 27 three times over, as photos, illustrations and depictions.
+# The list of the released code: the 27 sentences as photos, illustrations and depictions.
 # 81 entries, 57 of them distinct, since only 15 begin with "a photo of".
 RELEASED_OBJECT_TEMPLATES = (*OBJECT_TEMPLATES, *_as("an illustration of"), *_as("a depiction of"))
 

@@ -1,8 +1,8 @@
 """Local edits by Blended Latent Diffusion (Avrahami et al., arXiv 2206.02779).
 
-An image is generated from noise under a prompt; before each step, what lies outside the mask is
-replaced by the given image's latent, noised to that step's level. Decoding changes the background
-too, though little, so it is kept by one of `BACKGROUNDS`.
+An image is generated from noise and a prompt. Before each step, the given image's latent, noised to
+that step's level, replaces the part outside the mask. Decoding changes the background a little, so
+one of `BACKGROUNDS` keeps it.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def edit(
         original: RGB image of a size that the model generates (`ldm.editing.images.model_size`).
         mask: mode "1", of the image's size, white where it changes.
         prompt: may name loaded words.
-        blending: how.
+        blending: settings of the edit.
         scorer: ranks the images by what they show inside the mask.
         progress: show a bar for each batch.
 
@@ -259,7 +259,7 @@ def background_error(image: Image.Image, original: Image.Image, mask: Image.Imag
 
 
 def masked_region(image: Image.Image, mask: Image.Image) -> Image.Image:
-    """Return what a mask shows of an image: cut to the mask's box, grey where the mask is not."""
+    """Return the part of an image inside a mask: cut to its box, and grey outside the mask."""
     shown = Image.composite(image.convert("RGB"), Image.new("RGB", image.size, GREY), mask)
     return shown.crop(mask.getbbox())
 

@@ -1,7 +1,7 @@
 """Generate images from an image and a prompt (SDEdit, Meng et al., arXiv 2108.01073).
 
-The latent of the image is noised to a timestep, and the sampler continues from there. The more
-noise, the more the prompt decides.
+The latent of the image is noised to a timestep, and the sampler continues from there. With more
+noise, the prompt decides more of the image.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def from_image(
         prompt: the text.
         sampling: the settings; `steps` counts the whole run. The size is that of the image.
         samples: number of images; image i has seed + i.
-        strength: share of the steps that are made, in (0, 1], at least one step. 1 starts at noise.
+        strength: share of the steps to take, in (0, 1], at least one step. 1 starts from pure
+            noise.
         progress: show a bar for each batch.
 
     Raises:

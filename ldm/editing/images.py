@@ -17,14 +17,14 @@ from ldm.util import UserError
 if TYPE_CHECKING:
     from ldm.models.diffusion.ddpm import LatentDiffusion
 
-WHITE = 128  # from here on a mask's grey means: edit
+WHITE = 128  # a mask's grey of at least this value means: edit
 
 
 def open_mask(path: str | Path, size: tuple[int, int]) -> Image.Image:
     """Open a mask, white where an image of `size` (width, height) is to change: mode "1".
 
-    Its grey decides. Raises UserError for a mask that is unreadable, of another size, or without
-    any white.
+    Its grey value decides. Raises UserError for a mask that is unreadable, of another size, or
+    without any white.
     """
     grey = open_rgb(path).convert("L")
     if grey.size != size:
@@ -81,7 +81,7 @@ def encode(model: LatentDiffusion, original: Image.Image) -> Tensor:
 def psnr(first: Image.Image, second: Image.Image) -> float:
     """Return the peak signal-to-noise ratio of two RGB images of one size, in dB.
 
-    Infinite where they are the same.
+    It is infinite if they are equal.
     """
     a, b = (np.asarray(image.convert("RGB"), dtype=np.float64) for image in (first, second))
     error = float(((a - b) ** 2).mean())

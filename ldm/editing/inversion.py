@@ -2,8 +2,8 @@
 
 Sampling by DDIM without fresh noise (η = 0) is a deterministic path from x_T to x_0, and following
 it backwards finds an x_T for any x_0 (Song et al., arXiv 2010.02502, section 4.3). Bipartite
-inversion (Gal et al., figure 11) keeps that x_T and changes the prompt: under strong guidance the
-new images drift away, under weak guidance they ignore the text.
+inversion (Gal et al., figure 11) keeps that x_T and changes the prompt. With strong guidance the
+new images lose the given image, and with weak guidance they ignore the text.
 
 Notation as in `ldm.models.diffusion.sampler`: ā_t is `alphas_cumprod[t]`.
 """
@@ -71,24 +71,24 @@ def invert(
     refinements: int = 0,
     verbose: bool = False,
 ) -> Tensor:
-    """Find the noise x_T that the DDIM sampler takes back to x_0.
+    """Find the noise x_T from which the DDIM sampler generates x_0.
 
-    Without refinements this is the paper's procedure: x_0 stands at the first of S timesteps, S − 1
-    transitions. The sampler comes down from (x', t') with the noise that it predicts *there*; on
-    the way up x' is not known yet, and the noise predicted at (x, t) stands in for it, wrong by the
-    order of a step.
+    Without refinements this is the paper's procedure: x_0 is at the first of S timesteps, and there
+    are S − 1 transitions. The sampler steps from (x', t') to (x, t) by the noise predicted at (x',
+    t'). In the other direction x' is not known yet, so the noise predicted at (x, t) is used. Its
+    error is of the order of a step.
 
-    With refinements it is the sampler's mirror: one transition more, from ā_0, where the sampler
-    ends. Each refinement predicts again at the x' found, a fixed-point iteration towards the x'
-    that the sampler does take back to x. At few steps, or with guidance, that reconstructs far
-    better, at 1 + refinements predictions a step.
+    With refinements it inverts the sampler exactly in the limit. There is one transition more, from
+    ā_0, where the sampler ends. Each refinement predicts again at the x' found: a fixed-point
+    iteration towards the x' from which the sampler steps to x. With few steps, or with guidance,
+    this reconstructs far better. It costs 1 + refinements predictions a step.
 
     Args:
         model: predicts noise.
         x_0: clean latents, [b, c, h, w].
         conditioning: what `apply_model` takes, for b samples.
         steps: S, 2..num_timesteps.
-        scale: of classifier-free guidance of ε; 1 is none.
+        scale: guidance scale; 1 is no guidance.
         unconditional: in the form of `conditioning`; needed for guidance.
         refinements: see above.
         verbose: show a progress bar.
@@ -121,13 +121,13 @@ def invert(
 
 @dataclass(frozen=True)
 class InvertedNoise:
-    """An image's noise, and how it was found.
+    """The noise of an image, and how it was found.
 
     Attributes:
         noise: x_T, float32 [1, c, h, w] on the CPU.
-        prompt: that describes the image.
-        steps: S; generation from the noise takes as many.
-        scale: of guidance on the way.
+        prompt: the prompt that describes the image.
+        steps: S, the steps of the inversion and of generation.
+        scale: guidance scale of the inversion.
         refinements: further predictions a step; 0 is the paper's formula.
         facts: where it comes from, as texts: image, checkpoint, words.
     """
@@ -151,8 +151,8 @@ def invert_image(
 ) -> InvertedNoise:
     """Find the noise from which a model, with its words loaded, generates an image by DDIM.
 
-    The image has a size that the model generates (`ldm.editing.images.model_size`). Of `sampling`
-    the number of steps, at least 2, and the guidance scale count. `refinements` are further
+    The image has a size that the model generates (`ldm.editing.images.model_size`). Only the number
+    of steps of `sampling`, at least 2, and its guidance scale are used. `refinements` are further
     predictions a step, which reconstruct better; 0 is the paper's formula (see `invert`).
     """
     if sampling.sampler != "ddim" or sampling.eta:
@@ -182,8 +182,8 @@ def regenerate(
 ) -> list[Image.Image]:
     """Generate images of prompts from inverted noise, in as many steps as the inversion took.
 
-    The model is the one that the noise was found with; the prompts are one batch. With scale 1 and
-    the noise's own prompt the image comes back.
+    The model must be the one with which the noise was found. The prompts are one batch. Scale 1 and
+    the noise's own prompt reconstruct the image.
     """
     b = len(prompts)
     with generating(model):
@@ -208,7 +208,7 @@ def reconstruction(model: LatentDiffusion, original: Image.Image) -> Image.Image
 
 
 def write_noise(path: Path, found: InvertedNoise) -> None:
-    """Write inverted noise as safetensors, how it was found in the header."""
+    """Write inverted noise as safetensors; the header says how it was found."""
     settings = {k: v for k, v in asdict(found).items() if k != "noise"}
     data = save(
         {"noise": found.noise.contiguous()},

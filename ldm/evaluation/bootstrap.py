@@ -1,7 +1,7 @@
-"""Intervals by resampling: how far a score would move with other images of the same kind.
+"""Intervals by resampling: how much a score varies over other images of the same kind.
 
 Percentile bootstrap (Efron 1979): n images are resampled from the n there are, with replacement,
-and the score is computed anew, many times; the interval holds the middle 95% of what comes out. A
+and the score is computed again, many times. The interval holds the middle 95% of the values. A
 score is written as a function of the images' weights, so that the score itself (equal weights)
 and its resampled values (how often each image was chosen) come from one formula.
 """
@@ -28,7 +28,7 @@ class Estimate:
 
     Attributes:
         value: of the images as they are.
-        low, high: the interval's ends. Of a single image it has no width and says nothing.
+        low, high: the interval's ends. For a single image they are equal and say nothing.
     """
 
     value: float
@@ -72,7 +72,7 @@ def resample(
 def mean_of(parts: Sequence[Resampled]) -> Resampled:
     """Average scores whose images were resampled independently, as those of several prompts.
 
-    The parts themselves are kept: prompts are chosen, not sampled from a population of prompts.
+    The set of scores stays the same: prompts are chosen, not sampled from a population of prompts.
     """
     return Resampled(np.stack([part.values for part in parts]).mean(0))
 
@@ -100,7 +100,7 @@ def mean_over(
 ) -> Estimate:
     """Return the mean over concepts of the mean over each one's seeds, with its 95% interval.
 
-    Each value, of a learned word, say, has its concept.
+    `concepts` holds the concept of each value.
     """
     weights = resampled_weights(concepts, resamples, np.random.default_rng(seed))
     return Resampled(weighted_mean(values)(weights)).estimate

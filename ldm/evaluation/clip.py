@@ -38,7 +38,7 @@ def image_size(model: CLIPModel) -> int:
 
 
 def batches(items: Sequence[T], device: torch.device) -> Iterator[Sequence[T]]:
-    """Cut a sequence into pieces of as many as a device embeds at a time."""
+    """Cut a sequence into pieces that a device embeds at a time."""
     size = BATCH.get(device.type, BATCH["cpu"])
     return (items[start : start + size] for start in range(0, len(items), size))
 
@@ -72,7 +72,7 @@ def frozen(model: Model) -> Model:
 
 
 def processor(side: int, crop: int, **options: Any) -> Any:
-    """Return what prepares images as OpenAI's CLIP does, but for another size.
+    """Return a processor that prepares images as OpenAI's CLIP does, for another size.
 
     The shorter side gets `side` pixels; a square of `crop` pixels is cut out of the middle. The
     options are those of `transformers`' CLIPImageProcessor, such as `image_mean`.
@@ -91,7 +91,7 @@ class ImageEmbedder:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         weight: Tensor = next(self.model.parameters())
         return weight.device
 
@@ -157,7 +157,7 @@ class ClipExtractor(ImageEmbedder):
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Embed texts: unit vectors [n, d] on the CPU.
 
-        A text is cut at the model's length (77 tokens); what is lost is a warning.
+        A text is cut at the model's length (77 tokens); a warning says what is lost.
         """
         self._warn_of_cut_texts(texts)
         parts = batches(texts, self.device)

@@ -1,4 +1,4 @@
-"""Similarity between images by DINO, which looks at the thing itself more than at its kind.
+"""Similarity between images by DINO, which depends on the object itself more than on its class.
 
 The score is that of Ruiz et al. (DreamBooth, arXiv 2208.12242, section 4.2): the mean cosine
 between the class tokens of DINO's ViT-S/16 (Caron et al., arXiv 2104.14294). Images are prepared as

@@ -54,7 +54,7 @@ class PromptScore:
         text: what the images are compared with: the prompt less its placeholder.
         mean: mean over the images of the cosine with the text (the authors' code, the default).
         of_average: cosine of the text with the images' average embedding (the paper's words).
-        images: how many.
+        images: number of images.
     """
 
     prompt: str
@@ -79,7 +79,7 @@ class Evaluation:
         prompts: each prompt's own scores, in the order given.
         dino: as `image`, by the second extractor; None where there was none.
         extra: further scores by name.
-        settings: what decided the scores, as plain values.
+        settings: settings that decide the scores, as plain values.
     """
 
     image: Estimate
@@ -92,7 +92,7 @@ class Evaluation:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def with_settings(self, **more: Any) -> Evaluation:
-        """Return the same with more settings: files' hashes, the sampler's steps and so on."""
+        """Return a copy with more settings: files' hashes, the sampler's steps and so on."""
         return dataclasses.replace(self, settings={**self.settings, **more})
 
     def to_json(self) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def _text_similarity(
     """Compare unit [n, d] with a text [d] by both definitions; the n are resampled."""
     mean = resample(weighted_mean(unit @ text), len(unit), resamples, rng)
     average = resample(cosine_of_average(unit, text), len(unit), resamples, rng)
-    # Differences between images cancel in their average, the more the more there are.
+    # Differences between images cancel in their average; with more images they cancel more.
     return mean, average.centred()
 
 

@@ -1,4 +1,4 @@
-"""Find what scores: a CLIP or a DINO from a folder or the Hugging Face hub."""
+"""Find a feature extractor: a CLIP or a DINO from a folder or the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def default_extractor(weights: Path) -> str:
 
 
 def default_selector(weights: Path) -> str:
-    """Return what chooses among steps and images: the selector beside the weights.
+    """Return the extractor that chooses among steps and images: the selector beside the weights.
 
     Without one it is the default extractor.
     """
@@ -88,7 +88,7 @@ def find_dino(name: str | Path, device: str = "cpu") -> ImageExtractor:
 
 
 def extractor_facts(name: str | Path, extractor: Any) -> dict[str, str]:
-    """Return what decides an extractor's scores: its name, class and the hash of its weights."""
+    """Return the facts that decide an extractor's scores: name, class and hash of the weights."""
     folder = Path(name)
     return {
         "name": folder.name if folder.is_dir() else str(name),

@@ -1,9 +1,9 @@
-"""Which of a run's saved words to keep, chosen by scores in place of a human's eye.
+"""Choose by scores which of a run's saved words to keep.
 
-Later steps come nearer to the training images and further from what prompts ask. The rule: of
+At later steps the images are more like the training images and less like the prompts. The rule: of
 the saved steps whose image similarity is within a tolerance of the best, the one with the best text
-similarity; of equal ones the earliest. Noises and prompts are others than those that the chosen
-word is scored on afterwards, or the choice would flatter the score.
+similarity; of equal ones the earliest. The noises and prompts differ from those that score the
+chosen word afterwards; otherwise the choice would raise the score.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Selection:
     Attributes:
         chosen: the step.
         eligible: the steps near enough to the best image similarity, ascending.
-        tolerance: how much below the best still counts, in cosines.
+        tolerance: largest distance from the best image similarity, in cosines.
         curve: step → its scores, ascending.
     """
 

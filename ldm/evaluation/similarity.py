@@ -1,4 +1,4 @@
-"""The paper's two scores: how alike images are to the training set, and to their prompt.
+"""The paper's two scores: similarity of images to the training set, and to their prompt.
 
 Gal et al. (arXiv 2208.01618) §5: cosines between CLIP embeddings. The feature extractor is
 injected: the paper's CLIP, or the CLIP that comes with a small model.
@@ -18,7 +18,7 @@ from ldm.words.placeholders import replace
 
 
 class ImageExtractor(Protocol):
-    """What embeds images, as DINO does."""
+    """An object that embeds images, such as DINO."""
 
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
         """Embed images of any size: [len(images), d]; any length of vector."""
@@ -26,7 +26,7 @@ class ImageExtractor(Protocol):
 
 
 class FeatureExtractor(ImageExtractor, Protocol):
-    """What embeds images and texts into one space, as CLIP does."""
+    """An object that embeds images and texts into one space, such as CLIP."""
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Embed texts: [len(texts), d]; any length of vector."""
@@ -62,7 +62,7 @@ def pairwise_similarity(generated: Tensor, training: Tensor) -> float:
 def own_similarity(features: Tensor) -> float:
     """Return the mean cosine between different rows of one set of features [n, d], n >= 2.
 
-    Of training images this is what a perfect word could reach: the images' own variety.
+    For training images this is the score that a perfect word could reach.
     """
     n = len(features)
     if n < 2:

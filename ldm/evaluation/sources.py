@@ -1,4 +1,4 @@
-"""Where an evaluation's images come from: a model with its word, or what the paper compares with.
+"""Where an evaluation's images come from: a model with its word, or the paper's references.
 
 Each function returns an `ImageSource`: (prompts, images of each) → images, a prompt's side by side.
 Image i of a call begins from the noise of seed + i whatever the source, so that variants are
