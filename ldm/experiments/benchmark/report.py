@@ -54,6 +54,11 @@ def slope(points: Mapping[float, float]) -> float:
     return statistics.linear_regression(xs, ys).slope
 
 
+def cosine(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the cosine of two vectors."""
+    return sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
+
+
 def read(folder: Path) -> Results:
     """Return the results of earlier calls; nothing if there are none."""
     path = folder / JSON
@@ -115,6 +120,7 @@ def _sides(found: Mapping[str, Any]) -> list[dict[str, str]]:
             "of a product's speed": f"{side['share']:.0%}",
             "peak memory": f"{side['peak'] / 2**30:.1f} GiB",
             "generation": "-",
+            "cosine of the word's gradient": f"{side['cosine']:.4f}" if "cosine" in side else "-",
         }
         if "generation" in side:
             row["generation"] = _seconds(side["generation"]["median"])

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ldm.experiments.benchmark.report import Results, machine, slope, spread
+from ldm.experiments.benchmark.report import Results, cosine, machine, slope, spread
 from ldm.experiments.benchmark.sides import SIDES
 from ldm.experiments.benchmark.turn import Turn, measure
 from ldm.resources import ROOT, child_environment
@@ -85,6 +85,10 @@ def compare(plan: Plan, size: str) -> Results:
             log.info(f"{size}, round {number + 1} of {plan.rounds}: {name}: {step:.3f} s a step")
     facts["load_after"] = round(os.getloadavg()[0], 1)
     sides = {name: _summary(found) for name, found in turns.items()}
+    reference = next(iter(turns.values()))[0]["gradient"]
+    for name, found in turns.items():
+        if "gradient" in found[0]:
+            sides[name]["cosine"] = cosine(reference, found[0]["gradient"])
     size_of = replace(plan.turn, size=size).work()
     title = (
         f"Sides at {size}: a training step of {size_of.batch} images; generation of "

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.experiments.benchmark import peer, sides
@@ -82,16 +83,31 @@ def _of_device(times: Times, device: str) -> list[float]:
     return times.cpu if device == "cpu" else times.wall
 
 
-def _work(
-    size: Size, side: Side, device: str
-) -> tuple[Callable[[], float], Callable[[], Callable[[], object]]]:
-    """Return a side's training step, and a function that prepares and returns its generation."""
+@dataclass(frozen=True)
+class Work:
+    """What a side does.
+
+    Attributes:
+        step: takes a training step and returns its loss.
+        generation: prepares, and returns what generates.
+        word: the trained vectors, which hold the gradient of the last step; None in a peer.
+    """
+
+    step: Callable[[], float]
+    generation: Callable[[], Callable[[], object]]
+    word: nn.Parameter | None = None
+
+
+def _work(size: Size, side: Side, device: str) -> Work:
     if side.peer:
         parts = peer.build(size, side, device)
         step = peer.training_step(parts, side, size.batch, device)
-        return step, partial(peer.generation, parts, size)
+        return Work(step, partial(peer.generation, parts, size))
     model = sides.build(size, side, device)
-    return sides.training_step(model, side, size.batch), partial(sides.generation, model, size)
+    assert model.embedding_manager is not None
+    (word,) = model.embedding_manager.embedding_parameters()
+    step = sides.training_step(model, side, size.batch)
+    return Work(step, partial(sides.generation, model, size), word)
 
 
 def measure(turn: Turn) -> dict[str, Any]:
@@ -100,22 +116,27 @@ def measure(turn: Turn) -> dict[str, Any]:
     Returns:
         `step` and `generation`, seconds of each repetition, on a CPU those of all its threads;
         `wall`, seconds of each step on the clock; `images`, of a generation; `peak`,
-        bytes of training; `flops` of a training step; `rate`, operations a second of a product.
+        bytes of training; `flops` of a training step; `rate`, operations a second of a product;
+        `gradient`, of the word at the first step, if the side is no peer.
     """
     if turn.threads:
         torch.set_num_threads(turn.threads)
     size, side, device = turn.work(), SIDES[turn.side], turn.device
     torch.manual_seed(0)
     with applied(side):
-        step, generation = _work(size, side, device)
+        work = _work(size, side, device)
         with FlopCounterMode(display=False) as counter:
-            step()
+            work.step()
         found: dict[str, Any] = {"flops": counter.get_total_flops(), "images": size.images}
-        times = timed(step, turn.repeat, device)
+        if work.word is not None and work.word.grad is not None:
+            found["gradient"] = work.word.grad.flatten().tolist()
+        times = timed(work.step, turn.repeat, device)
         found["step"], found["wall"] = _of_device(times, device), times.wall
         found["peak"] = peak_bytes(device)
         if turn.generations and not (side.peer and side.half):  # the pipeline has no bfloat16
-            found["generation"] = _of_device(timed(generation(), turn.generations, device), device)
+            found["generation"] = _of_device(
+                timed(work.generation(), turn.generations, device), device
+            )
     found["rate"] = product_rate(side.dtype, device)
     return found
 

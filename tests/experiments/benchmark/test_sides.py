@@ -64,6 +64,8 @@ def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
             "flops": 8e12,
             "rate": 4e12,
         }
+        if "diffusers" not in turn.side:
+            found["gradient"] = [3.0, 4.0] if "float32" in turn.side else [4.0, 3.0]
         return found | ({"generation": [5.0]} if turn.generations else {})
 
     monkeypatch.setattr(sections, "do_turn", do_turn)
@@ -74,6 +76,10 @@ def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert first["step"] == {"median": 3.0, "min": 2.0, "max": 8.0}
     assert first["share"] == pytest.approx(8 / 3 / 4)
     assert first["generation"]["median"] == 5.0
+    cosines = {name: side.get("cosine") for name, side in found["sides"].items()}
+    assert cosines["ours, float32"] == pytest.approx(1)
+    assert cosines["ours, bfloat16"] == pytest.approx(24 / 25)
+    assert cosines["diffusers, float32"] is None
     text = tables({"1.4B": found})
     assert "| ours, float32 | 3.00 s | 2.00 s to 8.00 s | 3.00 s | 1.00 |" in text
 
