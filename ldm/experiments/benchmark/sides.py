@@ -83,6 +83,7 @@ class Side:
         cached: latents from kept posteriors, not from encoding the images at every step.
         fused: attention in one kernel, not as softmax(q kᵀ) v with the matrix in memory.
         recomputed: activations are computed again in the backward pass.
+        channels_last: the U-Net's convolutions have the channels of a pixel side by side in memory.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Side:
     cached: bool = True
     fused: bool = True
     recomputed: bool = False
+    channels_last: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -107,6 +109,8 @@ SIDES = {
         Side("diffusers, bfloat16", peer=True, half=True),
         Side("the original's algorithm", cached=False, fused=False),
         Side("ours, float32, activations recomputed", recomputed=True),
+        Side("ours, float32, channels last", channels_last=True),
+        Side("ours, bfloat16, channels last", half=True, channels_last=True),
     )
 }
 
@@ -141,6 +145,8 @@ def build(size: Size, side: Side, device: str) -> LatentDiffusion:
     for module in model.modules():
         if isinstance(getattr(module, "use_checkpoint", None), bool):
             setattr(module, "use_checkpoint", side.recomputed)  # noqa: B010
+    if side.channels_last:
+        model.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.learning_rate, model.seed = 1e-3, 0
     return model.train()
 
