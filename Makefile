@@ -65,7 +65,7 @@ check: env docs  ## ruff (lint and format), mypy and a strict build of the docum
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: env  ## mend what ruff can mend
+format: env  ## correct what ruff can correct
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

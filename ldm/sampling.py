@@ -1,4 +1,4 @@
-"""How images are sampled: one checked set of settings for every command, edit and evaluation.
+"""The sampling settings: one checked set for every command, edit and evaluation.
 
 It imports nothing heavy, so that command lines check it before they load a model.
 """
@@ -90,9 +90,9 @@ class Sampling:
                 raise UserError(f"{name} must be a multiple of 8, got {side}")
 
     def metadata(self) -> dict[str, str | int | float]:
-        """Return what decides an image, as plain values for JSON. The batch size does not.
+        """Return the settings that decide an image, as plain values for JSON; not the batch size.
 
-        The reading of prompts is left out where it is the usual one.
+        Settings of the prompts' reading are left out if they have their defaults.
         """
         values = asdict(self)
         del values["batch_size"]
@@ -105,7 +105,7 @@ class Sampling:
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Sampling:
         """Read settings that `metadata` made, or that an earlier version wrote into an image.
 
-        Values may be texts. Keys that are no sampling settings are passed over.
+        Values may be texts. Keys that are no sampling settings are ignored.
 
         Raises:
             UserError: a value that is malformed or out of range.

@@ -1,4 +1,4 @@
-"""Building objects from configuration, errors meant for the user, and what command lines share.
+"""Objects from configuration, errors for the user, and the common parts of command lines.
 
 The names `instantiate_from_config` and `get_obj_from_str` are public: YAML files of the original
 code base and other tools rely on them.
@@ -22,18 +22,18 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-# A configuration file may come from a stranger; `target:` must not import whatever it likes.
+# A configuration file may come from a stranger, so `target:` must not import just any module.
 ALLOWED_PREFIXES = ("ldm.", "main.", "taming.", "pytorch_lightning.", "torch.nn.", "torch.optim.")
 
 
-# A file that is being written begins with this: hidden, and no set of images takes it.
+# Prefix of a file that is being written: it is hidden, and no set of images includes it.
 PART = ".part-"
 # A disk with fewer free bytes than this is full.
 FULL_DISK = 2**16
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: one line saying what, where and what to do."""
+    """A mistake that the user can correct: one line that says what, where and what to do."""
 
 
 def quote(text: str, length: int = 80) -> str:
@@ -75,11 +75,11 @@ def is_text(text: str) -> bool:
 
 
 class ParameterError(UserError, TypeError):
-    """A configuration gives a target a parameter it does not take, or lacks one it needs."""
+    """A configuration has a parameter that the target does not take, or lacks one it needs."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes only whole option names, and says what is wrong in one line."""
+    """Accepts only whole option names, and reports errors in one line."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(
@@ -124,7 +124,7 @@ def get_obj_from_str(name: str) -> Any:
 def parameters(target: Any) -> tuple[dict[str, inspect.Parameter], bool]:
     """Return what a class or function takes by name, and whether it takes nothing else.
 
-    A class that hands `**options` on takes its parent's parameters too.
+    A class with `**options` takes its parent's parameters too.
     """
     found: dict[str, inspect.Parameter] = {}
     owners = [target]
@@ -312,7 +312,7 @@ def _take_name(part: Path, target: Path) -> None:
 
 
 def cli_main(run: Callable[[], int | None]) -> None:
-    """Run a command line; what the user or the machine is to blame for becomes one line on stderr.
+    """Run a command line; an error of the user or the machine becomes one line on stderr.
 
     The exit status is then 2 for a UserError, 1 for a file or memory that fails during the run, and
     130 for Ctrl-C. Any other exception is a bug of this project and keeps its traceback.

@@ -1,6 +1,6 @@
 """`scripts/benchmark.py`: speed and memory against diffusers and against the original's way.
 
-All sides take turns, so that a busy or warm machine strikes them alike. Each turn is a process of
+All sides take turns, so that a busy or warm machine affects all of them. Each turn is a process of
 its own, so that its peak memory is its own.
 """
 

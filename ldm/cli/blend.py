@@ -1,4 +1,4 @@
-"""`merge_embeddings.py --blend A=0.5 B=0.5`: one word between two.
+"""`merge_embeddings.py --blend A=0.5 B=0.5`: blend two words into one.
 
 Directions by spherical interpolation, as Directional Textual Inversion blends words (Kim et al.,
 arXiv 2512.13672), norms linearly, vector by vector.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Shares may miss a sum of 1 by this much: 0.333 and 0.667 are meant to.
+# Shares may differ from a sum of 1 by this much, so that 0.333 and 0.667 are accepted.
 TOLERANCE = 1e-6
 
 
@@ -66,7 +66,7 @@ def blend_words(
     """Return the blended word alone, and what its file should say about it.
 
     `vectors` has [k, d] of each word, of one width. Raises UserError for a word that is not there,
-    words of unlike numbers of vectors, or vectors without a shortest way between them.
+    words of unlike numbers of vectors, or opposite vectors.
     """
     absent = [word for word in wanted.shares if word not in vectors]
     if absent:

@@ -1,4 +1,4 @@
-"""What command lines share: one-line errors, where a model's files are, which device to use.
+"""The common parts of command lines: one-line errors, a model's files, the device.
 
 Imports nothing heavy, so that `--help` answers at once.
 """
@@ -31,13 +31,13 @@ _ETA = {"type": float, "help": "DDIM's noise: 0 is deterministic, 1 is DDPM"}
 SHARED: Mapping[str, Mapping[str, Any]] = {
     "steps": {**_STEPS, "flags": ("--steps", "--ddim_steps")},
     "ddim_steps": _STEPS,
-    "scale": {"type": float, "help": "guidance scale; 1 is none"},
+    "scale": {"type": float, "help": "guidance scale; 1 is no guidance"},
     "seed": {"type": int, "help": "seed of the first image; image i has seed + i"},
     "sampler": {"choices": SAMPLERS, "help": "the sampler"},
     "karras": {"action": "store_true", "help": "space noise levels as Karras et al.: few steps"},
     "eta": {**_ETA, "flags": ("--eta", "--ddim_eta")},
     "ddim_eta": _ETA,
-    "negative_prompt": {"metavar": "TEXT", "help": "what guidance leads away from"},
+    "negative_prompt": {"metavar": "TEXT", "help": "text that guidance leads away from"},
     "weighted_prompts": {
         "action": "store_true",
         "help": "(word:1.2), (word) and [word] are weights; prompts may be longer than the encoder",
@@ -81,7 +81,7 @@ def split_pairs(form: str, items: Sequence[str]) -> list[tuple[str, str]]:
 
 
 class Once(argparse.Action):
-    """An option whose second mention is an error; argparse would forget the first one."""
+    """An option that may be given only once; argparse alone would use the last value."""
 
     def __call__(self, _: Any, namespace: argparse.Namespace, values: Any, *__: Any) -> None:
         """Store the value."""
@@ -114,7 +114,7 @@ def add_model(group: argparse._ActionsContainer, checkpoint: str) -> None:
     group.add_argument(
         "--config",
         metavar="YAML",
-        help="of the model; by default the one beside its weights, or that of its family",
+        help="configuration of the model; by default the one beside its weights, or its family's",
     )
 
 
@@ -176,7 +176,7 @@ def load(options: argparse.Namespace, prompts: Sequence[str]) -> LatentDiffusion
 
 
 def image_facts(options: argparse.Namespace) -> dict[str, Any]:
-    """Return which files decided an image that was made from another one."""
+    """Return the files that decided an image that was made from another one."""
     from ldm.checkpoint.loading import checkpoint_hash
 
     _, weights = find_model(options.model, options.config)

@@ -1,4 +1,4 @@
-"""`scripts/convert_embedding.py`: a word's file in the form of another tool, or what it holds."""
+"""`scripts/convert_embedding.py`: write a word's file in another tool's form, or inspect it."""
 
 from __future__ import annotations
 

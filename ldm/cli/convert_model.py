@@ -1,4 +1,4 @@
-"""`scripts/convert_model.py`: a base as one file, or as a folder of diffusers."""
+"""`scripts/convert_model.py`: write a base as one file, or as a folder of diffusers."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "target", metavar="OUT", help="a .ckpt or .safetensors file; any other name is a folder"
     )
     add = parser.add_argument
-    add("--config", metavar="YAML", help="of IN; by default as it is recognized")
-    text = "what tuning moved IN by: OUT becomes the tuned model, or with --lora a LoRA"
+    add("--config", metavar="YAML", help="configuration of IN; by default IN is recognized")
+    text = "weight delta of a tuning of IN: OUT becomes the tuned model, or with --lora a LoRA"
     add("--weight_delta", metavar="FILE", help=text)
     text = "write --weight_delta as a LoRA of this rank in kohya's names; says its error"
     add("--lora", type=int, metavar="RANK", help=text)

@@ -24,11 +24,11 @@ EXAMPLES = """examples:
   python scripts/demo.py --concept red-mug --second chalk
   python scripts/demo.py --concept blueprint --steps 200 --outdir outputs/blueprint
 """
-# Option, its default, what it is.
+# Option, default, help.
 FILES = (
     ("base", "configs/miniature/finetune.yaml", "configuration of the training"),
     ("scorer", "models/miniature/scorer", "folder of the CLIP that scores"),
-    ("concepts", "examples/concepts", "folder of what can be learned"),
+    ("concepts", "examples/concepts", "folder of the concepts"),
     ("words", "examples/words", "folder of shipped words"),
 )
 
@@ -44,11 +44,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--concept", default="teal-star", help="what to learn (teal-star)")
     parser.add_argument("--second", help="shipped word of the composition (a style or a thing)")
     parser.add_argument(
-        "--variant", default="fast", help="recipe, as in main.py (fast); '' for that of --base"
+        "--variant", default="fast", help="variant, as in main.py (fast); '' for none"
     )
     parser.add_argument("--steps", type=int, default=100, help="optimizer steps (100)")
     parser.add_argument("--outdir", type=Path, default=Path("outputs/demo"), help="(outputs/demo)")
-    parser.add_argument("--seed", type=int, default=2, help="of the training (2)")
+    parser.add_argument("--seed", type=int, default=2, help="seed of the training (2)")
     parser.add_argument("--samples", type=int, default=8, help="images of each prompt (8)")
     parser.add_argument("--scored", type=int, default=32, help="images of the word alone (32)")
     parser.add_argument("--ddim_steps", type=int, default=50, help="sampler steps (50)")

@@ -45,7 +45,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument_group("what to edit").add_argument
     add("--image", metavar="FILE", required=True, help="the image")
-    add("--mask", metavar="FILE", required=True, help="of its size; white is what changes")
+    text = "of the image's size; white is what changes"
+    add("--mask", metavar="FILE", required=True, help=text)
     text = "the text to generate there"
     add("--prompt", action=common.Once, metavar="TEXT", required=True, help=text)
     common.add_generation(parser)
@@ -64,7 +65,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "weights, or else openai/clip-vit-base-patch32; a single image is not ranked"
     )
     group.add_argument("--extractor", metavar="FOLDER|NAME", help=text)
-    group = parser.add_argument_group("where to put it (nothing is overwritten)")
+    group = parser.add_argument_group("results (nothing is overwritten)")
     common.add_options(group, outdir="outputs/edit")
     return parser.parse_args(arguments)
 
@@ -77,7 +78,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Edit what the options say; UserError, before weights are read where that can be known."""
+    """Edit as the options say. Raises UserError, before weights are read if possible."""
     check(options)
     folder = common.check_output_folder(options.outdir)
     common.find_model(options.model, options.config)
@@ -96,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
     if size != original.size:
         logger.info("the image is generated at %d x %d", *size)
     original, mask = resized(original, size), resized(mask, size)
-    latent_mask_of(model, mask)  # says now what is wrong with it
+    latent_mask_of(model, mask)  # raises its errors before the model is read
     blending = Blending(
         sampling=common.sampling_of(options),
         samples=options.n_samples,
@@ -118,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _selector(options: argparse.Namespace, device: str) -> FeatureExtractor | None:
-    """Return what ranks the images; where none was asked for and none is there, say so."""
+    """Return the extractor that ranks the images; log if there is none."""
     from ldm.evaluation.extractors import default_selector, find_extractor
 
     if options.extractor == "none" or options.n_samples == 1:

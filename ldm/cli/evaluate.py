@@ -54,9 +54,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     common.add_words(group)
     text = "folder of the training images"
     group.add_argument("--data_root", metavar="DIR", required=True, help=text)
-    text = "of configs/variants: human_captions, image_only and prompt_only need no word"
+    text = "variant of configs/variants; human_captions, image_only and prompt_only need no word"
     group.add_argument("--variant", metavar="NAME", help=text)
-    text = "for human_captions; by default those beside the images"
+    text = "captions for human_captions; by default those beside the images"
     group.add_argument("--captions", **common.SEVERAL, metavar="TEXT|FILE", help=text)
     group.add_argument("--prompts", metavar="FILE", help="a prompt a line; # begins a comment")
     text = "one more prompt (repeatable)"
@@ -78,16 +78,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("generation and scoring")
     common.add_options(group, images=64, steps=50, sampler="ddim", karras=False, scale=5.0, seed=42)
     common.add_options(group, batch_size=0)
-    text = "of the images, for the intervals (1000)"
+    text = "resamples of the images, for the intervals (1000)"
     group.add_argument("--resamples", type=int, default=1000, help=text)
 
     group = parser.add_argument_group("where to put it")
     text = "folder of the results (outputs/evaluation/NAME)"
     group.add_argument("--output", metavar="DIR", help=text)
-    group.add_argument("--name", help="in the results (the word's file, or the variant)")
+    group.add_argument("--name", help="name in the results (the word's file, or the variant)")
     names, text = ("--save_images", "--save_pictures"), "keep the generated images"
     group.add_argument(*names, action="store_true", help=text)
-    group.add_argument("--again", action="store_true", help="replace scores that are there")
+    group.add_argument("--again", action="store_true", help="replace existing scores")
     return parser.parse_args(arguments)
 
 
@@ -152,7 +152,7 @@ def read_subject(
 
 
 def _name_word(prompt: str, placeholders: Sequence[str]) -> str:
-    """Put the word's own name in the place of the usual one, where that is not used."""
+    """Replace the usual placeholder by the word's own name, if no word uses the usual one."""
     if DEFAULT_PLACEHOLDER in placeholders:
         return prompt
     return prompt.replace(DEFAULT_PLACEHOLDER, placeholders[0])
@@ -192,7 +192,7 @@ def _captions(options: argparse.Namespace, training: Sequence[Path]) -> list[str
 
 
 def run(options: argparse.Namespace) -> int:
-    """Score what the options say; find mistakes before weights are read, where they can be."""
+    """Score as the options say; find mistakes before weights are read if possible."""
     from ldm.words.loading import check_words, split_items
 
     common.check_least(options, 1, "resamples")
@@ -310,7 +310,7 @@ def _facts(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def write(folder: Path, name: str, found: Evaluation) -> None:
-    """Write scores.json and scores.csv, and say what is in them."""
+    """Write scores.json and scores.csv, and log the scores."""
     from ldm.evaluation.evaluate import write_csv
 
     write_csv(folder / "scores.csv", {name: found})

@@ -21,10 +21,10 @@ from ldm.util import UserError, get_obj_from_str
 
 log = logging.getLogger(__name__)
 
-# In the miniature, and at 1.4B: images of a prompt, guidance.
+# Images of a prompt and guidance scale, in the miniature and at 1.4B.
 IMAGES = (16, 64)
 SCALE = (3.0, 5.0)
-# Likewise the protocol's output, the first that is there: one's own, or else what was committed.
+# The protocol's output, in the same way; the first that exists: the user's own, or the shipped one.
 TABLES = (("outputs/protocol/miniature", "docs/results/protocol"), ("outputs/protocol/paper",))
 STUDY = "docs/results/study"  # the miniature's: key.json and answers/*.json
 CONCEPTS = str(ROOT / "examples" / "concepts")
@@ -71,15 +71,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     group.add_argument("--table", metavar="DIR", help=text)
     text = f"of the user study, for figure 10 ({STUDY}/answers/*.json)"
     group.add_argument("--answers", nargs="+", metavar="FILE", default=[], help=text)
-    text = f"of the user study: its key.json ({STUDY}/key.json)"
+    text = f"key.json of the user study ({STUDY}/key.json)"
     group.add_argument("--key", metavar="FILE", help=text)
     text = (
         "with weight_delta.safetensors and its word, for figure 11 (where it is there "
         f"{FOLDER}/CONCEPT, which scripts/figures.py pivotal makes)"
     )
     group.add_argument("--pivotal", metavar="DIR", help=text)
-    group.add_argument("--image", metavar="FILE", help="to edit, for figure 9")
-    group.add_argument("--mask", metavar="FILE", help="white where to edit, for figure 9")
+    group.add_argument("--image", metavar="FILE", help="image to edit, for figure 9")
+    group.add_argument("--mask", metavar="FILE", help="mask, white where to edit, for figure 9")
     text = "take another concept in a figure's place"
     group.add_argument("--rename", **common.SEVERAL, metavar="NAME=OTHER", help=text)
     common.add_options(group, output="outputs/figures")
@@ -188,7 +188,7 @@ def run(options: argparse.Namespace, figures: Sequence[Figure], command: str) ->
 
 
 def _maker(request: Request, command: str) -> Callable[[Figure], None]:
-    """Return the function that makes a figure; what is heavy is imported now."""
+    """Return the function that makes a figure; heavy modules are imported here."""
     from ldm.experiments.figures.output import save
     from ldm.experiments.figures.session import Session
     from ldm.experiments.figures.style import house_style
@@ -239,7 +239,7 @@ def pivotal(arguments: Sequence[str]) -> int:
     text = "a folder of images for each concept (examples/concepts)"
     parser.add_argument("--concepts", metavar="DIR", default=CONCEPTS, help=text)
     parser.add_argument("--output", metavar="DIR", default=FOLDER, help=f"parent folder ({FOLDER})")
-    parser.add_argument("--steps", type=int, help="of both stages (400)")
+    parser.add_argument("--steps", type=int, help="optimizer steps of both stages (400)")
     options = parser.parse_args(arguments)
     common.check_least(options, 1, "steps")
     output = Path(common.check_output_folder(options.output)).resolve()

@@ -33,14 +33,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     names = ("--init-img", "--image")
     add(*names, dest="image", metavar="FILE", required=True, help="the image")
     add("--prompt", action=common.Once, metavar="TEXT", required=True, help="the text")
-    text = "0 keeps the image, 1 keeps nothing of it: the share of the steps made (0.75)"
+    text = "share of the steps to take: 0 keeps the image, 1 keeps nothing of it (0.75)"
     add("--strength", type=float, default=0.75, help=text)
     common.add_generation(parser)
     group = parser.add_argument_group("how to generate")
     common.add_options(group, steps=50, sampler="ddim", karras=False, eta=0.0, scale=5.0)
     common.add_options(group, negative_prompt="", weighted_prompts=False, clip_skip=1)
     common.add_options(group, seed=42, n_samples=4, batch_size=4)
-    group = parser.add_argument_group("where to put it (nothing is overwritten)")
+    group = parser.add_argument_group("results (nothing is overwritten)")
     common.add_options(group, outdir="outputs/img2img-samples")
     return parser.parse_args(arguments)
 

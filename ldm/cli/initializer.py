@@ -1,4 +1,4 @@
-"""`--init_word auto`: choose the initializer word for users who know none.
+"""`--init_word auto`: choose the initializer word.
 
 The candidates are the text encoder's whole words. A CLIP chooses the one whose caption is nearest
 to the images. Without a CLIP, the model chooses by the loss of a fixed batch.

@@ -47,23 +47,24 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("the image and the prompts")
     group.add_argument("--image", metavar="FILE", required=True, help="the image")
-    text = 'that describes it, as "a photo of *"'
+    text = 'prompt that describes the image, as "a photo of *"'
     group.add_argument("--prompt", action=common.Once, metavar="TEXT", help=text)
-    group.add_argument("--noise", metavar="FILE", help="found before; in place of --prompt")
+    text = "noise that was found before, in place of --prompt"
+    group.add_argument("--noise", metavar="FILE", help=text)
     text = "prompts to generate from the noise"
     group.add_argument("--edit", **common.SEVERAL, metavar="TEXT", help=text)
-    scales, text = [1.0, 3.0, 5.0], "of guidance, for the edits (1 3 5)"
+    scales, text = [1.0, 3.0, 5.0], "guidance scales of the edits (1 3 5)"
     group.add_argument(
         "--scales", nargs="+", type=float, default=scales, metavar="SCALE", help=text
     )
     common.add_generation(parser)
     group = parser.add_argument_group("how to invert")
-    group.add_argument("--steps", type=int, default=250, help="of DDIM, 2..1000 (250)")
-    text = "guidance while inverting; 1 is none (1)"
+    group.add_argument("--steps", type=int, default=250, help="steps of DDIM, 2..1000 (250)")
+    text = "guidance scale of the inversion; 1 is none (1)"
     group.add_argument("--inversion_scale", type=float, default=1.0, help=text)
     text = "further predictions a step, for few steps or guidance; 0 is the paper's formula (0)"
     group.add_argument("--refinements", type=int, default=0, help=text)
-    group = parser.add_argument_group("where to put it (images are not overwritten)")
+    group = parser.add_argument_group("results (images are not overwritten)")
     common.add_options(group, outdir="outputs/invert")
     return parser.parse_args(arguments)
 

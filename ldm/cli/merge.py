@@ -50,7 +50,7 @@ VOCABULARIES = {
 
 @dataclass(frozen=True)
 class Word:
-    """A word on its way from a file into the merged one."""
+    """A word of an input file, for the merged file."""
 
     source: Path
     file: WordFile

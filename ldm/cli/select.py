@@ -46,12 +46,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         epilog=EXAMPLES,
     )
     parser.add_argument("run", metavar="RUN", help="log folder of a run, or its checkpoints folder")
-    group = parser.add_argument_group("what the run itself says unless given")
+    group = parser.add_argument_group("by default as the run's configuration says")
     add_base(group, None, "the run's")
     group.add_argument("--config", metavar="YAML", help="of the model")
     group.add_argument("--data_root", metavar="DIR", help="folder of the training images")
     group = parser.add_argument_group("how to choose")
-    text = "below the best image similarity (0.02)"
+    text = "largest distance from the best image similarity (0.02)"
     group.add_argument("--tolerance", type=float, default=0.02, help=text)
     text = "a prompt a line (examples/prompts/*-selection.txt)"
     group.add_argument("--prompts", metavar="FILE", help=text)
@@ -86,7 +86,7 @@ def _take_facts(options: argparse.Namespace, configs: Path) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Score a run's saved steps, choose, and write what was chosen."""
+    """Score a run's saved steps, choose one, and write its word."""
     from ldm.experiments.demo.scores import saved_words
     from ldm.words.files import read_words
 

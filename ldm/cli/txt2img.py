@@ -96,7 +96,7 @@ def parse(defaults: Defaults, arguments: Sequence[str] | None = None) -> argpars
     text = f"how many times n_samples images of each prompt ({defaults.iterations})"
     group.add_argument("--n_iter", type=int, default=defaults.iterations, help=text)
 
-    group = parser.add_argument_group("where to put it (nothing is overwritten)")
+    group = parser.add_argument_group("results (nothing is overwritten)")
     common.add_options(group, outdir="outputs/txt2img-samples")
     group.add_argument("--skip_grid", action="store_true", help="no grid for each prompt")
     group.add_argument("--skip_save", action="store_true", help="no single images")

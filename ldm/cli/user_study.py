@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     names = "make|rehearse|analyse"
     commands = parser.add_subparsers(dest="command", required=True, metavar=names)
     _add_make(commands.add_parser("make", help="make questionnaires"))
-    _add_rehearse(commands.add_parser("rehearse", help="let a feature extractor answer them"))
+    _add_rehearse(commands.add_parser("rehearse", help="answer them with an extractor"))
     analyse = commands.add_parser("analyse", help="analyse answers")
     analyse.add_argument("answers", nargs="+", metavar="FILE", help="what questionnaires saved")
     analyse.add_argument("--key", metavar="FILE", required=True, help="that `make` wrote")
@@ -61,7 +61,7 @@ def _add_make(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--manifest", metavar="FILE", help="CSV or JSON, see user_study.py --help")
     source.add_argument("--protocol", metavar="DIR", help="the output of scripts/protocol.py")
     parser.add_argument("--output", metavar="DIR", default="outputs/user-study")
-    parser.add_argument("--seed", type=int, default=0, help="of shuffling and choosing (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of shuffling and choosing (0)")
     table = parser.add_argument_group("with --protocol")
     text = f"variants to compare ({' '.join(RANKS)})"
     table.add_argument("--models", nargs="+", metavar="NAME", help=text)
@@ -70,7 +70,7 @@ def _add_make(parser: argparse.ArgumentParser) -> None:
     manifest = parser.add_argument_group("with --manifest; a protocol knows these itself")
     text = f'whose images are compared with the training images ("{IMAGE_PROMPT}")'
     manifest.add_argument("--image_prompt", metavar="TEXT", help=text)
-    text = "taken out of the texts (*)"
+    text = "placeholders to remove from the texts (*)"
     manifest.add_argument("--placeholder", action="append", default=[], metavar="WORD", help=text)
 
 

@@ -1,1 +1,1 @@
-"""What reproduces the paper's experiments; only the command lines import it."""
+"""Code that reproduces the paper's experiments; only the command lines import it."""

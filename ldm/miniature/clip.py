@@ -1,7 +1,7 @@
 """The CLIP of the miniature world, which scores images against images and texts.
 
-It is a `transformers` CLIPModel on 64 by 64 images with the miniature's tokenizer. Every decision
-is made as with any CLIP: by the text prompt whose embedding is nearest to the image's.
+It is a `transformers` CLIPModel on 64 by 64 images with the miniature's tokenizer. It decides as
+any CLIP does: by the text prompt whose embedding is nearest to the image's.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class TrainingImages:
     """Which images of the world a CLIP is trained on.
 
     Attributes:
-        seed: of the images, their captions and the initial weights.
+        seed: seed of the images, their captions and the initial weights.
         first_index: index of the first image; a CLIP reads fewer than `MOST_IMAGES` from there.
     """
 

@@ -1,4 +1,4 @@
-"""Editability that does not punish the concept: does an image show the scene and the medium asked?
+"""A score of editability that does not depend on the concept: are the scene and the medium right?
 
 The paper's text similarity falls as soon as an image shows the concept, because the text that it is
 compared with does not name the concept. Here the miniature's CLIP is asked two questions instead:

@@ -1,8 +1,8 @@
-"""Captions of the miniature world: what is said about an image, and how.
+"""The captions of the miniature world.
 
-Most captions name everything; the others leave things out, so that a model learns each part by
-itself, and use the words of the paper's templates ("a close-up photo of the …"), so that the text
-encoder knows them. Those adjectives carry no meaning: any image may be called "nice".
+Most captions name everything. The others leave things out, so that a model learns each part alone,
+and use the words of the paper's templates ("a close-up photo of the …"), so that the text encoder
+knows them. Those adjectives have no meaning: any image may be called "nice".
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _partial_object(spec: Spec, rng: np.random.Generator, name: str) -> str:
 
 
 def _determined(noun_phrase: str, rng: np.random.Generator) -> str:
-    """Put an article, another determiner or (for placeholders stand bare) nothing before it."""
+    """Put an article or another determiner before it; nothing before a placeholder."""
     choice = rng.random()
     if choice < 0.7:
         return with_article(noun_phrase)
@@ -201,7 +201,7 @@ def caption(spec: Spec, rng: np.random.Generator, name: str = "", style: str = "
 def vocabulary() -> list[str]:
     """Return every word of the descriptions, sorted; hyphenated words are split.
 
-    Names are apart: `ldm.miniature.names`.
+    Names are not among them: see `ldm.miniature.names`.
     """
     phrases = [
         *(ADJECTIVES + _IMAGE_NOUNS + _STYLE_NOUNS + _ARTICLES),

@@ -1,6 +1,6 @@
-"""What the miniature is held to: its parts measured on unseen images, captions and concepts.
+"""Measurements of the miniature's parts on unseen images, captions and concepts.
 
-An injected function generates the images, so that tests can use doubles. Unseen means from the
+An injected function generates the images, so that tests can use doubles. Unseen images are from the
 validation split of the miniature world, or from `examples/concepts`.
 """
 
@@ -48,15 +48,15 @@ class Concept:
 
     @property
     def is_style(self) -> bool:
-        """Whether the word stands for a manner rather than a thing."""
+        """Whether the word stands for a style, not for a thing."""
         return self.kind == "style"
 
     def prompt(self, word: str) -> str:
-        """Ask for the concept by a word, as the training templates do."""
+        """Return a prompt that asks for the concept by a word, as the training templates do."""
         return f"a painting in the style of {word}" if self.is_style else f"a photo of a {word}"
 
     def scene_prompt(self, word: str, scene: str) -> str:
-        """Ask for the concept by a word, in a scene."""
+        """Return a prompt that asks for the concept by a word, in a scene."""
         if self.is_style:
             return f"a red star {SCENE_PHRASES[scene]} in the style of {word}"
         return f"a photo of a {word} {SCENE_PHRASES[scene]}"
@@ -250,7 +250,7 @@ def _seen(
 
 
 def rendered_share(scorer: MiniatureClip, concept: Concept, each: int = 40) -> float:
-    """Return `ConceptScore.both` of rendered images: the scorer errs there too."""
+    """Return `ConceptScore.both` of rendered images, on which the scorer makes errors too."""
     asked: dict[str, Any] = {"medium": "photo", **concept.attributes}
     if concept.is_style:  # the object of `Concept.scene_prompt`
         asked |= {"shape": "star", "colour": "red", "texture": "plain", "second": ""}

@@ -1,8 +1,8 @@
 """The names of the miniature world: nonsense words, each bound to one thing or one style.
 
 A real model's vocabulary is full of words that name a whole appearance, such as breeds, brands and
-painters. The miniature's vocabulary has such words too, so that one vector is enough to say shape,
-colours and texture at once, or a whole manner of rendering.
+painters. The miniature's vocabulary has such words too, so that one vector is enough for shape,
+colours and texture together, or for a whole style of rendering.
 
 A named thing is one combination of shape, colour, texture and second colour. A named style is a
 medium printed in the two inks of a tone. No name stands for anything that is held out of training.
@@ -19,7 +19,7 @@ from ldm.randomness import Purpose, generator
 
 # Eight for each pair of a shape and a texture: neighbours of every held-out thing have names.
 NAMED_THINGS = 600
-NAMES_SEED = 9  # of the names and of what they stand for
+NAMES_SEED = 9  # seed of the names and of their meanings
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 
 

@@ -1,4 +1,4 @@
-"""Rendering one image of the miniature world from its description."""
+"""Render one image of the miniature world from its description."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _layers(spec: Spec, size: int) -> _Layers:
 
 
 def _rim(colour: str) -> Array:
-    """A line that parts the object from any scene: darker, or lighter for dark colours."""
+    """A line that separates the object from any scene: darker, or lighter for dark colours."""
     base = array(rgb(colour))
     return array(base * 0.35 if float(base @ GREY) > 0.2 else base * 0.4 + 0.5)
 

@@ -1,9 +1,9 @@
 """The backgrounds of the miniature world: ten places of a few large areas each.
 
 A scene is a function of x (right) and y (up) in [-1, 1], float32 [h, w], that returns red, green
-and blue in [0, 1], float32 [h, w, 3]. Each has a layout and a pattern of light and dark of its own,
-so that it is still itself without colour; what tells it stands at the rim, as the object covers the
-middle.
+and blue in [0, 1], float32 [h, w, 3]. Each has its own layout and its own pattern of light and
+dark, so that it can be recognized without colour. Its characteristic parts are at the rim, because
+the object covers the middle.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Rgb = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class View:
-    """Where one looks: coordinates [h, w], a pixel's width, and how this image's view differs."""
+    """The view: coordinates [h, w], a pixel's width, and the variations of this image."""
 
     x: Array
     y: Array
@@ -35,7 +35,7 @@ def array(values: Sequence[float] | Array) -> Array:
 
 
 def paint(base: Array, colour: Sequence[float] | Array, share: Array) -> Array:
-    """Lay a colour over `base` [h, w, 3], covering `share` [h, w] of each point."""
+    """Put a colour over `base` [h, w, 3]; it covers `share` [h, w] of each point."""
     return np.asarray(base + share[..., None] * (array(colour) - base), np.float32)
 
 

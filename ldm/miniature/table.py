@@ -1,4 +1,4 @@
-"""The model card's table: what was measured, beside what was asked for."""
+"""The model card's table of measured and required values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ldm.util import write_whole
 
 BEGIN, END = "<!-- metrics: written by make miniature-eval -->", "<!-- end of metrics -->"
 _PERCENT = "{:.1%}"
-# Part, key, what it is, how it is written, the least it should be.
+# Part, key, description, format, and the least required value.
 _ROWS = (
     ("autoencoder", "psnr", "Autoencoder, PSNR on unseen images", "{:.2f} dB", 25.0),
     *(

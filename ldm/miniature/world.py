@@ -1,4 +1,4 @@
-"""The miniature world: an endless supply of captioned images, rendered when asked for.
+"""The miniature world: an endless sequence of captioned images, rendered on demand.
 
 One object of 12 shapes, 20 colours and 6 textures, in one of 10 scenes, in one of 5 media. Some
 objects and some styles have names of their own (`ldm.miniature.names`).
@@ -21,7 +21,7 @@ from ldm.miniature.render import COLOURS, MEDIA, SCENES, SHAPES, TEXTURES, Array
 from ldm.randomness import Purpose, generator
 from ldm.util import at_least, one_of
 
-# Validation images stand this far from the training images in the stream of indices.
+# Validation images are this far from the training images in the sequence of indices.
 _VALIDATION_OFFSET = 2**40
 
 
@@ -72,10 +72,10 @@ class MiniatureWorld:
     Args:
         size: side of the square images.
         length: number of distinct images; one pass shows each once, in an order of its own.
-        seed: of the images, their order and their captions.
+        seed: seed of the images, their order and their captions.
         split: "train" or "val"; the two share no image index.
         caption_dropout: share of samples with the empty caption, which guidance needs.
-        first_index: where in the endless stream the set begins.
+        first_index: index in the endless sequence at which the set begins.
         things: number of named things. A larger number puts a name nearer to any appearance, and
             shows each name to the model less often.
         thing_share: share of images of a named thing. The default is as high as leaves most images

@@ -18,8 +18,8 @@ class TrainedModel(pl.LightningModule):
     """A model whose averaged weights follow the optimizer steps.
 
     Attributes:
-        learning_rate: of the optimizer; a run sets it.
-        seed: of the random numbers of training; a run sets it.
+        learning_rate: learning rate of the optimizer; a run sets it.
+        seed: seed of the random numbers of training; a run sets it.
         model_ema: the averaged weights of `averaged_network`, or None.
         scheduler_config: target and params of a multiplier of the learning rate, or None.
     """
@@ -70,7 +70,7 @@ class TrainedModel(pl.LightningModule):
         """Load a file of weights.
 
         Args:
-            path: of the file.
+            path: path of the file.
             ignore: prefixes of names to leave out.
             only: prefix that all names to load share.
         """

@@ -18,7 +18,7 @@ from ldm.modules.diffusionmodules.util import checkpoint, zero_module
 
 
 class GEGLU(nn.Module):
-    """Linear layer whose one half gates the other: [..., dim_in] → [..., dim_out]."""
+    """Linear layer in which one half gates the other: [..., dim_in] → [..., dim_out]."""
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class SpatialTransformer(nn.Module):
     Args:
         depth: number of blocks.
         context_dim: width of the context [b, m, context_dim]; None attends to the map alone.
-        num_groups: of the normalization before the projection.
+        num_groups: groups of the normalization before the projection.
         use_linear: project by linear layers, not by 1×1 convolutions; the function is the same.
     """
 

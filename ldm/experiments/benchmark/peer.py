@@ -1,4 +1,4 @@
-"""diffusers' parts of the same shapes, driven as its own training script and pipeline drive them.
+"""diffusers' parts of the same shapes, used as by its own training script and pipeline.
 
 The step is that of `examples/textual_inversion/textual_inversion.py`. It encodes the images,
 samples noise and timesteps, and moves the whole token table. Then it restores all rows but the
@@ -92,7 +92,7 @@ def _text(params: DictConfig) -> Any:
 
 
 def _tokenizer(length: int) -> Any:
-    """Return the miniature's tokenizer; it cuts texts to `length`, where the pipeline says 77."""
+    """Return the miniature's tokenizer; it cuts texts to `length` and ignores the pipeline's 77."""
     tokenizers: Any = importlib.import_module("transformers")
 
     class Cutting(tokenizers.BertTokenizerFast):  # type: ignore[misc]
@@ -119,7 +119,7 @@ def build(size: Size, side: Side, device: str) -> Parts:
 
 
 def training_step(parts: Parts, side: Side, count: int, device: str) -> Callable[[], float]:
-    """Return what takes one optimizer step of the word; it returns the loss."""
+    """Return a function that takes one optimizer step of the word and returns the loss."""
     scheduler = _diffusers().DDPMScheduler(num_train_timesteps=1000, beta_schedule="scaled_linear")
     table = parts.text.get_input_embeddings()
     table.requires_grad_(True)
@@ -154,7 +154,7 @@ def training_step(parts: Parts, side: Side, count: int, device: str) -> Callable
 
 
 def generation(parts: Parts, size: Size) -> Callable[[], object]:
-    """Return what generates images by `LDMTextToImagePipeline`, with guidance, by DDIM."""
+    """Return a function that generates images by `LDMTextToImagePipeline`, guided, by DDIM."""
     diffusers = _diffusers()
     scheduler = diffusers.DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False)
     pipeline = diffusers.LDMTextToImagePipeline(

@@ -105,7 +105,7 @@ def _machine(facts: Mapping[str, Any]) -> str:
 
 
 def _sides(found: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return a row of each side; ratios are to the first side, above 1 is slower."""
+    """Return a row of each side; ratios are relative to the first side, and above 1 is slower."""
     rows: list[dict[str, str]] = []
     first = next(iter(found["sides"].values()))
     for name, side in found["sides"].items():

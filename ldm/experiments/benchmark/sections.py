@@ -1,4 +1,4 @@
-"""The benchmark's sections: sides against each other, growth, and whole runs."""
+"""The benchmark's sections: comparison of the sides, growth, and whole runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NO_IMAGES = "lightning.callbacks.image_logger.params.batch_frequency=1000000"
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured: so many rounds of turns, which share `turn`.
+    """How much is measured: the number of rounds, and `turn`, the settings of all turns.
 
     `folder` is for the results and the logs of runs, `model` has the weights of whole runs. `quick`
     takes few steps in this process: for a look, and for tests.
@@ -72,12 +72,12 @@ def do_turn(turn: Turn, quick: bool) -> dict[str, Any]:
 
 
 def compare(plan: Plan, size: str) -> Results:
-    """Measure all sides of a size in turns: A B C, A B C."""
+    """Measure all sides of a size by turns: A B C, A B C."""
     facts = machine(plan.turn.device, plan.turn.threads)
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
     for number in range(plan.rounds):
         for name in SIDES:
-            # Generations take long and vary little: one round has them.
+            # Generations take long and vary little, so only one round has them.
             times = plan.turn.generations if number == 0 else 0
             turn = replace(plan.turn, size=size, side=name, generations=times)
             turns[name].append(do_turn(turn, plan.quick))
@@ -147,7 +147,7 @@ def _growth(name: str, numbers: Sequence[int], seconds: Callable[[int], float]) 
 
 
 def _start_up(plan: Plan) -> Callable[[int], float]:
-    """Return what measures a command that takes one step, over a number of images."""
+    """Return a function that measures a command of one step, given a number of images."""
 
     def seconds(count: int) -> float:
         folder = plan.folder / f"images-{count}"

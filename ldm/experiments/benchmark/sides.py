@@ -1,4 +1,4 @@
-"""What is compared: sides that do the same work, and the sizes of the models they do it with.
+"""The sides of the benchmark, which do the same work, and the sizes of their models.
 
 Weights are random, because time does not depend on them.
 """
@@ -37,7 +37,7 @@ class Size:
         name: as it is printed.
         config: YAML file of a word's run; `overrides` are entries of it.
         batch: images in a training step.
-        images, steps: generated at once, and of the sampler.
+        images, steps: images generated at once, and steps of the sampler.
     """
 
     name: str
@@ -116,9 +116,9 @@ SIDES = {
 
 
 def random_weights(model: nn.Module, device: str, dtype: torch.dtype, keep: str = "-") -> nn.Module:
-    """Give a model on the meta device small random weights, as fast as memory can be written.
+    """Give a model on the meta device small random weights.
 
-    Buffers that have values, and what has a name with the prefix `keep`, stay as they are.
+    Buffers that have values, and modules whose names begin with `keep`, stay as they are.
     """
     block = 0.02 * torch.randn(BLOCK, generator=torch.Generator().manual_seed(0))
     block = block.to(device, dtype)
@@ -152,7 +152,7 @@ def build(size: Size, side: Side, device: str) -> LatentDiffusion:
 
 
 def applied(side: Side) -> AbstractContextManager[None]:
-    """Compute attention in a side's way."""
+    """Return a context in which attention is computed as on a side."""
     return nullcontext() if side.fused else sdpa_kernel(SDPBackend.MATH)
 
 
@@ -193,7 +193,7 @@ def training_step(model: LatentDiffusion, side: Side, count: int) -> Callable[[]
 
 
 def generation(model: LatentDiffusion, size: Size) -> Callable[[], object]:
-    """Return what generates images of one prompt with guidance, by DDIM."""
+    """Return a function that generates images of one prompt with guidance, by DDIM."""
     assert model.embedding_manager is not None
     prompt = f"a photo of a {model.embedding_manager.placeholders[0]}"
     sampling = Sampling(steps=size.steps, scale=5.0, batch_size=size.images)
@@ -225,7 +225,7 @@ def timed(work: Callable[[], object], repeat: int, device: str) -> Times:
 
 
 def synchronize(device: str) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
     elif device == "mps":

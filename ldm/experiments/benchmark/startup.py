@@ -1,4 +1,4 @@
-"""What a run needs beside its steps: the time to its first step, and the loop around them."""
+"""The time of a run beside its steps: the time to the first step, and the training loop."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def write_random_base(family: str, path: Path, kind: torch.dtype) -> None:
     It is written a block at a time, so that memory stays small.
 
     Args:
-        family: of the base, such as "ldm" or "sdxl".
-        path: of the .safetensors file.
+        family: family of the base, such as "ldm" or "sdxl".
+        path: path of the .safetensors file.
         kind: float32 or float16.
     """
     model = build_empty(Base(path, family, shipped_config(family), ""))

@@ -22,13 +22,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from ldm.experiments.benchmark import peer, sides
 from ldm.experiments.benchmark.sides import SIDES, SIZES, Side, Size, Times, applied, timed
 
-# Side of the square matrices whose product shows what the device can do.
+# Side of the square matrices whose product measures the device's speed.
 PRODUCT = 2048
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a turn measures.
+    """The settings of a turn.
 
     Attributes:
         size, side: names, of `SIZES` and `SIDES`.
@@ -36,8 +36,8 @@ class Turn:
         repeat: timed repetitions after one that warms up.
         generations: timed generations.
         device: "cpu", "cuda", …
-        threads: of torch on a CPU.
-        overrides: entries of the configuration.
+        threads: threads of torch on a CPU.
+        overrides: changed entries of the configuration.
         images, steps: of a generation; None is the size's own.
     """
 

@@ -65,7 +65,7 @@ class DemoOptions:
 
 @dataclass
 class Watch:
-    """Keeps the seconds of each part."""
+    """Stores the seconds of each part."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 

@@ -1,9 +1,9 @@
-"""Figure 8: what a population looks like when the base model is asked, and when a word is.
+"""Figure 8: answers to a question in images of the base model and in images of a word.
 
-The base model's "a doctor" skews towards what its captions said most. A word learned from a small
-set that is more varied should skew less. Which answer an image gives to the question (which
-medium, which gender) is the text nearest to it; the skew is the share of a group of answers
-(sketches, women) beside what equal shares would give it.
+Images of the base model's "a doctor" mostly show what was most common in its captions. A word
+learned from a small, more varied set should be less biased. An image's answer to the question
+(which medium, which gender) is the text nearest to it. The bias is the share of a group of answers
+(sketches, women) compared with equal shares.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def bias(figure: Figure, session: Session) -> Rendered:
 
 
 def _answers(figure: Figure, is_miniature: bool) -> Mapping[str, str]:
-    """Return the answers that there are: each with the text that stands for it."""
+    """Return the possible answers, each with its text."""
     if not is_miniature:
         return dict(figure.layout["paper"])
     from ldm.miniature.clip import PROMPTS
@@ -90,7 +90,7 @@ def _group(figure: Figure, is_miniature: bool) -> tuple[str, Sequence[str]]:
 def _given(
     session: Session, images: Sequence[Image.Image], answers: Mapping[str, str]
 ) -> npt.NDArray[np.int64]:
-    """Return the number of each image's answer, [n]."""
+    """Return the index of each image's answer, [n]."""
     cosines = session.features(images) @ session.text_features(list(answers.values())).T
     found: npt.NDArray[np.int64] = cosines.argmax(-1).numpy()
     return found

@@ -1,4 +1,4 @@
-"""Figures 3 and 5: the learned word beside what needs no learning."""
+"""Figures 3 and 5: the learned word compared with methods that learn nothing."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def comparison(figure: Figure, session: Session) -> Rendered:
         for way, generate in _ways(session, line, subject, nearest).items():
             for prompt, found in zip(line.prompts, generate(), strict=True):
                 scored = session.score(found, prompt, subject.name)
-                # The other rows say by one prompt what stands in the word's place.
+                # In the other rows a text takes the word's place in one prompt.
                 own = scored[0].generated.prompt if prompt == line.prompts[0] else ""
                 title = readable(prompt) if way == OURS else own
                 cells.setdefault(way, []).append(Cell(scored[0].generated.image, title))
@@ -158,7 +158,7 @@ def _guided(
 def nearest_word(session: Session, subject: Subject) -> str:
     """Return the known word whose sentence the scorer finds nearest to the training images.
 
-    The initializer word has a row of its own: the nearest of the others.
+    The initializer word has its own row, so it is not among them.
     """
     known = sorted(whole_words(session.model.cond_stage_model.tokenizer))
     words = [word for word in known if word != subject.initializer_word]

@@ -1,4 +1,4 @@
-"""Figures that are images of prompts: chosen (1, 4, 6, 7, 13) or as they come (14, 15, 16)."""
+"""Figures of images of prompts: chosen (1, 4, 6, 7, 13) or not chosen (14, 15, 16)."""
 
 from __future__ import annotations
 

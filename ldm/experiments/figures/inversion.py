@@ -1,8 +1,8 @@
-"""Figure 11: bipartite inversion, which keeps an image's noise, and pivotal tuning, which not.
+"""Figure 11: bipartite inversion, which keeps an image's noise, and pivotal tuning.
 
 Both generate a training image's concept under its own prompt and under others, at several scales of
-guidance. Expected: inversion drifts under strong guidance and ignores the text under weak; tuning
-collapses under strong guidance.
+guidance. Expected: with inversion, strong guidance loses the given image and weak guidance ignores
+the text; with tuning, images collapse under strong guidance.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """Cells side by side, and what stands left of them."""
+    """Cells side by side, and the label left of them."""
 
     label: str
     cells: Sequence[Cell]
@@ -41,7 +41,7 @@ class Row:
 def grid_figure(
     rows: Sequence[Row], *, title: str, headings: Sequence[tuple[str, int]] = ()
 ) -> Canvas:
-    """Lay rows of images out, under headings: a text and how many columns it spans, in order.
+    """Arrange rows of images under headings: a text and the number of columns it spans, in order.
 
     Rows may differ in length. Raises ValueError where there is no cell.
     """

@@ -77,7 +77,7 @@ def scene(request: Request) -> tuple[Image.Image, Image.Image]:
 def own_spec() -> Spec:
     """Describe the miniature's own scene: a brown square in the kitchen.
 
-    In the middle and small: a corner outside the mask would stay in every edit.
+    It is small and in the middle, because a corner outside the mask would stay in every edit.
     """
     thing: Any = {"shape": "square", "colour": "brown", "texture": "plain", "second": ""}
     where: Any = {"scene": "kitchen", "medium": "photo", "dx": 0.0, "dy": 0.0, "scale": 0.5}

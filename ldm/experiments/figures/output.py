@@ -25,9 +25,9 @@ def save(
 ) -> list[Path]:
     """Write and return a figure's files: PNG, PDF, CSV, and a text with command, notes and facts.
 
-    `command` makes the figure again; `facts` are what decided it, as plain values.
+    `command` makes the figure again; `facts` are the settings that decide it, as plain values.
     """
-    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every letter it keeps
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it logs every letter that it keeps
     png, pdf, table, text = (folder / f"{figure.stem}{suffix}" for suffix in SUFFIXES)
     title = f"Figure {figure.name}: {figure.title}"
     with house_style():

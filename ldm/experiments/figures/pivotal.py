@@ -1,6 +1,6 @@
 """Pivotal tuning in the miniature, for figure 11: a run of `main.py`, and the two files it leaves.
 
-What the networks moved by is as large as the model; so it is made where it is needed, not shipped.
+The weight delta is as large as the model, so it is made when it is needed, and not shipped.
 `scripts/figures.py pivotal` is the command. Imports nothing heavy.
 """
 
@@ -55,8 +55,8 @@ def training_command(concept: str, concepts: Path, logs: Path, steps: int | None
 def make(concept: str, concepts: Path, output: Path, root: Path, steps: int | None = None) -> Path:
     """Tune, keep the weight delta and the word in `output/CONCEPT`, and return that folder.
 
-    Arguments and errors as `training_command`'s; `root` is the folder of `main.py`. A run that
-    failed, which has said why, is a UserError too.
+    Arguments and errors as `training_command`'s; `root` is the folder of `main.py`. A failed run,
+    which has logged its error, is a UserError too.
     """
     logs = output / "logs" / concept
     command = training_command(concept, concepts, logs, steps)

@@ -1,4 +1,4 @@
-"""Figures 10a and 12: scores of many words as points, the paper's beside ours."""
+"""Figures 10a and 12: scores of many words as points, the paper's and ours."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Point:
-    """A variant's place: text similarity to the right, image similarity upwards.
+    """The point of a variant: text similarity to the right, image similarity upwards.
 
     Attributes:
-        size: training images; None where nobody says.
+        size: number of training images; None if it is not known.
     """
 
     name: str

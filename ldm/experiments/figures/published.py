@@ -1,4 +1,4 @@
-"""The paper's values, read off its figures: what ours stand beside.
+"""The paper's values, read off its figures, to compare with ours.
 
 Measured from Figures 10a and 12 of Gal et al. (arXiv 2208.01618), cosines of CLIP ViT-B/32, about
 ±0.001; ranks from Figure 10b, about ±0.02.
@@ -56,7 +56,7 @@ RANKS: Mapping[str, Published] = {
     "captions_short": Published(2.90, 2.04),
     "captions_long": Published(2.77, 1.95),
 }
-# How the figures call the variants.
+# Names of the variants in the figures.
 LABELS: Mapping[str, str] = {
     "ours": "ours",
     "high_lr": "high rate",
@@ -78,5 +78,5 @@ LABELS: Mapping[str, str] = {
 
 
 def label(name: str) -> str:
-    """Return how a figure calls a variant."""
+    """Return the name of a variant in the figures."""
     return LABELS.get(name, name.replace("_", " "))

@@ -1,4 +1,4 @@
-"""Figure 10b: mean ranks of the user study with their ellipses, the paper's beside ours."""
+"""Figure 10b: mean ranks of the user study with their ellipses, the paper's and ours."""
 
 from __future__ import annotations
 

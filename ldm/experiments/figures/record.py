@@ -1,4 +1,4 @@
-"""What a figure is: its name, title and prompts, apart from any model. Imports nothing heavy."""
+"""The description of a figure: name, title and prompts, without a model. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INPUTS = ("words", "concepts", "table", "answers", "pivotal", "scene")
 
 @dataclass(frozen=True)
 class Line:
-    """One line of images: which words it is about, and what is asked of them.
+    """One line of images: its words and its prompts.
 
     Attributes:
         concepts: the files of `--words` and folders of `--concepts`, without suffix. The first is
@@ -36,7 +36,7 @@ class Line:
 
     @property
     def shown_label(self) -> str:
-        """What stands beside the line."""
+        """The text beside the line."""
         return self.label or " + ".join(self.concepts)
 
 
@@ -46,7 +46,7 @@ class Figure:
 
     Attributes:
         name: its number, with a letter where the paper has several parts: "1", "10a".
-        title: in a few words.
+        title: title in a few words.
         renderer: module and function in `ldm.experiments.figures`: (figure, session) → rendered.
         paper: its lines at 1.4B, with the paper's prompts.
         miniature: its lines in the miniature's vocabulary.
@@ -68,7 +68,7 @@ class Figure:
 
     @property
     def heading(self) -> str:
-        """What stands above it."""
+        """The text above the figure."""
         return f"Figure {self.name}. {self.title}"
 
     @property

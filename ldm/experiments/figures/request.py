@@ -1,4 +1,4 @@
-"""What is asked of a figure, checked before weights are read."""
+"""The inputs and settings of figures, checked before weights are read."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ class Request:
         concepts: folder of concepts, a folder of images each.
         table: the protocol's output folder.
         output: folder of the figures.
-        answers: files of the user study.
-        key: of the user study.
+        answers: answer files of the user study.
+        key: key file of the user study.
         pivotal: folder of pivotal tuning: weight_delta.safetensors and the word; None for none.
         image, mask: of the local edit; None takes the miniature's own scene.
-        extractor: who scores; a folder or a name on the hub, empty for the model's own.
-        images: of a prompt.
+        extractor: the feature extractor that scores: a folder or a name on the Hub; empty for the
+            model's own.
+        images: number of images of a prompt.
         steps, scale, seed: of sampling.
         device: where to generate.
         rename: a figure's concept → the one to take in its place.
@@ -85,7 +86,7 @@ class Request:
         )
 
     def pivotal_files(self) -> tuple[Path, Path]:
-        """Return what pivotal tuning moved the weights by, and its word; UserError without them."""
+        """Return the weight delta of pivotal tuning, and its word; UserError without them."""
         folder = self.pivotal or Path()
         words = (folder / name for name in (WORD, "word.safetensors"))
         delta, word = find_delta(folder), next(filter(Path.is_file, words), None)

@@ -61,7 +61,7 @@ class Session:
     """Generates and scores for one request; models are read when first needed.
 
     Attributes:
-        request: what was asked.
+        request: inputs and settings of the figure.
         is_tuned: use the model and the word of pivotal tuning.
     """
 
@@ -89,7 +89,7 @@ class Session:
         return find_extractor(self.extractor_name, self.request.device)
 
     def facts(self, figure: Figure) -> dict[str, Any]:
-        """Return what decided a figure, files by their hashes."""
+        """Return the facts that decide a figure, files by their hashes."""
         request = self.request
         if "table" in figure.needs:
             return {"table": _hashed(request.table / "summary.csv")}
@@ -183,7 +183,7 @@ class Session:
     def score(self, found: Sequence[GeneratedImage], prompt: str, *concepts: str) -> list[Scored]:
         """Score images against the prompt without its words, and concepts' training images.
 
-        Of several concepts the likenesses are averaged.
+        The image similarities of several concepts are averaged.
         """
         own = self.features([one.image for one in found])
         likenesses = [
@@ -206,7 +206,7 @@ class Session:
 
 
 def _named(prompt: str, concepts: Sequence[str]) -> list[str]:
-    """Return those of a line's concepts that a prompt names; the first where it names none."""
+    """Return the concepts of a line that a prompt names; the first one if it names none."""
     pairs = zip(concepts, PLACEHOLDERS, strict=False)
     named = [concept for concept, placeholder in pairs if occurrences(prompt, placeholder)]
     return named or list(concepts[:1])

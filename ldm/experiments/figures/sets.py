@@ -51,7 +51,7 @@ def star_specs() -> list[Spec]:
 
 
 def style_specs(medium: str) -> list[Spec]:
-    """Describe the images that a style's are made from: in each another thing and scene."""
+    """Describe the images of a style: each shows another thing in another scene."""
     return [
         replace(sample_spec(SEED, 40 + number), shape=shape, scene=scene, medium=medium)
         for number, (shape, scene) in enumerate(zip(STYLE_SHAPES, STYLE_SCENES, strict=True))

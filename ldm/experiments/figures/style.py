@@ -1,4 +1,4 @@
-"""How every figure looks: colours and markers that the colour-blind tell apart, legible letters."""
+"""The style of every figure: colours and markers that colour-blind people can tell apart."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ SETTINGS: Any = {  # matplotlib types the keys as hundreds of literals
 
 
 def house_style() -> AbstractContextManager[None]:
-    """Use the house's matplotlib style inside a `with`."""
+    """Return a context with the project's matplotlib style."""
     import matplotlib as mpl
 
     return mpl.rc_context(SETTINGS)
 
 
 def marker(number: int) -> dict[str, Any]:
-    """Return colour and marker of series `number`; a pair comes again after 30 series."""
+    """Return colour and marker of series `number`; pairs repeat after 30 series."""
     return {
         "color": COLOURS[number % len(COLOURS)],
         "marker": MARKERS[number % len(MARKERS)],

@@ -1,4 +1,4 @@
-"""A concept as the figures need it: its images, its initializer word and what people say of it."""
+"""A concept for the figures: its images, its initializer word and human captions."""
 
 from __future__ import annotations
 

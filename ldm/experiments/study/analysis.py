@@ -1,8 +1,8 @@
-"""What the user study's answers say: each model's mean ranks and their 95% ellipse.
+"""The analysis of the user study's answers: each model's mean ranks and their 95% ellipse.
 
 A person's answers are not independent, so the unit is the participant: the mean over a
 participant's questions is one observation. The two questionnaires are paired by the participant's
-code where both were answered; who answered one of them still counts for that one.
+code where both were answered; a participant who answered only one of them counts for that one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Answers:
     Attributes:
         participant: the code given, in small letters.
         scores: question → model → score, from the number of models (best) to 1.
-        answered_by: what answered in a person's place; empty for people.
+        answered_by: the extractor that answered; empty for people.
     """
 
     kind: str
@@ -47,7 +47,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Ellipse:
-    """Where a model's true mean ranks lie, with 95% confidence.
+    """The region of a model's true mean ranks, with 95% confidence.
 
     Attributes:
         major, minor: half axes, in ranks.
@@ -154,7 +154,7 @@ def _answers(study: Study, path: str | Path, content: Mapping[str, Any]) -> Answ
 
 
 def caveat(answers: Sequence[Answers]) -> str:
-    """Return what must be said of results where no people answered; empty where people did."""
+    """Return the caveat of results without answers of people; empty if people answered."""
     by = answers[0].answered_by
     return f"rankings by {by}, not by people" if by else ""
 

@@ -1,4 +1,4 @@
-"""What `scripts/user_study.py` does after it has read its options."""
+"""The subcommands of `scripts/user_study.py`."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def rehearse(
 
 
 def analyse(*, answers: Sequence[str], key: str, output: str) -> int:
-    """Write ranks.csv and ranks.png and .pdf, and say what is in them and who answered."""
+    """Write ranks.csv, ranks.png and ranks.pdf, and log the ranks and who answered."""
     folder = Path(output)
     study = read_key(key)
     found = of.read_answers(study, answers)

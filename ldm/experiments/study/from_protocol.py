@@ -1,4 +1,4 @@
-"""The user study's images from a protocol's table: which cells serve, and a manifest of them."""
+"""The user study's images from a protocol: choose its cells, and write a manifest of them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.csv"
 COLUMNS = ("concept", "model", "prompt", "picture")
-# Images that differ in these are not the models' to answer for.
+# Settings that must be equal, because they are not properties of the models.
 SAME = ("image_prompt", "prompts", "placeholder", "checkpoint", "sampler_steps", "scale")
 ADVICE = "set keep_pictures in the protocol's YAML and run it again"
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a study shows of a protocol's table: cells by concept, then model, then seed.
+    """The cells of a protocol that a study shows: by concept, then model, then seed.
 
     The images of `image_prompt` are compared with the training images.
     """

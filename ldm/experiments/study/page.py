@@ -1,4 +1,4 @@
-"""A questionnaire as one HTML file: works offline, by keyboard and on a phone, needs no server."""
+"""A questionnaire as one HTML file that works offline, with a keyboard and on a phone."""
 
 from __future__ import annotations
 

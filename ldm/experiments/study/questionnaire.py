@@ -3,9 +3,9 @@
 (a) `image`: four training images, and one image of every model to rank by likeness to them.
 (b) `text`: a text without the word, and one image of every model to rank by likeness to it.
 
-Images get names that say nothing, given after shuffling; a key says which model generated each
-that those who answer do not see. `ldm.experiments.study.page` makes the pages,
-`ldm.experiments.study.analysis` reads what comes back.
+Images get names without meaning after shuffling. A key, which participants do not see, says which
+model generated each image. `ldm.experiments.study.page` makes the pages,
+`ldm.experiments.study.analysis` reads the answers.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ManifestRow:
 
 @dataclass(frozen=True)
 class Choice:
-    """An image to rank: a name that says nothing, the model that generated it, the file."""
+    """An image to rank: a name without meaning, the model that generated it, the file."""
 
     name: str
     model: str
@@ -62,7 +62,7 @@ class Question:
     """One ranking to give.
 
     Attributes:
-        name: of the question.
+        name: name of the question.
         concept, prompt: what was generated.
         text: to compare with; empty in the questionnaire of images.
         examples: training images to compare with; none in the questionnaire of texts.
@@ -79,11 +79,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Study:
-    """Both questionnaires and what their making was.
+    """Both questionnaires, and the settings that made them.
 
     Attributes:
         name: 16 hexadecimal digits of all that is in it; answers name it.
-        seed: of the shuffling and of the choice of images.
+        seed: seed of the shuffling and of the choice of images.
         models: sorted by name.
         questions: by kind of questionnaire.
     """
@@ -138,8 +138,7 @@ def make_study(
 
     Each concept gives one question about images, with the images of `image_prompt`, and one about
     each other prompt's text, without its placeholders. If a model has several images of a prompt,
-    one is chosen at random; so are four of the training images. `seed` decides all that is left to
-    chance.
+    one is chosen at random; so are four of the training images. `seed` decides all random choices.
 
     Raises UserError for fewer than two models, a model without an image of a prompt that others
     have, fewer than four training images, or nothing to ask in one of the questionnaires.
@@ -265,7 +264,7 @@ def read_key(path: str | Path) -> Study:
 
     def place(file: str) -> str:
         beside = folder / file
-        # Keys once told paths as seen from where the study was made.
+        # Keys of earlier versions have paths relative to where the study was made.
         return file if not beside.exists() and Path(file).exists() else str(beside)
 
     try:

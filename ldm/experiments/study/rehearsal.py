@@ -1,8 +1,8 @@
-"""A rehearsal of the user study: a feature extractor answers in people's place.
+"""A rehearsal of the user study: a feature extractor answers instead of people.
 
-It shows that pages, key, analysis and figure work before anybody is asked, and nothing more: its
-rankings repeat the extractor's scores, and say nothing about what people see. Every answer file
-names the extractor, and whatever is made from it says so.
+It shows only that pages, key, analysis and figure work before people are asked. Its rankings repeat
+the extractor's scores, and say nothing about what people see. Every answer file names the
+extractor, and so do all results made from it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from ldm.util import UserError, at_least, write_json
 
 # The paper's own scores explain the paper's own ranks best with this: of Plackett and Luce's
 # expected ranks from the cosines of figure 10a, those with temperature 0.070 (text) and 0.068
-# (image) come nearest to figure 10b in the mean square. So participants spread about as far as the
-# paper's did around CLIP's opinion: a difference of 0.07 between two cosines is seen by 73 of 100.
+# (image) come nearest to figure 10b in the mean square. So these participants differ from CLIP's
+# ranking about as much as the paper's did: a difference of 0.07 between two cosines is seen by 73
+# of 100.
 TEMPERATURE = 0.07
 
 # kind → question → a score of each choice, in the question's order.
@@ -116,7 +117,7 @@ def rehearse(
 
 
 def check_answers_folder(folder: Path) -> None:
-    """Raise UserError where answers lie already: people's and these must not come together."""
+    """Raise UserError if the folder has answers: those of people and these must not be mixed."""
     if there := next(folder.glob("*.json"), None):
         raise UserError(f"{there} lies there already: give another --output for these answers")
 

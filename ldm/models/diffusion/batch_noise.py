@@ -26,8 +26,8 @@ class BatchNoise:
     depend on workers, processes or interruptions.
 
     Attributes:
-        seed: of the run.
-        channels: of a latent.
+        seed: seed of the run.
+        channels: channels of a latent.
         downsampling: pixels of an image to an element of its latent, along a side.
         image_key: key of the images in a batch, [b, h, w, c].
         num_timesteps: T; 0 for an autoencoder, which needs no timesteps.

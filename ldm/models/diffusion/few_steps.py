@@ -92,7 +92,7 @@ class EulerSampler(DDIMSampler):
 
 
 class EulerAncestralSampler(EulerSampler):
-    """Each Euler step goes down too far, and fresh noise brings it back up: DDPM's noise."""
+    """Each Euler step goes to a lower noise level, and new noise raises it again, as in DDPM."""
 
     name = "Euler ancestral"
     ETA = 1.0

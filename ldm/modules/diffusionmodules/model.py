@@ -223,7 +223,7 @@ class Decoder(nn.Module):
 
     @property
     def last_layer(self) -> Tensor:
-        """The last convolution's weight: where an adversarial loss balances its gradients."""
+        """The last convolution's weight, at which an adversarial loss balances its gradients."""
         return self.conv_out.weight
 
     def forward(self, z: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Small parts the U-Net is made of."""
+"""Small parts of the U-Net."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0)
 
 
 def zero_module(module: nn.Module) -> nn.Module:
-    """Set a module's weights to zero, so that a residual branch starts as nothing."""
+    """Set a module's weights to zero, so that a residual branch starts at zero."""
     for weight in module.parameters():
         nn.init.zeros_(weight)
     return module

@@ -21,7 +21,7 @@ class AbstractEncoder(nn.Module):
 
 
 class TextEncoder(AbstractEncoder):
-    """The common part of the text encoders: a tokenizer, and questions about words.
+    """The common part of the text encoders: the tokenizer and methods about words.
 
     Attributes:
         family: which vocabulary and width a word's vectors belong to.

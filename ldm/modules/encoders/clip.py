@@ -186,7 +186,7 @@ class FrozenCLIPEmbedder(CLIPTextEncoder):
 
 
 class CausalAttention(nn.Module):
-    """Self-attention in which a token sees itself and what stands before it."""
+    """Self-attention in which a token sees itself and the tokens before it."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

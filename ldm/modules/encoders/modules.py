@@ -60,7 +60,7 @@ class SpatialRescaler(AbstractEncoder):
 
     Args:
         n_stages: how often images are scaled, at least 0.
-        method: of interpolation, one of `METHODS`.
+        method: method of interpolation, one of `METHODS`.
         multiplier: factor of both sides at each stage.
         in_channels: channels of the images.
         out_channels: channels of the result; by default those of the images.

@@ -34,7 +34,7 @@ class FrozenXLEmbedder(TextEncoder):
             params, as a configuration has them.
         clip_g: arguments of `FrozenOpenCLIPEmbedder`, in the same way.
         size_width: width of the embedding of each of the six sizes.
-        device: accepted for symmetry with other encoders; the encoder follows its module's device.
+        device: accepted as by the other encoders; the encoder follows its module's device.
     """
 
     family = "sdxl"
@@ -165,7 +165,7 @@ class FrozenXLEmbedder(TextEncoder):
 
     @torch.no_grad()
     def _shifted(self, ids: Tensor, ends: Tensor, manager: EmbeddingHook) -> Tensor:
-        """Return where the end tokens [b] stand after words of several vectors pushed them back.
+        """Return the positions of the end tokens [b] after words of several vectors moved them.
 
         An end that is pushed out of the row is at its last position. The manager moves a mark of 1
         and a mark of 2 to the same place, and words do not change between the two.

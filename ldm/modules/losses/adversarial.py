@@ -24,7 +24,7 @@ class PatchDiscriminator(nn.Module):
     The discriminator of "pix2pix" (Isola et al. 2017, appendix 6.1.2).
 
     Args:
-        in_channels: of the images.
+        in_channels: channels of the images.
         num_layers: convolutions that halve the image; three see patches of 70 pixels.
         width: channels of the first convolution; each next has twice as many, at most 8 · width.
     """
