@@ -74,7 +74,7 @@ def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     found = sections.compare(plan, "1.4B")
     assert asked == [*SIDES, *SIDES]
     first = found["sides"]["ours, float32"]
-    assert first["step"] == {"median": 3.0, "min": 2.0, "max": 8.0}
+    assert first["step"] == {"median": 3.0, "min": 2.0, "max": 2.0 + len(SIDES)}
     assert first["share"] == pytest.approx(8 / 3 / 4)
     assert first["generation"]["median"] == 5.0
     cosines = {name: side.get("cosine") for name, side in found["sides"].items()}
