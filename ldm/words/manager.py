@@ -1,4 +1,4 @@
-"""The learned words: their vectors, and the one place where these enter a text.
+"""The learned words: their vectors, and how they get into a text.
 
 The class keeps the original's name and parameters, and the state-dict name `string_to_param_dict`.
 """
@@ -64,7 +64,7 @@ class EmbeddingManager(nn.Module):
         num_vectors_per_token: k, vectors of each word, at least 1.
         progressive_words: start with one vector and use one more after every `progressive_steps`.
         initializer_mode: "mean" or "sequence".
-        seed: of the U[0, 1) numbers.
+        seed: seed of the U[0, 1) numbers.
         progressive_steps: optimizer steps, at least 1; 2000 are the paper's.
         per_image_placeholders: the images' words; by default the 22 Hebrew letters.
 
@@ -109,7 +109,7 @@ class EmbeddingManager(nn.Module):
         self._vocabulary_norms: dict[str, float] | None = None
         self._warned: set[str] = set()  # prompts whose end is cut off
         self._step = 0
-        # Explicit devices: a model may be built under torch.device("meta"), words never are.
+        # Devices are explicit: a model may be built under torch.device("meta"), but words are not.
         self.register_buffer("optimizer_step", torch.tensor(0, device="cpu"))
         self.register_buffer("_token_ids", torch.empty(0, device="cpu"), persistent=False)
 
@@ -247,7 +247,7 @@ class EmbeddingManager(nn.Module):
         return report
 
     def named(self, text: str) -> list[str]:
-        """Return the words that take effect in a text, as its tokens tell."""
+        """Return the words that have an effect in a text, by its tokens."""
         ids = set(self.embedder.word_ids(text))
         return [p for p, token in self.string_to_token_dict.items() if token in ids]
 

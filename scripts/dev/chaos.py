@@ -1,9 +1,9 @@
-"""Kill runs at random moments, fill their disk, damage their checkpoints; compare what comes out.
+"""Kill runs at random moments, fill their disk, damage their checkpoints; compare the results.
 
     python scripts/dev/chaos.py --kills 50
 
 Each run learns a word with the miniature. It is killed (SIGKILL), resumed and killed again until it
-ends. What it leaves must be that of an uninterrupted run, bit for bit: all words, the checkpoint
+ends. Its results must be those of an uninterrupted run, bit for bit: all words, the checkpoint
 with the optimizer's state, and the metrics except times. Half of the kills come at a random moment,
 half at a random file operation in the log folder, so that saves are hit. Of two processes, half of
 the kills meet only one: the other must end by itself within 30 seconds, with one line and a status

@@ -8,13 +8,12 @@ The selector chooses settings, checkpoints and words; the scorer reports results
 training image and no seed (`ldm.miniature.clip.TRAINING`), so that a choice cannot fit the errors
 of the CLIP that reports it.
 
-The loss is CLIP's over the batch's captions plus a cross entropy for each attribute over its text
-prompts, which a batch of random captions teaches only slowly, plus a cross entropy of the object's
-silhouette, read by linear layers that are thrown away afterwards from each patch, and in a quarter
-of the resolution from the pooled vector: the patches see outlines, and the pooled vector gathers
-them, long before captions would teach it. Unlike the diffusion model, a CLIP
-sees the shapes and media held out as well: it has to recognise them. Images are flipped, blurred
-and made noisy at random, since the images it will score come out of a decoder.
+The loss is CLIP's over the batch's captions plus two terms that make it learn faster. One is a
+cross entropy for each attribute over its text prompts. The other is a cross entropy of the object's
+silhouette. Linear layers, which are not kept, predict the silhouette from each patch, and at a
+quarter of the resolution from the pooled vector. Unlike the diffusion model, a CLIP sees the shapes
+and media held out as well: it has to recognise them. Images are flipped, blurred and made noisy at
+random, since the images that it scores come from a decoder.
 
 The state goes to logs/miniature-NAME/last.pt every few minutes; at the end half-precision weights,
 configuration and tokenizer go to models/miniature/NAME/.

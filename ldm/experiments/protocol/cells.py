@@ -1,8 +1,9 @@
-"""The cells of a protocol's table: what decides each one's scores, and where its files lie here.
+"""The cells of a protocol's table: what decides each cell's scores, and where its files are.
 
 A cell is one concept learned by one variant with one seed. Two hashes tell whether a finished cell
-still stands: of what decided the word, and of what decided its scores. Both cover the contents of
-files, never their places, so a table may be moved, and cells of several machines are the same.
+is still valid: one of what decided the word, one of what decided its scores. Both cover the
+contents of files, not their paths, so a table may be moved, and cells of several machines are the
+same.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from ldm.experiments.protocol.spec import ProtocolConcept, ProtocolSpec, ProtocolVariant
 from ldm.resources import ROOT
 
-# So far apart that no two seeds of a protocol share a noise.
+# Seeds are multiplied by this, so that no two seeds of a protocol share a noise.
 NOISES_A_SEED = 1_000_000
 
 
@@ -26,10 +27,10 @@ class Cell:
     """One run of the table.
 
     Attributes:
-        concept, variant, seed: what it is.
+        concept, variant, seed: what the cell is.
         source: where its images come from, one of `ldm.training.variants.SOURCES`.
         learn: what decides the word; None where none is learned.
-        score: what decides the scores, the word apart.
+        score: what decides the scores, except the word.
         places: where the files are on this machine; not part of the hashes.
     """
 
@@ -106,7 +107,7 @@ def learning_options(
         *("--data_root", str(data), "--init_word", concept.initializer_word),
         *("--placeholder_string", spec.placeholder),
         *("--actual_resume", str(spec.checkpoint), "--max_steps", str(variant.steps)),
-        # Nobody looks at the images of hundreds of runs.
+        # Nobody looks at the preview images of hundreds of runs.
         "lightning.callbacks.image_logger.params.disabled=true",
         *variant.overrides,
     ]

@@ -1,9 +1,9 @@
-"""What the paper claims of its variants (Gal et al., section 5), held against a table's cells.
+"""The paper's claims about its variants (Gal et al., section 5), checked with a table's cells.
 
 Each claim is one or more differences of means with an expected sign. A difference is taken within
-concept and seed, and its 95% interval resamples concepts and the seeds in each. It bears a claim
-out where the whole interval has the expected sign, speaks against it where the whole interval has
-the other, and is open where the interval holds zero. "About equal" is borne out within TOLERANCE.
+concept and seed, and its 95% interval resamples concepts and the seeds in each. A claim holds if
+the whole interval has the expected sign, fails if the whole interval has the other sign, and is
+open if the interval contains zero. "About equal" holds within TOLERANCE.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Expected:
     """One difference that a claim, of a number and a text, speaks of.
 
     Attributes:
-        variant, against: whose mean less whose; `against` may be `TRAINING`.
+        variant, against: the mean of `variant` minus that of `against`, which may be `TRAINING`.
         score: "image", "text" or "edit_accuracy".
         sign: `HIGHER`, `LOWER` or `ABOUT`.
     """
@@ -54,7 +54,7 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """Whether the table bears the claim out: `HOLDS`, `FAILS` or `OPEN`."""
+        """The verdict of the table: `HOLDS`, `FAILS` or `OPEN`."""
         low, high = self.difference.low, self.difference.high
         if self.expected.sign == LOWER:
             low, high = -high, -low

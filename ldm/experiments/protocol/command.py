@@ -1,4 +1,4 @@
-"""What `scripts/protocol.py` does after it has read its options: plan, run and tabulate a grid."""
+"""The work of `scripts/protocol.py`: plan, run and tabulate a grid."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Machines:
         return self.workers or len(self.visible_gpus()) or max(1, cores // self.threads)
 
     def engine(self) -> Engine:
-        """Build what runs the cells; UserError for a cluster that is not there."""
+        """Build the engine that runs the cells; UserError for a cluster that is not there."""
         if self.ray:
             from ldm.experiments.protocol.ray_engine import RayEngine
 
@@ -112,7 +112,7 @@ def chosen(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:
 
 
 def estimate(spec: ProtocolSpec, cells: Sequence[Cell], output: Path) -> Estimator:
-    """Return what estimates the time of cells, from those that are finished."""
+    """Return an object that estimates the time of cells from finished ones."""
     folders = [cell_folder(output, cell) for cell in cells]
     return Estimator(folders, spec.seconds_a_step, spec.seconds_per_image)
 

@@ -31,9 +31,9 @@ class Task:
 
     Attributes:
         name, cell: its name and its cell.json.
-        folder: of the cell, where the table is.
-        program: what runs it.
-        environment: what it finds there besides this process's own.
+        folder: folder of the cell, where the table is.
+        program: command that runs the cell.
+        environment: variables beside this process's own.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Process:
 
     def __init__(self, task: Task, folder: Path, lock: Lock) -> None:
         with (folder / LOG).open("ab") as log:
-            # The open end of its standard input tells it that somebody waits for it.
+            # Its standard input stays open while this process waits for it.
             self.process = subprocess.Popen(
                 [*task.program, str(folder)],
                 stdin=subprocess.PIPE,
@@ -126,12 +126,12 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Stop what is under way, letting it save, and wait for that."""
+        """Stop the running tasks, let them save, and wait for them."""
         ...
 
 
 class LocalEngine:
-    """Runs so many workers on this machine, each with its CPU threads and, by turns, a GPU.
+    """Runs `workers` tasks on this machine, each with its CPU threads and, by turns, a GPU.
 
     `gpus` are numbers as CUDA_VISIBLE_DEVICES has them.
     """

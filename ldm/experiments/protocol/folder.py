@@ -1,4 +1,4 @@
-"""A cell's folder: what is in it, whether it is finished, and whose it is while it runs.
+"""A cell's folder: its files, whether the cell is finished, and the lock while it runs.
 
 cell.json            what it is
 word.safetensors     the learned word, with where it comes from
@@ -92,7 +92,7 @@ class Finished:
 
     @property
     def has_images(self) -> bool:
-        """Whether it kept the images that its scores are of, not some of an earlier run."""
+        """Whether it has the images of its scores, and not those of an earlier run."""
         return "keep" in self.cell.score and (self.folder / IMAGES).is_file()
 
     @property
@@ -184,5 +184,5 @@ class Lock:
         return True
 
     def close(self) -> None:
-        """Give it up; processes that were handed `handle` keep it."""
+        """Release it; processes that got `handle` keep it."""
         os.close(self.handle)

@@ -1,4 +1,4 @@
-"""Running a table's cells: each once, whatever is killed, and by however many processes."""
+"""Run a table's cells, each once, even if processes are killed or several run at once."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def cell_folder(output: Path, cell: Cell) -> Path:
 
 
 class Estimator:
-    """Guesses a cell's seconds from those of finished cells, whose folders it reads.
+    """Estimates a cell's seconds from those of finished cells, whose folders it reads.
 
     `step` and `image` are seconds of an optimizer step, and of generating and scoring an image,
     until one has been timed.
@@ -107,7 +107,7 @@ class Progress:
         return rest * pace
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self.bar.close()
 
 

@@ -1,8 +1,7 @@
 """A table's results: a line for each cell and prompt, and for each variant its mean with intervals.
 
 Everything comes from the cells' scores.json in the table's own order, so that a table that was
-interrupted and resumed equals an undisturbed one byte for byte. How long things took, and where,
-stands in times.csv.
+interrupted and resumed equals an uninterrupted one byte for byte. times.csv has the times.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 LAST_WORD = "embeddings.safetensors"  # in the folder of a run's checkpoints
-GRACE = 60.0  # seconds for a training to save in when its starter has gone
+GRACE = 60.0  # seconds in which a training may save after its starter has ended
 # Set by the starter: what the worker may use.
 DEVICE, THREADS = "LDM_PROTOCOL_DEVICE", "OMP_NUM_THREADS"
 
@@ -138,7 +138,7 @@ def train(
     start = time.monotonic()
     where = ["--gpus", "0"] if device() == "cuda" else ["--accelerator", "cpu"]
     if status := leash.run([*command, *where], str(cells[0].places["root"])):
-        sys.exit(status)  # it has said why itself
+        sys.exit(status)  # main.py has logged the error
     run = begun(logs)
     if run is None:
         raise UserError(f"main.py left no word in {logs}")
@@ -152,7 +152,7 @@ def train(
 def learning_command(cells: Sequence[Cell], folder: Path, logs: Path) -> list[str]:
     """Return the command that begins to learn words; the last two arguments set the threads.
 
-    The cells differ in their concepts alone.
+    The cells differ only in their concepts.
     """
     options = list(cells[0].places["options"])
     roots, words = [], []
