@@ -134,6 +134,20 @@ def imports_and_attributes(path: Path) -> set[str]:
     return attributes | set(imports(path))
 
 
+def test_a_model_has_a_type() -> None:
+    """An argument or attribute `model` or `module` of type Any would hollow out strict mypy."""
+    untyped = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sources("ldm")
+        for node in ast.walk(ast.parse(path.read_text(), str(path)))
+        if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation is not None
+        if ast.unparse(node.annotation) == "Any"
+        if (node.arg if isinstance(node, ast.arg) else ast.unparse(node.target))
+        in ("model", "module", "pl_module", "self.model")
+    ]
+    assert not untyped
+
+
 def test_nothing_imports_what_the_project_does_without() -> None:
     for path in [*ROOT.glob("*.py"), *sources("ldm", "scripts", "tests")]:
         used = {name.split(".")[0] for name in imports(path)}

@@ -14,6 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from ldm.modules.diffusionmodules.model import Encoder
+from ldm.training.variants import variant_names
 from ldm.util import get_obj_from_str, parameters
 
 ROOT = Path(__file__).parents[1]
@@ -93,3 +94,8 @@ def test_the_page_knows_what_a_protocol_sets(keys: ModuleType) -> None:
     for path in (ROOT / "configs/protocol").glob("*.yaml"):
         for key in OmegaConf.load(path):
             assert re.search(rf"^\s+\"?{key}\b", text, re.MULTILINE), f"no {key} in the page"
+
+
+def test_the_guide_lists_every_variant() -> None:
+    guide = (ROOT / "docs/configuration.md").read_text("utf-8")
+    assert not [name for name in variant_names() if f"`{name}`" not in guide]
