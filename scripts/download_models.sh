@@ -107,11 +107,16 @@ model() {
     verify_recorded "$file"
 }
 
-from_first_link() { # from_first_link FILE: 1 if the link gives no model; an interruption is an error
-    local size
+bytes() { # bytes FILE: its size, 0 if it is not there
+    if [ -f "$1" ]; then wc -c <"$1"; else echo 0; fi
+}
+
+from_first_link() { # from_first_link FILE: 1 if the link gives nothing; an interruption is an error
+    local size before
+    before=$(bytes "$1.part")
     if ! (fetch "$MODEL_URL" "$1"); then
-        [ ! -s "$1.part" ] || exit 1
-        rm -f "$1.part"
+        [ "$(bytes "$1.part")" -le "$before" ] || exit 1
+        [ -s "$1.part" ] || rm -f "$1.part"
         return 1
     fi
     size=$(wc -c <"$1.part")
@@ -129,6 +134,7 @@ from_hub() { # from_hub FILE: the same weights from the Hugging Face Hub, under 
     echo "the first link fails: fetching $MODEL_HUB from the Hugging Face Hub"
     installed || fail "converting it needs the project's Python: run make env first"
     "$python" "$project/scripts/convert_model.py" "$MODEL_HUB" "$1" || exit 1
+    rm -f "$1.part" # of the first link
 }
 
 installed() { # whether the project's Python is there

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -54,6 +54,8 @@ ENCODERS = {
     "FrozenOpenCLIPEmbedder": "sd2",
     "FrozenXLEmbedder": "sdxl",
 }
+# Stability AI's generative-models, whose configuration may lie beside a file of SDXL.
+OTHER_PROGRAM = "sgm."
 # Metadata and names of published files that tell whether Stable Diffusion 2 predicts v.
 METADATA_OF_V = {
     "modelspec.prediction_type": {"v": True, "epsilon": False},
@@ -75,10 +77,15 @@ def recognize(path: Path, config: DictConfig | None = None) -> Base:
     if config is not None:
         return Base(path, family_of_config(config), config, "")
     beside = config_beside(path)
-    if beside is not None:
-        config = read_config(beside)
-        return Base(path, family_of_config(config), config, f"a model with {beside.name} beside it")
-    return _recognize_file(path)
+    if beside is None:
+        return _recognize_file(path)
+    config = read_config(beside)
+    if str(OmegaConf.select(config, "model.target")).startswith(OTHER_PROGRAM):
+        base = _recognize_file(path)
+        return replace(base, what=f"{base.what}; {beside.name} is of another program, not used")
+    text_family = family_of_config(config)
+    title = "a model" if text_family is None else FAMILIES[text_family].title
+    return Base(path, text_family, config, f"{title} with {beside.name} beside it")
 
 
 def family_of_config(config: DictConfig) -> str | None:

@@ -18,7 +18,15 @@ from ldm.checkpoint.bases import Base, read_weights, sizes_of
 from ldm.checkpoint.folder_config import shipped_config
 from ldm.checkpoint.folder_json import component_configs, model_index
 from ldm.checkpoint.loading import build_empty, find_base
-from ldm.checkpoint.names import OPTIONAL_PREFIXES, is_optional, match_names, published_name
+from ldm.checkpoint.names import (
+    OPTIONAL_PREFIXES,
+    describe,
+    is_optional,
+    match_names,
+    of_another_model,
+    published_name,
+    strangers,
+)
 from ldm.checkpoint.tables import FAMILIES, INDEX, Entry
 from ldm.util import PART, UserError, reason_of, write_json, write_whole
 
@@ -71,6 +79,8 @@ def read_entries(base: Base) -> dict[str, Tensor]:
     lost = [n for n, v in own.items() if v.is_meta and n not in found and not is_optional(n)]
     if wrong or lost:
         raise UserError(f"{base.path}: {(wrong or lost)[0]} is missing or has another shape")
+    if strange := strangers(state, pairs):
+        raise UserError(f"{base.path}: found {describe(state)}, {of_another_model(strange)}")
     return {
         published_name(ours): state[theirs]
         for theirs, ours in pairs.items()

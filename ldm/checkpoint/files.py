@@ -98,7 +98,7 @@ def mapped_ranges() -> list[range]:
         return []
     found = []
     for place, rights, _, _, inode, *name in (line.split(maxsplit=5) for line in lines):
-        if rights == "rw-p" and inode != "0" and ".so" not in name[0]:
+        if rights == "rw-p" and inode != "0" and ".so" not in "".join(name):
             first, end = (int(address, 16) for address in place.split("-"))
             found.append(range(first, end))
     return found

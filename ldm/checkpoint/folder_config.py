@@ -50,7 +50,12 @@ OTHERS = {
     "controlnet": "a pipeline with a ControlNet",
     "movq": "Kandinsky",
 }
-UNSUPPORTED_CHANNELS = {9: "an inpainting model", 8: "InstructPix2Pix", 5: "a depth model"}
+UNSUPPORTED_CHANNELS = {
+    9: "an inpainting model",
+    8: "InstructPix2Pix",
+    7: "an upscaler",
+    5: "a depth model",
+}
 SUPPORTED = "supported are LDM-1.4B, Stable Diffusion 1 and 2, and SDXL base"
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint.files import read_state_dict
+from ldm.checkpoint.names import of_another_model
 from ldm.checkpoint.tables import OLD_ATTENTION, STEMS, Entry, Family, choose_weights
 from ldm.util import UserError
 
@@ -93,12 +94,16 @@ def read_folder(
     Raises UserError for a component that is missing or damaged.
     """
     components = {part.component: read_component(folder / part.component) for part in family.parts}
-    state = {}
+    state: dict[str, Tensor] = {}
+    known: set[str] = set()
     for name, tensor in wanted.items():
         entry = family.entry(name, sizes)
         value = None if entry is None else take(entry, components[entry.component])
-        if value is not None:
+        if entry is not None and value is not None:
             state[name] = like(value, tensor.shape)
+            known.update(entry.names)
+    if strange := [name for name in components["unet"] if name not in known]:
+        raise UserError(f"{folder}: found {family.title}, {of_another_model(strange)}")
     return state
 
 

@@ -24,7 +24,14 @@ from ldm.checkpoint.config import read_config
 from ldm.checkpoint.files import checkpoint_hash, mapped_ranges, read_state_dict, release
 from ldm.checkpoint.folder_config import shipped_config
 from ldm.checkpoint.hub import locate_base
-from ldm.checkpoint.names import SCHEDULE, describe, is_optional, match_names
+from ldm.checkpoint.names import (
+    SCHEDULE,
+    describe,
+    is_optional,
+    match_names,
+    of_another_model,
+    strangers,
+)
 from ldm.randomness import Purpose, normal
 from ldm.util import UserError, first_line, instantiate_from_config
 
@@ -94,6 +101,8 @@ def load_state(
     on_meta = any(p.is_meta for p in model.parameters())
     if wrong or not pairs or (absent and on_meta):
         raise UserError(f"{source}: {_refusal(state, own, wrong, absent)}")
+    if on_meta and (strange := strangers(state, pairs)):
+        raise UserError(f"{source}: found {describe(state)}, {of_another_model(strange)}")
     weights = {name for name, _ in model.named_parameters()}
     values: dict[str, Tensor] = {}
     tables: list[str] = []  # entries of the file's schedule that contradict the configuration

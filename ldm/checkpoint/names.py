@@ -6,9 +6,11 @@ The names themselves are a public contract; see `ldm.models.diffusion.ddpm`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ldm.checkpoint.tables import UNET_PREFIX
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -130,17 +132,38 @@ def match_names(ours: Sequence[str], theirs: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
+def strangers(theirs: Iterable[str], pairs: Mapping[str, str]) -> list[str]:
+    """Return the entries of a file's U-Net that the model lacks: another kind of model has them.
+
+    Without them the model would generate, but other images than it was made for. `pairs` are as
+    `match_names` returns them; a model without U-Net, such as an autoencoder, lacks nothing.
+    """
+    if not any(name.startswith(UNET_PREFIX) for name in pairs):
+        return []
+    return [name for name in theirs if name.startswith(UNET_PREFIX) and name not in pairs]
+
+
+def of_another_model(strange: Sequence[str]) -> str:
+    """Say what `strangers` found, as the end of a sentence about the file."""
+    return (
+        f"but its U-Net has {len(strange)} more weights, such as {strange[0]}: another kind of "
+        "model, which is not supported"
+    )
+
+
 # Part of a name → what the file is; the first that fits decides.
 OTHER_FILES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("double_blocks.", "joint_blocks."), "a transformer diffusion model (FLUX or SD 3)"),
     (("lora_", ".lora", "base_model.model."), "a LoRA, which changes a model but is none"),
     (("control_model.", "controlnet_", "input_hint_block."), "a ControlNet, which steers a model"),
+    (("ip_adapter.", "image_proj."), "an IP-Adapter, which steers a model"),
+    (("time_stack.", "motion_modules."), "a model of videos, or its motion module"),
 )
 # Parts of a model, by what one of their names begins with or has after a dot.
 PARTS_ALONE: tuple[tuple[tuple[str, ...], str], ...] = (
     (("time_embedding.",), "a U-Net alone, in the names of diffusers"),
     (("time_embed.", "input_blocks."), "a U-Net alone"),
-    (("embed_tokens.",), "a text encoder alone"),
+    (("embed_tokens.", "SelfAttention."), "a text encoder alone"),
     (("text_model.", "token_embedding.", "resblocks.", "self_attn."), "a CLIP text encoder alone"),
     (
         ("embedding_manager.",),
@@ -178,7 +201,7 @@ TEXT_ENCODERS = {
     "cond_stage_model.embedding.": "class-conditional latent diffusion",
 }
 # Input channels of the U-Net that tell of another use than text to image.
-OTHER_USES = {9: "inpainting", 8: "InstructPix2Pix", 5: "depth to image"}
+OTHER_USES = {9: "inpainting", 8: "InstructPix2Pix", 7: "upscaling", 5: "depth to image"}
 
 
 def _describe_diffusion(state: Mapping[str, Tensor]) -> str:
@@ -202,7 +225,8 @@ def _describe_diffusion(state: Mapping[str, Tensor]) -> str:
 
 
 def _looks_like_words(state: Mapping[str, Tensor]) -> bool:
-    return 0 < len(state) <= 64 and all(t.ndim <= 2 for t in state.values())
+    networks = any(name.endswith((".weight", ".bias")) for name in state)
+    return 0 < len(state) <= 64 and not networks and all(t.ndim <= 2 for t in state.values())
 
 
 def find_delta(folder: Path) -> Path:

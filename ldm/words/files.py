@@ -43,6 +43,8 @@ FAMILY_BY_WIDTH = {
     1024: "OpenCLIP ViT-H (Stable Diffusion 2.x)",
     1280: "LDM-BERT (the 1.4B latent diffusion model) or SDXL's clip_g",
 }
+# What to do with a word that is for another text encoder.
+REMEDY = "give the model that it was learned on, or learn it on this one"
 # The names under which diffusers' SDXL script writes the vectors of the two text encoders.
 FIRST_FILE, SECOND_FILE = "learned_embeds", "learned_embeds_2"
 
@@ -87,7 +89,7 @@ def check_name(name: str) -> None:
 
 def check_encoder(file: WordFile, family: str, width: int, path: str | Path) -> None:
     """Raise UserError where a file's words are not for text encoder `family` of `width`."""
-    ours = f"{family}, width {width}"
+    ours = f"{family}, width {width}; {REMEDY}"
     for placeholder, vectors in file.words.items():
         if vectors.shape[-1] != width:
             raise UserError(

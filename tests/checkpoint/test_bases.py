@@ -51,6 +51,7 @@ def test_a_configuration_beside_the_file_decides_first(tiny, tmp_path):
     base = recognize(tmp_path / "mine.safetensors")
     assert base.family == "ldm"
     assert base.config.model.params.unet_config.params.model_channels == 32
+    assert base.what == "the 1.4B latent diffusion model with mine.yaml beside it"
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,12 @@ def test_a_configuration_beside_the_file_decides_first(tiny, tmp_path):
         ({"model.diffusion_model.joint_blocks.0.x": (8,)}, "FLUX or SD 3"),
         ({"lora_te_text_model_encoder.lora_down.weight": (8, 8)}, "a LoRA"),
         ({"control_model.zero_convs.0.0.weight": (8,)}, "a ControlNet"),
+        ({"ip_adapter.1.to_k_ip.weight": (8, 8)}, "an IP-Adapter"),
+        ({**UNET, "model.diffusion_model.input_blocks.1.0.time_stack.x": (8,)}, "of videos"),
+        ({"down_blocks.0.motion_modules.0.norm.weight": (8,)}, "of videos, or its motion module"),
+        ({"adapter.body.0.weight": (8, 8)}, "tensors of no known model"),
+        ({"encoder.block.0.layer.0.SelfAttention.q.weight": (8, 8)}, "a text encoder alone"),
+        ({**UNET, FIRST: (256, 7, 3, 3), TEXT["sd2"]: (2,)}, "upscaling with Stable Diffusion v2"),
         ({"encoder.conv_in.weight": (8, 3, 3, 3)}, "an autoencoder alone"),
         ({**UNET, "conditioner.embedders.0.model.x": (8,)}, "the refiner of Stable Diffusion XL"),
         ({**UNET}, "a diffusion model without text encoder"),
@@ -144,6 +151,35 @@ def test_sizes_that_do_not_fit_are_one_line(folder, component, facts, says):
     assert "\n" not in str(caught.value)
 
 
+STRANGE = "model.diffusion_model.label_emb.0.0.weight"
+
+
+def test_weights_of_the_unet_that_no_model_here_has(folder, tmp_path):
+    """unCLIP, GLIGEN: their U-Net has more weights, without which it makes other images."""
+    convert(folder, tmp_path / "whole.safetensors")
+    state = load_file(tmp_path / "whole.safetensors")
+    path = tmp_path / "more.safetensors"
+    save_file(state | {STRANGE: torch.ones(2, 2)}, path)
+    shutil.copy(tmp_path / "whole.yaml", tmp_path / "more.yaml")
+    unet = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(unet) | {"position_net.null": torch.ones(2)}, unet)
+    for base, name in ((path, STRANGE), (folder, "position_net.null")):
+        for use in (load_model, lambda given: convert(given, tmp_path / "out.safetensors")):
+            says = rf"found Stable Diffusion .*1 more weights, such as {name}: another kind of"
+            with pytest.raises(UserError, match=says) as caught:
+                use(base)
+            assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_of_another_program_is_not_used(tmp_path):
+    """Stability AI's `sd_xl_base.yaml` lies beside files of SDXL; it configures another program."""
+    write(tmp_path / "a.safetensors", SD)
+    (tmp_path / "a.yaml").write_text("model: {target: sgm.models.diffusion.DiffusionEngine}")
+    base = recognize(tmp_path / "a.safetensors")
+    assert base.family == "sd1"
+    assert "a.yaml is of another program, not used" in base.what
+
+
 def test_a_file_without_its_autoencoder_is_named(folder, tmp_path):
     convert(folder, tmp_path / "whole.safetensors")
     state = load_file(tmp_path / "whole.safetensors")
@@ -196,7 +232,7 @@ def test_two_vocabularies_that_differ(tmp_path, form):
     whole = json.loads((path.parent / "tokenizer.json").read_text())
     whole["model"]["vocab"]["more"] = 99
     path.write_text(json.dumps(whole if form == "tokenizer.json" else whole["model"]["vocab"]))
-    with pytest.raises(UserError, match=r"different vocabularies \(61 and 62 entries\)"):
+    with pytest.raises(UserError, match=r"different vocabularies \(69 and 70 entries\)"):
         load_model(tmp_path / "base")
 
 

@@ -143,9 +143,24 @@ def test_the_hub_serves_where_the_first_link_fails(tmp_path, monkeypatch):
     rows = [f"{n}\t{','.join(map(str, v.shape))}\tfloat32" for n, v in state.items()]
     listing = tmp_path / "names.tsv.gz"
     listing.write_bytes(gzip.compress("\n".join(["name\tshape\tdtype", *rows]).encode()))
+    file.unlink()
+    file.with_name("model.ckpt.part").write_bytes(b"PK\x03\x04")
     result = download(tmp_path, "model", **settings, MODEL_NAMES=str(listing))
     assert result.returncode == 0, result.stderr
+    assert not file.with_name("model.ckpt.part").exists()
     assert f"{len(rows)} names and shapes as published" in result.stdout
+
+
+def test_a_link_that_failed_half_way_and_is_gone(web, tmp_path):
+    """What is left of a first download does not keep a later one from the Hub."""
+    part = tmp_path / "project/models/ldm/text2img-large/model.ckpt.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"PK\x03\x04" + bytes(100))
+    settings = {"MODEL_URL": (web / "gone.ckpt").as_uri(), "PYTHON": "/absent/python"}
+    result = download(tmp_path, "model", **settings)
+    assert result.returncode == 1
+    assert "the first link fails: fetching CompVis/ldm-text2im-large-256" in result.stdout
+    assert part.exists()  # the link may come back
 
 
 def test_without_a_link_and_without_the_hub(tmp_path):

@@ -47,7 +47,7 @@ class CLIPTextEncoder(TextEncoder):
         if len(self.tokenizer) > vocab_size:
             raise UserError(
                 f"tokenizer {tokenizer!r} has {len(self.tokenizer)} entries, "
-                f"more than vocab_size {vocab_size}"
+                f"more than vocab_size {vocab_size}: give the one that belongs to the weights"
             )
         self.layers, self.layer, self.max_length = layers, layer, max_length
 

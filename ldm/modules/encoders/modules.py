@@ -134,7 +134,7 @@ class BERTEmbedder(TextEncoder):
         if use_tokenizer and len(self.tokenizer) > vocab_size:
             raise UserError(
                 f"tokenizer {tokenizer!r} has {len(self.tokenizer)} entries, "
-                f"more than vocab_size {vocab_size}"
+                f"more than vocab_size {vocab_size}: give the one that belongs to the weights"
             )
         self.max_length, self.width = max_seq_len, n_embed
         self.transformer = TransformerWrapper(

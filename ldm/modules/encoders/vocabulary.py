@@ -29,7 +29,8 @@ DOWNLOADED = {
 FETCHED = ("vocab.txt", "vocab.json", "merges.txt", "tokenizer.json", "*_config.json", "special_*")
 ADVICE = (
     "get it once with scripts/download_models.sh (for CLIP's: scripts/download_models.sh clip), or "
-    "name a folder with cond_stage_config.params.tokenizer"
+    "name its folder: --tokenizer of convert_embedding.py and merge_embeddings.py, "
+    "cond_stage_config.params.tokenizer of a model"
 )
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
