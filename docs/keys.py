@@ -120,7 +120,8 @@ def table(rows: Iterable[tuple[str, str, str, str]]) -> str:
     """Write rows of key, type, default and description as a table."""
     lines = ["| key | type | default | what |", "|---|---|---|---|"]
     for *codes, about in rows:
-        cells = [f"`{code}`".replace("|", r"\|") if code else "" for code in codes]
+        # A bar would end the cell; the site shows a backslash before it.
+        cells = [f"`{code}`".replace(" | ", " or ") if code else "" for code in codes]
         lines.append(f"| {' | '.join([*cells, prose(about)])} |")
     return "\n".join(lines)
 
