@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIVOTAL := outputs/pivotal/teal-star/weight_delta.safetensors
 
-# Threads that wait for others sleep, not spin: on a machine with other work, spinning made a
-# training step of the miniature several times slower.
+# Threads that wait for others sleep instead of spinning. On a machine with other work, spinning made
+# a training step of the miniature several times slower.
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
@@ -17,7 +17,7 @@ export OMP_WAIT_POLICY ?= passive
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
-env: $(STAMP)  ## make .venv from requirements.lock (once; quick the second time)
+env: $(STAMP)  ## create .venv from requirements.lock; does nothing if it is up to date
 
 # The project itself is installed editable, so that main.py and scripts/ find `ldm` and `main`.
 $(STAMP): requirements.lock pyproject.toml
@@ -28,30 +28,30 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@
 
-lock:  ## write requirements.lock anew from pyproject.toml's open ranges
+lock:  ## write requirements.lock again from the version ranges of pyproject.toml
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet torch==2.13.0
 	build/lock/bin/python -m pip install --quiet -e '.[dev]'
 	build/lock/bin/python -m pip freeze --exclude-editable | grep -viE '^nvidia-|^triton' \
 		| sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > requirements.lock
 
-# A worker for each core, with one thread: threads of several workers would fight.
-test: env  ## the tests that need neither a GPU, nor the 1.4B weights, nor minutes
+# One worker for each core, with one thread: with more, the workers would compete for the cores.
+test: env  ## run the fast tests, which need no GPU and no 1.4B weights
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-test-slow: env  ## the slow tests (the demo from end to end and the like)
+test-slow: env  ## run the slow tests, such as the whole demo
 	$(BIN)/python -m pytest -m "slow and not gpu and not weights"
 
-test-all: env  ## every test this machine can run, GPU and weights included
+test-all: env  ## run all tests that this machine can run, also those for a GPU and the 1.4B weights
 	$(BIN)/python -m pytest -m ""
 
-# The tests of the modules that load, save and resume; pyproject.toml lists the modules.
+# The tests of the modules that load, save and resume. pyproject.toml lists the modules.
 COVERING := tests/checkpoint tests/words tests/data tests/test_image_io.py \
 	tests/models/test_latent_diffusion.py \
 	$(addprefix tests/cli/test_,convert_embedding.py merge.py) \
 	$(addprefix tests/training/test_,config.py reliability.py run.py stages.py variants.py)
 
-coverage: env  ## branch coverage of loading, saving and resuming: below 95% is an error
+coverage: env  ## measure the branch coverage of loading, saving and resuming; below 95% is an error
 	rm -rf build/coverage
 	$(BIN)/python -m coverage run -m pytest $(COVERING)
 	$(BIN)/python -m coverage combine --quiet
@@ -60,7 +60,7 @@ coverage: env  ## branch coverage of loading, saving and resuming: below 95% is 
 docs: env  ## build the documentation: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-check: env docs  ## ruff (lint and format), mypy and a strict build of the documentation
+check: env docs  ## run ruff (lint and format), mypy and a strict build of the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -72,22 +72,23 @@ format: env  ## correct what ruff can correct
 demo: env  ## learn a word with the miniature model and generate its images: outputs/demo/index.html
 	$(BIN)/python scripts/demo.py $(DEMO_ARGS)
 
-benchmark: env  ## speed and memory beside diffusers and the original's way: docs/performance.md
+benchmark: env  ## compare speed and memory with diffusers and the original: docs/performance.md
 	$(BIN)/python scripts/benchmark.py --page docs/performance.md $(BENCHMARK_ARGS)
 
-miniature: env  ## train the miniature model from nothing (hours; resumable)
+miniature: env  ## train the miniature model from nothing (hours; continues after a stop)
 	$(BIN)/python scripts/miniature/train.py $(MINIATURE_ARGS)
 
 miniature-eval: env  ## measure what models/miniature/README.md reports
 	$(BIN)/python scripts/miniature/evaluate.py $(MINIATURE_ARGS)
 
-protocol: env  ## learn and score the paper's variants in the miniature (hours; resumable)
+protocol: env  ## learn and score the paper's variants in the miniature (hours; continues after a stop)
 	$(BIN)/python scripts/protocol.py configs/protocol/miniature.yaml $(PROTOCOL_ARGS)
 
 figures: env $(PIVOTAL)  ## make the paper's figures with the miniature: outputs/figures
 	$(BIN)/python scripts/figures.py $(FIGURES_ARGS)
 
-# Figure 11's second half: as large as the model, so made here and not shipped.
+# The second half of figure 11 needs this weight delta. It is as large as the model, so it is made here
+# and not shipped.
 $(PIVOTAL): models/miniature/model.safetensors | env
 	$(BIN)/python scripts/figures.py pivotal
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Get the published weights and vocabularies, once; everything works offline afterwards.
-# `scripts/download_models.sh --help` says how.
+# Download the published weights and vocabularies once. Afterwards everything works offline.
+# `scripts/download_models.sh --help` lists the parts.
 set -euo pipefail
 
-# Mirrors may be given in the environment, e.g. MODEL_URL=https://... scripts/download_models.sh
+# Environment variables may name mirrors: MODEL_URL=https://... scripts/download_models.sh
 MODEL_URL=${MODEL_URL:-https://ommer-lab.com/files/latent-diffusion/nitro/txt2img-f8-large/model.ckpt}
-# The tensors alone take 6,151,841,556 bytes: anything shorter is not the whole file.
+# The tensors take 6,151,841,556 bytes: a shorter file is not complete.
 MODEL_MIN_BYTES=${MODEL_MIN_BYTES:-6151841556}
-# The same weights, taken where MODEL_URL fails.
+# The same weights, used if MODEL_URL fails.
 MODEL_HUB=${MODEL_HUB:-CompVis/ldm-text2im-large-256}
 VOCAB_URL=${VOCAB_URL:-https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt}
 VOCAB_MD5=${VOCAB_MD5:-64800d5d8528ce344256daf115d4965e}
@@ -17,15 +17,16 @@ usage() {
     cat <<'TEXT'
 usage: scripts/download_models.sh [--root DIR] [vocabulary] [model] [clip]
 
-  vocabulary   BERT's WordPiece vocabulary, 0.2 MB, MD5 verified
-  model        the 1.4B latent diffusion model, 6.2 GB; resumed where it was interrupted. If its
+  vocabulary   BERT's WordPiece vocabulary, 0.2 MB; its MD5 is verified
+  model        the 1.4B latent diffusion model, 6.2 GB; an interrupted download continues. If its
                link fails, the same weights come from the Hugging Face Hub and are converted
   clip         CLIP's vocabulary, 1.5 MB, for Stable Diffusion checkpoints
 
-Without a name: vocabulary and model. Files go to models/ldm/ under DIR (the project's folder).
+Without a name: vocabulary and model. Files go to DIR/models/ldm. DIR is the project's folder unless
+--root names another.
 
-No checksum of model.ckpt was ever published. Its names and shapes are verified, and its SHA-256
-is written beside it, so that a later run, or another machine, can tell whether the file is the same.
+No checksum of model.ckpt is published. The names and shapes of its tensors are verified. Its SHA-256
+is written beside it. Later runs compare the file with it.
 TEXT
 }
 
@@ -44,7 +45,7 @@ digest() { # digest md5|sha256 FILE
     fi
 }
 
-fetch() { # fetch URL FILE: into FILE.part, from where an interrupted run left it
+fetch() { # fetch URL FILE: download to FILE.part; continue an interrupted download
     mkdir -p "$(dirname "$2")" || fail "cannot write to $(dirname "$2")"
     echo "fetching $1"
     if command -v curl >/dev/null; then
@@ -58,14 +59,14 @@ fetch() { # fetch URL FILE: into FILE.part, from where an interrupted run left i
     fi
 }
 
-# Files without a published checksum: the first download's is recorded, later ones must agree.
+# For files without a published checksum: record that of the first download, compare later ones.
 verify_recorded() { # verify_recorded FILE
     local record="$1.sha256" sum
     sum=$(digest sha256 "$1")
     if [ -f "$record" ]; then
         [ "$(cut -d' ' -f1 "$record")" = "$sum" ] ||
-            fail "$1 is not what $record says: delete both, and download again"
-        echo "$1: as recorded, SHA-256 $sum"
+            fail "$1 does not have the SHA-256 in $record: delete both files and download again"
+        echo "$1: SHA-256 $sum, as recorded"
     else
         echo "$sum  $(basename "$1")" >"$record"
         echo "$1: SHA-256 $sum, recorded beside it (none was published to compare with)"
@@ -78,12 +79,12 @@ vocabulary() {
         fetch "$VOCAB_URL" "$file"
         if [ "$(digest md5 "$file.part")" != "$VOCAB_MD5" ]; then
             rm -f "$file.part"
-            fail "the vocabulary from $VOCAB_URL has another checksum than $VOCAB_MD5"
+            fail "the vocabulary from $VOCAB_URL does not have the MD5 $VOCAB_MD5"
         fi
         mv "$file.part" "$file"
     fi
     [ "$(digest md5 "$file")" = "$VOCAB_MD5" ] ||
-        fail "$file has another checksum than $VOCAB_MD5: delete it, and run this again"
+        fail "$file does not have the MD5 $VOCAB_MD5: delete it and run this again"
     echo "$file: MD5 $VOCAB_MD5"
 }
 
@@ -111,7 +112,7 @@ bytes() { # bytes FILE: its size, 0 if it is not there
     if [ -f "$1" ]; then wc -c <"$1"; else echo 0; fi
 }
 
-from_first_link() { # from_first_link FILE: 1 if the link gives nothing; an interruption is an error
+from_first_link() { # from_first_link FILE: returns 1 if the link gives nothing; fails if interrupted
     local size before
     before=$(bytes "$1.part")
     if ! (fetch "$MODEL_URL" "$1"); then
@@ -122,28 +123,28 @@ from_first_link() { # from_first_link FILE: 1 if the link gives nothing; an inte
     size=$(wc -c <"$1.part")
     if [ "$(head -c 2 "$1.part")" != PK ]; then
         rm -f "$1.part"
-        echo "$MODEL_URL gave a file of $size bytes that is no checkpoint" >&2
+        echo "$MODEL_URL gave a file of $size bytes that is not a checkpoint" >&2
         return 1
     fi
     [ "$size" -ge "$MODEL_MIN_BYTES" ] ||
-        fail "$1.part has $size bytes of at least $MODEL_MIN_BYTES: run this again to continue"
+        fail "$1.part has $size bytes, expected at least $MODEL_MIN_BYTES: run this again to continue"
     mv "$1.part" "$1"
 }
 
-from_hub() { # from_hub FILE: the same weights from the Hugging Face Hub, under the file's names
+from_hub() { # from_hub FILE: the same weights from the Hugging Face Hub, with the names of model.ckpt
     echo "the first link fails: fetching $MODEL_HUB from the Hugging Face Hub"
-    installed || fail "converting it needs the project's Python: run make env first"
+    installed || fail "the conversion needs the project's Python environment: run make env first"
     "$python" "$project/scripts/convert_model.py" "$MODEL_HUB" "$1" || exit 1
-    rm -f "$1.part" # of the first link
+    rm -f "$1.part" # from the first link
 }
 
 installed() { # whether the project's Python is there
     "$python" -c 'import ldm.checkpoint.convert' 2>/dev/null
 }
 
-check_contents() { # check_contents FILE: which model it is, and its names and shapes
+check_contents() { # check_contents FILE: check which model it is, and its names and shapes
     if ! installed; then
-        echo "$1: contents not looked into, because the project is not installed (make env)"
+        echo "$1: contents not checked, because the project is not installed (make env)"
         return
     fi
     "$python" - "$1" "$MODEL_NAMES" <<'PYTHON' || exit 1

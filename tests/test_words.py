@@ -24,7 +24,6 @@ WORDS = {
 NAMES = re.compile(r'"[^" ]*"|`[^`]*`|--\w+|\b\w+:|\{[^}]*\}|ImageDraw\.Draw')
 ALLOWED = {
     "docs/results.md": "prompts of figure 8, and measurements of an earlier base",
-    "configs/variants/prompt_only.yaml": "results are keyed by its content",
 }
 # Parts of names in code that are not said either. Pixels of a scene are painted.
 PARTS = {"picture", "pictures", "judge", "draw", "draws", "drawn", "coarse", "difference"}
@@ -40,8 +39,9 @@ FROZEN = {
 
 
 def texts() -> Iterator[Path]:
-    for folder, suffix in (("ldm", "py"), ("scripts", "py"), ("configs", "yaml"), ("docs", "md")):
+    for folder, suffix in (("ldm", "py"), ("configs", "yaml"), ("docs", "md"), ("models", "md")):
         yield from (ROOT / folder).rglob(f"*.{suffix}")
+    yield from (path for path in (ROOT / "scripts").rglob("*") if path.suffix in (".py", ".sh"))
     names = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "main.py")
     yield from (ROOT / name for name in (*names, "pyproject.toml", "docs/hooks.py", "docs/keys.py"))
 

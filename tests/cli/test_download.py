@@ -52,7 +52,7 @@ def test_the_vocabulary_is_verified_and_kept(web, tmp_path):
     file.write_text("changed")
     result = download(tmp_path, "vocabulary", **settings)
     assert result.returncode == 1
-    assert "has another checksum" in result.stderr
+    assert "does not have the MD5" in result.stderr
 
 
 def test_an_interrupted_download_goes_on(web, tmp_path):
@@ -67,7 +67,7 @@ def test_an_interrupted_download_goes_on(web, tmp_path):
 def test_a_wrong_vocabulary_is_thrown_away(web, tmp_path):
     result = download(tmp_path, "vocabulary", **{**vocabulary(web), "VOCAB_MD5": "0" * 32})
     assert result.returncode == 1
-    assert "has another checksum than 000" in result.stderr
+    assert "does not have the MD5 000" in result.stderr
     assert not [p for p in (tmp_path / "project").rglob("*") if p.is_file()]
 
 
@@ -79,7 +79,7 @@ def test_a_link_that_is_dead_is_an_error(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"<html>gone</html>", "that is no checkpoint"), (b"PK\x03\x04short", "of at least")],
+    [(b"<html>gone</html>", "that is not a checkpoint"), (b"PK\x03\x04short", "expected at least")],
 )
 def test_a_model_that_is_none_or_too_short_is_refused(web, tmp_path, content, message):
     (web / "model.ckpt").write_bytes(content)
@@ -102,10 +102,10 @@ def whole_model(web, context):
 
 
 def test_a_models_checksum_is_recorded(web, tmp_path):
-    # Without the project's Python the contents are not looked into, and the script says so.
+    # Without the project's Python the contents are not checked, and the script says so.
     result = download(tmp_path, "model", **whole_model(web, 1280), PYTHON="/absent/python")
     assert result.returncode == 0, result.stderr
-    assert "contents not looked into" in result.stdout
+    assert "contents not checked" in result.stdout
     record = tmp_path / "project/models/ldm/text2img-large/model.ckpt.sha256"
     sha256 = hashlib.sha256((web / "model.ckpt").read_bytes()).hexdigest()
     assert record.read_text() == f"{sha256}  model.ckpt\n"
@@ -175,7 +175,7 @@ def test_without_a_link_and_without_the_hub(tmp_path):
     assert "the Hub cannot be reached" in result.stderr
     assert "Traceback" not in result.stderr
     result = download(tmp_path, "model", **settings, PYTHON="/absent/python")
-    assert "error: converting it needs the project's Python" in result.stderr
+    assert "error: the conversion needs the project's Python" in result.stderr
 
 
 def test_files_without_a_published_checksum_must_stay_what_they_were(web, tmp_path):
@@ -189,7 +189,7 @@ def test_files_without_a_published_checksum_must_stay_what_they_were(web, tmp_pa
     (folder / "merges.txt").write_text("changed")
     result = download(tmp_path, "clip", CLIP_URL=web.as_uri())
     assert result.returncode == 1
-    assert "is not what" in result.stderr
+    assert "does not have the SHA-256 in" in result.stderr
 
 
 def test_help_and_unknown_arguments(tmp_path):
