@@ -29,6 +29,7 @@ MOVED = (
     "mlp.fc1.weight",
     "attn.in_proj_weight",
     "mlp.c_fc.weight",
+    "text_projection",
 )
 MOVED_BIAS = "in_layers.2.bias"
 
@@ -111,7 +112,7 @@ def move(network, prefix, held):
     used = set()
     for name, module in network.named_modules():
         # transformers 5 has no level "text_model" any more; kohya's names keep it.
-        alone = prefix == "lora_unet" or name.startswith("text_model.")
+        alone = prefix == "lora_unet" or name.startswith(("text_model.", "text_projection"))
         stem = f"{prefix}_{(name if alone else f'text_model.{name}').replace('.', '_')}"
         if f"{stem}.alpha" in held:
             up, down = (held[f"{stem}.lora_{part}.weight"].float() for part in ("up", "down"))
