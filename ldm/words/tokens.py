@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm.util import UserError, quote
-from ldm.words.placeholders import occurrences
+from ldm.words.placeholders import split
 
 logger = logging.getLogger(__name__)
 
@@ -166,9 +167,10 @@ def check_prompts(
         file = (files or {}).get(prompt)
         where = f"prompt {quote(prompt)}" if file is None else f"caption {file!r}"
         ids = embedder.word_ids(prompt)
+        counts = Counter(name for _, name in split(prompt, words))
         kept = _kept_tokens(embedder.max_length, ids, dict(words.values()))
         for placeholder, (token, k) in words.items():
-            found, named = ids.count(token), occurrences(prompt, placeholder)
+            found, named = ids.count(token), counts[placeholder]
             if found < named:
                 raise UserError(
                     f"{where}: placeholder {placeholder!r} stands there {named} times but {found} "

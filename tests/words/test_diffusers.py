@@ -242,6 +242,21 @@ def test_a_word_beside_signs_is_found(clip, prompt):
     assert clip.count_tokens(prompt) == len(clip.word_ids(prompt)) + 2
 
 
+@pytest.mark.parametrize(
+    ("names", "prompt", "counts"),
+    [
+        (("toy", "cat-toy"), "a cat-toy, toy", (1, 1)),
+        (("cat", "<cat>"), "a <cat> (cat) <cat>", (1, 2)),
+        (("*", "**"), "* ** ***", (2, 2)),
+    ],
+)
+def test_a_word_whose_name_is_a_part_of_anothers(clip, names, prompt, counts):
+    manager = EmbeddingManager(clip, list(names), ["cat", "cat"])
+    manager.check_prompts([prompt])
+    ids = clip.word_ids(prompt)
+    assert tuple(ids.count(manager.token_id(name)) for name in names) == counts
+
+
 @pytest.mark.parametrize("name", ["[PAD]", "[SEP]", "[CLS]", "[MASK]"])
 def test_special_tokens_of_bert_are_no_placeholders(tmp_path, name):
     bert = BERTEmbedder(24, 1, 20, 9, tokenizer=write_bert(tmp_path / "bert"), heads=3, dim_head=4)
