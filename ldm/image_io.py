@@ -40,7 +40,7 @@ def open_rgb(path: str | Path) -> Image.Image:
     """
     path = Path(path)
     if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe would wait
-        raise UserError(f"image {str(path)!r} is no regular file: give an image file")
+        raise UserError(f"image {str(path)!r} is not a regular file: give an image file")
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)

@@ -251,7 +251,7 @@ def write_whole(
     part = target.with_name(f"{PART}{secrets.token_hex(6)}{target.suffix}")
     try:
         if target.exists() and not target.is_file():
-            raise OSError(errno.EINVAL, "it is no regular file")
+            raise OSError(errno.EINVAL, "it is not a regular file")
         target.parent.mkdir(parents=True, exist_ok=True)
         part.touch(exist_ok=False)
         mode = part.stat().st_mode  # a writer may make the file private

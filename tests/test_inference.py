@@ -105,17 +105,17 @@ def test_prompts_may_share_their_noise(model):
 
 def test_seeded_noise_is_independent_between_seeds_and_draws():
     noise = seeded_noise([1, 2])
-    draws = torch.stack([noise(0, (2, 4, 8, 8)), noise(1, (2, 4, 8, 8))]).flatten(2).flatten(0, 1)
-    assert_close(torch.corrcoef(draws), torch.eye(4), atol=0.25, rtol=0)
+    noises = torch.stack([noise(0, (2, 4, 8, 8)), noise(1, (2, 4, 8, 8))]).flatten(2).flatten(0, 1)
+    assert_close(torch.corrcoef(noises), torch.eye(4), atol=0.25, rtol=0)
     assert_close(seeded_noise([2])(1, (1, 4, 8, 8))[0], noise(1, (2, 4, 8, 8))[1], rtol=0, atol=0)
 
 
 def test_words_negatives_and_scale_change_the_image(tiny, model):
-    def draw(prompt="a photo of *", **options):
+    def image(prompt="a photo of *", **options):
         return pixels(generate(model, prompt, Sampling(steps=4, **options)))
 
-    base = draw()
-    for other in (draw("a photo of cat"), draw(negative_prompt="a dog"), draw(scale=1.0)):
+    base = image()
+    for other in (image("a photo of cat"), image(negative_prompt="a dog"), image(scale=1.0)):
         assert np.abs(base - other).mean() > 0.5
 
 

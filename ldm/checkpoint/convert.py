@@ -42,21 +42,21 @@ def convert(
 
     Args:
         source: a file, a folder of diffusers or a Hub name.
-        target: a `.ckpt` or `.safetensors` file, in the published names; any other name is a folder
-            of diffusers. It must not exist. If the configuration is not that of the file's family,
-            it is written beside the file, as STEM.yaml.
+        target: a `.ckpt` or `.safetensors` file in the published names; any other name is a folder
+            of diffusers. It must not exist. If the configuration differs from that of the family,
+            it is written beside the file as STEM.yaml.
         config: the base's configuration; by default the one that the loader finds.
         half: write float16.
 
-    Returns what the source is. Raises UserError where the base is not supported, or the target
+    Returns what the source is. Raises UserError if the base is not supported, or if the target
     exists or cannot be written.
     """
     target = Path(target).expanduser()
     if target.exists():
-        raise UserError(f"{target} exists: name another, or delete it")
+        raise UserError(f"{target} exists: give another name, or delete it")
     base = find_base(source, config)
     if base.family is None:
-        raise UserError(f"{base.path}: not of a family that can be converted")
+        raise UserError(f"{base.path}: its family of models cannot be converted")
     entries = read_entries(base)
     if half:
         entries = {n: v.half() if v.is_floating_point() else v for n, v in entries.items()}
@@ -69,7 +69,7 @@ def convert(
 
 
 def read_entries(base: Base) -> dict[str, Tensor]:
-    """Read a base's weights under the published names; or raise UserError."""
+    """Read a base's weights: published name → tensor. Raises UserError if one does not fit."""
     model = build_empty(base)
     own = model.state_dict()
     state = read_weights(base.path, model.state_dict())
@@ -89,12 +89,12 @@ def read_entries(base: Base) -> dict[str, Tensor]:
 
 
 def _schedule(own: Mapping[str, Tensor], base: Base) -> dict[str, Tensor]:
-    """Return the schedule's tables; published files have them, except SDXL's. Folders do not."""
+    """Return the schedule's tables. Published files have them, except those of SDXL."""
     return {} if base.family == "sdxl" else {n: v for n, v in own.items() if not v.is_meta}
 
 
 def write_file(base: Base, entries: Mapping[str, Tensor], target: Path) -> None:
-    """Write entries as one file, and the configuration beside it where the family's differs."""
+    """Write entries as one file, and beside it the configuration if the family's differs."""
     assert base.family is not None
     if target.suffix == ".safetensors":
         predicts = "v" if base.family == "sd2-v" else "epsilon"
@@ -149,13 +149,13 @@ def _write_components(base: Base, entries: Mapping[str, Tensor], folder: Path) -
 
 
 def give(entry: Entry, value: Tensor) -> dict[str, Tensor]:
-    """Return a published entry as a folder has it: by name. The inverse of `folders.take`."""
+    """Return the tensors of a folder, by name, for a published entry. Inverse of `folders.take`."""
     if entry.transposed:
         value = value.T
     if ".attentions." in entry.names[0] and entry.component in ("vae", "vqvae") and value.ndim == 4:
-        value = value[:, :, 0, 0]  # a folder has matrices for the autoencoder's attention
+        value = value[:, :, 0, 0]  # in a folder, the autoencoder's attention has matrices
     parts = value.chunk(len(entry.names))
-    # Tensors in a file may share no memory.
+    # Tensors in a safetensors file must not share memory.
     copies = (part.clone() if len(parts) > 1 else part.contiguous() for part in parts)
     return dict(zip(entry.names, copies, strict=True))
 
@@ -163,7 +163,7 @@ def give(entry: Entry, value: Tensor) -> dict[str, Tensor]:
 def _drop_unused_blocks(
     held: Mapping[str, dict[str, Tensor]], configs: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Leave out the text encoder's blocks beyond those of its configuration, in place."""
+    """Delete the blocks of a text encoder that its configuration does not have, in place."""
     for component, weights in held.items():
         layers = configs[component].get("num_hidden_layers")
         for name in list(weights):

@@ -23,12 +23,12 @@ EXAMPLES = """examples:
   a folder to upload to the Hub:
     python scripts/convert_embedding.py cat.pt my-cat --placeholder '<my-cat>' \\
         --hub_license cc-by-4.0 --base_model OWNER/NAME --samples cat-1.png cat-2.png
-  each word of a file in a file of its own:
+  one file for each word:
     python scripts/convert_embedding.py both.pt words/ --to kohya
 """
 FORMS = ("original", "safetensors", "diffusers", "a1111", "png", "kohya", "onetrainer", "sdxl")
 BY_SUFFIX = {".pt": "original", ".safetensors": "safetensors", ".png": "png", "": "kohya"}
-# Text encoders that --encoder names, and the width of a word for each; LDM-BERT may have any.
+# Values of --encoder, and the width of a word for each. With LDM-BERT it may be any.
 FAMILIES = {"ldm-bert": None, "clip": 768, "openclip-h": 1024}
 
 
@@ -36,29 +36,32 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(
         prog="scripts/convert_embedding.py",
-        description="Write learned words in the form of another tool. The values stay as they are.",
+        description="Write learned words in the form of another tool. The values do not change.",
         epilog=EXAMPLES,
     )
     add = parser.add_argument
     add("source", metavar="IN", help="a word's file, its folder or a Hub name")
     text = "a file; a name without suffix is a folder, which gets one file for each word"
     add("target", metavar="OUT", nargs="?", help=text)
-    text = "form of OUT; by default original for .pt, safetensors, png, and kohya for a folder"
+    text = (
+        "form of OUT; by default original for .pt, safetensors for .safetensors, png for .png, and "
+        "kohya for a folder"
+    )
     add("--to", choices=FORMS, help=text)
     add("--placeholder", metavar="NAME", help="name of the word; IN must hold one word")
     text = (
-        "text encoder of the words, where IN does not say it: LDM-BERT (the 1.4B model), CLIP "
+        "text encoder of the words, if IN does not state it: LDM-BERT (the 1.4B model), CLIP "
         "(Stable Diffusion 1), OpenCLIP (Stable Diffusion 2)"
     )
     add("--encoder", choices=FAMILIES, help=text)
-    text = "vocabulary to look new names up in, for original"
+    text = "vocabulary that gives the token ids of new names, for the form original"
     add("--tokenizer", metavar="FOLDER", help=text)
-    group = parser.add_argument_group("a folder for the Hugging Face Hub, OUT")
-    text = "write such a folder, under this license, e.g. cc-by-4.0: the word, samples, a card"
+    group = parser.add_argument_group("a folder for the Hugging Face Hub")
+    text = "make OUT such a folder (word, samples, model card), with this license, e.g. cc-by-4.0"
     group.add_argument("--hub_license", metavar="ID", help=text)
     group.add_argument("--base_model", metavar="OWNER/NAME", help="the word's base on the Hub")
     group.add_argument("--samples", nargs="+", default=[], metavar="IMAGE", help="sample images")
-    add("--inspect", action="store_true", help="say what IN holds; write nothing")
+    add("--inspect", action="store_true", help="print what IN holds; write nothing")
     add("--force", action="store_true", help="replace existing files")
     return parser.parse_args(arguments)
 
@@ -87,10 +90,10 @@ def describe(file: WordFile, source: str) -> str:
 
 
 def prepared(file: WordFile, options: argparse.Namespace) -> WordFile:
-    """Return the words under the names, and with the text encoder, that the options give.
+    """Return the words with the name and the text encoder that the options give.
 
-    Raises UserError for a name for several words, one that nothing can load, or a text encoder that
-    contradicts the file.
+    Raises UserError if the file holds several words and the options name one, if nothing can load
+    the name, or if the text encoder contradicts the file.
     """
     from ldm.words.files import FAMILY_BY_WIDTH, check_name, describe_width, renamed
     from ldm.words.formats import SDXL, UNKNOWN
@@ -98,14 +101,15 @@ def prepared(file: WordFile, options: argparse.Namespace) -> WordFile:
     stated = file.metadata.get("encoder_family")
     if options.encoder and (file.second or stated not in (None, UNKNOWN, options.encoder)):
         raise UserError(
-            f"--encoder {options.encoder}: {options.source!r} is for {stated or SDXL}, as it says"
+            f"--encoder {options.encoder}: {options.source!r} states that it is for "
+            f"{stated or SDXL}"
         )
     if options.encoder:
         width, wanted = next(iter(file.words.values())).shape[-1], FAMILIES[options.encoder]
         if wanted is not None and width in FAMILY_BY_WIDTH and width != wanted:
             raise UserError(
                 f"--encoder {options.encoder}: the words of {options.source!r} have width {width}, "
-                f"for {describe_width(width)}"
+                f"which is that of {describe_width(width)}"
             )
         file = replace(file, metadata={**file.metadata, "encoder_family": options.encoder})
     new = options.placeholder
@@ -113,8 +117,8 @@ def prepared(file: WordFile, options: argparse.Namespace) -> WordFile:
         return file
     if len(file.words) > 1:
         raise UserError(
-            f"--placeholder names one word; {options.source!r} holds {list(file.words)}: split it "
-            "first, with a folder as OUT"
+            f"--placeholder names one word, but {options.source!r} holds {list(file.words)}: split "
+            "it first, with a folder as OUT"
         )
     check_name(new)
     return renamed(file, dict.fromkeys(file.words, new), options.source)
@@ -124,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
     options = parse(arguments)
     if (options.target is None) != options.inspect:
-        raise UserError("give IN and OUT to convert, or IN and --inspect")
+        raise UserError("give IN and OUT, or IN and --inspect")
     from ldm.words.files import read_words
 
     if options.inspect:

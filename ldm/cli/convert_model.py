@@ -13,7 +13,7 @@ EXAMPLES = """examples:
         models/ldm/text2img-large/model.ckpt
   a file as a folder that diffusers' pipelines open:
     python scripts/convert_model.py v1-5-pruned-emaonly.safetensors stable-diffusion-1.5/
-  what tuning moved, as a LoRA of rank 16 with the word, for other tools:
+  a weight delta as a LoRA of rank 16 with the word, for other tools:
     python scripts/convert_model.py v1-5-pruned-emaonly.safetensors my-cat.safetensors \\
         --weight_delta logs/RUN/checkpoints/weight_delta.safetensors --lora 16 \\
         --embedding_path my-cat=logs/RUN/checkpoints/embeddings.safetensors
@@ -25,7 +25,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         prog="scripts/convert_model.py",
         description="Write a base as one file in the published (CompVis) names, or as a folder of "
-        "diffusers. Values and their types stay as they are.",
+        "diffusers. Values and their types do not change.",
         epilog=EXAMPLES,
     )
     parser.add_argument("source", metavar="IN", help="a file, a folder of diffusers or a Hub name")
@@ -34,13 +34,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--config", metavar="YAML", help="configuration of IN; by default IN is recognized")
-    text = "weight delta of a tuning of IN: OUT becomes the tuned model, or with --lora a LoRA"
+    text = "weight delta that tuning of IN wrote; OUT is the tuned model, or with --lora a LoRA"
     add("--weight_delta", metavar="FILE", help=text)
-    text = "write --weight_delta as a LoRA of this rank in kohya's names; says its error"
+    text = "write --weight_delta as a LoRA of this rank in kohya's names, and print its error"
     add("--lora", type=int, metavar="RANK", help=text)
-    text = "learned words to put into the LoRA, which A1111, Forge and ComfyUI read there"
+    text = "learned words to store in the LoRA's file, where A1111, Forge and ComfyUI read them"
     add("--embedding_path", metavar="[WORD=]FILE", help=text)
-    add("--half", action="store_true", help="write float16: half the size")
+    add("--half", action="store_true", help="write float16, half of the size")
     return parser.parse_args(arguments)
 
 

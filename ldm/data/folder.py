@@ -59,7 +59,7 @@ def _sorted_out(folder: Path) -> tuple[tuple[Path, ...], str]:
     special = [path for path in entries if path not in {*folders, *files}]
     images = tuple(path for path in files if _is_image(path))
     junk = [path for path in files if path not in {*images, *map(caption_file, images)}]
-    kinds = {"other files": junk, "that are no regular files": special, "sub-folders": folders}
+    kinds = {"other files": junk, "that are not regular files": special, "sub-folders": folders}
     skipped = " and ".join(
         f"{len(paths)} {kind} ({some_names([path.name for path in paths])})"
         for kind, paths in kinds.items()

@@ -1,7 +1,7 @@
-"""The forms in which tools store learned words: one table, the first row that fits reads the file.
+"""The forms in which tools store learned words, as a table. The first row that fits reads the file.
 
-The layouts are documented in docs/embedding-files.md. A file that holds no word is named by what it
-is: a LoRA, a model's weights, a word for FLUX or Stable Diffusion 3.
+docs/embedding-files.md describes the layouts. The error for a file without a readable word says
+what the file is: a LoRA, a model's weights, a word for FLUX or Stable Diffusion 3.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from ldm.util import UserError
 
-# A header that this project wrote has this key.
+# The header of every file that this project writes has this key.
 HEADER_KEY = "word_file"
-# Facts about the training that AUTOMATIC1111 keeps beside the tensors.
+# Facts about the training that AUTOMATIC1111 stores beside the tensors.
 AUTOMATIC_KEYS = ("name", "step", "sd_checkpoint", "sd_checkpoint_name")
-# Tensors stored without the word's name: kohya and invoke-training, OneTrainer (so spelt).
+# Keys of tensors without the word's name: of kohya and invoke-training, and OneTrainer's spelling.
 NAMELESS_KEYS = ("emb_params", "emp_params")
 FIRST_KEYS, SECOND_KEYS = ("clip_l", "text_encoders_0"), ("clip_g", "text_encoders_1")
 T5_KEYS = ("t5", "t5xxl", "text_encoders_2")
@@ -36,12 +36,12 @@ MODEL = re.compile(
     r"(down|up|mid)_blocks?\.|conditioner\.|encoder\.|decoder\."
 )
 
-# Families of text encoders that a format decides.
+# Families of text encoders that a form can state.
 CLIP, SDXL, LDM_BERT = "clip", "sdxl", "ldm-bert"
-UNKNOWN = ""  # of width 1280, and nothing decides
-# No number of a text encoder's vocabulary, and of a word that works, comes near this.
+UNKNOWN = ""  # width 1280, and the file does not state the family
+# Values of vocabularies and of words that work are far below this limit.
 LARGEST_VALUE = 1e4
-# Numbers in one word; 77 vectors of width 4096 are fewer.
+# Limit of the numbers in one word. It is above 77 vectors of width 4096.
 LARGEST_WORD = 2**20
 
 
@@ -51,7 +51,7 @@ class WordFile:
 
     Attributes:
         words: placeholder → float32 vectors [k, d] on the CPU.
-        metadata: what the file says about itself, all strings; may be empty.
+        metadata: what the file states about itself, as strings; may be empty.
         token_ids: placeholder → token id, for the words whose id the file states.
         second: placeholder → float32 vectors [k, 1280] for SDXL's second text encoder; empty for
             every other model. It has the placeholders of `words`.
@@ -67,7 +67,7 @@ class WordFile:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the content comes from: its file and header; and the name of a nameless word."""
+    """The file of a content, its header, and the name for a word that the file does not name."""
 
     path: Path
     metadata: dict[str, str]
@@ -81,8 +81,10 @@ class Source:
 class Form:
     """One row of the table.
 
-    `fits` tells by the keys of the content, and the metadata, whether it has this form. `read`
-    returns the words; UserError for content that holds none.
+    Attributes:
+        name: of the form, for messages and `WordFile.form`.
+        fits: takes the keys of the content and the metadata; tells whether they have this form.
+        read: returns the words; raises UserError if the content holds none.
     """
 
     name: str
@@ -91,11 +93,11 @@ class Form:
 
 
 def interpret(raw: Any, metadata: Mapping[str, str], path: Path, given: str | None) -> WordFile:
-    """Return the words of a file's content; UserError, in one line, for what holds none.
+    """Return the words of a file's content. Raises UserError, in one line, if it holds none.
 
-    `raw` and the metadata are what `ldm.words.containers.read_container` found. `given` names a
-    word that the file does not name; by default it gets the name that its header states, or else
-    the file's own without suffix.
+    `raw` and `metadata` are the results of `ldm.words.containers.read_container`. `given` is the
+    name for a word that the content does not name. By default this is the name in the header, or
+    the file's name without suffix.
     """
     source = Source(path, dict(metadata), given or _stated_name(metadata) or path.stem)
     if isinstance(raw, Tensor):
@@ -104,20 +106,20 @@ def interpret(raw: Any, metadata: Mapping[str, str], path: Path, given: str | No
         file = _joined([interpret(part, metadata, path, given) for part in raw], source)
         return replace(file, form="list of dictionaries")
     if not isinstance(raw, Mapping):
-        raise source.fail(f"is no embedding file: it holds a {type(raw).__name__}")
+        raise source.fail(f"is not an embedding file: it holds a {type(raw).__name__}")
     content = {str(key): value for key, value in raw.items()}
     if not content:
         raise source.fail("holds no words")
     form = next(form for form in FORMS if form.fits(set(content), source.metadata))
     file = form.read(content, source)
     if any(v.shape[-1] == 1280 for v in file.words.values()):
-        # A copy in a form of ours must not pass for a word of LDM-BERT.
+        # A copy that this project writes must not be read as a word of LDM-BERT.
         file = replace(file, metadata={"encoder_family": UNKNOWN, **file.metadata})
     return replace(file, form=file.form or form.name)
 
 
 def _stated_name(metadata: Mapping[str, str]) -> str | None:
-    """Return the name that a header gives its only word: our own list, or the key `name`."""
+    """Return the name that a header gives its only word: this project's list, or the key `name`."""
     try:
         listed = json.loads(metadata.get("placeholders", "null"))
     except ValueError:
@@ -128,7 +130,7 @@ def _stated_name(metadata: Mapping[str, str]) -> str | None:
 
 
 def _joined(files: Iterable[WordFile], source: Source) -> WordFile:
-    """Return the words of several files as one; UserError where two have one name."""
+    """Return the words of several files as one. Raises UserError if two have the same name."""
     words: dict[str, Tensor] = {}
     second: dict[str, Tensor] = {}
     ids: dict[str, int] = {}
@@ -142,7 +144,7 @@ def _joined(files: Iterable[WordFile], source: Source) -> WordFile:
         ids |= file.token_ids
         facts |= file.metadata
     if second and set(second) != set(words):
-        raise source.fail("holds words for different models: some have clip_g, some have not")
+        raise source.fail("holds words for different models: only some have clip_g")
     return WordFile(words, facts, ids, second)
 
 
@@ -152,10 +154,11 @@ def _read_original(raw: Mapping[str, Any], source: Source) -> WordFile:
     facts = raw.get("metadata")
     form = "AUTOMATIC1111" if "name" in raw else "original"
     if not isinstance(facts, Mapping):
-        # AUTOMATIC1111 triggers on the file's name; the stored key, mostly "*", stays the word's.
+        # AUTOMATIC1111 uses the file's name in prompts. Here the word keeps its key, mostly "*".
         facts = {k: raw[k] for k in AUTOMATIC_KEYS if raw.get(k) is not None}
     elif form == "AUTOMATIC1111" and set(tensors) == {"*"}:
-        # A file of this project for AUTOMATIC1111, which needs the key "*": the facts name it.
+        # This project wrote the file for AUTOMATIC1111, which needs the key "*". The facts have
+        # the word's own name.
         stated = _stated_name({str(k): str(v) for k, v in facts.items()})
         tensors = {stated or "*": tensors["*"]}
     words = {p: _vectors(value, p, source) for p, value in tensors.items()}
@@ -165,7 +168,8 @@ def _read_original(raw: Mapping[str, Any], source: Source) -> WordFile:
         second = {p: _vectors(value, p, source) for p, value in stored.items() if p in words}
     metadata = {str(k): str(v) for k, v in facts.items()}
     if any(v.shape[-1] == 1280 for v in words.values()):
-        metadata.setdefault("encoder_family", LDM_BERT)  # SDXL's encoders are never stored so
+        # No tool stores words of SDXL's encoders in this form.
+        metadata.setdefault("encoder_family", LDM_BERT)
     ids = {p: i for p, i in _token_ids(raw.get("string_to_token")).items() if p in words}
     if not words:
         raise source.fail("holds no words")
@@ -173,7 +177,7 @@ def _read_original(raw: Mapping[str, Any], source: Source) -> WordFile:
 
 
 def _parameters(params: Any, source: Source) -> dict[str, Any]:
-    # Files of old torch versions lack ParameterDict's `_keys`, so its own methods would fail.
+    # ParameterDict's methods need `_keys`, which files of old torch versions lack.
     if isinstance(params, nn.ParameterDict):
         params = params.__dict__.get("_parameters")
     if not isinstance(params, Mapping):
@@ -182,14 +186,14 @@ def _parameters(params: Any, source: Source) -> dict[str, Any]:
 
 
 def _token_ids(stored: Any) -> dict[str, int]:
-    """Return the ids a file states, passing over what is no number: an id is only a hint."""
+    """Return the token ids that a file states. Other values are ignored: an id is only a hint."""
     items = stored.items() if isinstance(stored, Mapping) else ()
     numbers = ((p, i.item() if isinstance(i, Tensor) and i.numel() == 1 else i) for p, i in items)
     return {str(p): i for p, i in numbers if isinstance(i, int)}
 
 
 def _read_bundle(raw: Mapping[str, Any], source: Source) -> WordFile:
-    """Read the words that a LoRA brings along as `bundle_emb.NAME.KEY`; its weights are left."""
+    """Read the words in a LoRA's file, `bundle_emb.NAME.KEY`. The LoRA's weights are ignored."""
     bundles: dict[str, dict[str, Any]] = {}
     for key, value in raw.items():
         found = BUNDLE.fullmatch(key)
@@ -197,19 +201,19 @@ def _read_bundle(raw: Mapping[str, Any], source: Source) -> WordFile:
             own = NAMELESS_KEYS[0] if found[2].startswith("string_to_param") else found[2]
             bundles.setdefault(found[1], {})[own] = value
     if not bundles:
-        raise source.fail("bundles a word in a form that is not known (bundle_emb)")
+        raise source.fail("holds a word in an unknown form (bundle_emb)")
     facts = {key: v for key, v in source.metadata.items() if key not in ("name", "placeholders")}
     parts = [interpret(bundle, facts, source.path, name) for name, bundle in bundles.items()]
     return _joined(parts, replace(source, metadata=facts))
 
 
 def _read_encoders(raw: Mapping[str, Any], source: Source) -> WordFile:
-    """Read one tensor for each text encoder: of Stable Diffusion 1 (clip_l), or of SDXL."""
+    """Read one tensor for each text encoder of Stable Diffusion 1 (clip_l) or SDXL."""
     first = next((raw[key] for key in FIRST_KEYS if key in raw), None)
     other = next((raw[key] for key in SECOND_KEYS if key in raw), None)
     if first is None:
         raise source.fail(
-            "holds vectors for SDXL's second text encoder (clip_g) only: clip_l is missing"
+            "holds only vectors for SDXL's second text encoder (clip_g): clip_l is missing"
         )
     name = source.name
     words = {name: _vectors(first, name, source)}
@@ -227,22 +231,22 @@ def _read_encoders(raw: Mapping[str, Any], source: Source) -> WordFile:
 
 
 def _read_nameless(raw: Mapping[str, Any], source: Source) -> WordFile:
-    """Read a tensor without a name. OneTrainer's output embedding (`_out`) is no second word."""
+    """Read a tensor without a name. OneTrainer's output embedding (`_out`) is ignored."""
     key = next(key for key in NAMELESS_KEYS if key in raw)
     return WordFile({source.name: _vectors(raw[key], source.name, source)}, source.metadata)
 
 
 def _read_pivotal(raw: Mapping[str, Any], source: Source) -> WordFile:
-    """Read the words of lora's pivotal tuning: metadata `token → "<embed>"`."""
+    """Read the words of lora's pivotal tuning. The metadata marks their keys with "<embed>"."""
     named = [key for key in raw if source.metadata.get(key) == "<embed>"]
     return _read_named({key: raw[key] for key in named}, source)
 
 
 def _read_named(raw: Mapping[str, Any], source: Source) -> WordFile:
-    """Read `{placeholder: tensor}`: diffusers and this project."""
+    """Read `{placeholder: tensor}`, the form of diffusers and of this project."""
     words = {p: _vectors(value, p, source) for p, value in raw.items()}
     facts = dict(source.metadata)
-    # This project never writes a word of SDXL's second encoder alone.
+    # This project never writes only the second encoder's vectors of a word of SDXL.
     if HEADER_KEY in facts and any(v.shape[-1] == 1280 for v in words.values()):
         facts.setdefault("encoder_family", LDM_BERT)
     return WordFile(words, facts)
@@ -277,7 +281,7 @@ FORMS = (
     ),
     Form("a tensor for each text encoder", _has(*FIRST_KEYS, *SECOND_KEYS), _read_encoders),
     Form("nameless", _has(*NAMELESS_KEYS), _read_nameless),
-    # Before the forms that are known by parts of names: a word of ours may have any name.
+    # This row stands before those that look at parts of names: a word here may have any name.
     Form("ours", lambda _, facts: HEADER_KEY in facts, _read_named),
     Form(
         "lora pivotal tuning",
@@ -298,19 +302,19 @@ FORMS = (
     Form(
         "model",
         lambda keys, _: any(MODEL.match(key) for key in keys),
-        _refuse("holds a model's weights and no word; a model is given as --ckpt_path"),
+        _refuse("holds a model's weights and no word; give a model as --ckpt_path"),
     ),
     Form("diffusers", lambda *_: True, _read_named),
 )
 
 
 def _vectors(value: Any, placeholder: str, source: Source) -> Tensor:
-    """Return float32 [k, d] of a stored [d] or [k, d]."""
+    """Return a stored tensor [d] or [k, d] as float32 [k, d]."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise source.fail(f"is not an embedding file: {placeholder!r} is no float tensor")
+        raise source.fail(f"is not an embedding file: {placeholder!r} is not a float tensor")
     if value.ndim not in (1, 2) or not 0 < value.numel() <= LARGEST_WORD:
         raise source.fail(
-            f"is no embedding file: {placeholder!r} has shape {tuple(value.shape)}, expected "
+            f"is not an embedding file: {placeholder!r} has shape {tuple(value.shape)}, expected "
             "[vectors, width]"
         )
     vectors = value.detach().to(torch.float32).reshape(-1, value.shape[-1])
@@ -319,8 +323,7 @@ def _vectors(value: Any, placeholder: str, source: Source) -> Tensor:
     largest = vectors.abs().max().item()
     if largest > LARGEST_VALUE:
         raise source.fail(
-            f"is unusable: word {placeholder!r} has values up to {largest:.3g}, and no text "
-            f"encoder's vectors exceed {LARGEST_VALUE:g}; its training failed or the file is "
-            "damaged"
+            f"is unusable: word {placeholder!r} has values up to {largest:.3g}, above the limit of "
+            f"{LARGEST_VALUE:g}; its training failed or the file is damaged"
         )
     return vectors.clone()

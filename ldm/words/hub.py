@@ -1,4 +1,4 @@
-"""Find the word's file in a folder or in a repository of the Hugging Face Hub."""
+"""Find a word's file in a folder or in a repository of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ldm.hub import snapshot
 from ldm.util import UserError, read_text
 
 HUB_PREFIX = "hf:"
-# What a folder of a word may hold, the best first: a concept of the Hub, our runs.
+# Files of words in a folder, the preferred one first: of a concept of the Hub, then of a run.
 WORD_FILES = (
     "learned_embeds.safetensors",
     "learned_embeds.bin",
@@ -22,11 +22,11 @@ IDENTIFIER = "token_identifier.txt"
 
 
 def find_word(path: str | Path) -> tuple[Path, str | None]:
-    """Return a word's file, and the name that its folder gives it.
+    """Return a word's file, and the name that its folder gives it, or None.
 
-    `path` is a file; a folder, such as a concept of the Hub or a run's log folder; or a name of the
-    Hub, such as "sd-concepts-library/cat-toy" or "hf:NAME@REVISION". Raises UserError where there
-    is no such file, no word in the folder, or no such name.
+    `path` is a file, a folder or a Hub name. A folder is a concept of the Hub or a run's log
+    folder. A Hub name is like "sd-concepts-library/cat-toy" or "hf:NAME@REVISION". Raises UserError
+    if the file or the name does not exist, or the folder holds no word.
     """
     local = Path(path)
     if not local.exists():
@@ -37,7 +37,7 @@ def find_word(path: str | Path) -> tuple[Path, str | None]:
     if local.is_dir():
         return _in_folder(local, path)
     if not local.is_file():
-        raise UserError(f"embedding file {str(path)!r} is no regular file")
+        raise UserError(f"embedding file {str(path)!r} is not a regular file")
     return local, None
 
 
@@ -47,8 +47,8 @@ def _in_folder(folder: Path, asked: str | Path) -> tuple[Path, str | None]:
         single = [p for p in sorted(folder.iterdir()) if p.suffix in (".safetensors", ".pt")]
         if len(single) != 1:
             raise UserError(
-                f"folder {str(asked)!r} holds no {WORD_FILES[0]} or other word's file: give the "
-                "file itself"
+                f"folder {str(asked)!r} holds no {WORD_FILES[0]} and no other file of a word: give "
+                "the file itself"
             )
         found = single[0]
     identifier = folder / IDENTIFIER
@@ -59,10 +59,10 @@ def _in_folder(folder: Path, asked: str | Path) -> tuple[Path, str | None]:
 
 
 def _hub_name(text: str) -> tuple[str, str | None] | None:
-    """Split a name of the Hub into (owner/name, revision); None for a path.
+    """Split a Hub name into (owner/name, revision). Return None for a path.
 
-    Without the prefix "hf:", only a name that could be no file counts: one slash, no suffix of a
-    word's file, and no local folder of the owner's name.
+    A text without the prefix "hf:" is a Hub name only if it cannot be a file: it has one slash and
+    no suffix of a word's file, and no local folder has the owner's name.
     """
     name, _, revision = text.removeprefix(HUB_PREFIX).partition("@")
     valid = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith(".")
@@ -77,7 +77,7 @@ def _hub_name(text: str) -> tuple[str, str | None] | None:
 
 
 def _download(name: str, revision: str | None) -> Path:
-    """Return the local folder of a repository's word; the Hub's own cache keeps it."""
+    """Download the word of a repository into the Hub's cache. Return its local folder."""
 
     def choose(names: list[str]) -> list[str]:
         kept = ("learned_embeds", "embeddings.", IDENTIFIER)

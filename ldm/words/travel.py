@@ -1,4 +1,4 @@
-"""Write words in the forms that other tools read; docs/how-to/move-a-word.md has their table."""
+"""Write words in the forms that other tools read. docs/how-to/move-a-word.md lists the forms."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CARD_SIZE = 256
 
 @dataclass(frozen=True)
 class Word:
-    """One word on its way to another tool, with the metadata of its header.
+    """One word to write, with the metadata of its header.
 
     Its vectors are float32 [k, d] on the CPU; `second` [k, 1280] is for SDXL's second text encoder.
     """
@@ -42,11 +42,12 @@ class Word:
 
 
 def file_name(placeholder: str) -> str:
-    """Return the stem of a word's file, which every system can store and a prompt can contain.
+    """Return the stem of a word's file. Every system can store it and a prompt can contain it.
 
-    Letters, digits, "-" and "_" stay, at most 60; all other characters are left out. A placeholder
-    without letters and digits becomes "word-" and the Unicode names of its characters: "*" gives
-    "word-asterisk". A name that Windows keeps for a device gets "word-" in front.
+    The stem has the placeholder's letters, digits, "-" and "_", at most 60. All other characters
+    are left out. A placeholder without letters and digits becomes "word-" and the Unicode names of
+    its characters: "*" gives "word-asterisk". A name that Windows reserves for a device gets
+    "word-" in front.
     """
     normal = unicodedata.normalize("NFC", placeholder)
     stem = "".join(c for c in normal if c.isalnum() or c in "-_").strip("-")[:LONGEST_NAME]
@@ -57,9 +58,9 @@ def file_name(placeholder: str) -> str:
 
 
 def file_names(placeholders: list[str]) -> dict[str, str]:
-    """Return placeholder → stem; where two stems differ only in case, the later one gets a number.
+    """Return placeholder → stem. If two stems differ only in case, the later one gets a number.
 
-    A file system that ignores case would store the later word over the earlier one.
+    Without the number, a file system that ignores case would replace the first file by the second.
     """
     stems: dict[str, str] = {}
     for placeholder in placeholders:
@@ -70,10 +71,10 @@ def file_names(placeholders: list[str]) -> dict[str, str]:
 
 
 def write_for_tools(folder: Path, file: WordFile, form: str = "kohya") -> list[Path]:
-    """Write each word into a file of its own, `folder/STEM.SUFFIX`, and return the files.
+    """Write each word into its own file, `folder/STEM.SUFFIX`, and return the files.
 
-    `form` is one of `SINGLE`. Every tool tried reads "kohya": `emb_params` [k, d] in safetensors,
-    or `clip_l` and `clip_g` for SDXL.
+    `form` is a key of `SINGLE`. All tools of docs/how-to/move-a-word.md read "kohya": `emb_params`
+    [k, d] in safetensors, or `clip_l` and `clip_g` for SDXL.
     """
     paths = _in_folder(folder, file, form)
     for path, name in zip(paths, file.words, strict=True):
@@ -82,11 +83,15 @@ def write_for_tools(folder: Path, file: WordFile, form: str = "kohya") -> list[P
 
 
 def convert(path: Path, file: WordFile, form: str, token_ids: Mapping[str, int]) -> list[Path]:
-    """Write words in a form, "original", "safetensors" or one of `SINGLE`, and return the files.
+    """Write words in a form and return the files.
 
-    A folder, which is a path without suffix, gets one file for each word. The form "original" needs
-    each word's token id. Raises UserError for a form that does not fit the suffix, or cannot hold
-    these words.
+    Args:
+        path: a file; a path without suffix is a folder, which gets one file for each word.
+        file: the words.
+        form: a key of `SEVERAL` or `SINGLE`.
+        token_ids: placeholder → token id; the form "original" needs them.
+
+    Raises UserError if the form does not fit the suffix or cannot hold these words.
     """
     if form in SEVERAL:
         if path.suffix != SEVERAL[form]:
@@ -100,8 +105,8 @@ def convert(path: Path, file: WordFile, form: str, token_ids: Mapping[str, int])
         raise UserError(f"{str(path)!r} must end in {suffix} for --to {form}, or be a folder")
     if len(file.words) > 1:
         raise UserError(
-            f"a file of the form {form} holds one word, and these are {list(file.words)}: give a "
-            "folder as OUT, without suffix, for one file a word"
+            f"a file of the form {form} holds one word, but IN has {list(file.words)}: give a "
+            "folder as OUT, which is a name without suffix"
         )
     write(path, _word(file, next(iter(file.words))))
     return [path]
@@ -147,14 +152,14 @@ def _write_nameless(key: str) -> Callable[[Path, Word], None]:
 def _write_sdxl(path: Path, word: Word) -> None:
     if word.second is None:
         raise UserError(
-            f"word {word.name!r} has vectors for one text encoder; the form sdxl needs those of "
-            "both of SDXL's (clip_l, clip_g)"
+            f"word {word.name!r} has vectors for one text encoder; the form sdxl needs vectors for "
+            "both text encoders of SDXL (clip_l, clip_g)"
         )
     _write_safetensors(path, {"clip_l": word.vectors, "clip_g": word.second}, word)
 
 
 def _write_diffusers(path: Path, word: Word) -> None:
-    """Write `{placeholder: [k, d]}`; for SDXL, two files as diffusers' script does."""
+    """Write `{placeholder: [k, d]}`. A word of SDXL gets two files, as in diffusers' script."""
     if word.second is not None:
         if not path.name.startswith(FIRST_FILE) or path.name.startswith(SECOND_FILE):
             raise UserError(
@@ -167,11 +172,11 @@ def _write_diffusers(path: Path, word: Word) -> None:
 
 
 def _automatic(word: Word) -> dict[str, Any]:
-    """Return AUTOMATIC1111's plain dictionary. It and diffusers look for the key "*"."""
+    """Return AUTOMATIC1111's dictionary. AUTOMATIC1111 and diffusers look for the key "*"."""
     if word.second is not None:
         raise UserError(
-            f"word {word.name!r} is for SDXL, whose words AUTOMATIC1111 reads from .safetensors: "
-            "choose --to sdxl"
+            f"word {word.name!r} is for SDXL: AUTOMATIC1111 reads such words only from "
+            ".safetensors; choose --to sdxl"
         )
     step = word.facts.get("step", "")
     return {
@@ -187,13 +192,13 @@ def _automatic(word: Word) -> dict[str, Any]:
 
 def _write_automatic(path: Path, word: Word) -> None:
     content, buffer = _automatic(word), io.BytesIO()
-    # Readers of old torch versions know only the format without zip.
+    # Old versions of torch read only the format without zip.
     torch.save(content, buffer, _use_new_zipfile_serialization=False)
     write_whole(path, buffer.getvalue())
 
 
 def _write_card(path: Path, word: Word) -> None:
-    """Write a grey image that shows the stem, with the word in AUTOMATIC1111's text chunk."""
+    """Write a grey image that shows the file's stem. AUTOMATIC1111's text chunk holds the word."""
     text = json.dumps(_automatic(word), default=lambda tensor: {"TORCHTENSOR": tensor.tolist()})
     chunk = PngImagePlugin.PngInfo()
     chunk.add_text(CARD_CHUNK, base64.b64encode(text.encode()).decode())
@@ -207,7 +212,7 @@ def _write_card(path: Path, word: Word) -> None:
 
 # Forms that hold any number of words: form → suffix.
 SEVERAL = {"original": ".pt", "safetensors": ".safetensors"}
-# Forms of one word a file: form → (suffix, writer).
+# Forms that hold one word in a file: form → (suffix, writer).
 SINGLE: dict[str, tuple[str, Callable[[Path, Word], None]]] = {
     "diffusers": (".safetensors", _write_diffusers),
     "a1111": (".pt", _write_automatic),

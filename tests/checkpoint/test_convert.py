@@ -94,7 +94,7 @@ def test_half_precision_and_the_other_file_form(folder, family, tmp_path):
 
 def test_what_exists_is_not_overwritten(folder, tmp_path):
     (tmp_path / "there.ckpt").touch()
-    with pytest.raises(UserError, match="exists: name another"):
+    with pytest.raises(UserError, match="exists: give another name"):
         main([str(folder), str(tmp_path / "there.ckpt")])
 
 

@@ -49,7 +49,7 @@ def tune(model: Any) -> Any:
 
 
 @pytest.mark.parametrize(("half", "bound"), [(True, 2e-6), (False, 1e-7)])
-def test_base_and_difference_are_the_tuned_model(
+def test_base_and_weight_delta_are_the_tuned_model(
     base: Any, checkpoint: Path, tmp_path: Path, half: bool, bound: float
 ) -> None:
     tuned, path = tune(base), tmp_path / "d.safetensors"

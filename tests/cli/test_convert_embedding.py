@@ -90,7 +90,7 @@ def test_the_user_says_for_which_encoder_a_bare_tensor_is(tmp_path, width, encod
     check_encoder(read_words(out), encoder, width, out)
     for other, wide in {"clip": 768, "openclip-h": 1024}.items():
         if wide != width:
-            with pytest.raises(UserError, match=f"^--encoder {other}: .* have width {width}, for "):
+            with pytest.raises(UserError, match=f"^--encoder {other}: .* have width {width}, "):
                 main([str(path), str(tmp_path / "no.safetensors"), "--encoder", other])
 
 
@@ -129,7 +129,7 @@ def test_inspect(source, capsys):
         (["in.pt", "in.pt"], "exists: give another OUT"),
         (["in.pt", "out.pt", "--to", "png"], r"must end in \.png"),
         (["in.pt", "o.safetensors", "--to", "sdxl"], "vectors for one text encoder"),
-        (["in.pt", "o.safetensors", "--encoder", "ldm-bert"], "is for clip, as it says"),
+        (["in.pt", "o.safetensors", "--encoder", "ldm-bert"], "states that it is for clip"),
         (["in.pt", "o.safetensors", "--placeholder", "a b"], "cannot be the name of a word"),
         (["two.safetensors", "o.png", "--placeholder", "a"], "names one word"),
         (["two.safetensors", "o.png"], "give a folder as OUT"),

@@ -55,7 +55,7 @@ def test_the_vocabulary_is_verified_and_kept(web, tmp_path):
     assert "does not have the MD5" in result.stderr
 
 
-def test_an_interrupted_download_goes_on(web, tmp_path):
+def test_an_interrupted_download_continues(web, tmp_path):
     settings = vocabulary(web)
     part = tmp_path / "project/models/ldm/text2img-large/bert-base-uncased/vocab.txt.part"
     part.parent.mkdir(parents=True)

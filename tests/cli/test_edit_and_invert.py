@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def files(tmp_path, untrained_miniature):
     rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "picture.png")
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "image.png")
     mask = Image.new("L", (64, 64))
     mask.paste(255, (16, 16, 48, 48))
     mask.save(tmp_path / "mask.png")
@@ -35,7 +35,7 @@ def files(tmp_path, untrained_miniature):
     }
 
 
-def options(files, image="picture.png", **more):
+def options(files, image="image.png", **more):
     """The words of a command line; None leaves an option out."""
     given = {
         "image": files["folder"] / image,
@@ -72,7 +72,7 @@ def test_the_command_leaves_the_background_as_it_was(files):
     out = files["folder"] / "out"
     first, second = sorted(out.glob("0*.png"))
     assert {p.name.split("_")[1] for p in (first, second)} == {"42.png", "43.png"}
-    original = np.asarray(Image.open(files["folder"] / "picture.png"))
+    original = np.asarray(Image.open(files["folder"] / "image.png"))
     outside = np.asarray(Image.open(files["folder"] / "mask.png")) == 0
     for path in (first, second):
         edited = np.asarray(Image.open(path))
@@ -99,7 +99,7 @@ def test_inversion_writes_noise_the_image_and_the_edits(files, caplog):
     noise = read_noise(out / "noise.safetensors")
     assert noise.noise.shape == (1, 16, 8, 8)
     assert (noise.prompt, noise.steps) == ("a photo of *", 3)
-    assert (noise.facts or {})["image"] == "picture.png"
+    assert (noise.facts or {})["image"] == "image.png"
     assert "dB against the autoencoder's own" in caplog.text
     again = {"noise": out / "noise.safetensors", "prompt": None, "outdir": files["folder"] / "2"}
     assert invert.main(options(files, edit=["a * at night"], scales=[5], **again)) == 0
@@ -108,7 +108,7 @@ def test_inversion_writes_noise_the_image_and_the_edits(files, caplog):
     assert abs(difference).max() <= 1
     with pytest.raises(UserError, match=r"noise\.safetensors exists: give another --outdir"):
         invert.main(line)
-    with pytest.raises(UserError, match=r"is of another image, picture\.png"):
+    with pytest.raises(UserError, match=r"is of another image, image\.png"):
         invert.main(options(files, "mask.png", edit=["a *"], **again))
 
 

@@ -28,7 +28,7 @@ def test_the_shipped_configuration_is_that_of_the_training(
     export: ModuleType, start: str | None
 ) -> None:
     config = OmegaConf.load(ROOT / "configs" / "miniature" / "diffusion.yaml")
-    if start:  # a run that went on from other weights must not ask for them when it is drawn from
+    if start:  # the model of a run that started from other weights must not ask for them
         config.model.params.ckpt_path = start
     shipped = OmegaConf.load(ROOT / "models" / "miniature" / "config.yaml")
     made = export.inference_config(config)

@@ -1,4 +1,4 @@
-"""merge_embeddings.py: no word is lost or overwritten, and the result can be drawn with."""
+"""merge_embeddings.py: no word is lost or overwritten, and the result works in a prompt."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_file_of_several_words_is_split(tmp_path, make):
     merge(both, "--split", "--output_path", out, "--force")
 
 
-def test_the_merged_file_draws(tiny, tmp_path):
+def test_the_merged_file_generates(tiny, tmp_path):
     out = tmp_path / "both.pt"
     vocabulary = tiny.folder / "tokenizer"
     merge(

@@ -32,7 +32,7 @@ def command(script, *arguments, cwd):
     )  # fmt: skip
 
 
-def draw(tiny, out, *arguments, defaults=LATENT_DIFFUSION, steps=2):
+def run(tiny, out, *arguments, defaults=LATENT_DIFFUSION, steps=2):
     fixed = ["--ckpt_path", tiny.checkpoint, "--outdir", out, "--ddim_steps", steps]
     return main(defaults, [str(a) for a in (*fixed, "--device", "cpu", *arguments)])
 
@@ -41,7 +41,7 @@ def pngs(folder):
     return sorted(str(p.relative_to(folder)) for p in Path(folder).rglob("*") if p.is_file())
 
 
-def test_a_word_is_drawn_from_the_command_line(tiny, tmp_path):
+def test_the_command_line_generates_with_a_word(tiny, tmp_path):
     result = command(
         "txt2img.py", "--ckpt_path", tiny.folder, "--prompt", "a photo of * on the beach",
         "--embedding_path", tiny.word, "--ddim_steps", 2, "--n_samples", 2, "--n_iter", 2,
@@ -87,7 +87,7 @@ def test_an_error_is_one_line_and_a_status(tmp_path, script):
 
 def test_nothing_is_overwritten_and_seeds_repeat(tiny, tmp_path):
     for _ in range(2):
-        draw(tiny, tmp_path, "--prompt", "a cat/../dog", "--n_samples", 1)
+        run(tiny, tmp_path, "--prompt", "a cat/../dog", "--n_samples", 1)
     assert pngs(tmp_path) == [
         "a-cat-dog-1.png", "a-cat-dog.png",
         "samples/a-cat-dog_42-1.png", "samples/a-cat-dog_42.png",
@@ -100,12 +100,12 @@ def test_files_of_prompts_and_fixed_seeds(tiny, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\ufeffa cat\r\n # a note\n  \n a dog \n", encoding="utf-8")
     out = tmp_path / "out"
-    draw(tiny, out, "--from-file", prompts, "--n_samples", 1, "--fixed_code", "--skip_grid")
+    run(tiny, out, "--from-file", prompts, "--n_samples", 1, "--fixed_code", "--skip_grid")
     assert pngs(out) == ["samples/a-cat_42.png", "samples/a-dog_42.png"]
 
 
 def test_sizes_grids_and_plms(tiny, tmp_path):
-    draw(
+    run(
         tiny, tmp_path, "--prompt", "a cat", "--H", 24, "--W", 32, "--plms", "--n_samples", 3,
         "--n_rows", 2, "--skip_save", "--C", 4, "--f", 2, "--seed", 7,
     )  # fmt: skip
@@ -118,15 +118,15 @@ def test_sizes_grids_and_plms(tiny, tmp_path):
 
 def test_two_words_of_one_name_compose_under_two(tiny, tmp_path):
     files = ["--embedding_path", tiny.word, f"@={tiny.other_word}"]
-    draw(tiny, tmp_path, *files, "--prompt", "a * on @", "--n_samples", 1, "--skip_grid")
+    run(tiny, tmp_path, *files, "--prompt", "a * on @", "--n_samples", 1, "--skip_grid")
     with pytest.raises(UserError, match="loaded already"):
-        draw(tiny, tmp_path, "--embedding_path", tiny.word, "--embedding_path", tiny.other_word,
+        run(tiny, tmp_path, "--embedding_path", tiny.word, "--embedding_path", tiny.other_word,
              "--prompt", "a *")  # fmt: skip
 
 
 def test_the_prompt_is_repeatable(tiny, tmp_path):
     two = ["--prompt", "a cat", "--prompt", "a dog", "--n_samples", 1, "--skip_grid"]
-    draw(tiny, tmp_path, *two, "--sampler", "dpmpp_2m", "--karras")
+    run(tiny, tmp_path, *two, "--sampler", "dpmpp_2m", "--karras")
     assert pngs(tmp_path) == ["samples/a-cat_42.png", "samples/a-dog_43.png"]
     settings = read_settings(tmp_path / "samples/a-dog_43.png")
     assert Sampling.from_metadata(settings) == Sampling(
@@ -135,12 +135,12 @@ def test_the_prompt_is_repeatable(tiny, tmp_path):
 
 
 def test_a_word_that_no_prompt_names_is_told(tiny, tmp_path, caplog):
-    draw(tiny, tmp_path, "--prompt", "a cat", "--embedding_path", tiny.word, "--n_samples", 1)
+    run(tiny, tmp_path, "--prompt", "a cat", "--embedding_path", tiny.word, "--n_samples", 1)
     assert "no prompt names the loaded word *: no effect" in caplog.text
 
 
 def test_the_end_of_a_prompt_that_is_cut_off_is_told_once(tiny, tmp_path, caplog):
-    draw(tiny, tmp_path, "--prompt", "a cat " * 6 + "on the night of the moon", "--n_samples", 1)
+    run(tiny, tmp_path, "--prompt", "a cat " * 6 + "on the night of the moon", "--n_samples", 1)
     (record,) = [r for r in caplog.records if r.levelname == "WARNING"]
     assert "has 18 tokens" in record.message
     assert record.message.endswith("of the moon'")
@@ -201,13 +201,13 @@ def test_mistakes_are_one_line_and_leave_no_files(tiny, tmp_path, arguments, mes
 def test_a_gpu_that_is_not_there_is_an_error(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="no usable CUDA GPU"):
-        draw(tiny, tmp_path, "--prompt", "a", "--device", "cuda")
+        run(tiny, tmp_path, "--prompt", "a", "--device", "cuda")
 
 
 def test_a_prompt_that_is_too_long_for_its_word_is_an_error(tiny, tmp_path):
     prompt = "a photo of " + "the red cat on " * 5 + "*"
     with pytest.raises(UserError, match="cut off"):
-        draw(tiny, tmp_path, "--prompt", prompt, "--embedding_path", tiny.word)
+        run(tiny, tmp_path, "--prompt", prompt, "--embedding_path", tiny.word)
 
 
 def test_a_placeholder_that_tokenises_to_something_else_is_an_error(tiny, tmp_path, monkeypatch):
@@ -217,16 +217,16 @@ def test_a_placeholder_that_tokenises_to_something_else_is_an_error(tiny, tmp_pa
         TextEncoder, "word_ids", lambda self, text: [1] if "*," in text else whole(self, text)
     )
     with pytest.raises(UserError, match="after tokenizing"):
-        draw(tiny, tmp_path, "--prompt", "a *, on", "--embedding_path", tiny.word)
+        run(tiny, tmp_path, "--prompt", "a *, on", "--embedding_path", tiny.word)
 
 
 def test_prompt_files_that_are_empty_or_binary_are_refused(tiny, tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(UserError, match="no prompts in it"):
-        draw(tiny, tmp_path, "--from-file", tmp_path / "empty.txt")
+        run(tiny, tmp_path, "--from-file", tmp_path / "empty.txt")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\xd8")
     with pytest.raises(UserError, match="not UTF-8 text"):
-        draw(tiny, tmp_path, "--from-file", tmp_path / "binary.txt")
+        run(tiny, tmp_path, "--from-file", tmp_path / "binary.txt")
 
 
 def test_output_folders_are_checked_before_the_model_is_read(tmp_path):
@@ -266,7 +266,7 @@ def test_the_two_commands_have_the_originals_defaults():
     assert (stable.seed, stable.precision, stable.n_rows) == (42, "autocast", 0)
 
 
-def test_a_tuned_model_is_drawn_from_its_difference(tiny, tmp_path):
+def test_a_tuned_model_generates_from_its_weight_delta(tiny, tmp_path):
     from ldm.checkpoint.loading import load_model
     from ldm.checkpoint.weight_delta import save_weight_delta
 
@@ -277,13 +277,13 @@ def test_a_tuned_model_is_drawn_from_its_difference(tiny, tmp_path):
     path = tmp_path / "difference.safetensors"
     save_weight_delta(tuned, path, tiny.checkpoint)
     one = ("--prompt", "a red cat", "--n_samples", 1, "--skip_grid")
-    draw(tiny, tmp_path / "base", *one)
-    draw(tiny, tmp_path / "tuned", *one, "--difference", path)
+    run(tiny, tmp_path / "base", *one)
+    run(tiny, tmp_path / "tuned", *one, "--difference", path)
     files = [tmp_path / name / "samples" / "a-red-cat_42.png" for name in ("base", "tuned")]
     before, after = (np.asarray(Image.open(file), dtype=int) for file in files)
     assert np.abs(before - after).max() > 10
     assert read_settings(files[1])["weight_delta"] == str(path)
     # The same weights in another file are another base: the hash decides.
     with pytest.raises(UserError, match=r"a weight delta of the base model model\.safetensors"):
-        draw(tiny, tmp_path / "no", *one, "--ckpt", tiny.ckpt, "--difference", path)
+        run(tiny, tmp_path / "no", *one, "--ckpt", tiny.ckpt, "--difference", path)
     assert not (tmp_path / "no").exists()

@@ -90,14 +90,14 @@ class TestListing:
         (folder / "link.png").symlink_to(folder / "a.png")
         with caplog.at_level(logging.INFO):
             assert len(PersonalizedBase(folder).paths) == 4
-        assert "4 that are no regular files (fifo.png, gone.png, socket.jpg, zero.png)" in (
+        assert "4 that are not regular files (fifo.png, gone.png, socket.jpg, zero.png)" in (
             caplog.text
         )
         own.close()
 
     def test_a_file_that_is_no_regular_one_is_refused_where_it_is_named(self, tmp_path):
         os.mkfifo(tmp_path / "fifo.png")
-        with pytest.raises(UserError, match=r"fifo.png' is no regular file"):
+        with pytest.raises(UserError, match=r"fifo.png' is not a regular file"):
             open_rgb(tmp_path / "fifo.png")
 
     def test_a_file_that_vanishes_meanwhile_is_one_line(self, folder, monkeypatch):

@@ -191,7 +191,7 @@ def test_a_masked_region_is_cut_out_and_the_rest_is_grey(original):
         ((5000, 100), 64, 16, (64, 16)),
     ],
 )
-def test_the_size_that_an_image_is_drawn_at(size, side, multiple, want):
+def test_the_size_at_which_an_image_is_generated(size, side, multiple, want):
     assert fitting_size(size, side, multiple) == want
 
 
@@ -242,7 +242,7 @@ def test_psnr_is_that_of_a_known_error():
     assert psnr(grey, Image.new("RGB", (4, 4), (110, 110, 110))) == pytest.approx(28.13, abs=0.01)
 
 
-def test_the_shipped_miniature_draws_an_image_again_from_its_noise():
+def test_the_shipped_miniature_generates_an_image_again_from_its_noise():
     """At a tenth of the paper's steps; refinements then make up for the long steps."""
     folder = ROOT / "models/miniature"
     model = load_model(folder / "config.yaml", folder / "model.safetensors")
@@ -262,7 +262,7 @@ def test_the_shipped_miniature_draws_an_image_again_from_its_noise():
     assert levels[0] > 20
 
 
-def test_prompts_are_drawn_side_by_side_from_one_noise(model, original):
+def test_prompts_share_one_noise(model, original):
     noise = invert_image(model, original, "a star", Sampling(steps=4, scale=1.0))
     both = regenerate(model, noise, ["a star", "a red mug"], 3.0)
     alone = regenerate(model, noise, ["a red mug"], 3.0)

@@ -68,7 +68,7 @@ def dino_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pictures(count: int = 5) -> list[Image.Image]:
+def some_images(count: int = 5) -> list[Image.Image]:
     """Pictures of several sizes and shapes."""
     rng = np.random.default_rng(0)
     sizes = [(256, 256), (64, 64), (300, 200), (97, 130), (224, 224)]
@@ -104,8 +104,8 @@ def by_transformers(folder: Path, images: list[Image.Image], texts: list[str]):
 def test_features_equal_transformers_alone(clip_folder: Path) -> None:
     extractor = ClipExtractor.load(clip_folder)
     texts = ["a cat", "a photo of a cat on the moon", "", "cat " * 100]
-    images, words = by_transformers(clip_folder, pictures(), texts)
-    torch.testing.assert_close(extractor.image_features(pictures()), images, atol=1e-6, rtol=0)
+    images, words = by_transformers(clip_folder, some_images(), texts)
+    torch.testing.assert_close(extractor.image_features(some_images()), images, atol=1e-6, rtol=0)
     torch.testing.assert_close(extractor.text_features(texts), words, atol=1e-6, rtol=0)
 
 
@@ -120,7 +120,7 @@ def by_pil(image: Image.Image, size: tuple[int, int], mean: list[float], std: li
 def test_pixels_are_pils(clip_folder: Path) -> None:
     extractor = ClipExtractor.load(clip_folder)
     side = extractor.model.config.vision_config.image_size
-    square = [image for image in pictures() if image.width == image.height]
+    square = [image for image in some_images() if image.width == image.height]
     expected = [by_pil(i, (side, side), OPENAI_CLIP_MEAN, OPENAI_CLIP_STD) for i in square]
     assert torch.equal(extractor.pixels(square), torch.stack(expected))
 
@@ -135,10 +135,10 @@ def test_the_folder_says_how_images_are_prepared(tmp_path: Path, clip_folder: Pa
         "size": {"height": side, "width": side}, "image_mean": mean, "image_std": std,
     }  # fmt: skip
     (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(own))
-    expected = [by_pil(image, (side, side), mean, std) for image in pictures()]
-    found = ClipExtractor.load(tmp_path / "clip").pixels(pictures())
+    expected = [by_pil(image, (side, side), mean, std) for image in some_images()]
+    found = ClipExtractor.load(tmp_path / "clip").pixels(some_images())
     assert torch.equal(found, torch.stack(expected))
-    grey = pictures()[0].convert("L")
+    grey = some_images()[0].convert("L")
     assert torch.equal(
         ClipExtractor.load(tmp_path / "clip").pixels([grey]),
         by_pil(grey.convert("RGB"), (side, side), mean, std)[None],
@@ -171,14 +171,14 @@ def _without_types(tokens: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def test_scores_equal_transformers_alone(clip_folder: Path) -> None:
     """Every score of an evaluation, against sums written out over transformers' own embeddings."""
-    drawn = pictures(4 * 3)
-    training = pictures(3)
+    generated = some_images(4 * 3)
+    training = some_images(3)
     found = evaluate(
-        lambda prompts, each: drawn[: len(prompts) * each], ClipExtractor.load(clip_folder),
+        lambda prompts, each: generated[: len(prompts) * each], ClipExtractor.load(clip_folder),
         training, PROMPTS[:2], image_prompt=PROMPTS[2], images=4,
     )  # fmt: skip
     texts = [without_placeholders(prompt, ["*"]) for prompt in PROMPTS[:2]]
-    images, words = by_transformers(clip_folder, drawn + training, texts)
+    images, words = by_transformers(clip_folder, generated + training, texts)
     own, given = images[:4], images[12:]
     pairs = [float(a @ b) for a in own for b in given]
     assert found.image.value == pytest.approx(sum(pairs) / 12, abs=1e-5)
@@ -193,7 +193,7 @@ def test_scores_equal_transformers_alone(clip_folder: Path) -> None:
 
 def test_more_images_than_a_batch_keep_their_order(clip_folder: Path) -> None:
     extractor = ClipExtractor.load(clip_folder)
-    many = pictures(37)
+    many = some_images(37)
     alone = torch.cat([extractor.image_features([image]) for image in many[-5:]])
     torch.testing.assert_close(extractor.image_features(many)[-5:], alone, atol=1e-6, rtol=0)
 
@@ -208,12 +208,12 @@ def test_dino_features_equal_transformers_alone(dino_folder: Path) -> None:
     )  # fmt: skip
     model = ViTModel.from_pretrained(dino_folder, add_pooling_layer=False).eval()
     with torch.no_grad():
-        pixels = [processor(images=image, return_tensors="pt") for image in pictures()]
+        pixels = [processor(images=image, return_tensors="pt") for image in some_images()]
         tokens = torch.cat([model(**p).last_hidden_state[:, 0] for p in pixels])
     expected = torch.nn.functional.normalize(tokens, dim=-1)
     extractor = find_dino(dino_folder)
     assert isinstance(extractor, DinoExtractor)
-    torch.testing.assert_close(extractor.image_features(pictures()), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(extractor.image_features(some_images()), expected, atol=1e-6, rtol=0)
 
 
 def test_the_folder_decides_the_extractor(clip_folder: Path, untrained_miniature: Path) -> None:

@@ -78,7 +78,7 @@ def test_scores_are_those_of_the_definitions() -> None:
     assert found.text.low < found.text.value < found.text.high
 
 
-def test_every_prompt_is_drawn_once_and_in_one_call() -> None:
+def test_every_prompt_is_generated_once_and_in_one_call() -> None:
     source = Painter()
     evaluate(source, ColourExtractor(), TRAINING, ["A photo of *", "Felt *", "Felt *"], images=2)
     assert source.calls == [(["A photo of *", "Felt *"], 2)]

@@ -70,7 +70,7 @@ def test_image_i_has_seed_i(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [image.seed for image in kept] == list(range(5, 13))
 
 
-def test_it_draws_what_generate_draws(untrained_miniature) -> None:
+def test_it_gives_the_images_of_generate(untrained_miniature) -> None:
     from ldm.inference import generate, load_model
 
     model = load_model(
@@ -107,7 +107,7 @@ def test_prompts_alone_lose_the_word(monkeypatch: pytest.MonkeyPatch) -> None:
     assert recorder.texts == ["A photo of on the moon"] * 2
 
 
-def test_training_images_stand_for_drawn_ones() -> None:
+def test_training_images_stand_for_generated_ones() -> None:
     training = [Image.new("L", (1, 1), i) for i in range(3)]
     assert colours(from_images(training)(["a", "b"], 4)) == [0, 1, 2, 0, 0, 1, 2, 0]
     with pytest.raises(ValueError, match="at least one image"):

@@ -47,10 +47,10 @@ def test_features_are_unit_vectors_in_float32(folder: Path) -> None:
         torch.testing.assert_close(features.norm(dim=-1), torch.ones(len(features)))
 
 
-def test_pictures_and_tensors_give_the_same_features(folder: Path) -> None:
+def test_images_and_tensors_give_the_same_features(folder: Path) -> None:
     scorer = MiniatureClip.load(folder)
-    picture = render(Spec("star", "red"), 64)
-    image = Image.fromarray(((picture + 1) * 127.5).round().astype(np.uint8)).resize((16, 16))
+    pixels = render(Spec("star", "red"), 64)
+    image = Image.fromarray(((pixels + 1) * 127.5).round().astype(np.uint8)).resize((16, 16))
     torch.testing.assert_close(
         scorer.image_features([image]), scorer.image_features(from_pil(image)[None])
     )
@@ -66,13 +66,13 @@ def test_padding_does_not_change_a_text(folder: Path) -> None:
     torch.testing.assert_close(alone, padded)
 
 
-def test_classify_picks_the_prompt_nearest_to_the_picture(folder: Path) -> None:
+def test_classify_picks_the_prompt_nearest_to_the_image(folder: Path) -> None:
     scorer = MiniatureClip.load(folder)
     features = scorer.text_features(list(PROMPTS["scene"].values()))
     assert scorer.classify(features, "scene") == list(PROMPTS["scene"])
-    pictures = torch.rand(2, 3, 16, 16)
-    by_features = scorer.classify(scorer.image_features(pictures), "shape")
-    assert scorer.classify(pictures, "shape") == by_features
+    pixels = torch.rand(2, 3, 16, 16)
+    by_features = scorer.classify(scorer.image_features(pixels), "shape")
+    assert scorer.classify(pixels, "shape") == by_features
     with pytest.raises(ValueError, match=r"attribute must be one of shape, .*, got 'mood'"):
         scorer.classify(features, "mood")
 
@@ -109,11 +109,11 @@ def test_the_clip_that_chooses_and_the_clip_that_reports_share_no_image_and_no_s
 @pytest.mark.skipif(
     not (MODELS / "scorer" / "model.safetensors").is_file(), reason="the scorer is not trained"
 )
-def test_the_shipped_scorer_recognises_unseen_pictures() -> None:
+def test_the_shipped_scorer_recognises_unseen_images() -> None:
     scorer = MiniatureClip.load(MODELS / "scorer")
     specs = [sample_spec(123, 2**41 + i) for i in range(96)]
-    pictures = np.stack([render(spec, 64) for spec in specs])
-    features = scorer.image_features(torch.from_numpy(pictures).permute(0, 3, 1, 2))
+    pixels = np.stack([render(spec, 64) for spec in specs])
+    features = scorer.image_features(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     for attribute, at_least in (("shape", 0.9), ("scene", 0.9)):
         found = scorer.classify(features, attribute)
         right = [a == getattr(spec, attribute) for a, spec in zip(found, specs, strict=True)]

@@ -101,7 +101,7 @@ def test_psnr_is_that_of_the_error_put_in() -> None:
     np.testing.assert_array_equal(np.asarray(shown[0]), np.asarray(original))
 
 
-def test_unseen_pictures_are_not_training_pictures() -> None:
+def test_unseen_images_are_not_training_images() -> None:
     assert not set(unseen_specs(50)) & {sample_spec(0, i) for i in range(500)}
 
 
@@ -192,7 +192,7 @@ def test_a_word_that_forgets_the_scene_is_found_out() -> None:
     assert (score.scene, score.concept, score.both) == (0.5, 1, 0.5)
 
 
-def test_styles_are_asked_for_and_judged_as_styles() -> None:
+def test_styles_are_asked_for_and_scored_as_styles() -> None:
     sepia = concept(kind="style", attributes={"medium": "sepia"})
     assert sepia.prompt("*") == "a painting in the style of *"
     assert sepia.scene_prompt("*", "sunset") == "a red star at sunset in the style of *"
@@ -228,7 +228,7 @@ def test_the_command_measures_each_part_and_writes_the_card(tmp_path: Path) -> N
     assert "| teal-star |" in card
 
 
-def test_the_shipped_concepts_are_read_with_their_pictures() -> None:
+def test_the_shipped_concepts_are_read_with_their_images() -> None:
     concepts = load_concepts(CONCEPTS)
     assert len(concepts) >= 8
     assert sum(not c.is_style for c in concepts) >= 6

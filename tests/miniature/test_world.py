@@ -53,7 +53,7 @@ def test_the_world_is_as_rich_as_promised() -> None:
 
 @pytest.mark.parametrize("medium", [*MEDIA, *EXTRA_MEDIA])
 @pytest.mark.parametrize("shape", sorted(ALL_SHAPES))
-def test_every_picture_is_finite_in_range_and_shows_something(shape: str, medium: str) -> None:
+def test_every_image_is_finite_in_range_and_shows_something(shape: str, medium: str) -> None:
     for i, texture in enumerate(TEXTURES):
         scene = list(SCENES)[(i + len(shape)) % len(SCENES)]
         spec = Spec(shape, "red", **texture_args(texture), scene=scene, medium=medium)
@@ -66,7 +66,7 @@ def test_every_picture_is_finite_in_range_and_shows_something(shape: str, medium
 
 
 @pytest.mark.parametrize("size", [32, 50, 96])
-def test_any_resolution_shows_the_same_picture(size: int) -> None:
+def test_any_resolution_shows_the_same_image(size: int) -> None:
     spec = sample_spec(0, 3)
     spec = replace(spec, medium="photo")
     image, large = render(spec, size), render(spec, size * 4)
@@ -139,7 +139,7 @@ def test_a_world_is_the_same_every_time_and_in_any_order() -> None:
     assert world[3]["caption"] != MiniatureWorld(length=20, seed=6)[3]["caption"]
 
 
-def test_each_pass_shows_every_picture_once_in_an_order_of_its_own() -> None:
+def test_each_pass_shows_every_image_once_in_its_own_order() -> None:
     world = MiniatureWorld(length=30)
     passes = [[world.image_of(30 * epoch + i) for i in range(30)] for epoch in range(2)]
     assert [sorted(order) for order in passes] == [list(world.image_ids())] * 2
@@ -154,10 +154,10 @@ def test_captions_change_from_pass_to_pass() -> None:
     assert len({world.describe(sample)["caption"] for sample in range(20)}) > 5
 
 
-def test_without_pictures_nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_images_nothing_is_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
     world = MiniatureWorld(length=4)
     expected = {k: v for k, v in world[1].items() if k != "image"}
-    monkeypatch.setattr("ldm.miniature.world.render", lambda *_: pytest.fail("drew an image"))
+    monkeypatch.setattr("ldm.miniature.world.render", lambda *_: pytest.fail("rendered an image"))
     assert world.describe(1) == expected
 
 
@@ -173,7 +173,7 @@ def test_splits_share_no_index_and_windows_slide() -> None:
     assert MiniatureWorld(length=5, first_index=10).spec(0) == train.spec(10)
 
 
-def test_nothing_held_out_is_ever_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_held_out_is_ever_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(held_out(sample_spec(0, index)) for index in range(3000))
     # Hold out something common: rejection must take effect for it too.
     common = sample_spec(0, 0).look

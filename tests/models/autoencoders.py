@@ -36,12 +36,12 @@ def images(count=4):
 def batches(count=2, size=2):
     """Complete batches, as the loader gives them."""
     x = images(count * size).permute(0, 2, 3, 1)
-    draws = build().batch_noise()
+    noise = build().batch_noise()
     parts = [
         {"image": x[i * size :][:size], "sample": torch.arange(i * size, (i + 1) * size)}
         for i in range(count)
     ]
-    return [part | draws(part) for part in parts]
+    return [part | noise(part) for part in parts]
 
 
 def fit(model, data, **options):

@@ -11,9 +11,9 @@ MOMENTS = torch.zeros(1, 2, 1, 1)
 
 
 def timesteps(samples: range, strata: int, seed: int = 3, power: float = 1.0) -> torch.Tensor:
-    draws = BatchNoise(seed, 1, 1, "image", 1000, power, strata)
+    noise = BatchNoise(seed, 1, 1, "image", 1000, power, strata)
     batch = {"sample": torch.tensor(samples), "moments": MOMENTS.expand(len(samples), 2, 1, 1)}
-    return draws(batch)["timestep"]
+    return noise(batch)["timestep"]
 
 
 @pytest.mark.parametrize("strata", [2, 8])
@@ -39,7 +39,7 @@ def test_a_timestep_depends_on_seed_and_sample_alone() -> None:
     assert not torch.equal(whole, timesteps(range(16), 8, seed=4))
 
 
-def test_one_stratum_draws_as_ever() -> None:
+def test_one_stratum_gives_the_same_timesteps_as_none() -> None:
     assert torch.equal(
         timesteps(range(64), 1), BatchNoise(3, 1, 1, "image", 1000)(_batch(64))["timestep"]
     )

@@ -1,4 +1,4 @@
-"""The loss, its draws, what is frozen, what is kept: `LatentDiffusion` at tiny sizes."""
+"""The loss, its random numbers, what is frozen, what is kept: `LatentDiffusion` at tiny sizes."""
 
 from contextlib import nullcontext
 
@@ -184,10 +184,10 @@ def test_the_originals_scripts_get_latents_and_conditions(model):
 @pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
 @pytest.mark.parametrize("numbered", [True, False])
 def test_the_density_of_the_timesteps(power, numbered):
-    """P(t < x·T) = x^power, whether drawn by sample number or from torch."""
+    """P(t < x·T) = x^power, by sample number or from torch."""
     if numbered:
-        draws = BatchNoise(23, 1, 1, "image", 1000, power)
-        t = draws({"sample": torch.arange(4000), "image": torch.zeros(4000, 1, 1, 1)})["timestep"]
+        noise = BatchNoise(23, 1, 1, "image", 1000, power)
+        t = noise({"sample": torch.arange(4000), "image": torch.zeros(4000, 1, 1, 1)})["timestep"]
     else:
         u = torch.rand(4000, generator=torch.Generator().manual_seed(0))
         t = timesteps_of(u, 1000, power)
@@ -199,7 +199,7 @@ def test_the_density_of_the_timesteps(power, numbered):
     assert len(t.unique()) > 500
 
 
-def test_batches_without_sample_numbers_draw_from_torch(model):
+def test_batches_without_sample_numbers_use_the_generator_of_torch(model):
     data = {k: v for k, v in batch(2).items() if k != "sample"}
     torch.manual_seed(3)
     first = model.training_step(data, 0)
@@ -312,7 +312,7 @@ def test_a_checkpoint_of_a_run_holds_what_is_trained(tmp_path, model):
     assert not full.strict_loading
 
 
-def test_regularisation_pulls_the_word_to_its_first_word(tmp_path):
+def test_regularization_pulls_the_word_to_its_initializer_word(tmp_path):
     model = text_model(tmp_path, personalization_config=WORDS, embedding_reg_weight=0.3)
     x, noise, t = latents()
     with torch.no_grad():
@@ -460,9 +460,9 @@ def test_hybrid_conditions():
         conditioning_key="hybrid",
     )
     x, _, t = latents(2)
-    picture, text = torch.randn(2, 2, 8, 8), torch.randn(2, 3, 16)
-    cond = {"c_concat": [picture], "c_crossattn": [text[:, :1], text[:, 1:]]}
-    expected = model.model.diffusion_model(torch.cat([x, picture], 1), t, text)
+    image, text = torch.randn(2, 2, 8, 8), torch.randn(2, 3, 16)
+    cond = {"c_concat": [image], "c_crossattn": [text[:, :1], text[:, 1:]]}
+    expected = model.model.diffusion_model(torch.cat([x, image], 1), t, text)
     assert_close(model.apply_model(x, t, cond), expected)
 
 

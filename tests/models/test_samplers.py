@@ -146,7 +146,7 @@ def test_ddim_equals_diffusers(eta, steps, noise):
         x = scheduler.step(eps, t, x, eta=eta, variance_noise=added[i]).prev_sample
     got, _ = DDIMSampler(model).sample(
         S=steps, batch_size=2, shape=SHAPE, conditioning=cond, eta=eta, x_T=noise, verbose=False,
-        noise_source=lambda draw, shape: added[(draw - 1) // 2],
+        noise_source=lambda number, shape: added[(number - 1) // 2],
     )  # fmt: skip
     assert make_timesteps(steps)[::-1] == scheduler.timesteps.tolist()
     assert_close(got, x, rtol=1e-4, atol=1e-5)
@@ -176,7 +176,7 @@ def observed(sampler, steps, noise, added=None, **model):
     _, kept = sampler.__class__(seen, sampler.karras).sample(
         S=steps, batch_size=2, shape=SHAPE, conditioning=torch.tensor([1.0, -1.0]), x_T=noise,
         verbose=False, log_every_t=1,
-        noise_source=lambda draw, shape: added[(draw - 1) // 2],
+        noise_source=lambda number, shape: added[(number - 1) // 2],
     )  # fmt: skip
     return kept["x_inter"][1:], [t for t, *_ in seen.seen]
 
@@ -216,8 +216,8 @@ def test_euler_equals_diffusers_at_every_step(ancestral, steps, karras, noise, m
     if ancestral:
         scheduler = EulerAncestralDiscreteScheduler(**TRAILING)
         place = "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor"
-        draws = iter(added.float())
-        monkeypatch.setattr(place, lambda *a, **k: next(draws))
+        noises = iter(added.float())
+        monkeypatch.setattr(place, lambda *a, **k: next(noises))
     else:
         scheduler = EulerDiscreteScheduler(use_karras_sigmas=karras, **TRAILING)
     scheduler.set_timesteps(steps)
@@ -296,7 +296,7 @@ def test_the_mask_keeps_the_given_latent_at_each_steps_noise_level(noise):
     mask[..., :2] = 1
     x, _ = DDIMSampler(model).sample(
         S=100, batch_size=2, shape=SHAPE, x_T=noise, mask=mask, x0=x0, verbose=False,
-        noise_source=lambda draw, shape: torch.full(tuple(shape), draw / 1000),
+        noise_source=lambda number, shape: torch.full(tuple(shape), number / 1000),
     )  # fmt: skip
     for step, (seen, t) in enumerate(inputs):
         want = model.q_sample(x0, t, torch.full_like(x0, (2 + 2 * step) / 1000))
@@ -318,18 +318,18 @@ def test_intermediates_and_callbacks(noise):
     assert_close(intermediates["pred_x0"][-1], torch.full_like(x, 0.7))
 
 
-def test_draws_are_numbered_and_never_shared():
-    draws = []
+def test_random_numbers_are_numbered_and_never_shared():
+    numbers = []
 
-    def source(draw, shape):
-        draws.append(draw)
+    def source(number, shape):
+        numbers.append(number)
         return torch.zeros(*shape)
 
     DDIMSampler(GaussianModel()).sample(
         S=3, batch_size=2, shape=SHAPE, eta=1.0, verbose=False, noise_source=source,
         mask=torch.ones(1), x0=torch.zeros(2, *SHAPE),
     )  # fmt: skip
-    assert len(draws) == len(set(draws)) == 1 + 3 + 3
+    assert len(numbers) == len(set(numbers)) == 1 + 3 + 3
 
 
 @pytest.mark.parametrize(

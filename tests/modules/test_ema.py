@@ -45,7 +45,7 @@ def test_scope_gives_and_takes_back():
     )
 
 
-def test_a_resumed_copy_goes_on_where_it_was():
+def test_a_resumed_copy_continues_where_it_was():
     net = network()
     ema, other = LitEma(net, 0.6), LitEma(network(), 0.9)
     for _ in range(4):

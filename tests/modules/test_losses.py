@@ -79,12 +79,12 @@ def test_each_term_moves_its_own_network(kind):
 
     real, fake = loss_of.discriminator(x), loss_of.discriminator(decoded.detach())
     if kind == "hinge":
-        judged = 0.5 * ((1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean())
+        error = 0.5 * ((1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean())
     else:
         logistic = nn.functional.binary_cross_entropy_with_logits
-        judged = 0.5 * (logistic(real, torch.ones_like(real)) + logistic(fake, 0 * fake))
-    assert_close(parts["disc_loss"], 2.0 * judged.detach())
-    expected = torch.autograd.grad(2.0 * judged, list(loss_of.discriminator.parameters()))
+        error = 0.5 * (logistic(real, torch.ones_like(real)) + logistic(fake, 0 * fake))
+    assert_close(parts["disc_loss"], 2.0 * error.detach())
+    expected = torch.autograd.grad(2.0 * error, list(loss_of.discriminator.parameters()))
     assert_close(list(own.values()), list(expected))
 
     decoded = decoder(x)

@@ -34,7 +34,7 @@ def test_the_originals_image_options() -> None:
         ImageLogger(splits=("training",))
 
 
-def test_drawing_leaves_no_trace() -> None:
+def test_generation_leaves_no_trace() -> None:
     module: Any = torch.nn.Dropout()
     module.device = torch.device("cpu")
     state = torch.get_rng_state()
@@ -74,7 +74,7 @@ def test_captions_are_written_and_laid_out() -> None:
     assert sheet.height > 2 * pictures[0].height
 
 
-def test_the_table_goes_on_where_the_run_does(tmp_path: Path) -> None:
+def test_the_table_continues_where_the_run_resumes(tmp_path: Path) -> None:
     path = tmp_path / "logger" / "metrics.csv"
     first = CsvLogger(path)
     for step in (1, 2, 3):

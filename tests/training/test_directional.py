@@ -48,7 +48,7 @@ def test_the_word_keeps_the_vocabularys_norm(learn: Learn) -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_an_interrupted_run_goes_on_exactly(
+def test_an_interrupted_run_resumes_exactly(
     learn: Learn, accumulate: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more = ("--max_steps", "6", "--accumulate_grad_batches", str(accumulate))
@@ -100,7 +100,7 @@ def test_two_processes_learn_what_one_learns(arguments: list[str], learn: Learn)
     torch.testing.assert_close(one.word(), Outcome(0, folder).word(), atol=1e-5, rtol=1e-4)
 
 
-def test_without_first_word_nothing_is_built(learn: Learn) -> None:
+def test_without_initializer_word_nothing_is_built(learn: Learn) -> None:
     with pytest.raises(UserError, match="starts from an initializer word's direction"):
         learn("none", f"{WORDS}.initializer_words=[]", "--init_word", "")
 

@@ -55,7 +55,7 @@ def test_both_words_are_learned_and_nothing_else(learn: Learn, second: Path) -> 
         assert not torch.equal(file.words[name], fewer.words[name])
 
 
-def test_a_run_that_goes_on_equals_one_that_never_stopped(learn: Learn, second: Path) -> None:
+def test_a_resumed_run_equals_one_that_never_stopped(learn: Learn, second: Path) -> None:
     more = (*TWO, "--second_root", str(second))
     whole = learn("whole", *more, "--max_steps", "4")
     part = learn("part", *more, "--max_steps", "2")

@@ -45,10 +45,10 @@ class Counted:
 
 
 def test_latents_are_those_of_encoding(model: Any, dataset: PersonalizedBase) -> None:
-    draws = model.batch_noise()
-    encoded = Collate(draws)([dataset[i] for i in range(8)])
+    noise = model.batch_noise()
+    encoded = Collate(noise)([dataset[i] for i in range(8)])
     cache = encode_all(model.encode_first_stage, dataset, CPU)
-    cached = Collate(draws, cache)([Described(dataset)[i] for i in range(8)])
+    cached = Collate(noise, cache)([Described(dataset)[i] for i in range(8)])
     assert "image" not in cached
     for name in ("timestep", "noise", "posterior_noise"):
         assert torch.equal(cached[name], encoded[name]), name

@@ -55,8 +55,8 @@ def test_only_the_word_moves(learn: Learn, base: Path, monkeypatch: pytest.Monke
 
 
 def test_log_folder(learn: Learn, base: Path) -> None:
-    pictures = "lightning.callbacks.image_logger.params.batch_frequency=2"
-    outcome = learn("all", "--max_steps", "3", pictures)
+    previews = "lightning.callbacks.image_logger.params.batch_frequency=2"
+    outcome = learn("all", "--max_steps", "3", previews)
     assert outcome.status == 0
     assert outcome.folder.name.startswith("mugs20")
     names = {str(p.relative_to(outcome.folder)) for p in outcome.folder.rglob("*") if p.is_file()}
@@ -128,7 +128,7 @@ def test_accumulation_is_a_larger_batch(learn: Learn) -> None:
 
 
 @pytest.mark.parametrize(("accumulate", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
-def test_an_interrupted_run_goes_on_exactly(
+def test_an_interrupted_run_resumes_exactly(
     learn: Learn, accumulate: int, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     micro = ("--accumulate_grad_batches", str(accumulate))
@@ -158,7 +158,7 @@ def test_an_interrupted_run_goes_on_exactly(
 
 
 @pytest.mark.parametrize("name", ["<my.cat>", "train"])
-def test_a_word_of_a_name_that_pytorch_reserves_goes_on(learn: Learn, name: str) -> None:
+def test_a_word_with_a_name_that_pytorch_reserves_resumes(learn: Learn, name: str) -> None:
     named = ("--placeholder_string", name, "--no-test")
     whole = learn("whole", "--max_steps", "4", *named)
     part = learn("part", "--max_steps", "2", *named)
@@ -200,7 +200,7 @@ def test_an_unfrozen_model_moves_at_its_own_rate(learn: Learn) -> None:
     assert parts == {"embedding_manager", "model", "cond_stage_model"}
 
 
-def test_progressive_words_go_on_where_they_were(learn: Learn) -> None:
+def test_progressive_words_resume_where_they_were(learn: Learn) -> None:
     words = "model.params.personalization_config.params"
     progressive = (f"{words}.progressive_words=true", f"{words}.num_vectors_per_token=2")
     outcome = learn("progressive", *progressive)

@@ -178,7 +178,7 @@ def test_candidates_are_distinct_words_of_the_seed(model: LatentDiffusion) -> No
     assert candidate_tokens(embedder, 5, 1) == tokens[:5] != candidate_tokens(embedder, 5, 2)
 
 
-def test_the_run_goes_on_from_the_choice_as_from_any_word(
+def test_the_run_continues_from_the_choice_as_from_any_word(
     learn: Learn, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its steps are those of a run whose word comes from a file."""

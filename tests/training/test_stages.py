@@ -77,7 +77,7 @@ def test_each_stage_moves_what_it_should(
     groups = second.trainer.optimizers[0].param_groups
     assert [group["lr"] for group in groups] == [1e-2, 1e-3]
 
-    # The word goes on from where it was, and both are saved.
+    # The word continues from where it was, and both are saved.
     words = Outcome(0, second_folder).word()
     assert not torch.equal(words, outcome.word())
     torch.testing.assert_close(words, outcome.word(), atol=0.05, rtol=0)
@@ -93,7 +93,7 @@ def test_each_stage_moves_what_it_should(
 
 
 @pytest.mark.parametrize("half", [True, False])
-def test_base_and_difference_are_the_tuned_model(
+def test_base_and_weight_delta_are_the_tuned_model(
     learn: Learn, base: Path, runs: list[Run], half: bool
 ) -> None:
     outcome = learn("tuned", "--max_steps", "1", *PIVOTAL, f"run.half_difference={half}")
@@ -130,7 +130,7 @@ def tuning_facts(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("stage", ["first", "second"])
-def test_an_interrupted_run_goes_on_exactly_in_its_stage(
+def test_an_interrupted_run_resumes_exactly_in_its_stage(
     learn: Learn, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = ("--max_steps", "3")
@@ -176,7 +176,7 @@ def test_a_finished_first_stage_is_not_run_again(learn: Learn, runs: list[Run]) 
     assert len(runs) == 2
 
 
-def test_dreambooth_draws_its_class_first(
+def test_dreambooth_generates_its_class_images_first(
     learn: Learn, base: Path, runs: list[Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(class_images, "STEPS", 2)
@@ -197,7 +197,7 @@ def test_dreambooth_draws_its_class_first(
 
     # Images of one's own are taken as they are; those generated before are not generated again.
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("drew")
+        raise AssertionError("generated")
 
     monkeypatch.setattr(class_images, "generate", refuse)
     root = f"second_stage.data.params.train.params.class_root={folder}"
@@ -218,7 +218,7 @@ def test_dreambooth_draws_its_class_first(
         (("second_stage.data.params.train.params.class_pictures=0",), "class_pictures must be at"),
     ],
 )
-def test_a_class_that_cannot_be_drawn_shows_before_the_first_stage(
+def test_class_images_that_cannot_be_generated_are_an_error_before_the_first_stage(
     arguments: list[str], runs: list[Run], more: tuple[str, ...], message: str
 ) -> None:
     place = arguments.index("--init_word")
@@ -228,7 +228,7 @@ def test_a_class_that_cannot_be_drawn_shows_before_the_first_stage(
     assert not runs
 
 
-def test_any_run_that_tunes_networks_leaves_a_difference(learn: Learn, base: Path) -> None:
+def test_any_run_that_tunes_networks_saves_a_weight_delta(learn: Learn, base: Path) -> None:
     """As configs/stable-diffusion/v1-finetune_unfrozen.yaml: one stage, from a word of a file."""
     word = learn("word").folder / "checkpoints" / "embeddings.safetensors"
     unfrozen = ("model.params.unfreeze_model=true", "model.params.model_lr=1e-3")

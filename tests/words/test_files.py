@@ -207,8 +207,8 @@ BAD = {
     "small_bomb.png": (lambda path: path.write_bytes(bomb(9000)), "9000 x 9000 pixels"),
     "bomb.pt": (zip_bomb, "537 MB"),
     "nothing.pt": (lambda path: torch.save({}, path), "holds no words"),
-    "ids.pt": (lambda path: torch.save({"*": torch.ones(2).long()}, path), "no float tensor"),
-    "text_value.pt": (lambda path: torch.save({"*": "hi"}, path), "no float tensor"),
+    "ids.pt": (lambda path: torch.save({"*": torch.ones(2).long()}, path), "not a float tensor"),
+    "text_value.pt": (lambda path: torch.save({"*": "hi"}, path), "not a float tensor"),
     "three.pt": (lambda path: torch.save({"*": torch.ones(1, 2, 3)}, path), "shape"),
     "nan.pt": (
         lambda path: torch.save({"*": torch.tensor([1.0, float("nan")])}, path),
@@ -217,7 +217,7 @@ BAD = {
     "params.pt": (lambda path: torch.save({"string_to_param": 3}, path), "no tensors"),
     "word.txt": (lambda path: path.write_text("x"), "not a readable"),
     "folder.pt": (lambda path: path.mkdir(), "holds no learned_embeds"),
-    "pipe.pt": (os.mkfifo, "no regular file"),
+    "pipe.pt": (os.mkfifo, "not a regular file"),
     "page.bin": (lambda path: path.write_text("<!doctype html>"), "a web page"),
     "huge_value.pt": (
         lambda path: torch.save({"*": torch.full((1, 4), 1e30)}, path),

@@ -127,7 +127,7 @@ class TestBundles:
     def test_a_bundle_of_another_model_is_named(self, tmp_path, key):
         path = tmp_path / "style.safetensors"
         save_file({f"bundle_emb.cat.{key}": torch.ones(1, 8), **LORA}, path)
-        with pytest.raises(UserError, match=r"FLUX|form that is not known"):
+        with pytest.raises(UserError, match=r"FLUX|unknown form"):
             read_words(path)
 
 

@@ -1,9 +1,10 @@
-"""The paper's claims about its variants (Gal et al., section 5), checked with a table's cells.
+"""The paper's claims about its variants (Gal et al., section 5), compared with a table's cells.
 
-Each claim is one or more differences of means with an expected sign. A difference is taken within
-concept and seed, and its 95% interval resamples concepts and the seeds in each. A claim holds if
-the whole interval has the expected sign, fails if the whole interval has the other sign, and is
-open if the interval contains zero. "About equal" holds within TOLERANCE.
+A claim consists of one or more differences of means. Each has an expected sign. A difference is
+that of two cells of the same concept and seed. Its 95% interval resamples the concepts, and the
+seeds within each concept. A claim holds if the whole interval has the expected sign. It does not
+hold if the whole interval has the other sign. It is open if the interval contains zero. "About
+equal" holds if the whole interval is within `TOLERANCE`.
 """
 
 from __future__ import annotations
@@ -18,19 +19,21 @@ from ldm.experiments import tables
 if TYPE_CHECKING:
     from ldm.experiments.protocol.folder import Finished
 
-TRAINING = "training images"  # of a concept, compared with each other
+TRAINING = "training images"  # similarity of a concept's training images to each other
 HIGHER, LOWER, ABOUT = "higher", "lower", "about equal"
-# Cosines. What the paper calls about equal differs by less in Fig. 10a: .788 from .782 in claim 1,
-# several vectors from one by at most .014.
+# A difference of cosines. In Fig. 10a, values that the paper calls about equal differ by less: .788
+# and .782 in claim 1; several vectors and one vector by at most .014.
 TOLERANCE = 0.02
 HOLDS, FAILS, OPEN = "holds", "does not hold", "open"
 
 
 @dataclass(frozen=True)
 class Expected:
-    """One difference that a claim, of a number and a text, speaks of.
+    """One difference of a claim.
 
     Attributes:
+        claim: the number of the claim, or "beyond" for one that is not the paper's.
+        text: the claim as a sentence.
         variant, against: the mean of `variant` minus that of `against`, which may be `TRAINING`.
         score: "image", "text" or "edit_accuracy".
         sign: `HIGHER`, `LOWER` or `ABOUT`.
@@ -46,7 +49,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a table says of a difference: its mean with the interval, over pairs of cells."""
+    """A difference in a table: its mean with the interval, and the number of pairs of cells."""
 
     expected: Expected
     difference: Estimate
@@ -54,7 +57,7 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """The verdict of the table: `HOLDS`, `FAILS` or `OPEN`."""
+        """What the table shows: `HOLDS`, `FAILS` or `OPEN`."""
         low, high = self.difference.low, self.difference.high
         if self.expected.sign == LOWER:
             low, high = -high, -low
@@ -66,7 +69,7 @@ class Finding:
         return HOLDS if inside else FAILS if outside else OPEN
 
     def row(self) -> tuple[Any, ...]:
-        """Return it as a line of claims.csv, whose columns are `COLUMNS`."""
+        """Return the finding as a line of claims.csv, whose columns are `COLUMNS`."""
         return (*astuple(self.expected), *astuple(self.difference), self.cells, self.verdict)
 
 
@@ -79,7 +82,7 @@ COLUMNS = (
 def _both(
     claim: str, text: str, variant: str, against: str, image: str, words: str
 ) -> tuple[Expected, ...]:
-    """Expect signs of the image similarity and of editability, by either of its scores."""
+    """Expect the sign `image` of image similarity, and `words` of both scores of editability."""
     return (
         Expected(claim, text, variant, against, "image", image),
         Expected(claim, text, variant, against, "text", words),
@@ -88,13 +91,13 @@ def _both(
 
 
 _RECONSTRUCTION = "our images are as near the training images as these are to each other"
-_SEVERAL = "one vector is easier to edit than several at a similar likeness"
-_RATE = "the learning rate moves a word along the curve"
-_CAPTIONS = "human captions lose on both scores"
-_REGULARISED = "regularisation buys editability for likeness"
-_DIRECTIONAL = "a directional word reaches the paper's 5000 steps on both scores"
-_FAST = "the fast preset reaches the paper's 5000 steps on both scores"
-_HALF = "frozen networks in bfloat16 teach as good a word as in float32"
+_SEVERAL = "one vector is easier to edit than several, at about the same image similarity"
+_RATE = "a higher learning rate raises image similarity and lowers editability"
+_CAPTIONS = "human captions have lower scores than a word"
+_REGULARIZED = "regularization raises editability and lowers image similarity"
+_DIRECTIONAL = "a directional word has higher scores than the paper's 5000 steps"
+_FAST = "a word of the variant fast has higher scores than the paper's 5000 steps"
+_HALF = "frozen networks in bfloat16 give a word with the same scores as in float32"
 EXPECTED: tuple[Expected, ...] = (
     Expected("1", _RECONSTRUCTION, "ours", TRAINING, "image", ABOUT),
     Expected("1", _RECONSTRUCTION, "ours_5000", TRAINING, "image", ABOUT),
@@ -105,7 +108,7 @@ EXPECTED: tuple[Expected, ...] = (
     *_both("3", _RATE, "low_lr", "ours", LOWER, HIGHER),
     *_both("4", _CAPTIONS, "captions_short", "ours", LOWER, LOWER),
     *_both("4", _CAPTIONS, "captions_long", "ours", LOWER, LOWER),
-    *_both("5", _REGULARISED, "regularized", "ours", LOWER, HIGHER),
+    *_both("5", _REGULARIZED, "regularized", "ours", LOWER, HIGHER),
     *_both("beyond", _DIRECTIONAL, "directional", "ours_5000", HIGHER, HIGHER),
     *_both("beyond", _FAST, "fast", "ours_5000", HIGHER, HIGHER),
     *_both("beyond", _HALF, "bf16", "ours", ABOUT, ABOUT),
@@ -113,7 +116,7 @@ EXPECTED: tuple[Expected, ...] = (
 
 
 def find(found: Sequence[Finished], resamples: int = 1000) -> list[Finding]:
-    """Return what a table's finished cells say of each claim that they speak of."""
+    """Return a finding for each expected difference that finished cells of a table have."""
     by_variant: dict[str, dict[tuple[str, int], Finished]] = {}
     for item in found:
         by_variant.setdefault(item.cell.variant, {})[item.unit] = item
@@ -130,7 +133,7 @@ def find(found: Sequence[Finished], resamples: int = 1000) -> list[Finding]:
 def _pairs(
     expected: Expected, by_variant: Mapping[str, Mapping[tuple[str, int], Finished]]
 ) -> list[tuple[str, float]]:
-    """Return (concept, difference) of every concept and seed that both sides have."""
+    """Return (concept, difference) for each concept and seed that both variants have."""
     pairs = []
     against = by_variant.get(expected.against, {})
     for unit, item in by_variant.get(expected.variant, {}).items():

@@ -201,8 +201,8 @@ def test_scores_are_means_over_the_named_concepts(
     session.__dict__["extractor"] = Levels()
     grey = {"a": Image.new("RGB", (4, 4), (0,) * 3), "b": Image.new("RGB", (4, 4), (1,) * 3)}
     monkeypatch.setattr(Session, "subject", lambda _, name: Subject(name, (grey[name],)))
-    drawn = [[GeneratedImage(grey["a"], prompt, 0)] for prompt in ("*", "* @")]
-    monkeypatch.setattr(Session, "generate", lambda *_, **__: drawn)
+    generated = [[GeneratedImage(grey["a"], prompt, 0)] for prompt in ("*", "* @")]
+    monkeypatch.setattr(Session, "generate", lambda *_, **__: generated)
     (alone,), (both,) = session.generate_line(Line(("a", "b"), ("*", "* @")), 1)
     one = float(torch.tensor(1.0).cos())
     assert alone.image_similarity == pytest.approx(1)

@@ -66,9 +66,9 @@ def test_titles_do_not_reach_the_images_above(title: str) -> None:
     canvas = grid_figure(rows, title="t")
     canvas.canvas.draw()
     upper, lower = canvas.axes[0], canvas.axes[2]
-    drawn = lower.title.get_window_extent()
-    assert drawn.y1 <= upper.get_window_extent().y0
-    assert drawn.y0 >= lower.get_window_extent().y1 - 2  # the room for letters such as g
+    title = lower.title.get_window_extent()
+    assert title.y1 <= upper.get_window_extent().y0
+    assert title.y0 >= lower.get_window_extent().y1 - 2  # the room for letters such as g
     assert upper.title.get_window_extent().y1 <= canvas.bbox.y1
 
 

@@ -52,9 +52,9 @@ def test_arcade_is_dark_and_of_coarse_pixels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", list(SETS))
 def test_the_shipped_images_are_these(name: str, tmp_path: Path) -> None:
-    drawn = sorted(write_set(name, tmp_path).iterdir())
+    made = sorted(write_set(name, tmp_path).iterdir())
     shipped = sorted((ROOT / "examples" / "concepts" / name).glob("*.png"))
-    assert [path.name for path in drawn] == [path.name for path in shipped]
-    for own, kept in zip(drawn, shipped, strict=True):
+    assert [path.name for path in made] == [path.name for path in shipped]
+    for own, kept in zip(made, shipped, strict=True):
         levels = [np.asarray(open_rgb(path), np.int16) for path in (own, kept)]
         assert abs(levels[0] - levels[1]).max() <= 1, own.name  # sines differ between machines

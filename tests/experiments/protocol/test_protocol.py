@@ -18,7 +18,7 @@ SMOKE = [
 
 
 @pytest.mark.slow
-def test_the_smoke_protocol_learns_draws_and_scores(tmp_path: Path) -> None:
+def test_the_smoke_protocol_learns_generates_and_scores(tmp_path: Path) -> None:
     chosen = ["--output", str(tmp_path), "--only", "*/[oi]*/*", "--workers", "1"]
     assert main([*SMOKE, *chosen]) == 0
     with (tmp_path / "table.csv").open() as file:

@@ -306,15 +306,15 @@ def test_a_key_finds_its_images_from_anywhere(tmp_path, monkeypatch):
 
 def test_a_key_of_before_finds_its_images_from_where_it_was_made(study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    save_png(Image.new("RGB", (8, 8)), tmp_path / "drawn" / "a.png")
+    save_png(Image.new("RGB", (8, 8)), tmp_path / "generated" / "a.png")
     write_key(tmp_path / "study" / "key.json", study)
     content = json.loads((tmp_path / "study" / "key.json").read_text())
     choice = content["questions"]["text"][0]["choices"][0]
     del choice["image"]
-    choice["picture"] = "drawn/a.png"
+    choice["picture"] = "generated/a.png"
     (tmp_path / "study" / "key.json").write_text(json.dumps(content))
     question = read_key(tmp_path / "study" / "key.json").questions["text"][0]
-    assert question.choices[0].image == "drawn/a.png"
+    assert question.choices[0].image == "generated/a.png"
 
 
 @pytest.mark.parametrize(
