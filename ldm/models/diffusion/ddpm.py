@@ -17,6 +17,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm.checkpoint.names import match_names
 from ldm.models.base import TrainedModel
 from ldm.models.diffusion.batch_noise import BatchNoise, timesteps_of
 from ldm.models.diffusion.schedule import Schedule, make_beta_schedule, make_schedule
@@ -223,8 +224,13 @@ class LatentDiffusion(TrainedModel):
         self.register_buffer("timestep_weights", weights, persistent=False)
 
     def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *rest: Any, **named: Any
+        self, state_dict: dict[str, Any], prefix: str, *rest: Any, **named: Any
     ) -> None:
+        # Entries under other published names, such as SDXL's `conditioner.`, get ours.
+        theirs = [name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)]
+        for name, ours in match_names(list(self.state_dict()), theirs).items():
+            if name != ours and prefix + ours not in state_dict:
+                state_dict[prefix + ours] = state_dict.pop(prefix + name)
         super()._load_from_state_dict(state_dict, prefix, *rest, **named)
         stored = state_dict.get(f"{prefix}alphas_cumprod")
         if isinstance(stored, Tensor) and not stored.is_meta:
