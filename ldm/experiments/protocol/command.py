@@ -16,7 +16,7 @@ from ldm.experiments.protocol.folder import scores_of
 from ldm.experiments.protocol.run import Estimator, Progress, Runner, cell_folder, duration
 from ldm.experiments.protocol.spec import ProtocolSpec, read_protocol
 from ldm.experiments.protocol.table import keep_words, write_results
-from ldm.experiments.protocol.together import groups, learn_groups
+from ldm.experiments.protocol.together import groups, run_groups
 from ldm.experiments.protocol.worker import DEVICE
 from ldm.training.config import load
 from ldm.util import UserError
@@ -148,7 +148,7 @@ def run_cells(
     try:
         if at_once > 1 and machines.ray is None:
             found = groups(cells, output, at_once)
-            learn_groups(found, output, engine, progress, environment)
+            run_groups(found, output, engine, progress, environment)
         return runner.run(cells)
     except KeyboardInterrupt:
         log.info("stopped; the same command resumes here")

@@ -1,8 +1,8 @@
-"""Words of several concepts learned in one run (`ldm.training.many`), before their cells are run.
+"""Cells of several concepts in one process, with words learned in one run (`ldm.training.many`).
 
-`python -m ldm.experiments.protocol.together FOLDER` learns the words of a group of cells that have
-the variant and the seed in common. The folder holds group.json, and the log folder of the run. Each
-word then lies in its cell's folder, as if the cell had learned it, and the cell is only scored.
+`python -m ldm.experiments.protocol.together FOLDER` runs a group of cells that have the variant and
+the seed in common. The folder holds group.json, and the log folder of the run. The words are those
+that the cells would learn alone, up to the order of floating-point sums.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ from ldm.experiments.protocol.cells import Cell, digest
 from ldm.experiments.protocol.engines import Engine, Task
 from ldm.experiments.protocol.folder import CELL, LOG, TIMES, Lock, prepare
 from ldm.experiments.protocol.run import POLL, Progress, cell_folder
-from ldm.experiments.protocol.worker import LAST_WORD, Leash, has_word, keep, limit_threads, train
+from ldm.experiments.protocol.worker import (
+    LAST_WORD,
+    Leash,
+    has_word,
+    keep,
+    limit_threads,
+    run_cell,
+    train,
+)
 from ldm.util import cli_main, write_json
 
 log = logging.getLogger(__name__)
@@ -31,7 +39,7 @@ PROGRAM = (sys.executable, "-m", "ldm.experiments.protocol.together")
 
 @dataclass(frozen=True)
 class Group:
-    """Cells whose words one run learns, and the folder of each."""
+    """Cells that one process runs, and the folder of each."""
 
     cells: Sequence[Cell]
     folders: Sequence[Path]
@@ -65,14 +73,14 @@ def groups(cells: Sequence[Cell], output: Path, most: int) -> list[Group]:
     return found
 
 
-def learn_groups(
+def run_groups(
     found: Sequence[Group],
     output: Path,
     engine: Engine,
     progress: Progress,
     environment: Mapping[str, str],
 ) -> None:
-    """Learn the words of groups. The cells of a group that fails learn their own.
+    """Run groups. What a group that fails has not finished is left to its cells.
 
     A group of which another process runs a cell is left to that process.
     """
@@ -90,9 +98,9 @@ def learn_groups(
                 for lock in running.pop(outcome.name):
                     lock.close()
                 folder = output / "together" / outcome.name
-                said = "words learned at once"
+                said = "words learned and scored together"
                 if outcome.status:
-                    said = f"not learned at once, so each alone (see {folder / LOG})"
+                    said = f"failed together, so each cell alone (see {folder / LOG})"
                 else:
                     shutil.rmtree(folder)
                 progress.say(f"{outcome.name}: {said}")
@@ -125,27 +133,30 @@ def _begin(group: Group, output: Path) -> Path:
     return folder
 
 
-def learn(folder: Path, leash: Leash) -> None:
-    """Learn the words of the group in a folder and put each into its cell's folder.
+def run(folder: Path, leash: Leash) -> None:
+    """Learn the words of the group in a folder, put each into its cell's folder, and score it.
 
     SystemExit where the training failed, or left out a word; it has said why.
     """
     folders = [Path(path) for path in json.loads((folder / GROUP).read_text(encoding="utf-8"))]
     cells = [Cell.from_json((own / CELL).read_text(encoding="utf-8")) for own in folders]
-    run, times = train(cells, folder, folder / "learning", leash)
+    logs, times = train(cells, folder, folder / "learning", leash)
     times |= {"learn": round(times["learn"] / len(cells), 1), "words_at_once": len(cells)}
     for cell, own in zip(cells, folders, strict=True):
         name = Path(cell.places["folder"]).resolve().name
-        keep(cell, own, run / name / "checkpoints" / LAST_WORD)
+        keep(cell, own, logs / name / "checkpoints" / LAST_WORD)
         write_json(own / TIMES, times)
+    shutil.rmtree(folder / "learning")
+    for own in folders:
+        run_cell(own, leash)
 
 
 def main() -> int:
-    """Learn the words of a group's folder."""
+    """Run the group of a folder."""
     leash = Leash()
     (folder,) = sys.argv[1:]
     limit_threads()
-    learn(Path(folder), leash)
+    run(Path(folder), leash)
     return 0
 
 

@@ -15,7 +15,7 @@ from ldm.experiments.protocol import together
 from ldm.experiments.protocol.cells import Cell
 from ldm.experiments.protocol.command import read_plan
 from ldm.experiments.protocol.engines import LocalEngine
-from ldm.experiments.protocol.folder import TIMES, WORD, Lock
+from ldm.experiments.protocol.folder import LOG, TIMES, WORD, Lock
 from ldm.experiments.protocol.run import Progress, cell_folder
 from ldm.resources import ROOT
 from ldm.words.files import read_words, write_words
@@ -67,7 +67,7 @@ def learned(
     monkeypatch.setattr(together, "PROGRAM", (sys.executable, str(program)))
     found = together.groups(cells, output, 8)
     progress = Progress(len(cells), {}, 1)
-    together.learn_groups(found, output, LocalEngine(1), progress, {"STATUS": str(status)})
+    together.run_groups(found, output, LocalEngine(1), progress, {"STATUS": str(status)})
     noted = output / "noted"
     return [json.loads(line) for line in noted.read_text().splitlines()] if noted.exists() else []
 
@@ -82,7 +82,7 @@ def test_a_group_holds_its_cells_while_it_runs_and_leaves_nothing(
     assert all((folder / "cell.json").is_file() for folder in folders)
     assert not list((tmp_path / "together").iterdir())
     assert all(Lock(folder).take() for folder in folders)
-    assert "words learned at once" in capsys.readouterr().err
+    assert "words learned and scored together" in capsys.readouterr().err
 
 
 def test_a_group_that_fails_keeps_its_log(
@@ -91,7 +91,7 @@ def test_a_group_that_fails_keeps_its_log(
     cells = [cell for cell in plan() if cell.variant == "ours"]
     learned(cells, tmp_path, monkeypatch, status=1)
     (log,) = (tmp_path / "together").glob("*/cell.log")
-    assert f"not learned at once, so each alone (see {log})" in capsys.readouterr().err
+    assert f"failed together, so each cell alone (see {log})" in capsys.readouterr().err
 
 
 def test_a_cell_of_another_process_keeps_its_group_apart(
@@ -119,5 +119,8 @@ def test_words_learned_at_once_are_those_learned_alone(tmp_path: Path) -> None:
         torch.testing.assert_close(shared.words["*"], alone.words["*"], atol=1e-3, rtol=0)
         same = ("concept", "variant", "training_pictures", "step", "learning_rate", "pictures")
         assert {k: shared.metadata[k] for k in same} == {k: alone.metadata[k] for k in same}
-        assert json.loads((other.parent / TIMES).read_text())["words_at_once"] == 2
+        times = json.loads((other.parent / TIMES).read_text())
+        assert times["words_at_once"] == 2
+        assert times["learn"] > 0
+        assert not (other.parent / LOG).exists(), "the cell was run alone"
     assert not list((tmp_path / "together" / "together").iterdir())
