@@ -75,7 +75,10 @@ def test_only_the_word_is_trainable_after_loading(tiny):
 def test_weights_convert_and_schedule_and_words_do_not(tiny):
     model = load_model(tiny.config, tiny.checkpoint, dtype=torch.bfloat16)
     assert model.first_stage_model.decoder.conv_in.weight.dtype == torch.bfloat16
-    assert model.model.diffusion_model.out[2].weight.dtype == torch.bfloat16
+    weight = model.model.diffusion_model.out[2].weight
+    assert weight.dtype == torch.bfloat16
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not weight.is_contiguous(), "the order of float32"
     assert model.alphas_cumprod.dtype == torch.float32
     assert model.embedding_manager.word("*").dtype == torch.float32
 

@@ -98,7 +98,13 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "pivotal_dreambooth" else [])
+        for name in VARIANTS
+    ],
+)
 def test_variants(place: Path, tmp_path: Path, variant: str) -> None:
     run = learn(place, tmp_path / "logs", "--variant", variant, *VARIANTS[variant])
     second = run / "second_stage" / "checkpoints"

@@ -41,7 +41,10 @@ def write_random_base(family: str, path: Path, kind: torch.dtype) -> None:
         path: path of the .safetensors file.
         kind: float32 or float16.
     """
-    model = build_empty(Base(path, family, shipped_config(family), ""))
+    config = shipped_config(family)
+    if family == "ldm":  # the miniature's vocabulary ships, the published one may not be here
+        config.model.params.cond_stage_config.params.tokenizer = str(TOKENIZER)
+    model = build_empty(Base(path, family, config, ""))
     header, end = {}, 0
     for name, value in model.state_dict().items():
         if name not in SCHEDULE:

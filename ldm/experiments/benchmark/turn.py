@@ -8,11 +8,13 @@ prints the measured values as one line of JSON.
 from __future__ import annotations
 
 import json
+import re
 import resource
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,6 +69,11 @@ def peak_bytes(device: str) -> int:
     """Return the most memory of this process so far: the GPU's, or the resident memory."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.is_file():  # the number of getrusage may be that of the process that started this one
+        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="ascii"))
+        if found:
+            return 1024 * int(found[1])
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
