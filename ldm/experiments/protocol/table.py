@@ -196,6 +196,7 @@ def markdown(summaries: Sequence[VariantSummary]) -> str:
 
 def _summary_row(item: VariantSummary) -> dict[str, Any]:
     row = {name: getattr(item, name) for name in SUMMARY if hasattr(item, name)}
+    row["training_pictures"] = item.training_images
     for score, estimate in item.scores.items():
         row |= _ends(score, asdict(estimate))
     for score, estimate in item.differences.items():

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from drive import run_table, small_table, trace
 
+from ldm.experiments.figures.points import read_points
 from ldm.experiments.protocol.cells import Cell
 from ldm.experiments.protocol.engines import LocalEngine
 from ldm.experiments.protocol.folder import SCORES, Lock
@@ -47,6 +48,8 @@ def test_every_cell_is_run_once_and_the_table_holds_each_prompt(tmp_path: Path) 
     assert len(lines) == 1 + 3 * len(cells)
     assert lines[1].startswith("cat,ours,learned,1,1,3,a *,2,")
     assert (tmp_path / "times.csv").is_file()
+    points = read_points(tmp_path)  # what figures 10a and 12 are drawn from
+    assert [(point.name, point.size) for point in points] == [("ours", 1), ("prompt_only", 1)]
 
 
 def test_words_of_finished_cells_are_kept_by_variant_and_seed(tmp_path: Path) -> None:
