@@ -71,7 +71,7 @@ LABELS: Mapping[str, str] = {
     "image_only": "image only",
     "prompt_only": "prompt only",
     "ours_5000": "ours, 5000 steps",
-    "directional": "directional, 400 steps",
+    "directional": "directional",
     "directional_1": "directional, 1 vector",
     "directional_3": "directional, 3 vectors",
 }
