@@ -72,7 +72,7 @@ def read_entries(base: Base) -> dict[str, Tensor]:
     """Read a base's weights: published name → tensor. Raises UserError if one does not fit."""
     model = build_empty(base)
     own = model.state_dict()
-    state = read_weights(base.path, model.state_dict())
+    state = read_weights(base.path, own)
     pairs = match_names(list(own), list(state))
     wrong = [n for n, ours in pairs.items() if state[n].shape != own[ours].shape]
     found = {*pairs.values()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import resource
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from ldm.image_io import open_rgb
 from ldm.training.callbacks import BatchCallback, StepSeed
 from ldm.training.config import RunConfig
 from ldm.training.latents import CacheLatents
+from ldm.training.memory import peak_bytes
 from ldm.training.run import Run, quiet, set_up
 from ldm.training.trainer import build_trainer
 from ldm.training.validate import class_images_of, wants_class_images
@@ -166,8 +166,7 @@ def _step(this: Run, left: int) -> Iterator[str]:
         most = torch.cuda.max_memory_allocated(device) / 2**30
         whole = torch.cuda.get_device_properties(device).total_memory / 2**30
         yield f"memory on {device}: {most:.1f} of {whole:.1f} GiB"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts kilobytes
-    yield f"main memory: {peak:.1f} GiB at most"
+    yield f"main memory: {peak_bytes('cpu') / 2**30:.1f} GiB at most"
     if config.batch.devices > 1:
         yield f"the run uses {config.batch.devices} processes; this step used one"
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
+import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +62,19 @@ def activation_bytes(model: LatentDiffusion, images: int) -> int:
         ids = torch.zeros(images, encoder.max_length, dtype=torch.int64, device="meta")
         total += kept_bytes(encoder, ids, lambda _, vectors: vectors.requires_grad_())
     return total
+
+
+def peak_bytes(device: str) -> int:
+    """Return the most memory of this process so far: the GPU's, or the resident memory."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.is_file():  # the number of getrusage may be that of the process that started this one
+        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="ascii"))
+        if found:
+            return 1024 * int(found[1])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def free_bytes(device: str) -> int | None:

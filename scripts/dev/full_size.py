@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import resource
 import subprocess
 import sys
 import tempfile
@@ -45,24 +44,19 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def resident() -> float:
-    """Return the most memory that this process has held, in GB, mapped files included."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
-
-
 def measure(family: str, path: Path, size: int) -> None:
     """Load the file, take a training step and print what both took."""
     import torch
 
     from ldm.experiments.benchmark.sides import SIDES, training_step
     from ldm.inference import load_model
+    from ldm.training.memory import peak_bytes
     from ldm.words.manager import EmbeddingManager
 
     kind = FAMILIES[family][1]
-    before, start = resident(), time.perf_counter()
+    before, start = peak_bytes("cpu"), time.perf_counter()
     model = load_model(path, dtype=getattr(torch, kind))
-    loading, held = time.perf_counter() - start, resident()
+    loading, held = time.perf_counter() - start, peak_bytes("cpu")
     model.requires_grad_(False)
     model.embedding_manager = EmbeddingManager(model.cond_stage_model, ["*"], ["cat"])
     model.image_size, model.seed = size // model.first_stage_downsampling, 0
@@ -80,7 +74,8 @@ def measure(family: str, path: Path, size: int) -> None:
         f"{family}: {weights:.2f} G weights in {kind}, {size} px, {torch.get_num_threads()} "
         f"threads: loading {loading:.1f} s, encoding the image {encoding:.1f} s, "
         f"step {seconds:.1f} s; "
-        f"peak GB: imports {before:.1f}, loaded {held:.1f}, after the step {resident():.1f}"
+        f"peak GB: imports {before / 1e9:.1f}, loaded {held / 1e9:.1f}, "
+        f"after the step {peak_bytes('cpu') / 1e9:.1f}"
     )
 
 

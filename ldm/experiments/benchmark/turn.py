@@ -8,13 +8,10 @@ prints the measured values as one line of JSON.
 from __future__ import annotations
 
 import json
-import re
-import resource
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.experiments.benchmark import peer, sides
 from ldm.experiments.benchmark.sides import SIDES, SIZES, Side, Size, Times, applied, timed
+from ldm.training.memory import peak_bytes
 
 # Side of the square matrices whose product measures the device's speed.
 PRODUCT = 2048
@@ -63,19 +61,6 @@ class Turn:
     def to_json(self) -> str:
         """Return the turn as the command line takes it."""
         return json.dumps(asdict(self))
-
-
-def peak_bytes(device: str) -> int:
-    """Return the most memory of this process so far: the GPU's, or the resident memory."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.is_file():  # the number of getrusage may be that of the process that started this one
-        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="ascii"))
-        if found:
-            return 1024 * int(found[1])
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def product_rate(dtype: torch.dtype, device: str) -> float:

@@ -14,6 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ldm.experiments.protocol.cells import Cell, digest
@@ -25,7 +26,7 @@ from ldm.experiments.protocol.worker import (
     Leash,
     has_word,
     keep,
-    limit_threads,
+    main,
     run_cell,
     train,
 )
@@ -151,14 +152,5 @@ def run(folder: Path, leash: Leash) -> None:
         run_cell(own, leash)
 
 
-def main() -> int:
-    """Run the group of a folder."""
-    leash = Leash()
-    (folder,) = sys.argv[1:]
-    limit_threads()
-    run(Path(folder), leash)
-    return 0
-
-
 if __name__ == "__main__":
-    cli_main(main)
+    cli_main(partial(main, run))

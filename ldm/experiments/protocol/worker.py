@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -285,20 +285,15 @@ def image_source(
     }
 
 
-def limit_threads() -> None:
-    """Use the CPU threads that the starter set."""
+def main(run: Callable[[Path, Leash], None] = run_cell) -> int:
+    """Run what is in the folder that the command line names, with the starter's CPU threads."""
+    leash = Leash()
+    (folder,) = sys.argv[1:]
     if threads := os.environ.get(THREADS):
         import torch
 
         torch.set_num_threads(int(threads))
-
-
-def main() -> int:
-    """Run the cell of a folder."""
-    leash = Leash()
-    (folder,) = sys.argv[1:]
-    limit_threads()
-    run_cell(Path(folder), leash)
+    run(Path(folder), leash)
     return 0
 
 
