@@ -229,22 +229,14 @@ def _load_base(base: Base, device: torch.device | str, dtype: torch.dtype | None
     for line in _remarks(report):
         logger.info("%s: %s", base.path, line)
     model.to(device=device)
-    if dtype == torch.bfloat16 and torch.device(device).type == "cpu":
-        _order_channels(model)
+    network = getattr(model, "model", None)  # an autoencoder has no U-Net
+    if network is not None and dtype == torch.bfloat16 and torch.device(device).type == "cpu":
+        # Its convolutions are faster so, in float32 hardly (docs/performance.md).
+        network.to(memory_format=torch.channels_last)
     manager = getattr(model, "embedding_manager", None)
     if manager is not None:
         manager.initialize()
     return model.eval()
-
-
-def _order_channels(model: nn.Module) -> None:
-    """Store the convolutions' weights with the channels of a pixel side by side.
-
-    On a CPU they are faster so in bfloat16, in float32 hardly (docs/performance.md).
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _refusal(
