@@ -166,7 +166,7 @@ def _start_up(plan: Plan) -> Callable[[int], float]:
 def command(plan: Plan, arguments: Sequence[str]) -> dict[str, float]:
     """Run the command that learns words of the miniature; UserError gives its last line.
 
-    Returns `seconds`, of the whole command, and `training`, of its steps.
+    Returns `seconds`, of the whole command; `training`, of its steps; `encoding`, of its images.
     """
     threads = ("--threads", str(plan.turn.threads)) if plan.turn.threads else ()
     start = time.perf_counter()
@@ -184,8 +184,14 @@ def command(plan: Plan, arguments: Sequence[str]) -> dict[str, float]:
     spent = time.perf_counter() - start
     if done.returncode:
         raise UserError(f"main.py failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
-    said = re.search(r"\d+ steps in ([\d.]+) s", done.stderr + done.stdout)
-    return {"seconds": spent, "training": float(said[1]) if said else float("nan")}
+    said = done.stderr + done.stdout
+    encoded = re.findall(r"latents of \d+ images in ([\d.]+) s", said)
+    trained = re.search(r"\d+ steps in ([\d.]+) s", said)
+    return {
+        "seconds": spent,
+        "training": float(trained[1]) if trained else float("nan"),
+        "encoding": sum(map(float, encoded)),
+    }
 
 
 def runs(plan: Plan) -> Results:
