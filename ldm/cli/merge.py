@@ -1,6 +1,20 @@
-"""The command line of merge_embeddings.py: several files of learned words into one.
+r"""Merge files of learned words into one, or blend two of their words.
 
-Or, with `--blend`, two of their words into one word; see `ldm.cli.blend`.
+No word is ever overwritten: where two have one name, say how to rename them.
+
+Examples:
+  two words with names of their own:
+    python merge_embeddings.py --manager_ckpts cat.pt style.pt --output_path both.pt
+  both were learned as "*"; the second becomes "@":
+    python merge_embeddings.py --manager_ckpts cat.pt style.pt --output_path both.pt --rename '*=@'
+  three of one name:
+    python merge_embeddings.py --manager_ckpts a.pt b.pt c.pt --output_path all.pt \
+        --rename '*=@' '*=#'
+  a file for each word of one file, as other tools need them:
+    python merge_embeddings.py --manager_ckpts both.pt --split --output_path words
+  one word halfway between two, both learned as "*":
+    python merge_embeddings.py --manager_ckpts cat.safetensors fox.safetensors --rename '*=@' \
+        --blend '*=0.5' '@=0.5' --output_path catfox.safetensors
 """
 
 from __future__ import annotations
@@ -15,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.cli.blend import blend_words, read_blend
-from ldm.cli.common import SEVERAL, Parser, check_output_folder, split_pairs
+from ldm.cli.common import Parser, check_free, check_output_folder, option, split_pairs
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -25,20 +39,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EXAMPLES = """examples:
-  two words with names of their own:
-    python merge_embeddings.py --manager_ckpts cat.pt style.pt --output_path both.pt
-  both were learned as "*"; the second becomes "@":
-    python merge_embeddings.py --manager_ckpts cat.pt style.pt --output_path both.pt --rename '*=@'
-  three of one name:
-    python merge_embeddings.py --manager_ckpts a.pt b.pt c.pt --output_path all.pt \\
-        --rename '*=@' '*=#'
-  a file for each word of one file, as other tools need them:
-    python merge_embeddings.py --manager_ckpts both.pt --split --output_path words
-  one word halfway between two, both learned as "*":
-    python merge_embeddings.py --manager_ckpts cat.safetensors fox.safetensors --rename '*=@' \\
-        --blend '*=0.5' '@=0.5' --output_path catfox.safetensors
-"""
 # Width of a published text encoder → its kind of tokenizer and the vocabulary's name.
 CLIP_VOCABULARY = ("CLIPTokenizerFast", "openai/clip-vit-large-patch14")
 VOCABULARIES = {
@@ -64,47 +64,39 @@ class Word:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(
-        prog="merge_embeddings.py",
-        description="Merge files of learned words into one. No word is ever overwritten: where two "
-        "have one name, say how to rename them.",
-        epilog=EXAMPLES,
-    )
-    text = "files of learned words"
-    parser.add_argument("--manager_ckpts", nargs="+", required=True, metavar="FILE", help=text)
-    text = "merged file, .pt or .safetensors"
-    parser.add_argument("--output_path", required=True, metavar="FILE", help=text)
+    parser = Parser(prog="merge_embeddings.py", description=__doc__)
+    option(parser, "--manager_ckpts FILE", "files of learned words", nargs="+", required=True)
+    option(parser, "--output_path FILE", "merged file, .pt or .safetensors", required=True)
     text = (
         "rename a word; of several with this name, the first keeps it unless there is a renaming "
         "for each"
     )
-    parser.add_argument("--rename", **SEVERAL, metavar="OLD=NEW", help=text)
+    option(parser, "--rename OLD=NEW", text, [])
     text = (
         "blend two of the (renamed) words, whose shares sum to 1, and write that word alone: "
         "directions by spherical interpolation, norms linearly, vector by vector"
     )
-    parser.add_argument("--blend", nargs="+", metavar="WORD=SHARE", help=text)
-    text = "name of the blended word; by default the first one's"
-    parser.add_argument("--blend_name", metavar="WORD", help=text)
+    option(parser, "--blend WORD=SHARE", text, nargs="+")
+    option(parser, "--blend_name WORD", "name of the blended word; by default the first one's")
     text = "check that the words are for Stable Diffusion; their width tells the vocabulary"
-    parser.add_argument("-sd", "--stable_diffusion", action="store_true", help=text)
-    text = "vocabulary to look new names up in, for a .pt file"
-    parser.add_argument("--tokenizer", metavar="FOLDER", help=text)
+    option(parser, "-sd --stable_diffusion", text, False)
+    option(parser, "--tokenizer FOLDER", "vocabulary to look new names up in, for a .pt file")
     text = (
         "write each word into a file of its own that other tools load; --output_path is then "
         "their folder"
     )
-    parser.add_argument("--split", action="store_true", help=text)
-    parser.add_argument("--force", action="store_true", help="replace existing output files")
+    option(parser, "--split", text, False)
+    option(parser, "--force", "replace existing output files", False)
     return parser.parse_args(arguments)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Merge what the options say.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
 
     Raises UserError for unreadable files, words of one name or for different text encoders, a new
     name that is not one known token, and words that cannot be blended.
     """
+    options = parse(arguments)
     output = Path(options.output_path)
     wanted = read_blend(options.blend, options.blend_name)
     if options.split and output.suffix:
@@ -112,10 +104,11 @@ def run(options: argparse.Namespace) -> int:
     if not options.split and output.suffix not in (".pt", ".safetensors"):
         raise UserError(f"--output_path must end in .pt or .safetensors, got {output}")
     check_output_folder(output.parent)
-    if output.exists() and not options.force and not options.split:
-        raise UserError(f"{output} exists: give another --output_path, or --force to replace it")
+    if not options.split:
+        check_free([output], "--output_path", options.force)
 
     from ldm.words.files import WordFile, check_name, read_words, write_words
+    from ldm.words.travel import targets, write_for_tools
 
     sources = [Path(path) for path in options.manager_ckpts]
     files = [read_words(path) for path in sources]
@@ -139,7 +132,10 @@ def run(options: argparse.Namespace) -> int:
     for name in vectors:
         check_name(name)
     if options.split:
-        _write_each(output, WordFile(vectors, facts, second=second), options.force)
+        file = WordFile(vectors, facts, second=second)
+        check_free(targets(output, file, "kohya"), "--output_path", options.force)
+        for name, path in zip(vectors, write_for_tools(output, file), strict=True):
+            logger.info("%s: %s", path, name)
         return 0
     ids = {}
     if output.suffix == ".pt":
@@ -151,16 +147,6 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _write_each(folder: Path, file: WordFile, force: bool) -> None:
-    from ldm.words.travel import targets, write_for_tools
-
-    there = [path for path in targets(folder, file, "kohya") if path.exists()]
-    if there and not force:
-        raise UserError(f"{there[0]} exists: give another --output_path, or --force")
-    for word, path in zip(file.words, write_for_tools(folder, file), strict=True):
-        logger.info("%s: %s", path, word)
-
-
 def name_words(
     sources: Sequence[Path], files: Sequence[WordFile], renames: Sequence[str]
 ) -> list[Word]:
@@ -170,24 +156,25 @@ def name_words(
     than words, the first of them keeps its name. Raises UserError where two words would have one
     name, or a renaming fits no word.
     """
-    pairs = split_pairs("--rename takes OLD=NEW", renames)
+    given: dict[str, list[str]] = {}
+    for old, new in split_pairs("--rename takes OLD=NEW", renames):
+        given.setdefault(old, []).append(new)
     bearers = Counter(stored for file in files for stored in file.words)
-    for old, count in Counter(old for old, _ in pairs).items():
-        if count > bearers[old]:
+    for old, names in given.items():
+        if len(names) > bearers[old]:
             held = ", ".join(repr(name) for name in bearers)
             raise UserError(
-                f"--rename {old}=…: {count} renamings for {bearers[old]} words of that name; "
+                f"--rename {old}=…: {len(names)} renamings for {bearers[old]} words of that name; "
                 f"the files hold {held}"
             )
-    words: list[Word] = []
-    met: Counter[str] = Counter()
-    for source, file in zip(sources, files, strict=True):
-        for stored in file.words:
-            new = [n for old, n in pairs if old == stored]
-            keeping = bearers[stored] - len(new) if new else bearers[stored]
-            place = met[stored] - keeping
-            met[stored] += 1
-            words.append(Word(source, file, stored, new[place] if place >= 0 else stored))
+    # The names that the bearers of a name get, in the files' order.
+    kept = {old: [old] * (n - len(given.get(old, ()))) for old, n in bearers.items()}
+    named = {old: names + given.get(old, []) for old, names in kept.items()}
+    words = [
+        Word(source, file, stored, named[stored].pop(0))
+        for source, file in zip(sources, files, strict=True)
+        for stored in file.words
+    ]
     taken: dict[str, Word] = {}
     for word in words:
         other = taken.setdefault(word.name, word)
@@ -260,7 +247,8 @@ def _look_up(names: Sequence[str], source: str | None, width: int) -> dict[str, 
 
 
 def _metadata(words: Sequence[Word], width: int) -> dict[str, str]:
-    families = {word.file.metadata.get("encoder_family") for word in words} - {None}
+    stated = (word.file.metadata.get("encoder_family") for word in words)
+    families = sorted({family for family in stated if family is not None})
     lists = {
         "placeholders": [word.name for word in words],
         "merged_from": [str(word.source) for word in words],
@@ -269,13 +257,7 @@ def _metadata(words: Sequence[Word], width: int) -> dict[str, str]:
     facts = {key: json.dumps(value, ensure_ascii=False) for key, value in lists.items()}
     facts["encoder_width"] = str(width)
     if len(families) > 1:
-        names = sorted(family or "not stated" for family in families if family is not None)
-        raise UserError(f"the words are for different text encoders: {names}")
+        raise UserError(f"the words are for different text encoders: {families}")
     if families:
-        facts["encoder_family"] = str(families.pop())
+        facts["encoder_family"] = families[0]
     return facts
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return run(parse(arguments))

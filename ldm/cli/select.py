@@ -1,4 +1,17 @@
-"""`scripts/select_word.py`: score every saved step of a run and keep the best word."""
+"""Score every saved step of a run, and keep the best word.
+
+Writes it as best.safetensors beside the steps, with the curve: selection.csv, .json, .png.
+
+Examples:
+  choose among the steps that a run saved; model and images are the run's own:
+    python scripts/select_word.py logs/teal-star2026-11-21T12-00-00_finetune
+  with fewer images, and another idea of near enough:
+    python scripts/select_word.py LOGFOLDER --images 8 --tolerance 0.05
+
+the rule:
+  the best text similarity of the steps whose image similarity is within the tolerance of the best;
+  of equal ones the earliest. Noises and prompts are others than evaluate_model.py's.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +28,7 @@ from ldm.cli.common import (
     add_options,
     check_least,
     check_output_folder,
+    option,
     sampling_of,
 )
 from ldm.cli.evaluate import Subject, read_subject
@@ -25,42 +39,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 BEST = "best.safetensors"
-EXAMPLES = """examples:
-  choose among the steps that a run saved; model and images are the run's own:
-    python scripts/select_word.py logs/teal-star2026-11-21T12-00-00_finetune
-  with fewer images, and another idea of near enough:
-    python scripts/select_word.py LOGFOLDER --images 8 --tolerance 0.05
-
-the rule:
-  the best text similarity of the steps whose image similarity is within the tolerance of the best;
-  of equal ones the earliest. Noises and prompts are others than evaluate_model.py's.
-"""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(
-        prog="scripts/select_word.py",
-        description="Score every saved step of a run and write the best word as best.safetensors "
-        "beside them, with the curve: selection.csv, .json, .png.",
-        epilog=EXAMPLES,
-    )
-    parser.add_argument("run", metavar="RUN", help="log folder of a run, or its checkpoints folder")
+    parser = Parser(prog="scripts/select_word.py", description=__doc__)
+    option(parser, "run RUN", "log folder of a run, or its checkpoints folder")
     group = parser.add_argument_group("by default as the run's configuration says")
     add_base(group, None, "the run's")
-    group.add_argument("--config", metavar="YAML", help="of the model")
-    group.add_argument("--data_root", metavar="DIR", help="folder of the training images")
+    option(group, "--config YAML", "of the model")
+    option(group, "--data_root DIR", "folder of the training images")
     group = parser.add_argument_group("how to choose")
-    text = "largest distance from the best image similarity (0.02)"
-    group.add_argument("--tolerance", type=float, default=0.02, help=text)
-    text = "a prompt a line (examples/prompts/*-selection.txt)"
-    group.add_argument("--prompts", metavar="FILE", help=text)
-    group.add_argument("--image_prompt", metavar="TEXT", default="A photo of *")
+    option(group, "--tolerance", "largest distance from the best image similarity", 0.02)
+    option(group, "--prompts FILE", "a prompt a line (examples/prompts/*-selection.txt)")
+    option(group, "--image_prompt TEXT", "prompt of the image similarity", "A photo of *")
     text = "CLIP that chooses; by default the selector beside the weights, or evaluate_model.py's"
-    group.add_argument("--extractor", metavar="FOLDER|NAME", help=text)
+    option(group, "--extractor FOLDER|NAME", text)
     add_options(group, images=16, steps=50, scale=5.0, seed=1_000_000, batch_size=0)
     add_options(group, device="auto", precision="full")
-    group.add_argument("--again", action="store_true", help="choose anew, over best.safetensors")
+    option(group, "--again", "choose anew, over best.safetensors", False)
     return parser.parse_args(arguments)
 
 
@@ -85,8 +82,9 @@ def _take_facts(options: argparse.Namespace, configs: Path) -> None:
         setattr(options, name, value)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Score a run's saved steps, choose one, and write its word."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    options = parse(arguments)
     from ldm.experiments.demo.scores import saved_words
     from ldm.words.files import read_words
 
@@ -160,8 +158,3 @@ def _source_of(subject: Subject, options: argparse.Namespace) -> Callable[[Path]
         return source
 
     return source_with
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return run(parse(arguments))

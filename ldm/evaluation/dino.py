@@ -8,7 +8,7 @@ in DINO's own evaluation: the shorter side is resized to 256 pixels and the midd
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,6 +24,11 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 class DinoExtractor(ImageEmbedder):
     """Embeds images by a ViT's class token; build it with `DinoExtractor.load`."""
 
+    model_type = "vit"
+    published = "facebook/dino-vits16"
+    described = "a ViT such as DINO"
+    otherwise = "leave --dino out"
+
     def __init__(self, model: ViTModel) -> None:
         self.model = frozen(model)
         side: Any = model.config.image_size
@@ -32,11 +37,7 @@ class DinoExtractor(ImageEmbedder):
         )
 
     @classmethod
-    def load(cls, name: str | Path, device: str = "cpu", local: bool = False) -> DinoExtractor:
-        """Load a ViT from a folder or by its name on the hub.
-
-        Arguments and errors as `load_pretrained`'s; `local` keeps to what is on this machine.
-        """
+    def load(cls, name: str | Path, device: str = "cpu", local: bool = False) -> Self:
         from transformers import ViTModel
 
         # The pooler is no part of DINO, and its files do not hold one.

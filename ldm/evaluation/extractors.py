@@ -3,53 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
-from ldm.evaluation.similarity import FeatureExtractor, ImageExtractor
-from ldm.util import UserError, get_obj_from_str
+from ldm.evaluation.clip import SCORER, ClipExtractor, ImageEmbedder
+from ldm.evaluation.dino import DinoExtractor
+from ldm.util import UserError
 
-# A model may come with two small CLIPs, in these folders beside the weights. The selector chooses
-# steps and images; the scorer reports. They share no training image.
-SCORER, SELECTOR = "scorer", "selector"
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of model that scores.
-
-    Attributes:
-        extractor: its class.
-        model_type: what `config.json` calls it.
-        published: the one to use, on the Hugging Face hub.
-        described: the kind in words.
-        otherwise: what to do without it.
-    """
-
-    extractor: str
-    model_type: str
-    published: str
-    described: str
-    otherwise: str
-
-
-CLIP = Kind(
-    "ldm.evaluation.clip.ClipExtractor",
-    "clip",
-    "openai/clip-vit-base-patch32",  # the paper's
-    "a CLIP",
-    f"in the miniature score with --extractor models/miniature/{SCORER}",
-)
-DINO = Kind(
-    "ldm.evaluation.dino.DinoExtractor",
-    "vit",
-    "facebook/dino-vits16",
-    "a ViT such as DINO",
-    "leave --dino out",
-)
+# A model may come with two small CLIPs, in folders beside the weights. The selector chooses steps
+# and images; the scorer reports. They share no training image.
+SELECTOR = "selector"
+Kind = TypeVar("Kind", bound=ImageEmbedder)
 
 
 def scorer_beside(weights: Path, name: str = SCORER) -> Path | None:
@@ -60,7 +26,7 @@ def scorer_beside(weights: Path, name: str = SCORER) -> Path | None:
 
 def default_extractor(weights: Path) -> str:
     """Return the extractor for a model: the CLIP beside its weights, or else the paper's."""
-    return str(scorer_beside(weights) or CLIP.published)
+    return str(scorer_beside(weights) or ClipExtractor.published)
 
 
 def default_selector(weights: Path) -> str:
@@ -71,20 +37,18 @@ def default_selector(weights: Path) -> str:
     return str(scorer_beside(weights, SELECTOR) or default_extractor(weights))
 
 
-def find_extractor(name: str | Path, device: str = "cpu") -> FeatureExtractor:
+def find_extractor(name: str | Path, device: str = "cpu") -> ClipExtractor:
     """Load what embeds images and texts: a CLIP of `transformers` in a folder, or on the hub.
 
     Raises UserError where it is not there and cannot be fetched (says how to get it), is damaged,
     or is no CLIP.
     """
-    found: FeatureExtractor = _load(CLIP, name, device)
-    return found
+    return _load(ClipExtractor, name, device)
 
 
-def find_dino(name: str | Path, device: str = "cpu") -> ImageExtractor:
+def find_dino(name: str | Path, device: str = "cpu") -> DinoExtractor:
     """Load a DINO; arguments and errors as `find_extractor`'s."""
-    found: ImageExtractor = _load(DINO, name, device)
-    return found
+    return _load(DinoExtractor, name, device)
 
 
 def extractor_facts(name: str | Path, extractor: Any) -> dict[str, str]:
@@ -106,7 +70,7 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _load(kind: Kind, name: str | Path, device: str) -> Any:
+def _load(kind: type[Kind], name: str | Path, device: str) -> Kind:
     """Check that a model is of a kind, load it, and say in one line what is wrong with it."""
     from transformers import AutoConfig
     from transformers.utils import logging
@@ -117,7 +81,7 @@ def _load(kind: Kind, name: str | Path, device: str) -> Any:
         found = AutoConfig.from_pretrained(str(name), local_files_only=local).model_type
         if found != kind.model_type:
             raise UserError(f"extractor {name} is a {found!r} model: give {kind.described}")
-        return get_obj_from_str(kind.extractor).load(name, device, local)
+        return kind.load(name, device, local)
     except UserError:
         raise
     except (OSError, ValueError, TypeError) as error:
@@ -137,7 +101,7 @@ def _hub_answers() -> bool:
     return True
 
 
-def _missing(kind: Kind, name: str | Path) -> UserError:
+def _missing(kind: type[ImageEmbedder], name: str | Path) -> UserError:
     if Path(name).is_dir():
         return UserError(
             f"extractor {name}: its config.json, weights or tokenizer are missing or damaged; get "
