@@ -16,15 +16,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldm.cli.common import (
-    MINIATURE,
-    Parser,
-    add_model,
-    check_least,
-    check_output_folder,
-    find_model,
-    option,
-)
+from ldm.cli import common
+from ldm.cli.common import option
 from ldm.resources import ROOT
 from ldm.util import UserError
 
@@ -40,7 +33,7 @@ FILES = (
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(prog="demo.py", description=__doc__)
+    parser = common.Parser(prog="demo.py", description=__doc__)
     option(parser, "--concept", "what to learn", "teal-star")
     option(parser, "--second", "shipped word of the composition (a style or a thing)")
     option(parser, "--variant", "variant, as in main.py (fast); '' for none", "fast")
@@ -52,7 +45,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     option(parser, "--ddim_steps", "sampler steps", 50)
     option(parser, "--scale", "guidance scale", 3.0)
     group = parser.add_argument_group("other files")
-    add_model(group, MINIATURE)
+    common.add_model(group, common.MINIATURE)
     for names, default, text in FILES:
         option(group, f"{names} PATH", text, ROOT / default, type=Path)
     return parser.parse_args(argv)
@@ -61,14 +54,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo."""
     options = parse(argv)
-    check_least(options, 1, "steps", "samples", "ddim_steps")
-    check_least(options, 2, "scored")
+    common.check_least(options, 1, "steps", "samples", "ddim_steps")
+    common.check_least(options, 2, "scored")
     if not options.base.is_file():
         raise UserError(f"--base {options.base}: no such file")
-    find_model(options.model, options.config)
+    common.find_model(options.model, options.config)
     if not (options.scorer / "model.safetensors").is_file():
         raise UserError(f"--scorer {options.scorer}: no model.safetensors in it")
-    check_output_folder(options.outdir)
+    common.check_output_folder(options.outdir)
 
     from ldm.experiments.demo.run import DemoOptions, run
 

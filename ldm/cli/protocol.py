@@ -22,24 +22,18 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldm.cli.common import (
-    Parser,
-    add_base,
-    check_least,
-    check_output_folder,
-    choose_device,
-    option,
-)
+from ldm.cli import common
+from ldm.cli.common import option
 from ldm.util import UserError
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; raise UserError for a number out of range."""
-    parser = Parser(prog="scripts/protocol.py", description=__doc__)
+    parser = common.Parser(prog="scripts/protocol.py", description=__doc__)
     option(parser, "protocol YAML", "such as configs/protocol/miniature.yaml")
     option(parser, "overrides KEY=VALUE", "change an entry of the protocol", nargs="*")
     option(parser, "--output DIR", "the table's folder (outputs/protocol/NAME)", type=Path)
-    add_base(parser, None, "the protocol's checkpoint")
+    common.add_base(parser, None, "the protocol's checkpoint")
     option(parser, "--only PATTERN", "run the cells whose concept/variant/seedN matches")
     text = "copy the learned words to DIR/VARIANT/seedN/CONCEPT.safetensors"
     option(parser, "--keep-words DIR", text)
@@ -52,8 +46,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     option(group, "--ray ADDRESS", text)
     option(group, "--gpus SHARE", "GPUs a cell takes on Ray (0; 0.5 is half)", type=float)
     options = parser.parse_intermixed_args(arguments)  # overrides may follow options
-    check_least(options, 1, "workers", "threads")
-    check_least(options, 0, "gpus")
+    common.check_least(options, 1, "workers", "threads")
+    common.check_least(options, 0, "gpus")
     for text in options.overrides:
         if "=" not in text:
             raise UserError(f"unknown argument {text!r}: overrides are written key=value")
@@ -66,16 +60,16 @@ def device_of(options: argparse.Namespace) -> str:
         raise UserError(f"--device {options.device!r}: give auto, cpu or cuda")
     if options.ray:
         return str(options.device)
-    return "cuda" if choose_device(options.device) == "cuda" else "cpu"
+    return "cuda" if common.choose_device(options.device) == "cuda" else "cpu"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the grid; return 1 if a cell failed."""
     options = parse(arguments)
-    output = check_output_folder(
+    output = common.check_output_folder(
         options.output or Path("outputs") / "protocol" / Path(options.protocol).stem
     ).absolute()
-    words = check_output_folder(options.keep_words) if options.keep_words else None
+    words = common.check_output_folder(options.keep_words) if options.keep_words else None
     from ldm.experiments.protocol import command
 
     machines = command.Machines(

@@ -108,12 +108,6 @@ def _check_source(options: argparse.Namespace) -> None:
         raise UserError(f"--models must name at least two, got {options.models[0]}")
 
 
-def _check_rehearsal(options: argparse.Namespace) -> None:
-    check_least(options, 1, "participants")
-    if options.temperature is not None and not 0 < options.temperature < math.inf:
-        raise UserError(f"--temperature must be above 0, got {options.temperature}")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
     options = parse(arguments)
@@ -121,7 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "make":
         _check_source(options)
     if options.command == "rehearse":
-        _check_rehearsal(options)
+        check_least(options, 1, "participants")
+        if options.temperature is not None and not 0 < options.temperature < math.inf:
+            raise UserError(f"--temperature must be above 0, got {options.temperature}")
         options.scorer = str(locate(options.scorer))  # a name on the Hub stays
     from ldm.experiments.study import command
 
