@@ -10,7 +10,6 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ldm.util import UserError
@@ -24,16 +23,13 @@ logger = logging.getLogger(__name__)
 TOLERANCE = 1e-6
 
 
-@dataclass(frozen=True)
-class Blend:
-    """Two words and their shares, at least 0, that sum to 1; and the blended word's name."""
+def read_blend(
+    given: Sequence[str] | None, name: str | None
+) -> tuple[Mapping[str, float], str] | None:
+    """Read `--blend` and `--blend_name`: two words' shares, at least 0 with sum 1, and a name.
 
-    shares: Mapping[str, float]
-    name: str
-
-
-def read_blend(given: Sequence[str] | None, name: str | None) -> Blend | None:
-    """Read `--blend` and `--blend_name`; None where nothing is to be blended, or UserError."""
+    None where nothing is to be blended; UserError for anything else.
+    """
     if given is None:
         if name is not None:
             raise UserError(
@@ -57,22 +53,22 @@ def read_blend(given: Sequence[str] | None, name: str | None) -> Blend | None:
     if abs(sum(shares.values()) - 1) > TOLERANCE:
         total = f"{sum(shares.values()):g}"
         raise UserError(f"--blend {' '.join(given)}: the shares must sum to 1, not to {total}")
-    return Blend(shares, name or next(iter(shares)))
+    return shares, name or next(iter(shares))
 
 
 def blend_words(
-    vectors: Mapping[str, Tensor], wanted: Blend
+    vectors: Mapping[str, Tensor], wanted: Mapping[str, float], name: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the blended word alone, and what its file should say about it.
+    """Return the blended word alone, under a name, and what its file should say about it.
 
-    `vectors` has [k, d] of each word, of one width. Raises UserError for a word that is not there,
-    words of unlike numbers of vectors, or opposite vectors.
+    `vectors` has [k, d] of each word, of one width; `wanted` two words' shares. Raises UserError
+    for a word that is not there, words of unlike numbers of vectors, or opposite vectors.
     """
-    absent = [word for word in wanted.shares if word not in vectors]
+    absent = [word for word in wanted if word not in vectors]
     if absent:
-        held = ", ".join(repr(name) for name in vectors)
+        held = ", ".join(map(repr, vectors))
         raise UserError(f"--blend: there is no word {absent[0]!r}; the files bring {held}")
-    (first, _), (second, share) = wanted.shares.items()
+    (first, _), (second, share) = wanted.items()
     counts = [len(vectors[word]) for word in (first, second)]
     if counts[0] != counts[1]:
         raise UserError(
@@ -87,11 +83,11 @@ def blend_words(
     except ValueError as error:
         raise UserError(f"--blend: {first!r} and {second!r} have no blend: {error}") from error
     norms = [vectors[first].norm(dim=-1), vectors[second].norm(dim=-1), mixed.norm(dim=-1)]
-    shares = " + ".join(f"{share:g} {word}" for word, share in wanted.shares.items())
+    shares = " + ".join(f"{share:g} {word}" for word, share in wanted.items())
     sizes = ", ".join(f"{norm.mean():.3f}" for norm in norms)
-    logger.info("%s: %s, norms %s", wanted.name, shares, sizes)
+    logger.info("%s: %s, norms %s", name, shares, sizes)
     facts = {
-        "placeholders": json.dumps([wanted.name], ensure_ascii=False),
-        "blended_from": json.dumps(dict(wanted.shares), ensure_ascii=False),
+        "placeholders": json.dumps([name], ensure_ascii=False),
+        "blended_from": json.dumps(dict(wanted), ensure_ascii=False),
     }
-    return {wanted.name: mixed}, facts
+    return {name: mixed}, facts

@@ -18,6 +18,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from ldm.checkpoint.names import DELTA_FILE, find_delta
@@ -96,32 +97,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def read_request(options: argparse.Namespace) -> Request:
     """Check the options and find the model; or raise UserError."""
     common.check_least(options, 1, "images")
-    config, weights = common.find_model(options.model, options.config)
-    kind = 0 if is_miniature(weights) else 1
+    options.config, options.weights = common.find_model(options.model, options.config)
+    kind = 0 if is_miniature(options.weights) else 1
     options.scale = SCALE[kind] if options.scale is None else options.scale
+    options.images = options.images or IMAGES[kind]
     common.sampling_of(options)
-    answers, key = _study(options, kind)
-    rename = dict(common.split_pairs("--rename takes NAME=OTHER", options.rename))
-    return Request(
-        config=config,
-        weights=weights,
-        words=options.words,
-        concepts=locate(options.concepts),
-        table=_table(options, kind),
-        output=common.check_output_folder(options.output),
-        key=key,
-        answers=answers,
-        pivotal=_pivotal(options, rename),
-        image=options.image,
-        mask=options.mask,
-        extractor=options.extractor,
-        images=options.images or IMAGES[kind],
-        steps=options.steps,
-        scale=options.scale,
-        seed=options.seed,
-        device=common.choose_device(options.device),
-        rename=rename,
-    )
+    options.rename = dict(common.split_pairs("--rename takes NAME=OTHER", options.rename))
+    options.concepts, options.table = locate(options.concepts), _table(options, kind)
+    options.answers, options.key = _study(options, kind)
+    options.pivotal = _pivotal(options, options.rename)
+    options.output = common.check_output_folder(options.output)
+    options.device = common.choose_device(options.device)
+    return Request(**{field.name: getattr(options, field.name) for field in fields(Request)})
 
 
 def _table(options: argparse.Namespace, kind: int) -> Path:

@@ -126,8 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         change = "" if word.name == word.stored else f" (was {word.stored})"
         logger.info("%s%s from %s: %d vectors", word.name, change, word.source, len(word.vectors))
     if wanted is not None:
-        vectors, blended = blend_words(vectors, wanted)
-        second = blend_words(second, wanted)[0] if second else {}
+        vectors, blended = blend_words(vectors, *wanted)
+        second = blend_words(second, *wanted)[0] if second else {}
         facts |= blended
     for name in vectors:
         check_name(name)
