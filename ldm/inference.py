@@ -189,7 +189,8 @@ def generate(
         raise ValueError("prompts must hold at least one text, got none")
     at_least(1, samples_per_prompt=samples_per_prompt)
     sampling = sampling or Sampling()
-    sampling = replace(sampling, **image_size(model, sampling))
+    height, width = image_size(model, sampling)
+    sampling = replace(sampling, height=height, width=width)
     check_texts(model, sampling, texts)
     jobs = [
         (text, sampling.seed + j + (0 if restart_seeds else i * samples_per_prompt))
@@ -244,7 +245,7 @@ def _conditioning(
     negative: Conditioning | None = None,
 ) -> Conditioning:
     """Encode texts for the settings' images, as long as `prompts` need or as `negative` is."""
-    options: dict[str, Any] = {"size": tuple(image_size(model, sampling).values())}
+    options: dict[str, Any] = {"size": image_size(model, sampling)}
     if sampling.clip_skip != 1:
         options["clip_skip"] = sampling.clip_skip
     if not sampling.weighted_prompts:
@@ -358,11 +359,11 @@ def latent_shape(
     )
 
 
-def image_size(model: LatentDiffusion, sampling: Sampling) -> dict[str, int]:
-    """Return the settings' `height` and `width` in pixels, as the model has them if not given."""
+def image_size(model: LatentDiffusion, sampling: Sampling) -> tuple[int, int]:
+    """Return the settings' height and width in pixels, as the model has them if not given."""
     _, height, width = latent_shape(model, sampling.height, sampling.width)
     factor = model.first_stage_downsampling
-    return {"height": height * factor, "width": width * factor}
+    return height * factor, width * factor
 
 
 def side_multiple(model: LatentDiffusion) -> int:

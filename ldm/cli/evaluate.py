@@ -151,18 +151,14 @@ def read_subject(
         own = "miniature" if scorer_beside(weights) else "paper"
         file = ROOT / "examples" / "prompts" / f"{own}{ending}.txt"
     listed = read_prompts(file) if file is not None else []
-    image_prompt, *rest = (_name_word(p, placeholders) for p in (options.image_prompt, *listed))
+    # The usual placeholder stands for the first word, if no word has that name.
+    own = DEFAULT_PLACEHOLDER if DEFAULT_PLACEHOLDER in placeholders else placeholders[0]
+    given = (options.image_prompt, *listed)
+    image_prompt, *rest = (prompt.replace(DEFAULT_PLACEHOLDER, own) for prompt in given)
     asked = [*rest, *prompts]
     check_prompts([image_prompt, *asked], placeholders)
     training, device = list_images(options.data_root), common.choose_device(options.device)
     return Subject(config, weights, training, placeholders, image_prompt, asked, device)
-
-
-def _name_word(prompt: str, placeholders: Sequence[str]) -> str:
-    """Replace the usual placeholder by the word's own name, if no word uses the usual one."""
-    if DEFAULT_PLACEHOLDER in placeholders:
-        return prompt
-    return prompt.replace(DEFAULT_PLACEHOLDER, placeholders[0])
 
 
 def _source_of(options: argparse.Namespace) -> str:

@@ -208,4 +208,4 @@ def masked_scores(
     """Return the cosine of each image's masked region with a text, in [−1, 1]."""
     features = scorer.image_features([masked_region(image, mask) for image in images])
     wanted = scorer.text_features([text])
-    return [prompt_similarity(one, wanted).mean for one in torch.split(features, 1)]
+    return [prompt_similarity(one, wanted)[0] for one in torch.split(features, 1)]

@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ldm.cli.blend import read_blend
-from ldm.cli.merge import main
+from ldm.cli.merge import main, read_blend
 from ldm.util import UserError
 from ldm.words.files import read_words, write_words
 from ldm.words.sphere import angles, blend, directions

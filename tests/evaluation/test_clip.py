@@ -13,9 +13,11 @@ from PIL import Image
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ldm.evaluation.clip import ClipExtractor
-from ldm.evaluation.dino import MEAN, STD, DinoExtractor
 from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.extractors import (
+    MEAN,
+    STD,
+    DinoExtractor,
     default_extractor,
     default_selector,
     extractor_facts,
