@@ -73,7 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     common.check_least(options, 1, "n_samples")
     common.check_least(options, 0, "dilate")
     folder = common.check_output_folder(options.outdir)
-    common.find_model(options.model, options.config)
 
     from ldm.editing.blended import edit, latent_mask_of
     from ldm.editing.images import model_size, open_mask, resized
@@ -107,12 +106,12 @@ def _selector(options: argparse.Namespace, device: str) -> FeatureExtractor | No
 
     if options.extractor == "none" or options.n_samples == 1:
         return None
-    if options.extractor:
-        return find_extractor(options.extractor, device)
     _, weights = common.find_model(options.model, options.config)
     try:
-        return find_extractor(default_selector(weights), device)
+        return find_extractor(options.extractor or default_selector(weights), device)
     except UserError as error:
+        if options.extractor:
+            raise
         logger.warning("the images are not ranked: %s", error)
         return None
 

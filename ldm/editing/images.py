@@ -114,13 +114,8 @@ def generate_from(
             some = seeds[place : place + at_once]
             z = clean.expand(len(some), -1, -1, -1)
             negative = negative_conditioning(model, sampling, len(z), [prompt])
-            given, more = [prompt] * len(z), start(z, some)
-            shape = z.shape[1:]
-            images += decode(
-                sample_latents(
-                    model, sampling, given, some, shape, negative, **more, verbose=progress
-                )
-            )
+            given = (model, sampling, [prompt] * len(z), some, z.shape[1:], negative)
+            images += decode(sample_latents(*given, **start(z, some), verbose=progress))
     return list(zip(seeds, images, strict=True))
 
 
