@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import math
 import re
@@ -153,14 +152,14 @@ def save_png(
             chunks.add_itxt("prompt", str(settings["prompt"]))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=chunks)
-    for number in itertools.count():
-        free = path.with_stem(f"{path.stem}-{number}") if number else path
+    free, number = path, 0
+    while True:
         try:
             write_whole(free, buffer.getvalue(), replace=False)
+            return free
         except FileExistsError:
-            continue
-        return free
-    raise AssertionError("unreachable")
+            number += 1
+            free = path.with_stem(f"{path.stem}-{number}")
 
 
 def write_image(image: Image.Image, path: str | Path, **options: Any) -> None:

@@ -188,7 +188,9 @@ def generate(
     if not texts:
         raise ValueError("prompts must hold at least one text, got none")
     at_least(1, samples_per_prompt=samples_per_prompt)
-    sampling = _sized(model, sampling or Sampling())
+    sampling = sampling or Sampling()
+    height, width = image_size(model, sampling)
+    sampling = replace(sampling, height=height, width=width)
     check_texts(model, sampling, texts)
     jobs = [
         (text, sampling.seed + j + (0 if restart_seeds else i * samples_per_prompt))
@@ -243,9 +245,7 @@ def _conditioning(
     negative: Conditioning | None = None,
 ) -> Conditioning:
     """Encode texts for the settings' images, as long as `prompts` need or as `negative` is."""
-    _, height, width = latent_shape(model, sampling.height, sampling.width)
-    factor = model.first_stage_downsampling
-    options: dict[str, Any] = {"size": (height * factor, width * factor)}
+    options: dict[str, Any] = {"size": image_size(model, sampling)}
     if sampling.clip_skip != 1:
         options["clip_skip"] = sampling.clip_skip
     if not sampling.weighted_prompts:
@@ -359,19 +359,19 @@ def latent_shape(
     )
 
 
+def image_size(model: LatentDiffusion, sampling: Sampling) -> tuple[int, int]:
+    """Return the settings' height and width in pixels, as the model has them if not given."""
+    _, height, width = latent_shape(model, sampling.height, sampling.width)
+    factor = model.first_stage_downsampling
+    return height * factor, width * factor
+
+
 def side_multiple(model: LatentDiffusion) -> int:
     """Return the number of pixels of which the sides of a model's images must be multiples."""
     blocks = getattr(model.model.diffusion_model, "input_blocks", ())
     halvings = sum(any(isinstance(m, Downsample) for m in block.modules()) for block in blocks)
     multiple: int = model.first_stage_downsampling * 2**halvings
     return multiple
-
-
-def _sized(model: LatentDiffusion, sampling: Sampling) -> Sampling:
-    """Put the size in pixels into the settings, as the model has it where none is given."""
-    _, height, width = latent_shape(model, sampling.height, sampling.width)
-    factor = model.first_stage_downsampling
-    return replace(sampling, height=height * factor, width=width * factor)
 
 
 def _finite(images: Tensor, precision: str) -> Tensor:

@@ -66,24 +66,22 @@ class Sampling:
             if getattr(self, name) not in names:
                 known = ", ".join(names)
                 raise UserError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
-        if not 1 <= self.steps <= 1000:
-            raise UserError(f"steps must lie in 1..1000, got {self.steps}")
-        if not (math.isfinite(self.scale) and self.scale >= 0):
-            raise UserError(f"scale must be at least 0, got {self.scale}")
-        if not 0 <= self.eta <= 1:
-            raise UserError(f"eta must lie in 0..1, got {self.eta}")
-        if self.eta and self.sampler not in STOCHASTIC:
-            raise UserError(
-                f"eta must be 0 with {self.sampler}, got {self.eta}; use ddim for eta > 0"
-            )
-        if self.karras and self.sampler not in SPACED:
-            raise UserError(f"karras needs one of {', '.join(SPACED)}, got {self.sampler}")
-        if not 0 <= self.seed < 2**62:
-            raise UserError(f"seed must lie in 0..2^62, got {self.seed}")
-        if self.clip_skip < 1:
-            raise UserError(f"clip_skip must be at least 1, got {self.clip_skip}")
-        if self.batch_size < 0:
-            raise UserError(f"batch_size must be at least 0, got {self.batch_size}")
+        needs_ddim = f"eta must be 0 with {self.sampler}, got {self.eta}; use ddim for eta > 0"
+        for is_right, message in (
+            (1 <= self.steps <= 1000, f"steps must lie in 1..1000, got {self.steps}"),
+            (0 <= self.scale < math.inf, f"scale must be at least 0, got {self.scale}"),
+            (0 <= self.eta <= 1, f"eta must lie in 0..1, got {self.eta}"),
+            (not self.eta or self.sampler in STOCHASTIC, needs_ddim),
+            (
+                not self.karras or self.sampler in SPACED,
+                f"karras needs one of {', '.join(SPACED)}, got {self.sampler}",
+            ),
+            (0 <= self.seed < 2**62, f"seed must lie in 0..2^62, got {self.seed}"),
+            (self.clip_skip >= 1, f"clip_skip must be at least 1, got {self.clip_skip}"),
+            (self.batch_size >= 0, f"batch_size must be at least 0, got {self.batch_size}"),
+        ):
+            if not is_right:
+                raise UserError(message)
         for name in ("height", "width"):
             side = getattr(self, name)
             if side is not None and (side < 1 or side % 8):

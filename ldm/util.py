@@ -79,12 +79,16 @@ class ParameterError(UserError, TypeError):
 
 
 class Parser(argparse.ArgumentParser):
-    """Accepts only whole option names, and reports errors in one line."""
+    """Accepts only whole option names, and reports errors in one line.
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(
-            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options
-        )
+    What follows "Examples:" in the description stands at the end of the help.
+    """
+
+    def __init__(self, description: str | None = None, **options: Any) -> None:
+        text, head, examples = (description or "").partition("\nExamples:")
+        options = {"epilog": head.strip() + examples, **options, "allow_abbrev": False}
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=text, formatter_class=formatter, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Read the arguments; raise UserError for one that is not UTF-8 text."""
@@ -321,19 +325,17 @@ def cli_main(run: Callable[[], int | None]) -> None:
     try:
         sys.exit(run() or 0)
     except UserError as error:
-        sys.stderr.write(f"error: {one_line(error)}\n")
-        sys.exit(2)
+        line, status = f"error: {one_line(error)}", 2
     except OSError as error:
         if error.errno is None:  # raised by a library as "something went wrong"
             raise
         name = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"error: {name}{error.strerror}\n")
-        sys.exit(1)
+        line, status = f"error: {name}{error.strerror}", 1
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
             raise
-        sys.stderr.write(f"error: {one_line(error)} Take a smaller batch or size.\n")
-        sys.exit(1)
+        line, status = f"error: {one_line(error)} Take a smaller batch or size.", 1
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        sys.exit(130)
+        line, status = "interrupted", 130
+    sys.stderr.write(f"{line}\n")
+    sys.exit(status)

@@ -6,7 +6,7 @@ Imports nothing heavy, so that `--help` answers at once.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,45 +22,70 @@ if TYPE_CHECKING:
 
 MINIATURE = "models/miniature"
 PUBLISHED = "models/ldm/text2img-large/model.ckpt"
-# An option that takes several values, and may be repeated.
-SEVERAL: Mapping[str, Any] = {"nargs": "+", "action": "extend", "default": []}
-_STEPS = {"type": int, "help": "steps of the sampler, 1..1000"}
-_ETA = {"type": float, "help": "DDIM's noise: 0 is deterministic, 1 is DDPM"}
-# Options that several commands have, by their names in Python: arguments of `add_argument`, and
-# under `flags` other spellings.
-SHARED: Mapping[str, Mapping[str, Any]] = {
-    "steps": {**_STEPS, "flags": ("--steps", "--ddim_steps")},
-    "ddim_steps": _STEPS,
-    "scale": {"type": float, "help": "guidance scale; 1 is no guidance"},
-    "seed": {"type": int, "help": "seed of the first image; image i has seed + i"},
-    "sampler": {"choices": SAMPLERS, "help": "the sampler"},
-    "karras": {"action": "store_true", "help": "space noise levels as Karras et al.: few steps"},
-    "eta": {**_ETA, "flags": ("--eta", "--ddim_eta")},
-    "ddim_eta": _ETA,
-    "negative_prompt": {"metavar": "TEXT", "help": "text that guidance leads away from"},
-    "weighted_prompts": {
-        "action": "store_true",
-        "help": "(word:1.2), (word) and [word] are weights; prompts may be longer than the encoder",
-    },
-    "clip_skip": {"type": int, "metavar": "N", "help": "CLIP's layer; 2 is one before"},
-    "n_samples": {"type": int, "help": "number of images"},
-    "images": {"type": int, "help": "images of each prompt", "flags": ("--images", "--pictures")},
-    "batch_size": {"type": int, "help": "images at a time; 0 takes as many as fit"},
-    "device": {"help": "auto, cpu, cuda, cuda:1, mps"},
-    "precision": {"choices": PRECISIONS, "help": "float32, or half precision where it is safe"},
-    "outdir": {"metavar": "DIR", "help": "folder of the results"},
-    "output": {"metavar": "DIR", "help": "folder of the results"},
-    "concepts": {"metavar": "DIR", "help": "a folder of images for each concept"},
+_STEPS, _ETA = "steps of the sampler, 1..1000", "DDIM's noise: 0 is deterministic, 1 is DDPM"
+_WORDS = "files of learned words; with WORD= the file's one word gets that name"
+_DELTA = "the weight delta that tuning of this model wrote (weight_delta.safetensors)"
+_WEIGHTED = "(word:1.2), (word) and [word] are weights; prompts may be longer than the encoder"
+# Options that several commands have, by their names in Python: spellings and help, for `option`.
+SHARED: Mapping[str, tuple[str, str]] = {
+    "steps": ("--steps --ddim_steps", _STEPS),
+    "ddim_steps": ("--ddim_steps", _STEPS),
+    "scale": ("--scale", "guidance scale; 1 is no guidance"),
+    "seed": ("--seed", "seed of the first image; image i has seed + i"),
+    "sampler": ("--sampler", "the sampler"),
+    "karras": ("--karras", "space noise levels as Karras et al.: few steps"),
+    "eta": ("--eta --ddim_eta", _ETA),
+    "ddim_eta": ("--ddim_eta", _ETA),
+    "negative_prompt": ("--negative_prompt TEXT", "text that guidance leads away from"),
+    "weighted_prompts": ("--weighted_prompts", _WEIGHTED),
+    "clip_skip": ("--clip_skip N", "CLIP's layer; 2 is one before"),
+    "n_samples": ("--n_samples", "number of images"),
+    "images": ("--images --pictures", "images of each prompt"),
+    "batch_size": ("--batch_size", "images at a time; 0 takes as many as fit"),
+    "device": ("--device", "auto, cpu, cuda, cuda:1, mps"),
+    "precision": ("--precision", "float32, or half precision where it is safe"),
+    "outdir": ("--outdir DIR", "folder of the results"),
+    "output": ("--output DIR", "folder of the results"),
+    "concepts": ("--concepts DIR", "a folder of images for each concept"),
+    "embedding_path": ("--embedding_path [WORD=]FILE", _WORDS),
+    "weight_delta": ("--weight_delta --difference FILE", _DELTA),
 }
+CHOICES: Mapping[str, Sequence[str]] = {"sampler": SAMPLERS, "precision": PRECISIONS}
+
+
+def option(
+    group: argparse._ActionsContainer, names: str, text: str, default: Any = None, **more: Any
+) -> None:
+    """Add an option, or an argument.
+
+    Args:
+        group: where to add it.
+        names: its spellings; after them the name of its value in the help, if it needs one.
+        text: its help. The default is added, unless it stands there in brackets at the end.
+        default: value without the option. A number gives the type; False makes a switch; [] takes
+            several values, and the option may be repeated.
+        more: further arguments of `add_argument`.
+    """
+    first, *others = names.split()
+    flags = [first, *(name for name in others if name.startswith("-"))]
+    if others and others[-1] != flags[-1]:
+        more["metavar"] = others[-1]
+    if default is False:
+        more["action"] = "store_true"
+    elif default == []:
+        more = {"nargs": "+", "action": "extend"} | more
+    elif type(default) in (int, float):
+        more["type"] = type(default)
+    if type(default) in (int, float, str) and default != "" and not text.endswith(")"):
+        text += f" ({default})"
+    group.add_argument(*flags, default=default, help=text, **more)
 
 
 def add_options(group: argparse._ActionsContainer, **defaults: Any) -> None:
-    """Add options of `SHARED`, each with its default, which the help names."""
+    """Add options of `SHARED`, each with its default."""
     for name, default in defaults.items():
-        options = dict(SHARED[name])
-        if default is not None and not isinstance(default, bool) and default != "":
-            options["help"] += f" ({default})"
-        group.add_argument(*options.pop("flags", (f"--{name}",)), default=default, **options)
+        more: dict[str, Any] = {"choices": CHOICES[name]} if name in CHOICES else {}
+        option(group, *SHARED[name], default, **more)
 
 
 def check_least(options: argparse.Namespace, least: float, *names: str) -> None:
@@ -80,6 +105,13 @@ def split_pairs(form: str, items: Sequence[str]) -> list[tuple[str, str]]:
     return [(old, new) for old, _, new in pairs]
 
 
+def check_free(paths: Iterable[Path], option: str, force: bool) -> None:
+    """Raise UserError for the first path that exists; `option` names it. `force` replaces it."""
+    for path in paths:
+        if path.exists() and not force:
+            raise UserError(f"{path} exists: give another {option}, or --force to replace it")
+
+
 class Once(argparse.Action):
     """An option that may be given only once; argparse alone would use the last value."""
 
@@ -90,51 +122,25 @@ class Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def add_words(group: argparse._ActionsContainer) -> None:
-    """Add the option that names files of learned words."""
-    text = "files of learned words; with WORD= the file's one word gets that name"
-    group.add_argument("--embedding_path", **SEVERAL, metavar="[WORD=]FILE", help=text)
-
-
 def add_base(group: argparse._ActionsContainer, default: str | None, text: str) -> None:
     """Add the option that names a base, as `locate_base` takes it; `text` says the default."""
-    group.add_argument(
-        *("--model", "--ckpt_path", "--ckpt"),
-        dest="model",
-        metavar="MODEL",
-        default=default,
-        help=f"a .ckpt or .safetensors file, a folder of diffusers, or a Hub name ({text})",
-    )
+    text = f"a .ckpt or .safetensors file, a folder of diffusers, or a Hub name ({text})"
+    option(group, "--model --ckpt_path --ckpt MODEL", text, default)
 
 
 def add_model(group: argparse._ActionsContainer, checkpoint: str) -> None:
     """Add the options that name a model, for `find_model`; `checkpoint` is the default one."""
     ships = "; models/miniature ships with the project" if checkpoint != MINIATURE else ""
     add_base(group, checkpoint, f"{checkpoint}{ships}")
-    group.add_argument(
-        "--config",
-        metavar="YAML",
-        help="configuration of the model; by default the one beside its weights, or its family's",
-    )
-
-
-def add_weight_delta(group: argparse._ActionsContainer) -> None:
-    """Add the option that names a weight delta."""
-    group.add_argument(
-        "--weight_delta",
-        "--difference",
-        metavar="FILE",
-        help="the weight delta that tuning of this model wrote (weight_delta.safetensors)",
-    )
+    text = "configuration of the model; by default the one beside its weights, or its family's"
+    option(group, "--config YAML", text)
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
     """Add the options of a model that generates, and its words."""
     group = parser.add_argument_group("the model")
     add_model(group, PUBLISHED)
-    add_words(group)
-    add_weight_delta(group)
-    add_options(group, device="auto")
+    add_options(group, embedding_path=[], weight_delta=None, device="auto")
 
 
 def find_model(model: str, config: str | None) -> tuple[Path | None, Path]:

@@ -1,4 +1,16 @@
-"""`scripts/convert_embedding.py`: write a word's file in another tool's form, or inspect it."""
+r"""Write learned words in the form of another tool, or inspect them. The values do not change.
+
+Examples:
+  what a file holds:
+    python scripts/convert_embedding.py cat.pt --inspect
+  a word of a concept library as a file that every tool loads:
+    python scripts/convert_embedding.py sd-concepts-library/cat-toy cat-toy.safetensors --to kohya
+  a folder to upload to the Hub:
+    python scripts/convert_embedding.py cat.pt my-cat --placeholder '<my-cat>' \
+        --hub_license cc-by-4.0 --base_model OWNER/NAME --samples cat-1.png cat-2.png
+  one file for each word:
+    python scripts/convert_embedding.py both.pt words/ --to kohya
+"""
 
 from __future__ import annotations
 
@@ -9,23 +21,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.cli.common import Parser, check_output_folder
+from ldm.cli.common import Parser, check_free, check_output_folder, option
 from ldm.util import UserError
 
 if TYPE_CHECKING:
     from ldm.words.files import WordFile
 
-EXAMPLES = """examples:
-  what a file holds:
-    python scripts/convert_embedding.py cat.pt --inspect
-  a word of a concept library as a file that every tool loads:
-    python scripts/convert_embedding.py sd-concepts-library/cat-toy cat-toy.safetensors --to kohya
-  a folder to upload to the Hub:
-    python scripts/convert_embedding.py cat.pt my-cat --placeholder '<my-cat>' \\
-        --hub_license cc-by-4.0 --base_model OWNER/NAME --samples cat-1.png cat-2.png
-  one file for each word:
-    python scripts/convert_embedding.py both.pt words/ --to kohya
-"""
 FORMS = ("original", "safetensors", "diffusers", "a1111", "png", "kohya", "onetrainer", "sdxl")
 BY_SUFFIX = {".pt": "original", ".safetensors": "safetensors", ".png": "png", "": "kohya"}
 # Values of --encoder, and the width of a word for each. With LDM-BERT it may be any.
@@ -34,35 +35,30 @@ FAMILIES = {"ldm-bert": None, "clip": 768, "openclip-h": 1024}
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(
-        prog="scripts/convert_embedding.py",
-        description="Write learned words in the form of another tool. The values do not change.",
-        epilog=EXAMPLES,
-    )
-    add = parser.add_argument
-    add("source", metavar="IN", help="a word's file, its folder or a Hub name")
+    parser = Parser(prog="scripts/convert_embedding.py", description=__doc__)
+    option(parser, "source IN", "a word's file, its folder or a Hub name")
     text = "a file; a name without suffix is a folder, which gets one file for each word"
-    add("target", metavar="OUT", nargs="?", help=text)
+    option(parser, "target OUT", text, nargs="?")
     text = (
         "form of OUT; by default original for .pt, safetensors for .safetensors, png for .png, and "
         "kohya for a folder"
     )
-    add("--to", choices=FORMS, help=text)
-    add("--placeholder", metavar="NAME", help="name of the word; IN must hold one word")
+    option(parser, "--to", text, choices=FORMS)
+    option(parser, "--placeholder NAME", "name of the word; IN must hold one word")
     text = (
         "text encoder of the words, if IN does not state it: LDM-BERT (the 1.4B model), CLIP "
         "(Stable Diffusion 1), OpenCLIP (Stable Diffusion 2)"
     )
-    add("--encoder", choices=FAMILIES, help=text)
+    option(parser, "--encoder", text, choices=FAMILIES)
     text = "vocabulary that gives the token ids of new names, for the form original"
-    add("--tokenizer", metavar="FOLDER", help=text)
+    option(parser, "--tokenizer FOLDER", text)
     group = parser.add_argument_group("a folder for the Hugging Face Hub")
     text = "make OUT such a folder (word, samples, model card), with this license, e.g. cc-by-4.0"
-    group.add_argument("--hub_license", metavar="ID", help=text)
-    group.add_argument("--base_model", metavar="OWNER/NAME", help="the word's base on the Hub")
-    group.add_argument("--samples", nargs="+", default=[], metavar="IMAGE", help="sample images")
-    add("--inspect", action="store_true", help="print what IN holds; write nothing")
-    add("--force", action="store_true", help="replace existing files")
+    option(group, "--hub_license ID", text)
+    option(group, "--base_model OWNER/NAME", "the word's base on the Hub")
+    option(group, "--samples IMAGE", "sample images", [])
+    option(parser, "--inspect", "print what IN holds; write nothing", False)
+    option(parser, "--force", "replace existing files", False)
     return parser.parse_args(arguments)
 
 
@@ -157,9 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ldm.cli.merge import token_ids
     from ldm.words.travel import convert, targets
 
-    taken = [path for path in targets(target, file, form) if path.exists()]
-    if taken and not options.force:
-        raise UserError(f"{taken[0]} exists: give another OUT, or --force to replace it")
+    check_free(targets(target, file, form), "OUT", options.force)
     ids: dict[str, int] = {}
     if form == "original":
         width = next(iter(file.words.values())).shape[-1]

@@ -1,4 +1,13 @@
-"""`scripts/demo.py`: learn a word with the miniature and show the result on a page."""
+"""Learn a word with the miniature model, and show the result on a page.
+
+Generates images of five prompts, scores them, and writes index.html, grids of images and
+metrics.json.
+
+Examples:
+  python scripts/demo.py
+  python scripts/demo.py --concept red-mug --second chalk
+  python scripts/demo.py --concept blueprint --steps 200 --outdir outputs/blueprint
+"""
 
 from __future__ import annotations
 
@@ -7,76 +16,53 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldm.cli.common import (
-    MINIATURE,
-    Parser,
-    add_model,
-    check_least,
-    check_output_folder,
-    find_model,
-)
+from ldm.cli import common
+from ldm.cli.common import option
 from ldm.resources import ROOT
 from ldm.util import UserError
 
 log = logging.getLogger(__name__)
-EXAMPLES = """examples:
-  python scripts/demo.py
-  python scripts/demo.py --concept red-mug --second chalk
-  python scripts/demo.py --concept blueprint --steps 200 --outdir outputs/blueprint
-"""
-# Option, default, help.
+# Options, default, help.
 FILES = (
-    ("base", "configs/miniature/finetune.yaml", "configuration of the training"),
-    ("scorer", "models/miniature/scorer", "folder of the CLIP that scores"),
-    ("concepts", "examples/concepts", "folder of the concepts"),
-    ("words", "examples/words", "folder of shipped words"),
+    ("--base", "configs/miniature/finetune.yaml", "configuration of the training"),
+    ("--scorer --judge", "models/miniature/scorer", "folder of the CLIP that scores"),
+    ("--concepts", "examples/concepts", "folder of the concepts"),
+    ("--words", "examples/words", "folder of shipped words"),
 )
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(
-        prog="demo.py",
-        description="Learn a word with the miniature model, generate images of five prompts, score "
-        "them, and write index.html, grids of images and metrics.json.",
-        epilog=EXAMPLES,
-    )
-    parser.add_argument("--concept", default="teal-star", help="what to learn (teal-star)")
-    parser.add_argument("--second", help="shipped word of the composition (a style or a thing)")
-    parser.add_argument(
-        "--variant", default="fast", help="variant, as in main.py (fast); '' for none"
-    )
-    parser.add_argument("--steps", type=int, default=100, help="optimizer steps (100)")
-    parser.add_argument("--outdir", type=Path, default=Path("outputs/demo"), help="(outputs/demo)")
-    parser.add_argument("--seed", type=int, default=2, help="seed of the training (2)")
-    parser.add_argument("--samples", type=int, default=8, help="images of each prompt (8)")
-    parser.add_argument("--scored", type=int, default=32, help="images of the word alone (32)")
-    parser.add_argument("--ddim_steps", type=int, default=50, help="sampler steps (50)")
-    parser.add_argument("--scale", type=float, default=3.0, help="guidance scale (3)")
+    parser = common.Parser(prog="demo.py", description=__doc__)
+    option(parser, "--concept", "what to learn", "teal-star")
+    option(parser, "--second", "shipped word of the composition (a style or a thing)")
+    option(parser, "--variant", "variant, as in main.py (fast); '' for none", "fast")
+    option(parser, "--steps", "optimizer steps", 100)
+    option(parser, "--outdir", "(outputs/demo)", Path("outputs/demo"), type=Path)
+    option(parser, "--seed", "seed of the training", 2)
+    option(parser, "--samples", "images of each prompt", 8)
+    option(parser, "--scored", "images of the word alone", 32)
+    option(parser, "--ddim_steps", "sampler steps", 50)
+    option(parser, "--scale", "guidance scale", 3.0)
     group = parser.add_argument_group("other files")
-    add_model(group, MINIATURE)
-    for name, default, text in FILES:
-        names = [f"--{name}", "--judge"] if name == "scorer" else [f"--{name}"]
-        group.add_argument(*names, type=Path, default=ROOT / default, metavar="PATH", help=text)
+    common.add_model(group, common.MINIATURE)
+    for names, default, text in FILES:
+        option(group, f"{names} PATH", text, ROOT / default, type=Path)
     return parser.parse_args(argv)
-
-
-def check(options: argparse.Namespace) -> None:
-    """Raise UserError for a value out of range or a file that is not there."""
-    check_least(options, 1, "steps", "samples", "ddim_steps")
-    check_least(options, 2, "scored")
-    if not options.base.is_file():
-        raise UserError(f"--base {options.base}: no such file")
-    find_model(options.model, options.config)
-    if not (options.scorer / "model.safetensors").is_file():
-        raise UserError(f"--scorer {options.scorer}: no model.safetensors in it")
-    check_output_folder(options.outdir)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo."""
     options = parse(argv)
-    check(options)
+    common.check_least(options, 1, "steps", "samples", "ddim_steps")
+    common.check_least(options, 2, "scored")
+    if not options.base.is_file():
+        raise UserError(f"--base {options.base}: no such file")
+    common.find_model(options.model, options.config)
+    if not (options.scorer / "model.safetensors").is_file():
+        raise UserError(f"--scorer {options.scorer}: no model.safetensors in it")
+    common.check_output_folder(options.outdir)
+
     from ldm.experiments.demo.run import DemoOptions, run
 
     found = run(DemoOptions(**vars(options))).metrics()

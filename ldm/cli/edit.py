@@ -1,4 +1,18 @@
-"""What scripts/edit.py does: generate inside a mask, by Blended Latent Diffusion."""
+r"""Edit an image inside a mask, by Blended Latent Diffusion; the selector's best comes first.
+
+Examples:
+  a learned word in an image's masked part (white in the mask is what changes):
+    python scripts/edit.py --image room.png --mask mask.png --prompt "an oil painting of *" \
+        --embedding_path embeddings.pt
+  with the miniature model, which comes with the project:
+    python scripts/edit.py --model models/miniature --image examples/concepts/teal-star/1.png \
+        --mask mask.png --prompt "a red mug on the beach"
+  a line or another thin mask: begin four latent points wider, and shrink to the mask itself:
+    python scripts/edit.py --image room.png --mask line.png --prompt "a rope" --dilate 4
+The image is generated with its longer side at the model's own size (256 pixels for the published
+model, 64 for the miniature), its proportions kept as nearly as the model can; the mask has the size
+of the image as it is given.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.cli import common
+from ldm.cli.common import option
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -21,69 +36,45 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BACKGROUNDS = ("paste", "decoder", "none")
-EXAMPLES = """examples:
-  a learned word in an image's masked part (white in the mask is what changes):
-    python scripts/edit.py --image room.png --mask mask.png --prompt "an oil painting of *" \\
-        --embedding_path embeddings.pt
-  with the miniature model, which comes with the project:
-    python scripts/edit.py --model models/miniature --image examples/concepts/teal-star/1.png \\
-        --mask mask.png --prompt "a red mug on the beach"
-  a line or another thin mask: begin four latent points wider, and shrink to the mask itself:
-    python scripts/edit.py --image room.png --mask line.png --prompt "a rope" --dilate 4
-The image is generated with its longer side at the model's own size (256 pixels for the published
-model, 64 for the miniature), its proportions kept as nearly as the model can; the mask has the size
-of the image as it is given.
-"""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = common.Parser(
-        prog="scripts/edit.py",
-        description="Edit an image inside a mask; the best image by the selector comes first.",
-        epilog=EXAMPLES,
-    )
-    add = parser.add_argument_group("what to edit").add_argument
-    add("--image", metavar="FILE", required=True, help="the image")
-    text = "of the image's size; white is what changes"
-    add("--mask", metavar="FILE", required=True, help=text)
+    parser = common.Parser(prog="scripts/edit.py", description=__doc__)
+    group = parser.add_argument_group("what to edit")
+    option(group, "--image FILE", "the image", required=True)
+    option(group, "--mask FILE", "of the image's size; white is what changes", required=True)
     text = "the text to generate there"
-    add("--prompt", action=common.Once, metavar="TEXT", required=True, help=text)
+    option(group, "--prompt TEXT", text, action=common.Once, required=True)
     common.add_generation(parser)
     group = parser.add_argument_group("how to generate")
     common.add_options(group, steps=50, scale=5.0, seed=42, n_samples=4, batch_size=4)
     common.add_options(group, negative_prompt="", weighted_prompts=False, clip_skip=1)
-    text = "for thin masks: begin N latent points wider, and shrink over the steps (0)"
-    group.add_argument("--dilate", type=int, default=0, metavar="N", help=text)
+    option(group, "--dilate N", "for thin masks: begin N latent points wider, and shrink", 0)
     text = (
         "paste: the image's own pixels outside the mask; decoder: a decoder tuned to each image "
-        "(slower, no seam); none: as decoded (paste)"
+        "(slower, no seam); none: as decoded"
     )
-    group.add_argument("--background", choices=BACKGROUNDS, default="paste", help=text)
+    option(group, "--background", text, "paste", choices=BACKGROUNDS)
     text = (
         'ranks the images: a CLIP\'s folder or name, or "none"; by default the selector beside the '
         "weights, or else openai/clip-vit-base-patch32; a single image is not ranked"
     )
-    group.add_argument("--extractor", metavar="FOLDER|NAME", help=text)
+    option(group, "--extractor FOLDER|NAME", text)
     group = parser.add_argument_group("results (nothing is overwritten)")
     common.add_options(group, outdir="outputs/edit")
     return parser.parse_args(arguments)
 
 
-def check(options: argparse.Namespace) -> None:
-    """Raise UserError for a value out of range."""
-    common.sampling_of(options)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Raises UserError, before weights are read if possible."""
+    options = parse(arguments)
+    sampling = common.sampling_of(options)
     common.check_least(options, 1, "n_samples")
     common.check_least(options, 0, "dilate")
-
-
-def run(options: argparse.Namespace) -> int:
-    """Edit as the options say. Raises UserError, before weights are read if possible."""
-    check(options)
     folder = common.check_output_folder(options.outdir)
-    common.find_model(options.model, options.config)
 
-    from ldm.editing.blended import Blending, edit, latent_mask_of
+    from ldm.editing.blended import edit, latent_mask_of
     from ldm.editing.images import model_size, open_mask, resized
     from ldm.image_io import open_rgb
 
@@ -91,28 +82,19 @@ def run(options: argparse.Namespace) -> int:
     mask = open_mask(options.mask, original.size)
     device = common.choose_device(options.device)
     selector = _selector(options, device)
-    prompts = [options.prompt, options.negative_prompt]
-    model = common.load(options, prompts)
+    model = common.load(options, [options.prompt, options.negative_prompt])
     size = model_size(model, original.size)
     if size != original.size:
         logger.info("the image is generated at %d x %d", *size)
     original, mask = resized(original, size), resized(mask, size)
     latent_mask_of(model, mask)  # raises its errors before the model is read
-    blending = Blending(
-        sampling=common.sampling_of(options),
+    edits = edit(
+        *(model.to(device), original, mask, options.prompt, sampling),
         samples=options.n_samples,
         dilate=options.dilate,
         background=options.background,
-    )
-    progress = sys.stderr.isatty()
-    edits = edit(
-        model.to(device),
-        original,
-        mask,
-        options.prompt,
-        blending,
         scorer=selector,
-        progress=progress,
+        progress=sys.stderr.isatty(),
     )
     _save(edits, original, folder, common.image_facts(options))
     return 0
@@ -124,12 +106,12 @@ def _selector(options: argparse.Namespace, device: str) -> FeatureExtractor | No
 
     if options.extractor == "none" or options.n_samples == 1:
         return None
-    if options.extractor:
-        return find_extractor(options.extractor, device)
     _, weights = common.find_model(options.model, options.config)
     try:
-        return find_extractor(default_selector(weights), device)
+        return find_extractor(options.extractor or default_selector(weights), device)
     except UserError as error:
+        if options.extractor:
+            raise
         logger.warning("the images are not ranked: %s", error)
         return None
 
@@ -150,8 +132,3 @@ def _save(
     grid = pil_grid([original, *(found.image for found in edits)])
     path = save_png(grid, folder / "grid.png", {**edits[0].settings, **made_by})
     logger.info("%s: the image, then the edits", path)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return run(parse(arguments))

@@ -1,4 +1,20 @@
-"""`scripts/evaluate_model.py`: a word's scores by the paper's protocol, as JSON and CSV."""
+r"""Score a learned word by the paper's protocol.
+
+Likeness to its training images and to its prompts, with 95% bootstrap intervals; writes scores.json
+and scores.csv.
+
+Examples:
+  a word of the miniature, which comes with the project:
+    python scripts/evaluate_model.py --embedding_path examples/words/teal-star.safetensors \
+        --data_root examples/concepts/teal-star
+  the paper's protocol at 1.4B, with CLIP ViT-B/32 and DINO from the hub or its cache:
+    python scripts/evaluate_model.py --model models/ldm/text2img-large/model.ckpt \
+        --embedding_path embeddings.safetensors --data_root DIR --dino facebook/dino-vits16
+  what the paper compares with:
+    python scripts/evaluate_model.py --data_root DIR --variant human_captions \
+        --captions "a teal star with yellow dots"
+    python scripts/evaluate_model.py --data_root DIR --variant image_only
+"""
 
 from __future__ import annotations
 
@@ -13,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli import common
+from ldm.cli.common import option
 from ldm.evaluation.prompts import check_prompts, read_prompts
 from ldm.resources import ROOT
 from ldm.training.variants import find_variant
@@ -27,67 +44,57 @@ if TYPE_CHECKING:
     from ldm.inference import GeneratedImage
 
 log = logging.getLogger(__name__)
-EXAMPLES = """examples:
-  a word of the miniature, which comes with the project:
-    python scripts/evaluate_model.py --embedding_path examples/words/teal-star.safetensors \\
-        --data_root examples/concepts/teal-star
-  the paper's protocol at 1.4B, with CLIP ViT-B/32 and DINO from the hub or its cache:
-    python scripts/evaluate_model.py --model models/ldm/text2img-large/model.ckpt \\
-        --embedding_path embeddings.safetensors --data_root DIR --dino facebook/dino-vits16
-  what the paper compares with:
-    python scripts/evaluate_model.py --data_root DIR --variant human_captions \\
-        --captions "a teal star with yellow dots"
-    python scripts/evaluate_model.py --data_root DIR --variant image_only
-"""
+
+
+LABELS = {
+    "image": "image similarity",
+    "dino": "DINO similarity",
+    "text": "text similarity",
+    "text_of_average": "  of the images' average",
+}
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = common.Parser(
-        prog="scripts/evaluate_model.py",
-        description="Score a learned word by the paper's protocol: likeness to its training "
-        "images and to its prompts, with 95% bootstrap intervals; writes scores.json and "
-        "scores.csv.",
-        epilog=EXAMPLES,
-    )
+    parser = common.Parser(prog="scripts/evaluate_model.py", description=__doc__)
     group = parser.add_argument_group("what to score")
-    common.add_words(group)
-    text = "folder of the training images"
-    group.add_argument("--data_root", metavar="DIR", required=True, help=text)
+    common.add_options(group, embedding_path=[])
+    option(group, "--data_root DIR", "folder of the training images", required=True)
     text = "variant of configs/variants; human_captions, image_only and prompt_only need no word"
-    group.add_argument("--variant", metavar="NAME", help=text)
+    option(group, "--variant NAME", text)
     text = "captions for human_captions; by default those beside the images"
-    group.add_argument("--captions", **common.SEVERAL, metavar="TEXT|FILE", help=text)
-    group.add_argument("--prompts", metavar="FILE", help="a prompt a line; # begins a comment")
-    text = "one more prompt (repeatable)"
-    group.add_argument("--prompt", action="append", default=[], metavar="TEXT", help=text)
-    text = 'prompt of the image similarity ("A photo of *"); * becomes the word'
-    group.add_argument("--image_prompt", metavar="TEXT", default="A photo of *", help=text)
+    option(group, "--captions TEXT|FILE", text, [])
+    option(group, "--prompts FILE", "a prompt a line; # begins a comment")
+    option(
+        group,
+        "--prompt TEXT",
+        "one more prompt (repeatable)",
+        default=[],
+        action="append",
+        nargs=None,
+    )
+    text = "prompt of the image similarity; * becomes the word"
+    option(group, "--image_prompt TEXT", text, "A photo of *")
     text = "words that prompts name (those of the files, or *)"
-    group.add_argument("--placeholder", action="append", default=[], metavar="WORD", help=text)
+    option(group, "--placeholder WORD", text, default=[], action="append", nargs=None)
 
     group = parser.add_argument_group("the model and the scorer")
     common.add_model(group, common.MINIATURE)
-    common.add_weight_delta(group)
+    common.add_options(group, weight_delta=None, device="auto", precision="full")
     text = "CLIP that scores; by default that beside the weights, or openai/clip-vit-base-patch32"
-    group.add_argument("--extractor", metavar="FOLDER|NAME", help=text)
-    text = "score by DINO too, e.g. facebook/dino-vits16"
-    group.add_argument("--dino", metavar="FOLDER|NAME", help=text)
-    common.add_options(group, device="auto", precision="full")
+    option(group, "--extractor FOLDER|NAME", text)
+    option(group, "--dino FOLDER|NAME", "score by DINO too, e.g. facebook/dino-vits16")
 
     group = parser.add_argument_group("generation and scoring")
     common.add_options(group, images=64, steps=50, sampler="ddim", karras=False, scale=5.0, seed=42)
     common.add_options(group, batch_size=0)
-    text = "resamples of the images, for the intervals (1000)"
-    group.add_argument("--resamples", type=int, default=1000, help=text)
+    option(group, "--resamples", "resamples of the images, for the intervals", 1000)
 
     group = parser.add_argument_group("where to put it")
-    text = "folder of the results (outputs/evaluation/NAME)"
-    group.add_argument("--output", metavar="DIR", help=text)
-    group.add_argument("--name", help="name in the results (the word's file, or the variant)")
-    names, text = ("--save_images", "--save_pictures"), "keep the generated images"
-    group.add_argument(*names, action="store_true", help=text)
-    group.add_argument("--again", action="store_true", help="replace existing scores")
+    option(group, "--output DIR", "folder of the results (outputs/evaluation/NAME)")
+    option(group, "--name", "name in the results (the word's file, or the variant)")
+    option(group, "--save_images --save_pictures", "keep the generated images", False)
+    option(group, "--again", "replace existing scores", False)
     return parser.parse_args(arguments)
 
 
@@ -144,18 +151,14 @@ def read_subject(
         own = "miniature" if scorer_beside(weights) else "paper"
         file = ROOT / "examples" / "prompts" / f"{own}{ending}.txt"
     listed = read_prompts(file) if file is not None else []
-    image_prompt, *rest = (_name_word(p, placeholders) for p in (options.image_prompt, *listed))
+    # The usual placeholder stands for the first word, if no word has that name.
+    own = DEFAULT_PLACEHOLDER if DEFAULT_PLACEHOLDER in placeholders else placeholders[0]
+    given = (options.image_prompt, *listed)
+    image_prompt, *rest = (prompt.replace(DEFAULT_PLACEHOLDER, own) for prompt in given)
     asked = [*rest, *prompts]
     check_prompts([image_prompt, *asked], placeholders)
     training, device = list_images(options.data_root), common.choose_device(options.device)
     return Subject(config, weights, training, placeholders, image_prompt, asked, device)
-
-
-def _name_word(prompt: str, placeholders: Sequence[str]) -> str:
-    """Replace the usual placeholder by the word's own name, if no word uses the usual one."""
-    if DEFAULT_PLACEHOLDER in placeholders:
-        return prompt
-    return prompt.replace(DEFAULT_PLACEHOLDER, placeholders[0])
 
 
 def _source_of(options: argparse.Namespace) -> str:
@@ -191,8 +194,9 @@ def _captions(options: argparse.Namespace, training: Sequence[Path]) -> list[str
         raise UserError(f"{advice}; {error}") from error
 
 
-def run(options: argparse.Namespace) -> int:
-    """Score as the options say; find mistakes before weights are read if possible."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; find mistakes before weights are read if possible."""
+    options = parse(arguments)
     from ldm.words.loading import check_words, split_items
 
     common.check_least(options, 1, "resamples")
@@ -315,18 +319,9 @@ def write(folder: Path, name: str, found: Evaluation) -> None:
 
     write_csv(folder / "scores.csv", {name: found})
     write_json(folder / "scores.json", {"name": name, **found.to_json()})
-    rows = [("image similarity", found.image), ("text similarity", found.text)]
-    rows.append(("  of the images' average", found.text_of_average))
-    if found.dino is not None:
-        rows.append(("DINO similarity", found.dino))
-    rows += [(name.replace("_", " "), score) for name, score in found.extra.items()]
-    for label, score in rows:
-        log.info("%-26s %.4f  [%.4f, %.4f]", label, score.value, score.low, score.high)
+    for score, estimate in found.scores.items():
+        label = LABELS.get(score, score.replace("_", " "))
+        log.info("%-26s %.4f  [%.4f, %.4f]", label, estimate.value, estimate.low, estimate.high)
     if found.training is not None:
         log.info("%-26s %.4f", "training images' own", found.training)
     log.info("%s", folder / "scores.json")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return run(parse(arguments))

@@ -1,4 +1,14 @@
-"""`scripts/figures.py`: the paper's figures with the miniature, or with another model."""
+r"""Make figures of the paper, with the miniature or with another model.
+
+Writes PNG, PDF, the numbers as CSV, and a text with the command and the settings of the images.
+
+Examples:
+  in the miniature, which comes with the project:
+    python scripts/figures.py 10a
+  at 1.4B, with words and images of your own:
+    python scripts/figures.py 1 4 --model models/ldm/text2img-large/model.ckpt \
+        --words WORDS --concepts IMAGES --rename object-1=cat
+"""
 
 from __future__ import annotations
 
@@ -8,10 +18,12 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from ldm.checkpoint.names import DELTA_FILE, find_delta
 from ldm.cli import common
+from ldm.cli.common import option
 from ldm.experiments.figures.pivotal import FOLDER, HOW, WORD
 from ldm.experiments.figures.pivotal import make as tune
 from ldm.experiments.figures.record import FIGURES, Figure, find
@@ -39,99 +51,70 @@ SETS_HELP = """then learn their words and put them beside the others:
   cp logs/NAME/checkpoints/embeddings.safetensors examples/words/chalk.safetensors
 arcade as chalk, with --init_word neon
 """
-EXAMPLES = """examples:
-  in the miniature, which comes with the project:
-    python scripts/figures.py 10a
-  at 1.4B, with words and images of your own:
-    python scripts/figures.py 1 4 --model models/ldm/text2img-large/model.ckpt \\
-        --words WORDS --concepts IMAGES --rename object-1=cat
-"""
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = common.Parser(
-        prog="scripts/figures.py",
-        description="Make figures of the paper: PNG, PDF, the numbers as CSV, and a text with the "
-        "command and the settings of the images.",
-        epilog=EXAMPLES,
-    )
-    text = 'numbers such as 4, 10a; "all", the default'
-    parser.add_argument("figures", nargs="*", metavar="N", help=text)
-    parser.add_argument("--list", action="store_true", help="list the figures and stop")
+    parser = common.Parser(prog="scripts/figures.py", description=__doc__)
+    option(parser, "figures N", 'numbers such as 4, 10a; "all", the default', nargs="*")
+    option(parser, "--list", "list the figures and stop", False)
     group = parser.add_argument_group("where everything lies")
     common.add_model(group, common.MINIATURE)
-    text = "learned words (examples/words)"
-    group.add_argument("--words", metavar="DIR", default="examples/words", help=text)
+    option(group, "--words DIR", "learned words", "examples/words", type=locate)
     common.add_options(group, concepts="examples/concepts")
     text = (
         "the protocol's output, for figures 10 and 12 (the first that is there of "
         f"{', '.join(TABLES[0])}; at 1.4B {TABLES[1][0]})"
     )
-    group.add_argument("--table", metavar="DIR", help=text)
+    option(group, "--table DIR", text, type=locate)
     text = f"of the user study, for figure 10 ({STUDY}/answers/*.json)"
-    group.add_argument("--answers", nargs="+", metavar="FILE", default=[], help=text)
+    option(group, "--answers FILE", text, [], type=locate)
     text = f"key.json of the user study ({STUDY}/key.json)"
-    group.add_argument("--key", metavar="FILE", help=text)
+    option(group, "--key FILE", text, type=locate)
     text = (
         "with weight_delta.safetensors and its word, for figure 11 (where it is there "
         f"{FOLDER}/CONCEPT, which scripts/figures.py pivotal makes)"
     )
-    group.add_argument("--pivotal", metavar="DIR", help=text)
-    group.add_argument("--image", metavar="FILE", help="image to edit, for figure 9")
-    group.add_argument("--mask", metavar="FILE", help="mask, white where to edit, for figure 9")
-    text = "take another concept in a figure's place"
-    group.add_argument("--rename", **common.SEVERAL, metavar="NAME=OTHER", help=text)
+    option(group, "--pivotal DIR", text, type=locate)
+    option(group, "--image FILE", "image to edit, for figure 9", type=locate)
+    option(group, "--mask FILE", "mask, white where to edit, for figure 9", type=locate)
+    option(group, "--rename NAME=OTHER", "take another concept in a figure's place", [])
     common.add_options(group, output="outputs/figures")
     group = parser.add_argument_group("generation and scoring")
     text = f"images of a prompt ({IMAGES[0]} in the miniature, {IMAGES[1]} otherwise)"
-    group.add_argument("--images", "--pictures", type=int, help=text)
+    option(group, "--images --pictures", text, type=int)
     text = f"guidance ({SCALE[0]:g} in the miniature, {SCALE[1]:g} otherwise)"
-    group.add_argument("--scale", type=float, help=text)
+    option(group, "--scale", text, type=float)
     common.add_options(group, steps=50, seed=42)
     text = "CLIP that scores (the one beside the weights, or else the paper's)"
-    group.add_argument("--extractor", metavar="FOLDER|NAME", default="", help=text)
+    option(group, "--extractor FOLDER|NAME", text, "")
     common.add_options(group, device="auto")
     text = "exit with 0 although inputs of some figures are missing"
-    parser.add_argument("--allow-missing", action="store_true", help=text)
+    option(parser, "--allow-missing", text, False)
     return parser.parse_intermixed_args(arguments)
 
 
 def read_request(options: argparse.Namespace) -> Request:
     """Check the options and find the model; or raise UserError."""
     common.check_least(options, 1, "images")
-    config, weights = common.find_model(options.model, options.config)
-    kind = 0 if is_miniature(weights) else 1
+    options.config, options.weights = common.find_model(options.model, options.config)
+    kind = 0 if is_miniature(options.weights) else 1
     options.scale = SCALE[kind] if options.scale is None else options.scale
+    options.images = options.images or IMAGES[kind]
     common.sampling_of(options)
-    answers, key = _study(options, kind)
-    rename = dict(common.split_pairs("--rename takes NAME=OTHER", options.rename))
-    return Request(
-        config=config,
-        weights=weights,
-        words=locate(options.words),
-        concepts=locate(options.concepts),
-        table=_table(options, kind),
-        output=common.check_output_folder(options.output),
-        key=key,
-        answers=answers,
-        pivotal=_pivotal(options, rename),
-        image=locate(options.image) if options.image else None,
-        mask=locate(options.mask) if options.mask else None,
-        extractor=options.extractor,
-        images=options.images or IMAGES[kind],
-        steps=options.steps,
-        scale=options.scale,
-        seed=options.seed,
-        device=common.choose_device(options.device),
-        rename=rename,
-    )
+    options.rename = dict(common.split_pairs("--rename takes NAME=OTHER", options.rename))
+    options.concepts, options.table = locate(options.concepts), _table(options, kind)
+    options.answers, options.key = _study(options, kind)
+    options.pivotal = _pivotal(options, options.rename)
+    options.output = common.check_output_folder(options.output)
+    options.device = common.choose_device(options.device)
+    return Request(**{field.name: getattr(options, field.name) for field in fields(Request)})
 
 
 def _table(options: argparse.Namespace, kind: int) -> Path:
     """Return the protocol's output: as asked, or the first default that holds a table."""
     if options.table:
-        return locate(options.table)
+        return Path(options.table)
     places = [locate(path) for path in TABLES[kind]]
     return next((path for path in places if (path / "summary.csv").is_file()), places[0])
 
@@ -139,8 +122,7 @@ def _table(options: argparse.Namespace, kind: int) -> Path:
 def _study(options: argparse.Namespace, kind: int) -> tuple[list[Path], Path | None]:
     """Return the user study's answers and key: as asked, or in the miniature the committed ones."""
     if options.answers or options.key or kind:
-        key = locate(options.key) if options.key else None
-        return [locate(path) for path in options.answers], key
+        return options.answers, options.key
     folder = locate(STUDY)
     key = folder / "key.json"
     return sorted((folder / "answers").glob("*.json")), key if key.is_file() else None
@@ -149,7 +131,7 @@ def _study(options: argparse.Namespace, kind: int) -> tuple[list[Path], Path | N
 def _pivotal(options: argparse.Namespace, rename: Mapping[str, str]) -> Path | None:
     """Return pivotal tuning's folder: as asked, or the concept's own for the shipped model."""
     if options.pivotal:
-        return locate(options.pivotal)
+        return Path(options.pivotal)
     (line,) = find(FIGURES, "11")[0].miniature
     (concept,) = line.concepts
     folder = locate(f"{FOLDER}/{rename.get(concept, concept)}")
@@ -216,8 +198,7 @@ def sets(arguments: Sequence[str]) -> int:
         "(arcade).",
         epilog=SETS_HELP,
     )
-    text = "parent of their folders (examples/concepts)"
-    parser.add_argument("--concepts", metavar="DIR", default=CONCEPTS, help=text)
+    option(parser, "--concepts DIR", "parent of their folders (examples/concepts)", CONCEPTS)
     folder = common.check_output_folder(parser.parse_args(arguments).concepts)
 
     from ldm.experiments.figures.sets import SETS, write_set
@@ -235,11 +216,11 @@ def pivotal(arguments: Sequence[str]) -> int:
         f"text encoder. Writes {DELTA_FILE} and {WORD} for figure 11.",
         epilog="example:\n  python scripts/figures.py pivotal\n  python scripts/figures.py 11\n",
     )
-    parser.add_argument("--concept", default="teal-star", help="what to learn (teal-star)")
+    option(parser, "--concept", "what to learn", "teal-star")
     text = "a folder of images for each concept (examples/concepts)"
-    parser.add_argument("--concepts", metavar="DIR", default=CONCEPTS, help=text)
-    parser.add_argument("--output", metavar="DIR", default=FOLDER, help=f"parent folder ({FOLDER})")
-    parser.add_argument("--steps", type=int, help="optimizer steps of both stages (400)")
+    option(parser, "--concepts DIR", text, CONCEPTS)
+    option(parser, "--output DIR", "parent folder", FOLDER)
+    option(parser, "--steps", "optimizer steps of both stages (400)", type=int)
     options = parser.parse_args(arguments)
     common.check_least(options, 1, "steps")
     output = Path(common.check_output_folder(options.output)).resolve()

@@ -1,4 +1,13 @@
-"""`scripts/img2img.py`: generate images from an image and a prompt."""
+r"""Generate images of a prompt that start from a given image (SDEdit).
+
+Examples:
+  a learned word in the composition of an image:
+    python scripts/img2img.py --init-img sketch.png --prompt "a painting of *" \
+        --embedding_path embeddings.pt --strength 0.75
+  with the miniature model, which comes with the project:
+    python scripts/img2img.py --model models/miniature --prompt "a blue mug on the beach" \
+        --init-img examples/concepts/red-mug/1.png --strength 0.5
+"""
 
 from __future__ import annotations
 
@@ -8,33 +17,20 @@ import sys
 from collections.abc import Sequence
 
 from ldm.cli import common
+from ldm.cli.common import option
 from ldm.util import UserError
 
 log = logging.getLogger(__name__)
 
-EXAMPLES = """examples:
-  a learned word in the composition of an image:
-    python scripts/img2img.py --init-img sketch.png --prompt "a painting of *" \\
-        --embedding_path embeddings.pt --strength 0.75
-  with the miniature model, which comes with the project:
-    python scripts/img2img.py --model models/miniature --prompt "a blue mug on the beach" \\
-        --init-img examples/concepts/red-mug/1.png --strength 0.5
-"""
-
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = common.Parser(
-        prog="scripts/img2img.py",
-        description="Generate images of a prompt that start from a given image (SDEdit).",
-        epilog=EXAMPLES,
-    )
-    add = parser.add_argument_group("what to generate").add_argument
-    names = ("--init-img", "--image")
-    add(*names, dest="image", metavar="FILE", required=True, help="the image")
-    add("--prompt", action=common.Once, metavar="TEXT", required=True, help="the text")
-    text = "share of the steps to take: 0 keeps the image, 1 keeps nothing of it (0.75)"
-    add("--strength", type=float, default=0.75, help=text)
+    parser = common.Parser(prog="scripts/img2img.py", description=__doc__)
+    group = parser.add_argument_group("what to generate")
+    option(group, "--init-img --image FILE", "the image", dest="image", required=True)
+    option(group, "--prompt TEXT", "the text", action=common.Once, required=True)
+    text = "share of the steps to take: 0 keeps the image, 1 keeps nothing of it"
+    option(group, "--strength", text, 0.75)
     common.add_generation(parser)
     group = parser.add_argument_group("how to generate")
     common.add_options(group, steps=50, sampler="ddim", karras=False, eta=0.0, scale=5.0)
@@ -45,27 +41,23 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Generate the images that the options describe; most errors come before weights are read."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; most errors come before weights are read."""
+    options = parse(arguments)
     sampling = common.sampling_of(options)
     if not 0 < options.strength <= 1:
         raise UserError(f"--strength must lie in (0, 1], got {options.strength}")
     common.check_least(options, 1, "n_samples")
     folder = common.check_output_folder(options.outdir)
-    common.find_model(options.model, options.config)
 
     from ldm.editing.guided import from_image
     from ldm.image_io import open_rgb, pil_grid, safe_name, save_png
 
     image = open_rgb(options.image)
-    prompts = [options.prompt, options.negative_prompt]
     device = common.choose_device(options.device)
-    model = common.load(options, prompts).to(device)
+    model = common.load(options, [options.prompt, options.negative_prompt]).to(device)
     made = from_image(
-        model,
-        image,
-        options.prompt,
-        sampling,
+        *(model, image, options.prompt, sampling),
         samples=options.n_samples,
         strength=options.strength,
         progress=sys.stderr.isatty(),
@@ -79,8 +71,3 @@ def run(options: argparse.Namespace) -> int:
     path = save_png(grid, folder / f"{name}.png", settings)
     log.info("%s: the image, then the results", path)
     return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return run(parse(arguments))

@@ -18,7 +18,6 @@ from omegaconf import OmegaConf
 
 from ldm.data.personalized import PersonalizedBase
 from ldm.evaluation.extractors import default_selector, find_extractor
-from ldm.evaluation.similarity import FeatureExtractor
 from ldm.image_io import open_rgb
 from ldm.training.class_images import device_of
 from ldm.training.config import RunConfig, load
@@ -72,15 +71,10 @@ def _choose(options: argparse.Namespace, root: str) -> str:
         best, chooser = by_loss(config, dataset, compared, device), "the loss of a fixed batch"
     else:
         compared, chooser = captions, f"the CLIP {name}"
-        best = by_clip(clip, dataset.files(), captions)
+        images = clip.image_features([open_rgb(path) for path in dataset.files()]).mean(0)
+        best = int((clip.text_features(captions) @ images).argmax())
     log.info(f"{root}: initializer word {words[best]!r}, of {len(compared)} words by {chooser}")
     return words[best]
-
-
-def by_clip(clip: FeatureExtractor, files: Sequence[Path], captions: Sequence[str]) -> int:
-    """Return the index of the caption with the highest mean cosine to the images."""
-    images = clip.image_features([open_rgb(path) for path in files]).mean(0)
-    return int((clip.text_features(list(captions)) @ images).argmax())
 
 
 @torch.no_grad()

@@ -1,4 +1,21 @@
-"""What scripts/invert.py does: find an image's noise, and generate from it with other prompts."""
+r"""Find an image's noise by bipartite (DDIM) inversion, and generate from it with other prompts.
+
+Writes noise.safetensors, the image reconstructed from it, and images of other prompts from it at
+several guidance scales.
+
+Examples:
+  find the noise of an image that a learned word describes, and change the prompt:
+    python scripts/invert.py --image cat.png --prompt "a photo of *" --embedding_path cat.pt \
+        --edit "a painting of *" "a photo of * on the beach" --scales 1 3 5
+  with the miniature model, which comes with the project:
+    python scripts/invert.py --model models/miniature --prompt "a photo of a red mug" \
+        --image examples/concepts/red-mug/1.png --edit "a photo of a blue mug" --steps 50
+  generate from the noise of an earlier run, without inverting again:
+    python scripts/invert.py --image cat.png --noise outputs/invert/noise.safetensors \
+        --embedding_path cat.pt --edit "a mosaic of *"
+The image is generated with its longer side at the model's own size (256 pixels for the published
+model, 64 for the miniature), its proportions kept as nearly as the model can.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.cli import common
+from ldm.cli.common import option
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -19,59 +37,36 @@ if TYPE_CHECKING:
 
     from ldm.editing.inversion import InvertedNoise
     from ldm.models.diffusion.ddpm import LatentDiffusion
+    from ldm.sampling import Sampling
 
 logger = logging.getLogger(__name__)
-
-EXAMPLES = """examples:
-  find the noise of an image that a learned word describes, and change the prompt:
-    python scripts/invert.py --image cat.png --prompt "a photo of *" --embedding_path cat.pt \\
-        --edit "a painting of *" "a photo of * on the beach" --scales 1 3 5
-  with the miniature model, which comes with the project:
-    python scripts/invert.py --model models/miniature --prompt "a photo of a red mug" \\
-        --image examples/concepts/red-mug/1.png --edit "a photo of a blue mug" --steps 50
-  generate from the noise of an earlier run, without inverting again:
-    python scripts/invert.py --image cat.png --noise outputs/invert/noise.safetensors \\
-        --embedding_path cat.pt --edit "a mosaic of *"
-The image is generated with its longer side at the model's own size (256 pixels for the published
-model, 64 for the miniature), its proportions kept as nearly as the model can.
-"""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = common.Parser(
-        prog="scripts/invert.py",
-        description="Bipartite (DDIM) inversion: writes noise.safetensors, the image reconstructed "
-        "from it, and images of other prompts from it at several guidance scales.",
-        epilog=EXAMPLES,
-    )
+    parser = common.Parser(prog="scripts/invert.py", description=__doc__)
     group = parser.add_argument_group("the image and the prompts")
-    group.add_argument("--image", metavar="FILE", required=True, help="the image")
+    option(group, "--image FILE", "the image", required=True)
     text = 'prompt that describes the image, as "a photo of *"'
-    group.add_argument("--prompt", action=common.Once, metavar="TEXT", help=text)
-    text = "noise that was found before, in place of --prompt"
-    group.add_argument("--noise", metavar="FILE", help=text)
-    text = "prompts to generate from the noise"
-    group.add_argument("--edit", **common.SEVERAL, metavar="TEXT", help=text)
+    option(group, "--prompt TEXT", text, action=common.Once)
+    option(group, "--noise FILE", "noise that was found before, in place of --prompt")
+    option(group, "--edit TEXT", "prompts to generate from the noise", [])
     scales, text = [1.0, 3.0, 5.0], "guidance scales of the edits (1 3 5)"
-    group.add_argument(
-        "--scales", nargs="+", type=float, default=scales, metavar="SCALE", help=text
-    )
+    option(group, "--scales SCALE", text, scales, nargs="+", type=float)
     common.add_generation(parser)
     group = parser.add_argument_group("how to invert")
-    group.add_argument("--steps", type=int, default=250, help="steps of DDIM, 2..1000 (250)")
-    text = "guidance scale of the inversion; 1 is none (1)"
-    group.add_argument("--inversion_scale", type=float, default=1.0, help=text)
-    text = "further predictions a step, for few steps or guidance; 0 is the paper's formula (0)"
-    group.add_argument("--refinements", type=int, default=0, help=text)
+    option(group, "--steps", "steps of DDIM, 2..1000", 250)
+    option(group, "--inversion_scale", "guidance scale of the inversion; 1 is none", 1.0)
+    text = "further predictions a step, for few steps or guidance; 0 is the paper's formula"
+    option(group, "--refinements", text, 0)
     group = parser.add_argument_group("results (images are not overwritten)")
     common.add_options(group, outdir="outputs/invert")
     return parser.parse_args(arguments)
 
 
-def check(options: argparse.Namespace) -> None:
-    """Raise UserError for a value out of range."""
-    common.sampling_of(options, scale="inversion_scale")
+def check(options: argparse.Namespace) -> Sampling:
+    """Return the settings of the inversion; raise UserError for a value out of range."""
+    sampling = common.sampling_of(options, scale="inversion_scale")
     if options.steps < 2:
         raise UserError(f"--steps must lie in 2..1000, got {options.steps}")
     for scale in options.scales:
@@ -82,13 +77,14 @@ def check(options: argparse.Namespace) -> None:
         raise UserError("give either --prompt TEXT, which describes the image, or --noise FILE")
     if options.noise is not None and not options.edit:
         raise UserError("nothing to do: with --noise FILE give --edit TEXT")
+    return sampling
 
 
-def run(options: argparse.Namespace) -> int:
-    """Invert an image and generate from its noise; find mistakes before weights are read."""
-    check(options)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; find mistakes before weights are read."""
+    options = parse(arguments)
+    sampling = check(options)
     folder = common.check_output_folder(options.outdir)
-    common.find_model(options.model, options.config)
 
     from ldm.editing.images import model_size, resized
     from ldm.editing.inversion import invert_image, read_noise, reconstruction, write_noise
@@ -110,20 +106,16 @@ def run(options: argparse.Namespace) -> int:
         logger.info("the image is generated at %d x %d", *size)
     original = resized(original, size)
     model.to(device)
-    progress = sys.stderr.isatty()
-    found = known or invert_image(
-        model,
-        original,
-        options.prompt,
-        common.sampling_of(options, scale="inversion_scale"),
-        refinements=options.refinements,
-        progress=progress,
-    )
     if known is None:
-        found = replace(found, facts=made_by)
-        write_noise(noise_file, found)
+        found = invert_image(
+            *(model, original, options.prompt, sampling),
+            refinements=options.refinements,
+            progress=sys.stderr.isatty(),
+        )
+        known = replace(found, facts=made_by)
+        write_noise(noise_file, known)
         logger.info("%s", noise_file)
-    _generate(model, found, reconstruction(model, original), options, folder)
+    _generate(model, known, reconstruction(model, original), options, folder)
     return 0
 
 
@@ -178,8 +170,3 @@ def _generate(
     facts_of_grid = {**settings, "prompts": options.edit, "scales": options.scales}
     path = save_png(grid, folder / "grid.png", facts_of_grid)
     logger.info("%s: a row a prompt; the image, then scales %s", path, options.scales)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return run(parse(arguments))

@@ -1,6 +1,21 @@
-"""The command line of merge_embeddings.py: several files of learned words into one.
+r"""Merge files of learned words into one, or blend two of their words.
 
-Or, with `--blend`, two of their words into one word; see `ldm.cli.blend`.
+No word is ever overwritten: where two have one name, say how to rename them. Words are blended as
+in Directional Textual Inversion (Kim et al., arXiv 2512.13672).
+
+Examples:
+  two words with names of their own:
+    python merge_embeddings.py --manager_ckpts cat.pt style.pt --output_path both.pt
+  both were learned as "*"; the second becomes "@":
+    python merge_embeddings.py --manager_ckpts cat.pt style.pt --output_path both.pt --rename '*=@'
+  three of one name:
+    python merge_embeddings.py --manager_ckpts a.pt b.pt c.pt --output_path all.pt \
+        --rename '*=@' '*=#'
+  a file for each word of one file, as other tools need them:
+    python merge_embeddings.py --manager_ckpts both.pt --split --output_path words
+  one word halfway between two, both learned as "*":
+    python merge_embeddings.py --manager_ckpts cat.safetensors fox.safetensors --rename '*=@' \
+        --blend '*=0.5' '@=0.5' --output_path catfox.safetensors
 """
 
 from __future__ import annotations
@@ -8,14 +23,14 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.cli.blend import blend_words, read_blend
-from ldm.cli.common import SEVERAL, Parser, check_output_folder, split_pairs
+from ldm.cli.common import Parser, check_free, check_output_folder, option, split_pairs
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -25,20 +40,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EXAMPLES = """examples:
-  two words with names of their own:
-    python merge_embeddings.py --manager_ckpts cat.pt style.pt --output_path both.pt
-  both were learned as "*"; the second becomes "@":
-    python merge_embeddings.py --manager_ckpts cat.pt style.pt --output_path both.pt --rename '*=@'
-  three of one name:
-    python merge_embeddings.py --manager_ckpts a.pt b.pt c.pt --output_path all.pt \\
-        --rename '*=@' '*=#'
-  a file for each word of one file, as other tools need them:
-    python merge_embeddings.py --manager_ckpts both.pt --split --output_path words
-  one word halfway between two, both learned as "*":
-    python merge_embeddings.py --manager_ckpts cat.safetensors fox.safetensors --rename '*=@' \\
-        --blend '*=0.5' '@=0.5' --output_path catfox.safetensors
-"""
+# Shares of a blend may differ from a sum of 1 by this much: 0.333 and 0.667 are accepted.
+TOLERANCE = 1e-6
 # Width of a published text encoder → its kind of tokenizer and the vocabulary's name.
 CLIP_VOCABULARY = ("CLIPTokenizerFast", "openai/clip-vit-large-patch14")
 VOCABULARIES = {
@@ -64,47 +67,39 @@ class Word:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(
-        prog="merge_embeddings.py",
-        description="Merge files of learned words into one. No word is ever overwritten: where two "
-        "have one name, say how to rename them.",
-        epilog=EXAMPLES,
-    )
-    text = "files of learned words"
-    parser.add_argument("--manager_ckpts", nargs="+", required=True, metavar="FILE", help=text)
-    text = "merged file, .pt or .safetensors"
-    parser.add_argument("--output_path", required=True, metavar="FILE", help=text)
+    parser = Parser(prog="merge_embeddings.py", description=__doc__)
+    option(parser, "--manager_ckpts FILE", "files of learned words", nargs="+", required=True)
+    option(parser, "--output_path FILE", "merged file, .pt or .safetensors", required=True)
     text = (
         "rename a word; of several with this name, the first keeps it unless there is a renaming "
         "for each"
     )
-    parser.add_argument("--rename", **SEVERAL, metavar="OLD=NEW", help=text)
+    option(parser, "--rename OLD=NEW", text, [])
     text = (
         "blend two of the (renamed) words, whose shares sum to 1, and write that word alone: "
         "directions by spherical interpolation, norms linearly, vector by vector"
     )
-    parser.add_argument("--blend", nargs="+", metavar="WORD=SHARE", help=text)
-    text = "name of the blended word; by default the first one's"
-    parser.add_argument("--blend_name", metavar="WORD", help=text)
+    option(parser, "--blend WORD=SHARE", text, nargs="+")
+    option(parser, "--blend_name WORD", "name of the blended word; by default the first one's")
     text = "check that the words are for Stable Diffusion; their width tells the vocabulary"
-    parser.add_argument("-sd", "--stable_diffusion", action="store_true", help=text)
-    text = "vocabulary to look new names up in, for a .pt file"
-    parser.add_argument("--tokenizer", metavar="FOLDER", help=text)
+    option(parser, "-sd --stable_diffusion", text, False)
+    option(parser, "--tokenizer FOLDER", "vocabulary to look new names up in, for a .pt file")
     text = (
         "write each word into a file of its own that other tools load; --output_path is then "
         "their folder"
     )
-    parser.add_argument("--split", action="store_true", help=text)
-    parser.add_argument("--force", action="store_true", help="replace existing output files")
+    option(parser, "--split", text, False)
+    option(parser, "--force", "replace existing output files", False)
     return parser.parse_args(arguments)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Merge what the options say.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
 
     Raises UserError for unreadable files, words of one name or for different text encoders, a new
     name that is not one known token, and words that cannot be blended.
     """
+    options = parse(arguments)
     output = Path(options.output_path)
     wanted = read_blend(options.blend, options.blend_name)
     if options.split and output.suffix:
@@ -112,10 +107,11 @@ def run(options: argparse.Namespace) -> int:
     if not options.split and output.suffix not in (".pt", ".safetensors"):
         raise UserError(f"--output_path must end in .pt or .safetensors, got {output}")
     check_output_folder(output.parent)
-    if output.exists() and not options.force and not options.split:
-        raise UserError(f"{output} exists: give another --output_path, or --force to replace it")
+    if not options.split:
+        check_free([output], "--output_path", options.force)
 
     from ldm.words.files import WordFile, check_name, read_words, write_words
+    from ldm.words.travel import targets, write_for_tools
 
     sources = [Path(path) for path in options.manager_ckpts]
     files = [read_words(path) for path in sources]
@@ -133,13 +129,16 @@ def run(options: argparse.Namespace) -> int:
         change = "" if word.name == word.stored else f" (was {word.stored})"
         logger.info("%s%s from %s: %d vectors", word.name, change, word.source, len(word.vectors))
     if wanted is not None:
-        vectors, blended = blend_words(vectors, wanted)
-        second = blend_words(second, wanted)[0] if second else {}
+        vectors, blended = blend_words(vectors, *wanted)
+        second = blend_words(second, *wanted)[0] if second else {}
         facts |= blended
     for name in vectors:
         check_name(name)
     if options.split:
-        _write_each(output, WordFile(vectors, facts, second=second), options.force)
+        file = WordFile(vectors, facts, second=second)
+        check_free(targets(output, file, "kohya"), "--output_path", options.force)
+        for name, path in zip(vectors, write_for_tools(output, file), strict=True):
+            logger.info("%s: %s", path, name)
         return 0
     ids = {}
     if output.suffix == ".pt":
@@ -151,16 +150,6 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _write_each(folder: Path, file: WordFile, force: bool) -> None:
-    from ldm.words.travel import targets, write_for_tools
-
-    there = [path for path in targets(folder, file, "kohya") if path.exists()]
-    if there and not force:
-        raise UserError(f"{there[0]} exists: give another --output_path, or --force")
-    for word, path in zip(file.words, write_for_tools(folder, file), strict=True):
-        logger.info("%s: %s", path, word)
-
-
 def name_words(
     sources: Sequence[Path], files: Sequence[WordFile], renames: Sequence[str]
 ) -> list[Word]:
@@ -170,24 +159,25 @@ def name_words(
     than words, the first of them keeps its name. Raises UserError where two words would have one
     name, or a renaming fits no word.
     """
-    pairs = split_pairs("--rename takes OLD=NEW", renames)
+    given: dict[str, list[str]] = {}
+    for old, new in split_pairs("--rename takes OLD=NEW", renames):
+        given.setdefault(old, []).append(new)
     bearers = Counter(stored for file in files for stored in file.words)
-    for old, count in Counter(old for old, _ in pairs).items():
-        if count > bearers[old]:
+    for old, names in given.items():
+        if len(names) > bearers[old]:
             held = ", ".join(repr(name) for name in bearers)
             raise UserError(
-                f"--rename {old}=…: {count} renamings for {bearers[old]} words of that name; "
+                f"--rename {old}=…: {len(names)} renamings for {bearers[old]} words of that name; "
                 f"the files hold {held}"
             )
-    words: list[Word] = []
-    met: Counter[str] = Counter()
-    for source, file in zip(sources, files, strict=True):
-        for stored in file.words:
-            new = [n for old, n in pairs if old == stored]
-            keeping = bearers[stored] - len(new) if new else bearers[stored]
-            place = met[stored] - keeping
-            met[stored] += 1
-            words.append(Word(source, file, stored, new[place] if place >= 0 else stored))
+    # The names that the bearers of a name get, in the files' order.
+    kept = {old: [old] * (n - len(given.get(old, ()))) for old, n in bearers.items()}
+    named = {old: names + given.get(old, []) for old, names in kept.items()}
+    words = [
+        Word(source, file, stored, named[stored].pop(0))
+        for source, file in zip(sources, files, strict=True)
+        for stored in file.words
+    ]
     taken: dict[str, Word] = {}
     for word in words:
         other = taken.setdefault(word.name, word)
@@ -197,6 +187,76 @@ def name_words(
                 f"with --rename '{word.stored}=NEW'"
             )
     return words
+
+
+def read_blend(
+    given: Sequence[str] | None, name: str | None
+) -> tuple[Mapping[str, float], str] | None:
+    """Read `--blend` and `--blend_name`: two words' shares, at least 0 with sum 1, and a name.
+
+    None where nothing is to be blended; UserError for anything else.
+    """
+    if given is None:
+        if name is not None:
+            raise UserError(
+                "--blend_name names a blended word: say of which with --blend A=0.5 B=0.5"
+            )
+        return None
+    shares: dict[str, float] = {}
+    for text in given:
+        word, _, number = text.rpartition("=")
+        try:
+            share = float(number)
+        except ValueError:
+            share = math.nan
+        if not word or not 0 <= share <= 1:
+            raise UserError(f"--blend takes WORD=SHARE with a share of 0 to 1, got {text!r}")
+        if word in shares:
+            raise UserError(f"--blend names {word!r} twice: it blends two different words")
+        shares[word] = share
+    if len(shares) != 2:
+        raise UserError(f"--blend takes two words, such as A=0.5 B=0.5, got {' '.join(given)}")
+    if abs(sum(shares.values()) - 1) > TOLERANCE:
+        total = f"{sum(shares.values()):g}"
+        raise UserError(f"--blend {' '.join(given)}: the shares must sum to 1, not to {total}")
+    return shares, name or next(iter(shares))
+
+
+def blend_words(
+    vectors: Mapping[str, Tensor], wanted: Mapping[str, float], name: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the blended word alone, under a name, and what its file should say about it.
+
+    `vectors` has [k, d] of each word, of one width; `wanted` two words' shares. Raises UserError
+    for a word that is not there, words of unlike numbers of vectors, or opposite vectors.
+    """
+    absent = [word for word in wanted if word not in vectors]
+    if absent:
+        held = ", ".join(map(repr, vectors))
+        raise UserError(f"--blend: there is no word {absent[0]!r}; the files bring {held}")
+    (first, _), (second, share) = wanted.items()
+    counts = [len(vectors[word]) for word in (first, second)]
+    if counts[0] != counts[1]:
+        raise UserError(
+            f"--blend: {first!r} has {counts[0]} vectors and {second!r} {counts[1]}: only words of "
+            "as many vectors can be blended"
+        )
+
+    from ldm.words.sphere import blend
+
+    try:
+        mixed = blend(vectors[first], vectors[second], share)
+    except ValueError as error:
+        raise UserError(f"--blend: {first!r} and {second!r} have no blend: {error}") from error
+    norms = [vectors[first].norm(dim=-1), vectors[second].norm(dim=-1), mixed.norm(dim=-1)]
+    shares = " + ".join(f"{share:g} {word}" for word, share in wanted.items())
+    sizes = ", ".join(f"{norm.mean():.3f}" for norm in norms)
+    logger.info("%s: %s, norms %s", name, shares, sizes)
+    facts = {
+        "placeholders": json.dumps([name], ensure_ascii=False),
+        "blended_from": json.dumps(dict(wanted), ensure_ascii=False),
+    }
+    return {name: mixed}, facts
 
 
 def _common_width(words: Sequence[Word], stable: bool) -> int:
@@ -260,7 +320,8 @@ def _look_up(names: Sequence[str], source: str | None, width: int) -> dict[str, 
 
 
 def _metadata(words: Sequence[Word], width: int) -> dict[str, str]:
-    families = {word.file.metadata.get("encoder_family") for word in words} - {None}
+    stated = (word.file.metadata.get("encoder_family") for word in words)
+    families = sorted({family for family in stated if family is not None})
     lists = {
         "placeholders": [word.name for word in words],
         "merged_from": [str(word.source) for word in words],
@@ -269,13 +330,7 @@ def _metadata(words: Sequence[Word], width: int) -> dict[str, str]:
     facts = {key: json.dumps(value, ensure_ascii=False) for key, value in lists.items()}
     facts["encoder_width"] = str(width)
     if len(families) > 1:
-        names = sorted(family or "not stated" for family in families if family is not None)
-        raise UserError(f"the words are for different text encoders: {names}")
+        raise UserError(f"the words are for different text encoders: {families}")
     if families:
-        facts["encoder_family"] = str(families.pop())
+        facts["encoder_family"] = families[0]
     return facts
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return run(parse(arguments))

@@ -1,31 +1,8 @@
-"""`scripts/select_word.py`: score every saved step of a run and keep the best word."""
+"""Score every saved step of a run, and keep the best word.
 
-from __future__ import annotations
+Writes it as best.safetensors beside the steps, with the curve: selection.csv, .json, .png.
 
-import argparse
-import logging
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from ldm.cli.common import (
-    Parser,
-    add_base,
-    add_options,
-    check_least,
-    check_output_folder,
-    sampling_of,
-)
-from ldm.cli.evaluate import Subject, read_subject
-from ldm.util import UserError
-
-if TYPE_CHECKING:
-    from ldm.evaluation.sources import ImageSource
-
-log = logging.getLogger(__name__)
-BEST = "best.safetensors"
-EXAMPLES = """examples:
+Examples:
   choose among the steps that a run saved; model and images are the run's own:
     python scripts/select_word.py logs/teal-star2026-11-21T12-00-00_finetune
   with fewer images, and another idea of near enough:
@@ -36,31 +13,45 @@ the rule:
   of equal ones the earliest. Noises and prompts are others than evaluate_model.py's.
 """
 
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.cli import common
+from ldm.cli.common import option
+from ldm.cli.evaluate import Subject, read_subject
+from ldm.util import UserError
+
+if TYPE_CHECKING:
+    from ldm.evaluation.evaluate import Evaluation
+    from ldm.evaluation.similarity import FeatureExtractor
+
+log = logging.getLogger(__name__)
+BEST = "best.safetensors"
+
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(
-        prog="scripts/select_word.py",
-        description="Score every saved step of a run and write the best word as best.safetensors "
-        "beside them, with the curve: selection.csv, .json, .png.",
-        epilog=EXAMPLES,
-    )
-    parser.add_argument("run", metavar="RUN", help="log folder of a run, or its checkpoints folder")
+    parser = common.Parser(prog="scripts/select_word.py", description=__doc__)
+    option(parser, "run RUN", "log folder of a run, or its checkpoints folder")
     group = parser.add_argument_group("by default as the run's configuration says")
-    add_base(group, None, "the run's")
-    group.add_argument("--config", metavar="YAML", help="of the model")
-    group.add_argument("--data_root", metavar="DIR", help="folder of the training images")
+    common.add_base(group, None, "the run's")
+    option(group, "--config YAML", "of the model")
+    option(group, "--data_root DIR", "folder of the training images")
     group = parser.add_argument_group("how to choose")
-    text = "largest distance from the best image similarity (0.02)"
-    group.add_argument("--tolerance", type=float, default=0.02, help=text)
-    text = "a prompt a line (examples/prompts/*-selection.txt)"
-    group.add_argument("--prompts", metavar="FILE", help=text)
-    group.add_argument("--image_prompt", metavar="TEXT", default="A photo of *")
+    option(group, "--tolerance", "largest distance from the best image similarity", 0.02)
+    option(group, "--prompts FILE", "a prompt a line (examples/prompts/*-selection.txt)")
+    option(group, "--image_prompt TEXT", "prompt of the image similarity", "A photo of *")
     text = "CLIP that chooses; by default the selector beside the weights, or evaluate_model.py's"
-    group.add_argument("--extractor", metavar="FOLDER|NAME", help=text)
-    add_options(group, images=16, steps=50, scale=5.0, seed=1_000_000, batch_size=0)
-    add_options(group, device="auto", precision="full")
-    group.add_argument("--again", action="store_true", help="choose anew, over best.safetensors")
+    option(group, "--extractor FOLDER|NAME", text)
+    common.add_options(group, images=16, steps=50, scale=5.0, seed=1_000_000, batch_size=0)
+    common.add_options(group, device="auto", precision="full")
+    option(group, "--again", "choose anew, over best.safetensors", False)
     return parser.parse_args(arguments)
 
 
@@ -85,18 +76,19 @@ def _take_facts(options: argparse.Namespace, configs: Path) -> None:
         setattr(options, name, value)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Score a run's saved steps, choose one, and write its word."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    options = parse(arguments)
     from ldm.experiments.demo.scores import saved_words
     from ldm.words.files import read_words
 
-    check_least(options, 0, "tolerance")
+    common.check_least(options, 0, "tolerance")
     given = Path(options.run)
     if not given.is_dir():
         raise UserError(f"run {given}: no such folder; give a run's log folder")
     checkpoints = given / "checkpoints" if (given / "checkpoints").is_dir() else given
     saved = saved_words(checkpoints)
-    best = check_output_folder(checkpoints) / BEST
+    best = common.check_output_folder(checkpoints) / BEST
     if best.exists() and not options.again:
         raise UserError(f"{best} is there already: give --again to choose anew")
     _take_facts(options, checkpoints.parent / "configs")
@@ -104,28 +96,14 @@ def run(options: argparse.Namespace) -> int:
     subject = read_subject(options, placeholders, ending="-selection")
 
     from ldm.evaluation.extractors import default_selector, extractor_facts, find_extractor
-    from ldm.evaluation.selection import choose, score_steps, write_best, write_curve
-    from ldm.image_io import open_rgb
+    from ldm.evaluation.selection import choose, write_best, write_curve
 
-    training = [open_rgb(path) for path in subject.training]
     scored_by = options.extractor or default_selector(subject.weights)
     extractor = find_extractor(scored_by, subject.device)
-    curve = score_steps(
-        _source_of(subject, options),
-        saved,
-        extractor,
-        training,
-        subject.prompts,
-        report=lambda step, found: log.info(
-            "step %6d  image %.4f  text %.4f", step, found.image.value, found.text.value
-        ),
-        image_prompt=subject.image_prompt,
-        placeholders=placeholders,
-        images=options.images,
-    )
+    curve = _curve(options, subject, saved, extractor)
     selection = choose(curve, options.tolerance)
     decided = {
-        **sampling_of(options).metadata(),
+        **common.sampling_of(options).metadata(),
         "pictures": options.images,
         "prompts_hash": subject.prompts_hash,
         "extractor": extractor_facts(scored_by, extractor),
@@ -147,21 +125,30 @@ def _strings(facts: Mapping[str, Any]) -> dict[str, str]:
     return flat
 
 
-def _source_of(subject: Subject, options: argparse.Namespace) -> Callable[[Path], ImageSource]:
-    """Return a source of images with one saved word after the other."""
+def _curve(
+    options: argparse.Namespace,
+    subject: Subject,
+    saved: Mapping[int, Path],
+    extractor: FeatureExtractor,
+) -> dict[int, Evaluation]:
+    """Score every saved word, all from the same noises: step → scores."""
+    from ldm.evaluation.evaluate import evaluate
     from ldm.evaluation.sources import from_model
+    from ldm.image_io import open_rgb
     from ldm.inference import load_model, load_words
 
+    training = [open_rgb(path) for path in subject.training]
     model = load_model(subject.config, subject.weights).to(subject.device)
-    source = from_model(model, sampling_of(options), progress=sys.stderr.isatty())
-
-    def source_with(word: Path) -> ImageSource:
-        load_words(model, word, subject.asked)
-        return source
-
-    return source_with
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return run(parse(arguments))
+    source = from_model(model, common.sampling_of(options), progress=sys.stderr.isatty())
+    curve: dict[int, Evaluation] = {}
+    for step, path in saved.items():
+        load_words(model, path, subject.asked)
+        curve[step] = found = evaluate(
+            *(source, extractor, training, subject.prompts),
+            image_prompt=subject.image_prompt,
+            placeholders=subject.placeholders,
+            images=options.images,
+        )
+        scores = (found.image.value, found.text.value)
+        log.info("step %6d  image %.4f  text %.4f", step, *scores)
+    return curve

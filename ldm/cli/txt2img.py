@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli import common
+from ldm.cli.common import option
 from ldm.evaluation.prompts import read_prompts
 from ldm.util import UserError
 
@@ -67,45 +68,41 @@ def parse(defaults: Defaults, arguments: Sequence[str] | None = None) -> argpars
         epilog=EXAMPLES.format(command=defaults.command),
     )
     group = parser.add_argument_group("what to generate")
-    text = "the text to generate images from (repeatable)"
-    group.add_argument("--prompt", action="append", metavar="TEXT", help=text)
+    option(group, "--prompt TEXT", "the text to generate (repeatable)", action="append")
     text = 'prompts, one a line; # begins a comment; "-" is the standard input'
-    group.add_argument("--from-file", metavar="FILE", help=text)
+    option(group, "--from-file FILE", text)
     common.add_options(group, negative_prompt="", weighted_prompts=False, clip_skip=1)
-    common.add_words(group)
-    common.add_options(group, seed=42)
-    text = "start every prompt with the same seed"
-    group.add_argument("--fixed_code", action="store_true", help=text)
+    common.add_options(group, embedding_path=[], seed=42)
+    option(group, "--fixed_code", "start every prompt with the same seed", False)
 
     group = parser.add_argument_group("the model")
     common.add_model(group, defaults.checkpoint)
-    common.add_weight_delta(group)
-    common.add_options(group, device="auto", precision=defaults.precision)
-    group.add_argument("--C", type=int, metavar="N", help="latent channels; only checked")
-    group.add_argument("--f", type=int, metavar="N", help="downsampling factor; only checked")
+    common.add_options(group, weight_delta=None, device="auto", precision=defaults.precision)
+    option(group, "--C N", "latent channels; only checked", type=int)
+    option(group, "--f N", "downsampling factor; only checked", type=int)
 
     group = parser.add_argument_group("how to generate")
     common.add_options(group, ddim_steps=defaults.steps, sampler="ddim")
     text = "as --sampler plms"
     group.add_argument("--plms", dest="sampler", action="store_const", const="plms", help=text)
     common.add_options(group, karras=False, ddim_eta=0.0, scale=defaults.scale)
-    group.add_argument("--H", type=int, metavar="PIXELS", help="height (the model's own)")
-    group.add_argument("--W", type=int, metavar="PIXELS", help="width (the model's own)")
-    text = f"images of a prompt at a time ({defaults.samples})"
-    group.add_argument("--n_samples", type=int, default=defaults.samples, help=text)
-    text = f"how many times n_samples images of each prompt ({defaults.iterations})"
-    group.add_argument("--n_iter", type=int, default=defaults.iterations, help=text)
+    option(group, "--H PIXELS", "height (the model's own)", type=int)
+    option(group, "--W PIXELS", "width (the model's own)", type=int)
+    option(group, "--n_samples", "images of a prompt at a time", defaults.samples)
+    text = "how many times n_samples images of each prompt"
+    option(group, "--n_iter", text, defaults.iterations)
 
     group = parser.add_argument_group("results (nothing is overwritten)")
     common.add_options(group, outdir="outputs/txt2img-samples")
-    group.add_argument("--skip_grid", action="store_true", help="no grid for each prompt")
-    group.add_argument("--skip_save", action="store_true", help="no single images")
-    group.add_argument("--n_rows", type=int, default=0, help="images in a row of the grid")
+    option(group, "--skip_grid", "no grid for each prompt", False)
+    option(group, "--skip_save", "no single images", False)
+    option(group, "--n_rows", "images in a row of the grid (n_samples)", 0)
     return parser.parse_args(arguments)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Generate the images that the options describe; find most mistakes before weights are read."""
+def main(defaults: Defaults, arguments: Sequence[str] | None = None) -> int:
+    """Run one of the two commands; find most mistakes before weights are read."""
+    options = parse(defaults, arguments)
     common.check_least(options, 1, "n_samples", "n_iter")
     common.check_least(options, 0, "n_rows")
     if options.skip_grid and options.skip_save:
@@ -166,8 +163,3 @@ def _save(
     grid = pil_grid([one.image for one in images], options.n_rows or options.n_samples)
     settings = {**images[0].settings, "images": len(images), **facts}
     log.info("%s", save_png(grid, folder / f"{name}.png", settings))
-
-
-def main(defaults: Defaults, arguments: Sequence[str] | None = None) -> int:
-    """Run one of the two commands."""
-    return run(parse(defaults, arguments))

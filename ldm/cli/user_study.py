@@ -1,17 +1,9 @@
-"""What scripts/user_study.py does: make the questionnaires, rehearse them, analyse answers."""
+"""Make the paper's user study (figure 10b), rehearse it, and analyse its answers.
 
-from __future__ import annotations
+Two questionnaires that open offline in any browser, and the mean ranks with 95% ellipses that their
+answers give.
 
-import argparse
-import math
-from collections.abc import Sequence
-
-from ldm.cli.common import Parser, check_least, check_output_folder
-from ldm.experiments.figures.published import RANKS
-from ldm.resources import locate
-from ldm.util import UserError
-
-EXAMPLES = """examples:
+Examples:
   make questionnaires of the paper's five variants from a protocol with keep_pictures; those who
   answer get the files of study/questionnaires, never key.json:
     python scripts/user_study.py make --protocol outputs/protocol/miniature --output study
@@ -30,26 +22,33 @@ objects; concept may be left out, images are looked up from the manifest's folde
     teal-star,ours,A photo of * on the beach,images/ours/1.png
 Each concept needs four training images, and every model an image of every prompt.
 """
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+
+from ldm.cli.common import Parser, add_options, check_least, check_output_folder, option
+from ldm.experiments.figures.published import RANKS
+from ldm.resources import locate
+from ldm.util import UserError
+
 IMAGE_PROMPT = "A photo of *"
 SCORER = "models/miniature/scorer"
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; raise UserError for a number out of range."""
-    parser = Parser(
-        prog="scripts/user_study.py",
-        description="The paper's user study (figure 10b): two questionnaires that open offline in "
-        "any browser, and the mean ranks with 95% ellipses that their answers give.",
-        epilog=EXAMPLES,
-    )
+    parser = Parser(prog="scripts/user_study.py", description=__doc__)
     names = "make|rehearse|analyse"
     commands = parser.add_subparsers(dest="command", required=True, metavar=names)
     _add_make(commands.add_parser("make", help="make questionnaires"))
     _add_rehearse(commands.add_parser("rehearse", help="answer them with an extractor"))
     analyse = commands.add_parser("analyse", help="analyse answers")
-    analyse.add_argument("answers", nargs="+", metavar="FILE", help="what questionnaires saved")
-    analyse.add_argument("--key", metavar="FILE", required=True, help="that `make` wrote")
-    analyse.add_argument("--output", metavar="DIR", default="outputs/user-study/results")
+    option(analyse, "answers FILE", "what questionnaires saved", nargs="+")
+    option(analyse, "--key FILE", "that `make` wrote", required=True)
+    add_options(analyse, output="outputs/user-study/results")
     options = parser.parse_args(arguments)
     if not 0 <= getattr(options, "seed", 0) < 2**63:
         raise UserError(f"--seed must lie in 0..2^63, got {options.seed}")
@@ -58,20 +57,19 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _add_make(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--manifest", metavar="FILE", help="CSV or JSON, see user_study.py --help")
-    source.add_argument("--protocol", metavar="DIR", help="the output of scripts/protocol.py")
-    parser.add_argument("--output", metavar="DIR", default="outputs/user-study")
-    parser.add_argument("--seed", type=int, default=0, help="seed of shuffling and choosing (0)")
+    option(source, "--manifest FILE", "CSV or JSON, see user_study.py --help")
+    option(source, "--protocol DIR", "the output of scripts/protocol.py")
+    add_options(parser, output="outputs/user-study")
+    option(parser, "--seed", "seed of shuffling and choosing", 0)
     table = parser.add_argument_group("with --protocol")
-    text = f"variants to compare ({' '.join(RANKS)})"
-    table.add_argument("--models", nargs="+", metavar="NAME", help=text)
+    option(table, "--models NAME", f"variants to compare ({' '.join(RANKS)})", nargs="+")
     text = "seeds whose images may be chosen (all that every model of a concept has)"
-    table.add_argument("--seeds", nargs="+", type=int, metavar="N", help=text)
+    option(table, "--seeds N", text, nargs="+", type=int)
     manifest = parser.add_argument_group("with --manifest; a protocol knows these itself")
     text = f'whose images are compared with the training images ("{IMAGE_PROMPT}")'
-    manifest.add_argument("--image_prompt", metavar="TEXT", help=text)
+    option(manifest, "--image_prompt TEXT", text)
     text = "placeholders to remove from the texts (*)"
-    manifest.add_argument("--placeholder", action="append", default=[], metavar="WORD", help=text)
+    option(manifest, "--placeholder WORD", text, default=[], action="append", nargs=None)
 
 
 def _add_rehearse(parser: argparse.ArgumentParser) -> None:
@@ -79,17 +77,17 @@ def _add_rehearse(parser: argparse.ArgumentParser) -> None:
         "Answer both questionnaires by a feature extractor, ranking by the cosines that score "
         "images elsewhere, with chance: to see that everything works, and no result about people."
     )
-    parser.add_argument("--key", metavar="FILE", required=True, help="that `make` wrote")
-    names, text = ("--scorer", "--judge"), f"a CLIP, or the miniature's ({SCORER})"
-    parser.add_argument(*names, metavar="FOLDER|NAME", default=SCORER, help=text)
-    parser.add_argument("--participants", type=int, default=12, metavar="N", help="(12)")
+    option(parser, "--key FILE", "that `make` wrote", required=True)
+    text = f"a CLIP, or the miniature's ({SCORER})"
+    option(parser, "--scorer --judge FOLDER|NAME", text, SCORER)
+    option(parser, "--participants N", "how many answer", 12)
     text = (
         "how much they differ: of two images whose cosines differ by T, 73 of 100 put the "
         "better one first (0.07, which fits the paper's ranks to its scores best)"
     )
-    parser.add_argument("--temperature", type=float, metavar="T", help=text)
-    parser.add_argument("--seed", type=int, default=0, help="of chance (0)")
-    parser.add_argument("--output", metavar="DIR", default="outputs/user-study/rehearsal")
+    option(parser, "--temperature T", text, type=float)
+    option(parser, "--seed", "of chance", 0)
+    add_options(parser, output="outputs/user-study/rehearsal")
 
 
 def _check_source(options: argparse.Namespace) -> None:
@@ -110,12 +108,6 @@ def _check_source(options: argparse.Namespace) -> None:
         raise UserError(f"--models must name at least two, got {options.models[0]}")
 
 
-def _check_rehearsal(options: argparse.Namespace) -> None:
-    check_least(options, 1, "participants")
-    if options.temperature is not None and not 0 < options.temperature < math.inf:
-        raise UserError(f"--temperature must be above 0, got {options.temperature}")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
     options = parse(arguments)
@@ -123,7 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "make":
         _check_source(options)
     if options.command == "rehearse":
-        _check_rehearsal(options)
+        check_least(options, 1, "participants")
+        if options.temperature is not None and not 0 < options.temperature < math.inf:
+            raise UserError(f"--temperature must be above 0, got {options.temperature}")
         options.scorer = str(locate(options.scorer))  # a name on the Hub stays
     from ldm.experiments.study import command
 

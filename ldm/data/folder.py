@@ -32,7 +32,7 @@ def list_images(folder: str | Path) -> tuple[Path, ...]:
             f"data_root {str(folder)!r} is not a folder: give the folder of your images"
         )
     try:
-        images, skipped = _sorted_out(root)
+        images, skipped = sorted_out(root)
     except OSError as error:
         raise UserError(f"data_root {str(folder)!r} cannot be read: {error.strerror}") from error
     if not images:
@@ -46,18 +46,17 @@ def list_images(folder: str | Path) -> tuple[Path, ...]:
     return images
 
 
-def skipped_entries(folder: Path) -> str:
-    """Return what a folder holds beside images and their captions; "" if nothing."""
-    return _sorted_out(folder)[1]
+def sorted_out(folder: Path) -> tuple[tuple[Path, ...], str]:
+    """Return the images of a folder, sorted by name, and what else is there; "" if nothing.
 
-
-def _sorted_out(folder: Path) -> tuple[tuple[Path, ...], str]:
-    """Return the images of a folder, sorted by name, and what else is there."""
+    Captions beside images are not reported.
+    """
     entries = sorted(folder.iterdir(), key=lambda path: path.name)
     folders = [path for path in entries if path.is_dir()]
     files = [path for path in entries if path.is_file()]
     special = [path for path in entries if path not in {*folders, *files}]
-    images = tuple(path for path in files if _is_image(path))
+    visible = (path for path in files if not path.name.startswith("."))
+    images = tuple(path for path in visible if path.suffix.lower() in IMAGE_SUFFIXES)
     junk = [path for path in files if path not in {*images, *map(caption_file, images)}]
     kinds = {"other files": junk, "that are not regular files": special, "sub-folders": folders}
     skipped = " and ".join(
@@ -71,10 +70,6 @@ def _sorted_out(folder: Path) -> tuple[tuple[Path, ...], str]:
 def some_names(names: Sequence[str]) -> str:
     """Return the first few names as a list for a report."""
     return ", ".join([*names[:LISTED], *("…" for _ in names[LISTED : LISTED + 1])])
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def caption_file(image: Path) -> Path:

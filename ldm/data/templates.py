@@ -34,18 +34,13 @@ OBJECT_TEMPLATES = (
 )
 
 
-def _as(kind: str) -> tuple[str, ...]:
-    """Return the 27, those that begin "a photo of" beginning with `kind`."""
-    photo = "a photo of"
-    return tuple(
-        kind + text.removeprefix(photo) if text.startswith(photo) else text
-        for text in OBJECT_TEMPLATES
-    )
-
-
 # The list of the released code: the 27 sentences as photos, illustrations and depictions.
 # 81 entries, 57 of them distinct, since only 15 begin with "a photo of".
-RELEASED_OBJECT_TEMPLATES = (*OBJECT_TEMPLATES, *_as("an illustration of"), *_as("a depiction of"))
+RELEASED_OBJECT_TEMPLATES = tuple(
+    text.replace("a photo of", kind)
+    for kind in ("a photo of", "an illustration of", "a depiction of")
+    for text in OBJECT_TEMPLATES
+)
 
 # 19 entries, 17 distinct.
 STYLE_TEMPLATES = (

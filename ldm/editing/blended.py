@@ -8,9 +8,9 @@ one of `BACKGROUNDS` keeps it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,17 +18,10 @@ import torch.nn.functional as F
 from PIL import Image, ImageChops
 from torch import Tensor
 
-from ldm.editing.images import encode, mask_tensor
+from ldm.editing.images import generate_from, mask_tensor
 from ldm.evaluation.similarity import FeatureExtractor, prompt_similarity, without_placeholders
 from ldm.image_io import from_pil, to_pil
-from ldm.inference import (
-    GeneratedImage,
-    check_texts,
-    fitting_batch,
-    generating,
-    negative_conditioning,
-    sample_latents,
-)
+from ldm.inference import GeneratedImage
 from ldm.models.diffusion.sampler import Step
 from ldm.sampling import Sampling
 from ldm.util import UserError, at_least, one_of
@@ -41,31 +34,6 @@ GREY = (128, 128, 128)
 DEFAULTS = Sampling()
 # Of the decoder that is tuned to one image (section 4.2), and the weight of the background's error.
 TUNING_STEPS, TUNING_RATE, PRESERVATION = 75, 1e-4, 100.0
-
-
-@dataclass(frozen=True)
-class Blending:
-    """Settings of an edit; the defaults are the paper's.
-
-    Attributes:
-        sampling: sampler, steps, guidance scale, seed of the first image, batch size. The size of
-            the image is the given image's.
-        samples: images generated.
-        dilate: for thin masks: the mask begins this many latent points wider on every side, and
-            shrinks by one after each of `dilate` + 1 equal blocks of steps, down to itself.
-        background: "paste" puts the image's own pixels back outside the mask, "decoder" tunes a
-            copy of the decoder for each image, "none" leaves what was decoded.
-    """
-
-    sampling: Sampling = DEFAULTS
-    samples: int = 4
-    dilate: int = 0
-    background: str = "paste"
-
-    def __post_init__(self) -> None:
-        at_least(1, samples=self.samples)
-        at_least(0, dilate=self.dilate)
-        one_of(BACKGROUNDS, background=self.background)
 
 
 @dataclass(frozen=True)
@@ -98,8 +66,11 @@ def edit(
     original: Image.Image,
     mask: Image.Image,
     prompt: str,
-    blending: Blending | None = None,
+    sampling: Sampling = DEFAULTS,
     *,
+    samples: int = 4,
+    dilate: int = 0,
+    background: str = "paste",
     scorer: FeatureExtractor | None = None,
     progress: bool = False,
 ) -> list[Edit]:
@@ -110,7 +81,12 @@ def edit(
         original: RGB image of a size that the model generates (`ldm.editing.images.model_size`).
         mask: mode "1", of the image's size, white where it changes.
         prompt: may name loaded words.
-        blending: settings of the edit.
+        sampling: the settings; the defaults are the paper's. The size is that of the image.
+        samples: number of images; image i has seed + i.
+        dilate: for thin masks: the mask begins this many latent points wider on every side, and
+            shrinks by one after each of `dilate` + 1 equal blocks of steps, down to itself.
+        background: "paste" puts the image's own pixels back outside the mask, "decoder" tunes a
+            copy of the decoder for each image, "none" leaves what was decoded.
         scorer: ranks the images by what they show inside the mask.
         progress: show a bar for each batch.
 
@@ -119,23 +95,30 @@ def edit(
 
     Raises:
         UserError: a mask that covers no point of the latent; a prompt that would lose a word.
-        ValueError: a mask of another size than the image.
+        ValueError: a mask of another size than the image, or an argument out of range.
     """
-    blending = blending or Blending()
+    at_least(1, samples=samples)
+    at_least(0, dilate=dilate)
+    one_of(BACKGROUNDS, background=background)
     if mask.size != original.size:
         raise ValueError(f"mask must have the image's size {original.size}, got {mask.size}")
     latent_mask = latent_mask_of(model, mask).to(model.device)
-    check_texts(model, blending.sampling, [prompt])
-    sampling = replace(blending.sampling, height=original.height, width=original.width)
-    seeds = [sampling.seed + i for i in range(blending.samples)]
-    at_once = sampling.batch_size or fitting_batch(model)
-    images: list[Image.Image] = []
-    with generating(model):
-        z = encode(model, original)
-        for start in range(0, len(seeds), at_once):
-            some = seeds[start : start + at_once]
-            latents = _blend(model, z, latent_mask, prompt, some, blending, progress)
-            images += _decode(model, latents, original, mask, blending.background)
+    inside = mask_schedule(latent_mask, dilate, sampling.steps)
+
+    def outside(z: Tensor, _: Sequence[int]) -> dict[str, Any]:
+        return {"mask": lambda step: 1 - inside(step), "x0": z}
+
+    def decode(latents: Tensor) -> Iterator[Image.Image]:
+        for latent in torch.split(latents, 1):
+            if background == "decoder":
+                decoded = refined(model, latent, original, mask_tensor(mask, mask.size))
+            else:
+                decoded = model.decode_first_stage(latent)
+            image = to_pil(decoded[0])
+            yield Image.composite(image, original, mask) if background == "paste" else image
+
+    made = generate_from(model, original, prompt, sampling, samples, outside, decode, progress)
+    images = [image for _, image in made]
     scores: Sequence[float | None] = [None] * len(images)
     if scorer is not None:
         manager = model.embedding_manager
@@ -143,13 +126,13 @@ def edit(
         scores = masked_scores(scorer, images, mask, text)
     settings = {
         "prompt": prompt,
-        **sampling.metadata(),
-        "samples": blending.samples,
-        "dilate": blending.dilate,
-        "background": blending.background,
+        **replace(sampling, height=original.height, width=original.width).metadata(),
+        "samples": samples,
+        "dilate": dilate,
+        "background": background,
     }
     edits = []
-    for image, seed, score in zip(images, seeds, scores, strict=True):
+    for (seed, image), score in zip(made, scores, strict=True):
         error = background_error(image, original, mask)
         own = {**settings, "seed": seed, "background_error": error}
         edits.append(Edit(image, prompt, seed, own, score))
@@ -169,51 +152,6 @@ def latent_mask_of(model: LatentDiffusion, mask: Image.Image) -> Tensor:
             f"the image at {mask.width} x {mask.height}: make it at least {factor} pixels wide"
         )
     return found
-
-
-def _blend(
-    model: LatentDiffusion,
-    z: Tensor,
-    mask: Tensor,
-    prompt: str,
-    seeds: Sequence[int],
-    blending: Blending,
-    progress: bool,
-) -> Tensor:
-    """Return latents [b, c, h, w] that show the prompt inside the mask, z [1, c, h, w] outside."""
-    b = len(seeds)
-    sampling = blending.sampling
-    inside = mask_schedule(mask, blending.dilate, sampling.steps)
-    return sample_latents(
-        model,
-        sampling,
-        [prompt] * b,
-        seeds,
-        z.shape[1:],
-        negative_conditioning(model, sampling, b, [prompt]),
-        mask=lambda step: 1 - inside(step),
-        x0=z.expand(b, -1, -1, -1),
-        verbose=progress,
-    )
-
-
-def _decode(
-    model: LatentDiffusion,
-    latents: Tensor,
-    original: Image.Image,
-    mask: Image.Image,
-    background: str,
-) -> list[Image.Image]:
-    """Decode latents and keep the background."""
-    images = []
-    for latent in torch.split(latents, 1):
-        if background == "decoder":
-            decoded = refined(model, latent, original, mask_tensor(mask, mask.size))
-        else:
-            decoded = model.decode_first_stage(latent)
-        image = to_pil(decoded[0])
-        images.append(Image.composite(image, original, mask) if background == "paste" else image)
-    return images
 
 
 def refined(
@@ -270,4 +208,4 @@ def masked_scores(
     """Return the cosine of each image's masked region with a text, in [−1, 1]."""
     features = scorer.image_features([masked_region(image, mask) for image in images])
     wanted = scorer.text_features([text])
-    return [prompt_similarity(one, wanted).mean for one in torch.split(features, 1)]
+    return [prompt_similarity(one, wanted)[0] for one in torch.split(features, 1)]

@@ -6,22 +6,15 @@ noise, the prompt decides more of the image.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
+from torch import Tensor
 
-from ldm.editing.images import encode, model_size, resized
+from ldm.editing.images import generate_from, model_size, resized
 from ldm.image_io import to_pil
-from ldm.inference import (
-    GeneratedImage,
-    check_texts,
-    fitting_batch,
-    generating,
-    make_sampler,
-    negative_conditioning,
-    sample_latents,
-    seeded_noise,
-)
+from ldm.inference import GeneratedImage, make_sampler, seeded_noise
 from ldm.models.diffusion.sampler import timestep_batch
 from ldm.sampling import Sampling
 from ldm.util import at_least
@@ -58,33 +51,21 @@ def from_image(
     if not 0 < strength <= 1:
         raise ValueError(f"strength must lie in (0, 1], got {strength}")
     at_least(1, samples=samples)
-    check_texts(model, sampling, [prompt])
     plan = make_sampler(model, sampling).plan(sampling.steps, sampling.eta)
     skip = len(plan) - max(1, round(strength * len(plan)))
     width, height = model_size(model, image.size)
     settings = {**sampling.metadata(), "height": height, "width": width, "strength": strength}
-    seeds = [sampling.seed + i for i in range(samples)]
-    at_once = sampling.batch_size or fitting_batch(model)
-    made: list[GeneratedImage] = []
-    with generating(model):
-        clean = encode(model, resized(image, (width, height)))
-        for start in range(0, samples, at_once):
-            some = seeds[start : start + at_once]
-            b = len(some)
-            z = clean.expand(b, -1, -1, -1)
-            noise = seeded_noise(some)(0, z.shape).to(z)
-            latents = sample_latents(
-                model,
-                sampling,
-                [prompt] * b,
-                some,
-                z.shape[1:],
-                negative_conditioning(model, sampling, b, [prompt]),
-                x_T=model.q_sample(z, timestep_batch(z, plan[skip].t), noise),
-                skip=skip,
-                verbose=progress,
-            )
-            for one, seed in zip(model.decode_first_stage(latents).float(), some, strict=True):
-                own = {"prompt": prompt, **settings, "seed": seed}
-                made.append(GeneratedImage(to_pil(one), prompt, seed, own))
-    return made
+
+    def noised(z: Tensor, seeds: Sequence[int]) -> dict[str, Any]:
+        noise = seeded_noise(seeds)(0, z.shape).to(z)
+        return {"x_T": model.q_sample(z, timestep_batch(z, plan[skip].t), noise), "skip": skip}
+
+    def decode(latents: Tensor) -> Iterator[Image.Image]:
+        return map(to_pil, model.decode_first_stage(latents).float())
+
+    original = resized(image, (width, height))
+    made = generate_from(model, original, prompt, sampling, samples, noised, decode, progress)
+    return [
+        GeneratedImage(one, prompt, seed, {"prompt": prompt, **settings, "seed": seed})
+        for seed, one in made
+    ]

@@ -1,9 +1,10 @@
-"""An image to edit and its mask: bring them to the model's size, encode the image."""
+"""An image to edit and its mask: bring them to the model's size, generate from the image."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,7 +12,17 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.image_io import from_pil, open_rgb
-from ldm.inference import encode_mean, latent_shape, side_multiple
+from ldm.inference import (
+    check_texts,
+    encode_mean,
+    fitting_batch,
+    generating,
+    latent_shape,
+    negative_conditioning,
+    sample_latents,
+    side_multiple,
+)
+from ldm.sampling import Sampling
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -76,6 +87,36 @@ def mask_tensor(mask: Image.Image, size: tuple[int, int]) -> Tensor:
 def encode(model: LatentDiffusion, original: Image.Image) -> Tensor:
     """Return an image's scaled latent, the middle of its posterior: [1, c, h, w]."""
     return encode_mean(model, from_pil(original)[None].to(model.device)).float()
+
+
+def generate_from(
+    model: LatentDiffusion,
+    original: Image.Image,
+    prompt: str,
+    sampling: Sampling,
+    samples: int,
+    start: Callable[[Tensor, Sequence[int]], Mapping[str, Any]],
+    decode: Callable[[Tensor], Iterable[Image.Image]],
+    progress: bool,
+) -> list[tuple[int, Image.Image]]:
+    """Generate `samples` images of a prompt from an image: each one's seed, and the image.
+
+    `start` takes the image's latents [b, c, h, w] and b seeds, and returns further arguments of
+    `Sampler.sample`. `decode` takes latents [b, c, h, w] to images.
+    """
+    check_texts(model, sampling, [prompt])
+    seeds = [sampling.seed + i for i in range(samples)]
+    at_once = sampling.batch_size or fitting_batch(model)
+    images: list[Image.Image] = []
+    with generating(model):
+        clean = encode(model, original)
+        for place in range(0, samples, at_once):
+            some = seeds[place : place + at_once]
+            z = clean.expand(len(some), -1, -1, -1)
+            negative = negative_conditioning(model, sampling, len(z), [prompt])
+            given = (model, sampling, [prompt] * len(z), some, z.shape[1:], negative)
+            images += decode(sample_latents(*given, **start(z, some), verbose=progress))
+    return list(zip(seeds, images, strict=True))
 
 
 def psnr(first: Image.Image, second: Image.Image) -> float:

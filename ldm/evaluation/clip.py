@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# The folder beside a model's weights with the small CLIP that scores its images.
+SCORER = "scorer"
 # Images embedded at a time.
 BATCH = {"cpu": 16, "cuda": 256, "mps": 64}
 
@@ -84,10 +86,30 @@ def processor(side: int, crop: int, **options: Any) -> Any:
 
 
 class ImageEmbedder:
-    """Embeds images by a model of `transformers`; `prepare` is its image processor."""
+    """Embeds images by a model of `transformers`.
 
+    Attributes:
+        model_type: what `config.json` calls its kind of model.
+        published: the one to use, on the Hugging Face Hub.
+        described: the kind in words.
+        otherwise: what to do without it.
+        model, prepare: the model and its image processor.
+    """
+
+    model_type: ClassVar[str]
+    published: ClassVar[str]
+    described: ClassVar[str]
+    otherwise: ClassVar[str]
     model: nn.Module
     prepare: Any
+
+    @classmethod
+    def load(cls, name: str | Path, device: str = "cpu", local: bool = False) -> Self:
+        """Load from a folder or by a name on the Hub.
+
+        Arguments and errors as `load_pretrained`'s; `local` keeps to what is on this machine.
+        """
+        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
@@ -119,6 +141,10 @@ class ClipExtractor(ImageEmbedder):
     where its files are missing.
     """
 
+    model_type = "clip"
+    published = "openai/clip-vit-base-patch32"  # the paper's
+    described = "a CLIP"
+    otherwise = f"in the miniature score with --extractor models/miniature/{SCORER}"
     model: CLIPModel
 
     def __init__(self, model: CLIPModel, tokenizer: Any, prepare: Any = None) -> None:
@@ -135,10 +161,6 @@ class ClipExtractor(ImageEmbedder):
 
     @classmethod
     def load(cls, name: str | Path, device: str = "cpu", local: bool = False) -> Self:
-        """Load a CLIP from a folder or by its name on the hub.
-
-        Arguments and errors as `load_pretrained`'s; `local` keeps to what is on this machine.
-        """
         from transformers import AutoTokenizer, CLIPModel
 
         model = load_pretrained(CLIPModel, name, device, local_files_only=local)

@@ -91,6 +91,13 @@ class Evaluation:
     extra: dict[str, Estimate] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def scores(self) -> dict[str, Estimate]:
+        """The scores by name, those of the image prompt first."""
+        dino = {} if self.dino is None else {"dino": self.dino}
+        text = {"text": self.text, "text_of_average": self.text_of_average}
+        return {"image": self.image, **dino, **text, **self.extra}
+
     def with_settings(self, **more: Any) -> Evaluation:
         """Return a copy with more settings: files' hashes, the sampler's steps and so on."""
         return dataclasses.replace(self, settings={**self.settings, **more})
@@ -205,26 +212,18 @@ def write_csv(path: str | Path, evaluations: Mapping[str, Evaluation]) -> None:
     A score over several prompts has an empty prompt.
     """
     rows: list[Sequence[object]] = [CSV_COLUMNS]
+
+    def add(name: str, score: str, prompt: str, found: Estimate, images: int) -> None:
+        values = (f"{v:.6f}" for v in (found.value, found.low, found.high))
+        rows.append((name, score, prompt, *values, images))
+
     for name, evaluation in evaluations.items():
-        for score, prompt, found, images in _lines(evaluation):
-            values = (f"{v:.6f}" for v in (found.value, found.low, found.high))
-            rows.append((name, score, prompt, *values, images))
+        prompt, count = evaluation.settings["image_prompt"], evaluation.settings["pictures"]
+        total = sum(score.images for score in evaluation.prompts)
+        for score, found in evaluation.scores.items():
+            of_image = score in ("image", "dino")
+            add(name, score, prompt if of_image else "", found, count if of_image else total)
+        for one in evaluation.prompts:
+            add(name, "text", one.prompt, one.mean, one.images)
+            add(name, "text_of_average", one.prompt, one.of_average, one.images)
     write_table(path, rows)
-
-
-def _lines(evaluation: Evaluation) -> list[tuple[str, str, Estimate, int]]:
-    count = int(evaluation.settings["pictures"])
-    image_prompt = str(evaluation.settings["image_prompt"])
-    total = sum(score.images for score in evaluation.prompts)
-    lines = [("image", image_prompt, evaluation.image, count)]
-    if evaluation.dino is not None:
-        lines.append(("dino", image_prompt, evaluation.dino, count))
-    lines += [
-        ("text", "", evaluation.text, total),
-        ("text_of_average", "", evaluation.text_of_average, total),
-    ]
-    lines += [(name, "", score, total) for name, score in evaluation.extra.items()]
-    for score in evaluation.prompts:
-        lines.append(("text", score.prompt, score.mean, score.images))
-        lines.append(("text_of_average", score.prompt, score.of_average, score.images))
-    return lines

@@ -3,53 +3,64 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from ldm.evaluation.similarity import FeatureExtractor, ImageExtractor
-from ldm.util import UserError, get_obj_from_str
+from ldm.evaluation.clip import (
+    SCORER,
+    ClipExtractor,
+    ImageEmbedder,
+    frozen,
+    load_pretrained,
+    processor,
+)
+from ldm.util import UserError
 
-# A model may come with two small CLIPs, in these folders beside the weights. The selector chooses
-# steps and images; the scorer reports. They share no training image.
-SCORER, SELECTOR = "scorer", "selector"
+if TYPE_CHECKING:
+    from transformers import ViTModel
+
+# A model may come with two small CLIPs, in folders beside the weights. The selector chooses steps
+# and images; the scorer reports. They share no training image.
+SELECTOR = "selector"
+Kind = TypeVar("Kind", bound=ImageEmbedder)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A kind of model that scores.
+class DinoExtractor(ImageEmbedder):
+    """Embeds images by a ViT's class token; build it with `DinoExtractor.load`.
 
-    Attributes:
-        extractor: its class.
-        model_type: what `config.json` calls it.
-        published: the one to use, on the Hugging Face hub.
-        described: the kind in words.
-        otherwise: what to do without it.
+    The cosines depend on the object itself more than on its class. Their mean is the score of Ruiz
+    et al. (DreamBooth, arXiv 2208.12242, section 4.2) with DINO's ViT-S/16 (Caron et al., arXiv
+    2104.14294). Images are prepared as in DINO's own evaluation: the shorter side is resized to 256
+    pixels and the middle 224 are cut out.
     """
 
-    extractor: str
-    model_type: str
-    published: str
-    described: str
-    otherwise: str
+    model_type = "vit"
+    published = "facebook/dino-vits16"
+    described = "a ViT such as DINO"
+    otherwise = "leave --dino out"
 
+    def __init__(self, model: ViTModel) -> None:
+        self.model = frozen(model)
+        side: Any = model.config.image_size
+        self.prepare = processor(
+            side * 256 // 224, side, image_mean=list(MEAN), image_std=list(STD)
+        )
 
-CLIP = Kind(
-    "ldm.evaluation.clip.ClipExtractor",
-    "clip",
-    "openai/clip-vit-base-patch32",  # the paper's
-    "a CLIP",
-    f"in the miniature score with --extractor models/miniature/{SCORER}",
-)
-DINO = Kind(
-    "ldm.evaluation.dino.DinoExtractor",
-    "vit",
-    "facebook/dino-vits16",
-    "a ViT such as DINO",
-    "leave --dino out",
-)
+    @classmethod
+    def load(cls, name: str | Path, device: str = "cpu", local: bool = False) -> Self:
+        from transformers import ViTModel
+
+        # The pooler is no part of DINO, and its files do not hold one.
+        options = {"add_pooling_layer": False, "local_files_only": local}
+        return cls(load_pretrained(ViTModel, name, device, **options))
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        states = self.model(pixel_values=pixels.to(self.device)).last_hidden_state  # b n d
+        return F.normalize(states[:, 0], dim=-1).cpu()  # the class token is first
 
 
 def scorer_beside(weights: Path, name: str = SCORER) -> Path | None:
@@ -60,7 +71,7 @@ def scorer_beside(weights: Path, name: str = SCORER) -> Path | None:
 
 def default_extractor(weights: Path) -> str:
     """Return the extractor for a model: the CLIP beside its weights, or else the paper's."""
-    return str(scorer_beside(weights) or CLIP.published)
+    return str(scorer_beside(weights) or ClipExtractor.published)
 
 
 def default_selector(weights: Path) -> str:
@@ -71,20 +82,18 @@ def default_selector(weights: Path) -> str:
     return str(scorer_beside(weights, SELECTOR) or default_extractor(weights))
 
 
-def find_extractor(name: str | Path, device: str = "cpu") -> FeatureExtractor:
+def find_extractor(name: str | Path, device: str = "cpu") -> ClipExtractor:
     """Load what embeds images and texts: a CLIP of `transformers` in a folder, or on the hub.
 
     Raises UserError where it is not there and cannot be fetched (says how to get it), is damaged,
     or is no CLIP.
     """
-    found: FeatureExtractor = _load(CLIP, name, device)
-    return found
+    return _load(ClipExtractor, name, device)
 
 
-def find_dino(name: str | Path, device: str = "cpu") -> ImageExtractor:
+def find_dino(name: str | Path, device: str = "cpu") -> DinoExtractor:
     """Load a DINO; arguments and errors as `find_extractor`'s."""
-    found: ImageExtractor = _load(DINO, name, device)
-    return found
+    return _load(DinoExtractor, name, device)
 
 
 def extractor_facts(name: str | Path, extractor: Any) -> dict[str, str]:
@@ -106,7 +115,7 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _load(kind: Kind, name: str | Path, device: str) -> Any:
+def _load(kind: type[Kind], name: str | Path, device: str) -> Kind:
     """Check that a model is of a kind, load it, and say in one line what is wrong with it."""
     from transformers import AutoConfig
     from transformers.utils import logging
@@ -117,7 +126,7 @@ def _load(kind: Kind, name: str | Path, device: str) -> Any:
         found = AutoConfig.from_pretrained(str(name), local_files_only=local).model_type
         if found != kind.model_type:
             raise UserError(f"extractor {name} is a {found!r} model: give {kind.described}")
-        return get_obj_from_str(kind.extractor).load(name, device, local)
+        return kind.load(name, device, local)
     except UserError:
         raise
     except (OSError, ValueError, TypeError) as error:
@@ -137,7 +146,7 @@ def _hub_answers() -> bool:
     return True
 
 
-def _missing(kind: Kind, name: str | Path) -> UserError:
+def _missing(kind: type[ImageEmbedder], name: str | Path) -> UserError:
     if Path(name).is_dir():
         return UserError(
             f"extractor {name}: its config.json, weights or tokenizer are missing or damaged; get "

@@ -111,10 +111,8 @@ def line_plot(
         buffer = io.StringIO()
         no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=no_metadata)
-        return _inline(buffer.getvalue(), f"{y_label} over {x_label}")
-
-
-def _inline(svg: str, title: str) -> str:
-    """Cut what stands before the `<svg>` element, and let the page choose the text's colour."""
+    svg = buffer.getvalue()
+    # Without what stands before the element, and with the text in the page's colour.
     element = svg[svg.index("<svg") :].replace(_TEXT, "currentColor")
-    return element.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
+    title = escape(f"{y_label} over {x_label}")
+    return element.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

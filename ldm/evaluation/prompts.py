@@ -18,15 +18,10 @@ def read_prompts(path: str | Path) -> list[str]:
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise UserError(f"prompts {path}: no prompts in it; write one a line")
-    check_text(prompts)
-    return prompts
-
-
-def check_text(prompts: Sequence[str]) -> None:
-    """Raise UserError for a prompt whose bytes are not UTF-8 text."""
     for prompt in prompts:
         if not is_text(prompt):
             raise UserError(f"prompt {quote(prompt)} is not UTF-8 text")
+    return prompts
 
 
 def check_prompts(prompts: Sequence[str], placeholders: Sequence[str]) -> None:

@@ -9,16 +9,12 @@ chosen word afterwards; otherwise the choice would raise the score.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from ldm.evaluation.evaluate import Evaluation, evaluate
-from ldm.evaluation.similarity import FeatureExtractor
-from ldm.evaluation.sources import ImageSource
+from ldm.evaluation.evaluate import Evaluation
 from ldm.util import at_least, write_json, write_table, write_whole
 from ldm.words.files import read_words, write_words
 
@@ -61,30 +57,6 @@ def choose(curve: Mapping[int, Evaluation], tolerance: float) -> Selection:
     # max gives the first of equal ones.
     chosen = max(eligible, key=lambda step: curve[step].text.value)
     return Selection(chosen, eligible, tolerance, {step: curve[step] for step in steps})
-
-
-def score_steps(
-    source_with: Callable[[Path], ImageSource],
-    saved: Mapping[int, Path],
-    extractor: FeatureExtractor,
-    training: Sequence[Image.Image],
-    prompts: Sequence[str],
-    *,
-    report: Callable[[int, Evaluation], None] | None = None,
-    **settings: Any,
-) -> dict[int, Evaluation]:
-    """Score every saved word, all from the same noises: step → scores.
-
-    `source_with` returns the source of images with a word's file loaded, and with no other word;
-    `saved` has each step's file; `report` is told of each step's scores. The others are arguments
-    of `evaluate`; the prompts are not those that report the word's scores later.
-    """
-    curve: dict[int, Evaluation] = {}
-    for step, path in saved.items():
-        curve[step] = evaluate(source_with(path), extractor, training, prompts, **settings)
-        if report is not None:
-            report(step, curve[step])
-    return curve
 
 
 def write_best(path: Path, word: Path, selection: Selection, facts: Mapping[str, str]) -> None:

@@ -7,7 +7,6 @@ injected: the paper's CLIP, or the CLIP that comes with a small model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch.nn.functional as F
@@ -31,21 +30,6 @@ class FeatureExtractor(ImageExtractor, Protocol):
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Embed texts: [len(texts), d]; any length of vector."""
         ...
-
-
-@dataclass(frozen=True)
-class TextSimilarity:
-    """Agreement of images with a prompt, in [-1, 1].
-
-    Attributes:
-        mean: mean over the images of the cosine with the prompt: what the authors' code computes,
-            and the score meant where only one is given.
-        of_average: cosine of the prompt with the images' average embedding: what the paper says.
-            The average's own length is lost, so this is never smaller in absolute value.
-    """
-
-    mean: float
-    of_average: float
 
 
 def _unit(features: Tensor, name: str) -> Tensor:
@@ -72,12 +56,19 @@ def own_similarity(features: Tensor) -> float:
     return float((cosines.sum() - cosines.trace()) / (n * (n - 1)))
 
 
-def prompt_similarity(images: Tensor, prompt: Tensor) -> TextSimilarity:
-    """Compare features of images [n, d] with those of their prompt [d] or [1, d]."""
+def prompt_similarity(images: Tensor, prompt: Tensor) -> tuple[float, float]:
+    """Compare features of images [n, d] with those of their prompt [d] or [1, d], in [-1, 1].
+
+    Returns:
+        The mean over the images of the cosine with the prompt: what the authors' code computes, and
+        the score meant where only one is given. Then the cosine of the prompt with the images'
+        average embedding: what the paper says. The average's own length is lost, so this is never
+        smaller in absolute value.
+    """
     unit = _unit(images, "pictures")
     text = _unit(prompt.reshape(1, -1), "prompt")[0]
     average = F.normalize(unit.mean(0), dim=-1)
-    return TextSimilarity(mean=float((unit @ text).mean()), of_average=float(average @ text))
+    return float((unit @ text).mean()), float(average @ text)
 
 
 def without_placeholders(prompt: str, placeholders: Sequence[str]) -> str:

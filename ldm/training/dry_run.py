@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 
-from ldm.data.folder import skipped_entries, some_names
+from ldm.data.folder import some_names, sorted_out
 from ldm.data.personalized import PersonalizedBase
 from ldm.image_io import open_rgb
 from ldm.training.callbacks import BatchCallback, StepSeed
@@ -186,7 +186,7 @@ def image_lines(dataset: PersonalizedBase) -> Iterator[str]:
     paths, size = dataset.files(), dataset.size
     yield f"{len(paths)} used: {some_names([path.name for path in paths])}"
     for root in dict.fromkeys(path.parent for path in paths):
-        if skipped := skipped_entries(root):
+        if skipped := sorted_out(root)[1]:
             yield f"skipped {skipped}"
     if dataset.skipped:
         yield f"skipped as broken: {some_names([name for name, _ in dataset.skipped])}"

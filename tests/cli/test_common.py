@@ -48,3 +48,28 @@ def test_pairs_are_split_at_the_first_sign() -> None:
     for item in ("a", "=a", "a="):
         with pytest.raises(UserError, match=r"^--rename takes OLD=NEW, got "):
             common.split_pairs("--rename takes OLD=NEW", [item])
+
+
+def test_an_options_type_and_help_follow_from_its_default() -> None:
+    made = common.Parser(prog="test", description="Does it.\n\nExamples:\n  do it")
+    common.option(made, "given IN", "a file")
+    common.option(made, "--count --number N", "how many", 3)
+    common.option(made, "--share", "of all (half)", 0.5)
+    common.option(made, "--quiet", "say nothing", False)
+    common.option(made, "--names NAME", "of words", [])
+    options = made.parse_args(["x", "--number", "7", "--names", "a", "b", "--names", "c"])
+    wanted = {"given": "x", "count": 7, "share": 0.5, "quiet": False, "names": ["a", "b", "c"]}
+    assert vars(options) == wanted
+    with pytest.raises(UserError, match="argument --share: invalid float value: 'x'"):
+        made.parse_args(["x", "--share", "x"])
+    text = made.format_help()
+    for part in (
+        "IN ",
+        "--count N, --number N",
+        "how many (3)",
+        "of all (half)\n",
+        "say nothing\n",
+    ):
+        assert part in text
+    assert text.startswith("usage:")
+    assert text.endswith("Examples:\n  do it\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ldm.cli.select import main
+from ldm.evaluation import sources
 from ldm.evaluation.prompts import read_prompts
+from ldm.inference import GeneratedImage
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import UserError
 from ldm.words.files import read_words, write_words
 
@@ -39,6 +43,27 @@ def run(untrained_miniature: Path, tmp_path: Path) -> Path:
     OmegaConf.save(OmegaConf.create(data), folder / "configs" / "2026-project.yaml")
     OmegaConf.save(OmegaConf.create(base), folder / "configs" / "2026-lightning.yaml")
     return folder
+
+
+def test_every_step_is_scored_with_its_own_word(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All scores come from the same noises, with one word after the other, none beside another."""
+    used: list[tuple[list[str], torch.Tensor]] = []
+    generate = sources.generate
+
+    def watched(model: LatentDiffusion, *given: Any, **options: Any) -> list[GeneratedImage]:
+        assert model.embedding_manager is not None
+        words = model.embedding_manager.placeholders
+        used.append((words, model.embedding_manager.word(words[0]).detach().clone()))
+        return generate(model, *given, **options)
+
+    monkeypatch.setattr(sources, "generate", watched)
+    assert main([str(run), *FEW]) == 0
+    files = [run / "checkpoints" / f"embeddings_gs-{step}.safetensors" for step in (5, 10, 100)]
+    assert [words for words, _ in used] == [["@"]] * 3
+    for (_, vectors), file in zip(used, files, strict=True):
+        torch.testing.assert_close(vectors, read_words(file).words["@"], rtol=0, atol=0)
+    plain = json.loads((run / "checkpoints" / "selection.json").read_text())
+    assert len({found["image"]["value"] for found in plain["steps"].values()}) == 3
 
 
 def test_a_run_says_itself_what_it_was_learned_from(run: Path) -> None:

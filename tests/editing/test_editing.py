@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw
 from torch.testing import assert_close
 
 from ldm.editing.blended import (
-    Blending,
     background_error,
     edit,
     latent_mask_of,
@@ -36,7 +35,7 @@ from ldm.models.diffusion.sampler import make_steps, make_timesteps
 from ldm.util import UserError
 
 ROOT = Path(__file__).parents[2]
-FEW = Blending(Sampling(steps=3, batch_size=2), samples=2)
+FEW = {"sampling": Sampling(steps=3, batch_size=2), "samples": 2}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +73,7 @@ def outside(image, mask):
 
 
 def test_pasting_keeps_every_pixel_outside_the_mask_and_changes_those_inside(model, original, mask):
-    for made in edit(model, original, mask, "a red star", FEW):
+    for made in edit(model, original, mask, "a red star", **FEW):
         assert (outside(made.image, mask) == outside(original, mask)).all()
         assert made.settings["background_error"] == 0
         inside = np.asarray(mask)
@@ -83,10 +82,8 @@ def test_pasting_keeps_every_pixel_outside_the_mask_and_changes_those_inside(mod
 
 
 def test_an_image_depends_on_its_seed_alone(model, original, mask):
-    two = edit(model, original, mask, "a red star", FEW)
-    (second,) = edit(
-        model, original, mask, "a red star", Blending(Sampling(steps=3, seed=43), samples=1)
-    )
+    two = edit(model, original, mask, "a red star", **FEW)
+    (second,) = edit(model, original, mask, "a red star", Sampling(steps=3, seed=43), samples=1)
     assert [made.seed for made in two] == [42, 43]
     assert background_error(two[1].image, second.image, Image.new("1", (64, 64))) <= 1
     assert background_error(two[0].image, second.image, Image.new("1", (64, 64))) > 10
@@ -111,7 +108,7 @@ def test_the_latent_outside_the_mask_is_the_images_noised_to_each_step(
 
     monkeypatch.setattr(model, "apply_model", apply_model)
     monkeypatch.setattr(model, "q_sample", q_sample)
-    edit(model, original, mask, "a red star", Blending(Sampling(steps=4, scale=1.0), samples=2))
+    edit(model, original, mask, "a red star", Sampling(steps=4, scale=1.0), samples=2)
     background = (latent_mask_of(model, mask) == 0).expand_as(seen[0])
     assert len(seen) == len(kept) == 4
     for x, want in zip(seen, kept, strict=True):
@@ -149,8 +146,8 @@ def test_a_tuned_decoder_keeps_the_background_better_and_leaves_the_model_alone(
 def test_each_background_is_what_it_says(model, original, mask):
     errors = {}
     for background in ("paste", "none"):
-        how = Blending(Sampling(steps=2), samples=1, background=background)
-        (made,) = edit(model, original, mask, "a red star", how)
+        how = {"samples": 1, "background": background}
+        (made,) = edit(model, original, mask, "a red star", Sampling(steps=2), **how)
         errors[background] = made.settings["background_error"]
     assert errors["paste"] == 0
     assert errors["none"] > 20
@@ -162,7 +159,8 @@ def test_the_scorers_best_comes_first(model, original, mask):
         original,
         mask,
         "a red star",
-        Blending(Sampling(steps=2), samples=4),
+        Sampling(steps=2),
+        samples=4,
         scorer=Brightness(),
     )
     light = [np.asarray(masked_region(e.image, mask)).mean() for e in made]
@@ -202,7 +200,7 @@ def test_an_image_that_is_not_square_is_edited_in_its_proportions(model, origina
     wide = resized(wide, size)
     mask = Image.new("1", size)
     mask.paste(1, (16, 8, 40, 24))
-    (made,) = edit(model, wide, mask, "a red star", Blending(Sampling(steps=2), samples=1))
+    (made,) = edit(model, wide, mask, "a red star", Sampling(steps=2), samples=1)
     assert made.image.size == size
     assert made.settings["background_error"] == 0
 
@@ -229,11 +227,11 @@ def test_bad_arguments_are_named(model, original):
     with pytest.raises(ValueError, match="mask must have the image's size"):
         edit(model, original, Image.new("1", (8, 8)), "a star")
     with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
-        Blending(samples=0)
+        edit(model, original, original.convert("1"), "a star", samples=0)
     with pytest.raises(ValueError, match="dilate must be at least 0, got -1"):
-        Blending(dilate=-1)
+        edit(model, original, original.convert("1"), "a star", dilate=-1)
     with pytest.raises(ValueError, match="background must be one of paste, decoder, none, got 'x'"):
-        Blending(background="x")
+        edit(model, original, original.convert("1"), "a star", background="x")
 
 
 def test_psnr_is_that_of_a_known_error():

@@ -13,10 +13,11 @@ from PIL import Image
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ldm.evaluation.clip import ClipExtractor
-from ldm.evaluation.dino import MEAN, STD, DinoExtractor
 from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.extractors import (
-    CLIP,
+    MEAN,
+    STD,
+    DinoExtractor,
     default_extractor,
     default_selector,
     extractor_facts,
@@ -225,13 +226,13 @@ def test_the_folder_decides_the_extractor(clip_folder: Path, untrained_miniature
     assert facts["hash"] != extractor_facts(untrained_miniature / "scorer", own)["hash"]
     weights = untrained_miniature / "model.safetensors"
     assert default_extractor(weights) == str(untrained_miniature / "scorer")
-    assert default_extractor(clip_folder / "model.safetensors") == CLIP.published
+    assert default_extractor(clip_folder / "model.safetensors") == ClipExtractor.published
 
 
 def test_one_clip_chooses_and_another_reports(untrained_miniature: Path, tmp_path: Path) -> None:
     """The selector comes first for choices, and never reports."""
     weights = tmp_path / "model.safetensors"
-    assert default_selector(weights) == default_extractor(weights) == CLIP.published
+    assert default_selector(weights) == default_extractor(weights) == ClipExtractor.published
     shutil.copytree(untrained_miniature / "scorer", tmp_path / "scorer")
     assert default_selector(weights) == default_extractor(weights) == str(tmp_path / "scorer")
     shutil.copytree(untrained_miniature / "scorer", tmp_path / "selector")
@@ -243,7 +244,7 @@ def test_missing_weights_say_how_to_get_them(
     tmp_path: Path, clip_folder: Path, dino_folder: Path
 ) -> None:
     line = r"run `hf download openai/clip-vit-base-patch32` .* --extractor models/miniature/scorer$"
-    for name in (CLIP.published, "models/none", "no-such-folder", tmp_path / "none"):
+    for name in (ClipExtractor.published, "models/none", "no-such-folder", tmp_path / "none"):
         with pytest.raises(UserError, match=line):
             find_extractor(name)
     with pytest.raises(UserError, match=r"hf download facebook/dino-vits16.*leave --dino out$"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,11 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor
 
 from ldm.evaluation.bootstrap import Estimate
 from ldm.evaluation.evaluate import Evaluation
-from ldm.evaluation.selection import choose, score_steps, write_best, write_curve
+from ldm.evaluation.selection import choose, write_best, write_curve
 from ldm.words.files import read_words, write_words
 
 scores = st.dictionaries(
@@ -65,34 +64,6 @@ def test_what_cannot_be_chosen_from() -> None:
     for tolerance in (-0.1, float("nan")):
         with pytest.raises(ValueError, match="tolerance must be at least 0"):
             choose(curve({1: (0.0, 0.0)}), tolerance)
-
-
-def test_every_step_is_scored_with_its_own_word(tmp_path: Path) -> None:
-    class Colours:
-        def image_features(self, images: Sequence[Image.Image]) -> Tensor:
-            return torch.tensor([[float(v) for v in image.getpixel((0, 0))] for image in images])
-
-        def text_features(self, texts: Sequence[str]) -> Tensor:
-            return torch.ones(len(texts), 3)
-
-    used: list[str] = []
-
-    def source_with(path: Path):
-        used.append(path.name)
-        colour = (int(path.stem), 255 - int(path.stem), 9)
-        return lambda prompts, each: [Image.new("RGB", (2, 2), colour)] * (len(prompts) * each)
-
-    told: list[int] = []
-    saved = {step: tmp_path / f"{step}.safetensors" for step in (10, 120, 240)}
-    training = [Image.new("RGB", (2, 2), (240, 15, 9))]
-    found = score_steps(
-        source_with, saved, Colours(), training, ["a * here"], images=2,
-        report=lambda step, _: told.append(step),
-    )  # fmt: skip
-    assert used == ["10.safetensors", "120.safetensors", "240.safetensors"]
-    assert told == list(found) == [10, 120, 240]
-    assert found[240].image.value == pytest.approx(1)
-    assert choose(found, 0.0).chosen == 240
 
 
 def test_what_is_written_says_how_it_was_chosen(tmp_path: Path) -> None:

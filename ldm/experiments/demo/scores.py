@@ -78,14 +78,14 @@ class Scores:
         """
         features = self.scorer.image_features(images)
         text = without_placeholders(asked or prompt, self.placeholders)
-        similarity = prompt_similarity(features, self.scorer.text_features([text]))
+        mean, of_average = prompt_similarity(features, self.scorer.text_features([text]))
         return ScoredPrompt(
             kind=kind,
             prompt=prompt,
             images=images,
             image_similarity=pairwise_similarity(features, self.training),
-            text_similarity=similarity.mean,
-            text_similarity_of_average=similarity.of_average,
+            text_similarity=mean,
+            text_similarity_of_average=of_average,
         )
 
     def training_own(self) -> float:
@@ -96,7 +96,7 @@ class Scores:
         """Score the training images as if they were the images of the prompts."""
         texts = [without_placeholders(prompt, self.placeholders) for prompt in prompts]
         features = self.scorer.text_features(texts)
-        return fmean(prompt_similarity(self.training, text).mean for text in features)
+        return fmean(prompt_similarity(self.training, text)[0] for text in features)
 
 
 def saved_words(checkpoints: Path) -> dict[int, Path]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ldm.editing.blended import Blending, edit
+from ldm.editing.blended import edit
 from ldm.editing.images import model_size, open_mask, resized
 from ldm.experiments.figures.layout import Cell, Row, grid_figure
 from ldm.experiments.figures.record import Figure, Rendered, Table
@@ -37,14 +37,17 @@ def local_edit(figure: Figure, session: Session) -> Rendered:
     sampling = Sampling(
         steps=request.steps, scale=request.scale, seed=request.seed, batch_size=count
     )
-    blending = Blending(sampling, samples=count)
     rows: list[Row] = []
     numbers: list[tuple[Any, ...]] = []
     for line in request.lines(figure):
         session.take_words(line.concepts)
         cells = [Cell(image, "image"), Cell(mask.convert("RGB"), "mask")]
         for prompt in line.prompts:
-            found = edit(session.model, image, mask, prompt, blending, scorer=session.extractor)
+            found = edit(
+                *(session.model, image, mask, prompt, sampling),
+                samples=count,
+                scorer=session.extractor,
+            )
             cells.append(Cell(found[0].image, readable(prompt)))
             for one in found:
                 error, shown = one.settings["background_error"], int(one is found[0])
