@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytorch_lightning as pl
 import torch
 from PIL import Image
+from pytorch_lightning import Callback, LightningModule, Trainer
 
 from ldm.data.folder import skipped_entries, some_names
 from ldm.data.personalized import PersonalizedBase
 from ldm.image_io import open_rgb
-from ldm.training.callbacks import BatchCallback, StepSeed
+from ldm.training.callbacks import StepSeed
 from ldm.training.config import RunConfig
 from ldm.training.latents import CacheLatents
 from ldm.training.memory import peak_bytes
@@ -45,7 +45,7 @@ COMPARED = 1000
 CLASS_ROOT = "data.params.train.params.class_root"
 
 
-class Stopwatch(BatchCallback):
+class Stopwatch(Callback):
     """Note the loss and the seconds of each micro-batch."""
 
     def __init__(self) -> None:
@@ -53,13 +53,11 @@ class Stopwatch(BatchCallback):
         self.seconds: list[float] = []
         self._start = 0.0
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, *_: Any) -> None:
         self._start = time.monotonic()
 
-    def on_batch(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch_idx: int
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
     ) -> None:
         """Stop the clock. Reading the loss waits for the device."""
         self.losses.append(float(outputs["loss"]))

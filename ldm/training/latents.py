@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -148,7 +148,7 @@ def encode_all(
     return LatentCache(ids, moments if add_up is None else add_up(moments))
 
 
-class CacheLatents(pl.Callback):
+class CacheLatents(Callback):
     """Encode the training and validation images before the first step.
 
     This applies if the model has a frozen first stage and the dataset is `DescribedImages`. Then
@@ -165,7 +165,7 @@ class CacheLatents(pl.Callback):
         self.folder, self.batch_size, self.enabled = Path(folder), batch_size, enabled
         self._known: dict[bytes, Tensor] = {}  # hash of an image → its moments
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Encode, when the model is on its device and no loader has started."""
         if not self.enabled or not isinstance(pl_module, LatentDiffusion):
             return
@@ -187,7 +187,7 @@ class CacheLatents(pl.Callback):
         self._known.clear()
 
     def _read_or_encode(
-        self, trainer: pl.Trainer, model: LatentDiffusion, dataset: DescribedImages
+        self, trainer: Trainer, model: LatentDiffusion, dataset: DescribedImages
     ) -> LatentCache | None:
         """Return the latents of a large dataset, from its file if there is one."""
         mark = fingerprint(model.first_stage_model, dataset)
@@ -202,7 +202,7 @@ class CacheLatents(pl.Callback):
         return cache
 
     def _encode_new(
-        self, trainer: pl.Trainer, model: LatentDiffusion, dataset: DescribedImages
+        self, trainer: Trainer, model: LatentDiffusion, dataset: DescribedImages
     ) -> LatentCache | None:
         """Return the latents of a small dataset; encode only images that are not yet known."""
         ids = sorted(dataset.image_ids())
@@ -216,7 +216,7 @@ class CacheLatents(pl.Callback):
 
     def _encode(
         self,
-        trainer: pl.Trainer,
+        trainer: Trainer,
         model: LatentDiffusion,
         dataset: DescribedImages,
         ids: Sequence[int] | None = None,
@@ -233,7 +233,7 @@ class CacheLatents(pl.Callback):
         )
 
 
-def _sum(trainer: pl.Trainer, tensor: Tensor) -> Tensor:
+def _sum(trainer: Trainer, tensor: Tensor) -> Tensor:
     """Return the sum over all processes, on the CPU."""
     total = trainer.strategy.reduce(tensor.to(trainer.strategy.root_device), reduce_op="sum")
     assert isinstance(total, Tensor)

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from ldm.training.companions import watched
+from ldm.training.processes import watched
 
 
 def log_interval(trainer: pl.Trainer) -> int:

@@ -18,9 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm.training.checks import check_captions_early, check_keys, only_errors
 from ldm.training.config import RunConfig, stage_of
-from ldm.training.each_word import SETS
 from ldm.training.merge import WORDS
 from ldm.training.run import build_data, run, user_errors
+from ldm.training.words import SETS
 from ldm.util import UserError, instantiate_from_config
 from ldm.words.tokens import TextEmbedder, placeholder_id
 
@@ -128,8 +128,7 @@ def joint_sections(alone: dict[str, RunConfig], captions: Sequence[str]) -> Dict
     word; `captions` are those of all of them, without placeholders.
     """
     first, count = next(iter(alone.values())), len(alone)
-    sections = OmegaConf.create(OmegaConf.to_container(first.sections))
-    assert isinstance(sections, DictConfig)
+    sections = first.editable()
     words = OmegaConf.select(sections, WORDS).params
     own = (words.get("placeholder_strings") or ["*"])[0]
     with torch.device("meta"):

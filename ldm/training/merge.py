@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,9 +20,11 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from ldm.checkpoint.hub import locate_base
 from ldm.resources import locate, weights_in
 from ldm.training.arguments import TRAINER_FLAGS
-from ldm.training.base import base_parts
-from ldm.training.variants import find_variant
+from ldm.training.variants import find_variant, read_yaml
 from ldm.util import UserError, get_obj_from_str, one_line, parameters
+
+if TYPE_CHECKING:
+    from ldm.checkpoint.bases import Base
 
 log = logging.getLogger(__name__)
 
@@ -45,26 +48,13 @@ MAPPINGS = (
     *("variant", "second_stage", *(f"second_stage.{name}" for name in STAGE_SECTIONS)),
 )
 LISTS = (f"{WORDS}.params.placeholder_strings", f"{WORDS}.params.initializer_words")
-
-
-def read_yaml(path: Path) -> DictConfig:
-    """Read a YAML file that holds a mapping. A variant in it gets the file's name.
-
-    Raises UserError if the file is missing or holds no mapping.
-    """
-    try:
-        config = OmegaConf.load(path)
-    except FileNotFoundError as error:
-        raise UserError(f"no configuration at {path}: give an existing file to --base") from error
-    except Exception as error:  # both parsers raise errors of many types on damaged files
-        raise UserError(f"cannot read the configuration {path}: {one_line(error)}") from error
-    if not isinstance(config, DictConfig):
-        raise UserError(f"{path} is not a configuration: expected a mapping with 'model', 'data'")
-    if not config:
-        raise UserError(f"{path} is empty: a configuration holds 'model' and 'data'")
-    if isinstance(facts := config.get("variant"), DictConfig):
-        facts.setdefault("name", path.stem)
-    return config
+MINIATURE, MINIATURE_CONFIG = "models/miniature", "configs/miniature/finetune.yaml"
+# The entries of `model.params` that a base decides; the others say how to learn.
+OF_THE_BASE = (
+    *("unet_config", "first_stage_config", "cond_stage_config", "conditioning_key"),
+    *("image_size", "channels", "scale_factor", "parameterization"),
+    *("timesteps", "beta_schedule", "linear_start", "linear_end"),
+)
 
 
 def check_shape(config: DictConfig) -> None:
@@ -291,6 +281,41 @@ def resolve_paths(node: DictConfig) -> None:
             if name == "ckpt_path" and place.is_dir():
                 place = weights_in(place) or place
             node[name] = str(place.absolute())
+
+
+def base_parts(model: str) -> list[DictConfig]:
+    """Return the configuration for learning a word on a base, in parts to merge.
+
+    The first part is that of the base's family, the second has the base's own sizes. `model` is a
+    file, a folder of diffusers or a Hub name; UserError for one that is not there or not supported.
+    """
+    from ldm.checkpoint.loading import find_base  # imports torch
+
+    base = find_base(model)
+    finetune = _finetune(base)
+    log.info("%s: %s; configuration %s", base.path, base.what, finetune)
+    whole = OmegaConf.load(locate(finetune))
+    assert isinstance(whole, DictConfig)
+    params = base.config.model.params
+    levels = len(params.first_stage_config.params.ddconfig.ch_mult)
+    size = params.image_size * 2 ** (levels - 1)
+    sets = {
+        name: {"params": {"size": size}}
+        for name, part in whole.data.params.items()
+        if isinstance(part, DictConfig) and OmegaConf.select(part, "params.size") is not None
+    }
+    own: dict[str, Any] = {name: params[name] for name in OF_THE_BASE if name in params}
+    return [whole, OmegaConf.create({"model": {"params": own}, "data": {"params": sets}})]
+
+
+def _finetune(base: Base) -> str:
+    from ldm.checkpoint.tables import FAMILIES
+
+    if base.path.parent.resolve() == locate(MINIATURE).resolve():
+        return MINIATURE_CONFIG
+    if base.family is None:
+        raise UserError(f"{base.path}: {base.what}, which names no text encoder: give --base YAML")
+    return FAMILIES[base.family].finetune
 
 
 def merge(options: argparse.Namespace, stored: Sequence[Path] = ()) -> DictConfig:

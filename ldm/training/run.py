@@ -35,7 +35,6 @@ from ldm.training.compiling import compile_unet
 from ldm.training.config import DATE, RunConfig
 from ldm.training.csv_log import CsvLogger
 from ldm.training.datamodule import DataModuleFromConfig
-from ldm.training.each_word import WatchEach, is_joint
 from ldm.training.folder import working_folder
 from ldm.training.latents import CacheLatents
 from ldm.training.memory import choose_checkpointing, what_fits
@@ -50,8 +49,8 @@ from ldm.training.trainer import (
     saving_options,
 )
 from ldm.training.validate import wants_class_images
-from ldm.training.watch import Watch
-from ldm.training.words import WordNorms, manager_of, metadata
+from ldm.training.watch import Watch, WatchEach
+from ldm.training.words import WordNorms, is_joint, manager_of, metadata
 from ldm.util import UserError, check_output_folder, instantiate_from_config
 
 log = logging.getLogger(__name__)
@@ -159,12 +158,11 @@ def _describe(
     if manager is None:
         return
     images = list(getattr(data.datasets.get("train"), "files", tuple)())
-    facts = metadata(config, model.learning_rate, config.batch.images, images)
-    manager.metadata.update(facts)
+    manager.metadata.update(metadata(config, model.learning_rate, images))
     if not resumed:
         for line in manager.origins():
             log.info(line)
-    if resumed and first_process():
+    elif first_process():
         warn_of_changed_images(config.folder / "checkpoints", images)
 
 

@@ -11,8 +11,8 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -30,7 +30,7 @@ Batch = Mapping[str, Any]
 AT_ONCE = 4
 
 
-class ShortStarts(pl.Callback):
+class ShortStarts(Callback):
     """Choose the first value of each word before step 1.
 
     1. The candidates are tokens of the vocabulary, chosen at random by the run's seed. The loss
@@ -58,7 +58,7 @@ class ShortStarts(pl.Callback):
         at_least(count - 1, candidates=candidates)
         self.count, self.steps, self.candidates, self.batches = count, steps, candidates, batches
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose, on the first process only, unless the run is resumed or learns no plain word."""
         manager = manager_of(pl_module)
         if trainer.global_step or not isinstance(pl_module, LatentDiffusion):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import os
@@ -19,6 +18,7 @@ from pytorch_lightning.strategies import Strategy
 
 from ldm.training.csv_log import CsvLogger
 from ldm.training.lightning_private import WatchedDDP
+from ldm.training.validate import SAVING, check_names
 from ldm.util import UserError, instantiate_from_config
 
 log = logging.getLogger(__name__)
@@ -66,10 +66,7 @@ def trainer_settings(config: DictConfig) -> dict[str, Any]:
     for name in [name for name in settings if name in OUTDATED]:
         log.info(f"lightning.trainer.{name} is outdated and left out")
         del settings[name]
-    if unknown := [name for name in settings if name not in known]:
-        near = difflib.get_close_matches(unknown[0], known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else "see `pl.Trainer`'s options"
-        raise UserError(f"unknown configuration key lightning.trainer.{unknown[0]}: {hint}")
+    check_names("lightning.trainer", settings, known)
     # Lightning's "auto" would take every GPU there is, and with it change the batch.
     # Under torchrun these are known; Lightning's own processes see the same command line again.
     local = os.environ.get("LOCAL_WORLD_SIZE")
@@ -154,12 +151,7 @@ def saving_options(config: DictConfig) -> dict[str, Any]:
     for name in [name for name in options if name in OUTDATED_SAVING]:
         log.info(f"lightning.modelcheckpoint.params.{name} is left out: the last state is saved")
         del options[name]
-    unknown = set(options) - {"every_n_train_steps"}
-    if unknown:
-        raise UserError(
-            f"unknown configuration key lightning.modelcheckpoint.params.{unknown.pop()}: "
-            "known is every_n_train_steps"
-        )
+    check_names("lightning.modelcheckpoint.params", options, SAVING)
     return options
 
 
