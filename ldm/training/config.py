@@ -116,20 +116,17 @@ class RunConfig:
     @property
     def model(self) -> DictConfig:
         """Target, params and base_learning_rate of the model."""
-        model: DictConfig = self.sections.model
-        return model
+        return self.sections.model
 
     @property
     def data(self) -> DictConfig:
         """Target and params of the data module."""
-        data: DictConfig = self.sections.data
-        return data
+        return self.sections.data
 
     @property
     def lightning(self) -> DictConfig:
         """`callbacks`, `modelcheckpoint`, `latent_cache`, `logger` and so on."""
-        lightning: DictConfig = self.sections.lightning
-        return lightning
+        return self.sections.lightning
 
     def editable(self) -> DictConfig:
         """Return a copy of the sections that can be changed."""

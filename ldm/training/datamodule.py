@@ -176,12 +176,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
         """
         dataset, collate = self.datasets[name], self.collate(name)
         read = Described(dataset) if name in self.latents else dataset
-        places = itertools.islice(RunSampler(self.batch_size, first_step), count * self.batch_size)
-        samples = [read[place] for place in places]
-        return [
-            collate(samples[i : i + self.batch_size])
-            for i in range(0, len(samples), self.batch_size)
-        ]
+        places, own = iter(RunSampler(self.batch_size, first_step)), range(self.batch_size)
+        return [collate([read[next(places)] for _ in own]) for _ in range(count)]
 
     def _fixed_loader(self, name: str) -> DataLoader[Any] | list[Any]:
         """Return a loader over this rank's share of a set's first samples, in order."""

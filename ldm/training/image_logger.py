@@ -109,7 +109,7 @@ class ImageLogger(Callback):
         if not set(splits) <= set(SPLITS):
             raise ValueError(f"splits may hold {list(SPLITS)}, got {list(splits)}")
         self.clamp, self.rescale = clamp, rescale
-        self.batch_frequency, self.max_images = batch_frequency, max_images
+        self.batch_frequency = batch_frequency
         self.disabled, self.log_on_batch_idx = disabled, log_on_batch_idx
         self.log_first_step, self.splits = log_first_step, tuple(splits)
         self.folder = Path("images")
@@ -121,11 +121,9 @@ class ImageLogger(Callback):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ValueError(f"log_images_kwargs.{name} must be a number, got {value!r}")
+            given[OPTIONS.get(name, name)] = value
             keys[OPTIONS.get(name, name)] = f"log_images_kwargs.{name}"
-            if name == "N":
-                self.max_images = int(value)
-            else:
-                given[OPTIONS[name]] = value
+        self.max_images = int(given.pop("N", max_images))
         at_least(1, **{keys["N"]: self.max_images})
         try:
             self.sampling = Sampling(seed=seed, **given)
@@ -172,7 +170,8 @@ class ImageLogger(Callback):
         problem = ""  # an error in its images must not end a run
         try:
             with quietly(module):
-                grids = self.grids(module, first_samples(dataset, self.max_images))
+                first = [dataset[i] for i in range(min(self.max_images, len(dataset)))]
+                grids = self.grids(module, default_collate(first))
         except ValueError as error:
             problem = str(error)
         except torch.OutOfMemoryError:
@@ -215,9 +214,3 @@ class ImageLogger(Callback):
             made = generate(module, captions, replace(own, scale=scale))
             grids[key] = [one.image for one in made]
         return grids
-
-
-def first_samples(dataset: Any, count: int) -> dict[str, Any]:
-    """Return a batch of a set's first samples, with their images."""
-    batch: dict[str, Any] = default_collate([dataset[i] for i in range(min(count, len(dataset)))])
-    return batch

@@ -17,8 +17,7 @@ from ldm.training.processes import watched
 
 def log_interval(trainer: pl.Trainer) -> int:
     """Return the optimizer steps between two logged rows."""
-    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return every
+    return trainer.log_every_n_steps  # type: ignore[attr-defined]
 
 
 def count_steps(trainer: pl.Trainer) -> None:

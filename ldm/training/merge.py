@@ -318,6 +318,7 @@ def _finetune(base: Base) -> str:
     return FAMILIES[base.family].finetune
 
 
+@_fitting()
 def merge(options: argparse.Namespace, stored: Sequence[Path] = ()) -> DictConfig:
     """Return the merged and resolved mapping of a run; UserError for what does not fit together.
 
@@ -329,9 +330,8 @@ def merge(options: argparse.Namespace, stored: Sequence[Path] = ()) -> DictConfi
     if not paths and not first:
         raise UserError("no configuration: give --model MODEL, --base YAML or --resume LOGFOLDER")
     merged = merge_files(paths, options.overrides, first)
-    with _fitting():
-        apply_flags(merged, options)
-        OmegaConf.resolve(merged)
+    apply_flags(merged, options)
+    OmegaConf.resolve(merged)
     if missing := sorted(OmegaConf.missing_keys(merged)):
         raise UserError(f"the configuration leaves {missing[0]} open (???): give {missing[0]}=")
     resolve_paths(merged)

@@ -37,8 +37,7 @@ from ldm.training.csv_log import CsvLogger
 from ldm.training.datamodule import DataModuleFromConfig
 from ldm.training.folder import working_folder
 from ldm.training.latents import CacheLatents
-from ldm.training.memory import choose_checkpointing, what_fits
-from ldm.training.precision import cast_networks, choose, remark
+from ldm.training.memory import cast_networks, choose, choose_checkpointing, remark, what_fits
 from ldm.training.processes import FIRST_VARIABLE, FOLDER_VARIABLE, first_process
 from ldm.training.resume import Saved, check_fits, read_checkpoint, warn_of_changed_images
 from ldm.training.trainer import (
@@ -66,14 +65,6 @@ class Run:
     data: DataModuleFromConfig
     trainer: pl.Trainer
     checkpoints: Checkpoints
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run leaves: its exit status and its log folder."""
-
-    status: int
-    folder: Path
 
 
 @contextmanager
@@ -309,8 +300,8 @@ def train(this: Run) -> int:
     return 0
 
 
-def run(config: RunConfig, exclusive: bool = True) -> Outcome:
-    """Train and test as the configuration says, in one stage.
+def run(config: RunConfig, exclusive: bool = True) -> tuple[int, Path]:
+    """Train and test as the configuration says, in one stage; return (exit status, log folder).
 
     With `exclusive`, a run that is not resumed gets a log folder that no other run has.
     """
@@ -323,7 +314,7 @@ def run(config: RunConfig, exclusive: bool = True) -> Outcome:
             raise UserError("nothing to do: give -t to train")
         log.info(f"logs in {folder}")
         if config.train and (status := train(this)):
-            return Outcome(status, folder)
+            return status, folder
         if testing:
             untrained = this.resume and this.trainer.global_step == 0
             checkpoint = this.resume.path if this.resume and untrained else None
@@ -331,7 +322,7 @@ def run(config: RunConfig, exclusive: bool = True) -> Outcome:
             for name, value in this.trainer.callback_metrics.items():
                 if name.startswith("test/"):
                     log.info(f"{name} {float(value):.5f}")
-        return Outcome(0, folder)
+        return 0, folder
 
 
 def run_stages(config: RunConfig) -> int:
@@ -342,14 +333,14 @@ def run_stages(config: RunConfig) -> int:
     Raises UserError for whatever the user can change.
     """
     if config.second is None:
-        return run(config).status
+        return run(config)[0]
     words = "checkpoints", "embeddings.safetensors"
     second = config.second_after(config.folder, config.folder.joinpath(*words))
     if second.resume is None:
-        first = run(config)
-        if first.status or not config.train:
-            return first.status
+        status, folder = run(config)
+        if status or not config.train:
+            return status
         gc.collect()  # the first stage's model, before the second one's is read
-        second = config.second_after(first.folder, first.folder.joinpath(*words))
+        second = config.second_after(folder, folder.joinpath(*words))
         log.info(f"second stage, in {second.folder}")
-    return run(second, exclusive=False).status
+    return run(second, exclusive=False)[0]

@@ -53,7 +53,7 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS = (
     *("16", "16-mixed", "16-true", "bf16", "bf16-mixed", "bf16-true"),
     *("32", "32-true", "64", "64-true", "transformer-engine", "transformer-engine-float16"),
-    *("fp16", "auto"),  # see ldm.training.precision
+    *("fp16", "auto"),  # see ldm.training.memory
 )
 # Options of the trainer that are at least 1; in those of OPEN, -1 means no limit.
 COUNTS = ("max_steps", "max_epochs", "accumulate_grad_batches", "num_nodes", "log_every_n_steps")
