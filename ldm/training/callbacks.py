@@ -81,18 +81,16 @@ class Progress(StepCallback):
         due = now - self.shown >= self.interval or step == trainer.max_steps
         if due and trainer.is_global_zero:
             self.shown = now
-            self._show(self.line(trainer, float(loss), now))
+            line = self.line(trainer, float(loss), now)
+            if self.terminal:
+                sys.stderr.write(f"\r{line:<78}")
+                sys.stderr.flush()
+            else:
+                log.info(line)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the validation's values in the row of the last step."""
         pl_module.log("step", float(trainer.global_step))
-
-    def _show(self, line: str) -> None:
-        if self.terminal:
-            sys.stderr.write(f"\r{line:<78}")
-            sys.stderr.flush()
-        else:
-            log.info(line)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.terminal and trainer.is_global_zero:

@@ -37,13 +37,6 @@ LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
-def keep_trained(checkpoint: dict[str, Any], module: LightningModule) -> None:
-    """Drop frozen parameters from a checkpoint's `state_dict`; buffers (averages) stay."""
-    frozen = {name for name, weight in module.named_parameters() if not weight.requires_grad}
-    state = checkpoint["state_dict"]
-    checkpoint["state_dict"] = {name: value for name, value in state.items() if name not in frozen}
-
-
 class Checkpoints(StepCallback):
     """Save `last.ckpt` at an interval of optimizer steps, at the end, and when asked to stop.
 
@@ -96,12 +89,6 @@ class Checkpoints(StepCallback):
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._handlers = {}
 
-    def _stopping(self, trainer: Trainer) -> bool:
-        asked = self.signal is not None
-        if trainer.world_size > 1:
-            return bool(trainer.strategy.reduce_boolean_decision(asked, all=False))
-        return asked
-
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
@@ -113,8 +100,8 @@ class Checkpoints(StepCallback):
             self.save(trainer, pl_module)
 
     def on_step(self, trainer: Trainer, module: LightningModule, loss: Tensor, logs: bool) -> None:
-        """Stop after a whole step."""
-        if self._stopping(trainer):
+        """Stop after a whole step, if a signal has asked any process to."""
+        if trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -148,8 +135,10 @@ class Checkpoints(StepCallback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep what is trained, and set the counters as after a whole step."""
-        keep_trained(checkpoint, pl_module)
+        """Keep what is trained, and buffers (averages); set the counters as after a whole step."""
+        frozen = {name for name, weight in pl_module.named_parameters() if not weight.requires_grad}
+        state = checkpoint["state_dict"].items()
+        checkpoint["state_dict"] = {name: value for name, value in state if name not in frozen}
         settle_counters(checkpoint, trainer.global_step * trainer.accumulate_grad_batches)
 
 

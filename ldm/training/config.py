@@ -141,10 +141,10 @@ class RunConfig:
         OmegaConf.set_readonly(sections, True)
         return replace(self, sections=sections)
 
-    def second_after(self, folder: Path, words: Path) -> RunConfig:
-        """Return the second stage's configuration, given the first one's folder and words file."""
+    def second_after(self, folder: Path) -> RunConfig:
+        """Return the second stage's configuration, given the first one's log folder."""
         assert self.second is not None
-        second = self.second
+        second, words = self.second, folder / "checkpoints" / "embeddings.safetensors"
         if OmegaConf.select(second.sections, WORDS) is not None:
             second = second.with_entry(f"{WORDS}.params.embedding_manager_ckpt", str(words))
         own = folder / SECOND_STAGE

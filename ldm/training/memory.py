@@ -56,9 +56,9 @@ def choose(config: RunConfig, device: str) -> Precision:
     """
     wanted = config.trainer.get("precision")
     if wanted == "auto":
-        wanted = (
-            "bf16" if has_bf16(device) and (device != "cpu" or _is_large(config)) else "32-true"
-        )
+        file = Path(config.run.base_checkpoint or "")  # four bytes for each weight
+        large = device != "cpu" or (file.is_file() and file.stat().st_size > 4 * LARGE)
+        wanted = "bf16" if has_bf16(device) and large else "32-true"
     if wanted not in CAST:
         return Precision(None, wanted)
     if wanted == "fp16" and device == "cpu":
@@ -77,12 +77,6 @@ def has_bf16(device: str) -> bool:
     if device.startswith("cuda"):
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _is_large(config: RunConfig) -> bool:
-    """Tell by the size of the base's file whether it has over `LARGE` weights of float32."""
-    base = config.run.base_checkpoint
-    return base is not None and Path(base).is_file() and Path(base).stat().st_size > 4 * LARGE
 
 
 def cast_networks(model: nn.Module, weights: torch.dtype) -> None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,9 +22,6 @@ from ldm.resources import locate, weights_in
 from ldm.training.arguments import TRAINER_FLAGS
 from ldm.training.variants import find_variant, read_yaml
 from ldm.util import UserError, get_obj_from_str, one_line, parameters
-
-if TYPE_CHECKING:
-    from ldm.checkpoint.bases import Base
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +34,12 @@ PATHS = (
     *("tokenizer", "ckpt_path", "embedding_manager_ckpt"),
     *("data_root", "second_root", "class_root", "templates"),
 )
+# Flags that set one entry each.
+FLAGS = {
+    **{name: f"run.{name}" for name in ("seed", "scale_lr", "threads", "compile")},
+    **{name: f"lightning.trainer.{name}" for name in (*TRAINER_FLAGS, "gpus")},
+    "num_workers": "data.params.num_workers",
+}
 WORDS = "model.params.personalization_config"
 MAPPINGS = (
     *("model", "model.params", WORDS, f"{WORDS}.params", "data", "data.params"),
@@ -135,20 +138,8 @@ def _set_gpus(trainer: DictConfig, gpus: str | int | Sequence[int]) -> None:
     trainer.devices = -1 if numbers == [-1] else numbers
 
 
-def _apply_trainer_flags(trainer: DictConfig, options: argparse.Namespace) -> None:
-    for name in TRAINER_FLAGS:
-        if getattr(options, name) is not None:
-            trainer[name] = getattr(options, name)
-    old = trainer.pop("gpus", None)
-    gpus = options.gpus if options.gpus is not None else old
-    if gpus is not None:
-        _set_gpus(trainer, gpus)
-
-
 def _apply_data_flags(data: DictConfig, options: argparse.Namespace) -> None:
     """Give the data flags to each set that takes them; a flag that no set takes is an error."""
-    if options.num_workers is not None:
-        data.params.num_workers = options.num_workers
     for name in ("data_root", "second_root", "templates", "captions", "center_crop", "skip_bad"):
         if not (value := getattr(options, name)):
             continue
@@ -247,10 +238,10 @@ def apply_flags(config: DictConfig, options: argparse.Namespace) -> None:
         config.lightning[section] = config.lightning.get(section) or {}
     for _, dataset in datasets(config.data):
         dataset.params = dataset.get("params") or {}
-    run, images = config.run, config.lightning.callbacks.get("image_logger") or {}
-    for name in ("seed", "scale_lr", "threads", "compile"):
+    for name, place in FLAGS.items():
         if getattr(options, name) is not None:
-            run[name] = getattr(options, name)
+            OmegaConf.update(config, place, getattr(options, name))
+    run, images = config.run, config.lightning.callbacks.get("image_logger") or {}
     run.setdefault("seed", 23)  # the paper's
     if options.actual_resume:
         run.base_checkpoint = options.actual_resume
@@ -258,7 +249,8 @@ def apply_flags(config: DictConfig, options: argparse.Namespace) -> None:
     if accepts(images, "seed"):
         images.params.setdefault("seed", run.seed)
     config.lightning.callbacks.image_logger = images
-    _apply_trainer_flags(config.lightning.trainer, options)
+    if (gpus := config.lightning.trainer.pop("gpus", None)) is not None:
+        _set_gpus(config.lightning.trainer, gpus)
     _apply_data_flags(config.data, options)
     if root := OmegaConf.select(config.data, "params.train.params.data_root"):
         run.data_name = Path(root).resolve().name
@@ -290,12 +282,17 @@ def base_parts(model: str) -> list[DictConfig]:
     file, a folder of diffusers or a Hub name; UserError for one that is not there or not supported.
     """
     from ldm.checkpoint.loading import find_base  # imports torch
+    from ldm.checkpoint.tables import FAMILIES
 
     base = find_base(model)
-    finetune = _finetune(base)
+    if base.path.parent.resolve() == locate(MINIATURE).resolve():
+        finetune = MINIATURE_CONFIG
+    elif base.family is None:
+        raise UserError(f"{base.path}: {base.what}, which names no text encoder: give --base YAML")
+    else:
+        finetune = FAMILIES[base.family].finetune
     log.info("%s: %s; configuration %s", base.path, base.what, finetune)
-    whole = OmegaConf.load(locate(finetune))
-    assert isinstance(whole, DictConfig)
+    whole = read_yaml(locate(finetune))
     params = base.config.model.params
     levels = len(params.first_stage_config.params.ddconfig.ch_mult)
     size = params.image_size * 2 ** (levels - 1)
@@ -306,16 +303,6 @@ def base_parts(model: str) -> list[DictConfig]:
     }
     own: dict[str, Any] = {name: params[name] for name in OF_THE_BASE if name in params}
     return [whole, OmegaConf.create({"model": {"params": own}, "data": {"params": sets}})]
-
-
-def _finetune(base: Base) -> str:
-    from ldm.checkpoint.tables import FAMILIES
-
-    if base.path.parent.resolve() == locate(MINIATURE).resolve():
-        return MINIATURE_CONFIG
-    if base.family is None:
-        raise UserError(f"{base.path}: {base.what}, which names no text encoder: give --base YAML")
-    return FAMILIES[base.family].finetune
 
 
 @_fitting()

@@ -334,13 +334,12 @@ def run_stages(config: RunConfig) -> int:
     """
     if config.second is None:
         return run(config)[0]
-    words = "checkpoints", "embeddings.safetensors"
-    second = config.second_after(config.folder, config.folder.joinpath(*words))
+    second = config.second_after(config.folder)
     if second.resume is None:
         status, folder = run(config)
         if status or not config.train:
             return status
         gc.collect()  # the first stage's model, before the second one's is read
-        second = config.second_after(folder, folder.joinpath(*words))
+        second = config.second_after(folder)
         log.info(f"second stage, in {second.folder}")
     return run(second, exclusive=False)[0]

@@ -27,20 +27,11 @@ log = logging.getLogger(__name__)
 DEFAULT_STEPS = 5000
 # Options of old trainers that are accepted and ignored.
 OUTDATED = {
-    "auto_select_gpus",
-    "check_val_every_n_epoch",
-    "checkpoint_callback",
-    "find_unused_parameters",
-    "flush_logs_every_n_steps",
-    "move_metrics_to_cpu",
-    "prepare_data_per_node",
-    "progress_bar_refresh_rate",
-    "replace_sampler_ddp",
-    "resume_from_checkpoint",
-    "terminate_on_nan",
-    "track_grad_norm",
-    "weights_save_path",
-    "weights_summary",
+    *("auto_select_gpus", "check_val_every_n_epoch", "checkpoint_callback"),
+    *("find_unused_parameters", "flush_logs_every_n_steps", "move_metrics_to_cpu"),
+    *("prepare_data_per_node", "progress_bar_refresh_rate", "replace_sampler_ddp"),
+    *("resume_from_checkpoint", "terminate_on_nan", "track_grad_norm"),
+    *("weights_save_path", "weights_summary"),
 }
 # Options that the run itself sets.
 OWN: dict[str, Any] = {
