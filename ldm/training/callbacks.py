@@ -49,13 +49,12 @@ class StepCallback(Callback):
 class Progress(StepCallback):
     """Shows progress: one line that is rewritten on a terminal, a line at intervals in a file.
 
-    `seconds` is the least time between two lines, on a terminal and elsewhere. Also logs
-    `train/steps_per_second` beside the loss.
+    Also logs `train/steps_per_second` beside the loss.
     """
 
-    def __init__(self, seconds: tuple[float, float] = (0.5, 15.0)) -> None:
+    def __init__(self) -> None:
         self.terminal = sys.stderr.isatty()
-        self.interval = seconds[0 if self.terminal else 1]
+        self.interval = 0.5 if self.terminal else 15.0  # seconds between two lines, at least
         self.first_step, self.start, self.shown = 0, 0.0, 0.0
         self.last = (0.0, 0)
 

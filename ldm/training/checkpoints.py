@@ -10,22 +10,20 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from ldm.checkpoint.names import DELTA_FILE
 from ldm.checkpoint.weight_delta import save_weight_delta
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.training.callbacks import StepCallback
+from ldm.training.config import RunConfig
 from ldm.training.lightning_private import count_steps, settle_counters
 from ldm.training.watch import Watch
 from ldm.training.words import EachWord, is_joint, manager_of, save_words
 from ldm.util import at_least, write_whole
-
-if TYPE_CHECKING:
-    from ldm.models.diffusion.ddpm import LatentDiffusion
-    from ldm.training.config import RunConfig
 
 log = logging.getLogger(__name__)
 

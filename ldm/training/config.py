@@ -182,10 +182,7 @@ def _last_checkpoint(folder: Path) -> Path | None:
 
 
 def _stored(folder: Path, options: argparse.Namespace) -> list[Path]:
-    """Return the files in which a run stored its configuration last.
-
-    Raises UserError where one is missing and --base names no other.
-    """
+    """Return the files in which a run stored its configuration last."""
     found: list[Path] = []
     for kind in ("project", "lightning"):
         latest = sorted((folder / "configs").glob(f"*-{kind}.yaml"))[-1:]

@@ -213,19 +213,16 @@ class CacheLatents(Callback):
         dataset: DescribedImages,
         ids: Sequence[int] | None = None,
     ) -> LatentCache | None:
+        def add_up(tensor: Tensor) -> Tensor:
+            place = trainer.strategy.root_device
+            return trainer.strategy.reduce(tensor.to(place), reduce_op="sum").cpu()
+
         return encode_all(
             model.encode_first_stage,
             dataset,
             model.device,
             self.batch_size,
             share=(trainer.global_rank, trainer.world_size),
-            add_up=(lambda tensor: _sum(trainer, tensor)) if trainer.world_size > 1 else None,
+            add_up=add_up if trainer.world_size > 1 else None,
             ids=ids,
         )
-
-
-def _sum(trainer: Trainer, tensor: Tensor) -> Tensor:
-    """Return the sum over all processes, on the CPU."""
-    total = trainer.strategy.reduce(tensor.to(trainer.strategy.root_device), reduce_op="sum")
-    assert isinstance(total, Tensor)
-    return total.cpu()

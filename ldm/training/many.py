@@ -54,7 +54,9 @@ def learn_many(folders: Sequence[tuple[str, Callable[[], RunConfig]]]) -> int:
         except UserError as error:
             log.error(f"{root}: left out: {error}")
             continue
-        name = _free_name(Path(root).resolve().name, alone)
+        wanted = Path(root).resolve().name
+        names = (wanted, *(f"{wanted}-{number}" for number in range(2, len(alone) + 3)))
+        name = next(name for name in names if name not in alone)
         alone[name] = config
         captions += texts
     if not alone:
@@ -91,11 +93,6 @@ def _checked(config: RunConfig) -> list[str]:
         check_captions_early(config, data.datasets)
     texts = [text for dataset in data.datasets.values() for text in dataset.texts()]
     return [text.replace(placeholders[0], " ") for text in texts]
-
-
-def _free_name(wanted: str, taken: dict[str, RunConfig]) -> str:
-    names = (wanted, *(f"{wanted}-{number}" for number in range(2, len(taken) + 3)))
-    return next(name for name in names if name not in taken)
 
 
 def stand_ins(embedder: TextEmbedder, first: str, captions: Sequence[str], count: int) -> list[str]:

@@ -95,8 +95,7 @@ def build_model(config: RunConfig, weights: torch.dtype | None = None) -> Traine
     if weights is not None:
         cast_networks(model, weights)
     model.seed = config.run.seed
-    if model.strict_loading:  # a run's checkpoint holds only what is trained
-        model.strict_loading = False
+    model.strict_loading = False  # a run's checkpoint holds only what is trained
     return model.train()
 
 
@@ -316,7 +315,7 @@ def run(config: RunConfig, exclusive: bool = True) -> tuple[int, Path]:
         if config.train and (status := train(this)):
             return status, folder
         if testing:
-            untrained = this.resume and this.trainer.global_step == 0
+            untrained = this.trainer.global_step == 0
             checkpoint = this.resume.path if this.resume and untrained else None
             this.trainer.test(this.model, this.data, ckpt_path=checkpoint, verbose=False)
             for name, value in this.trainer.callback_metrics.items():

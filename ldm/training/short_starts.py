@@ -156,10 +156,7 @@ def _at_once(model: LatentDiffusion) -> int:
 
 
 def _batch_losses(model: LatentDiffusion, placeholder: str, values: Tensor, batch: Batch) -> Tensor:
-    """Return the loss of a batch with each of the values [s, k, d] of a word: [s].
-
-    The regularization of the words is part of it.
-    """
+    """Return a batch's loss and regularization with each of the values [s, k, d] of a word: [s]."""
     manager, times = model.embedding_manager, len(values)
     assert manager is not None
     repeated = _pick(batch, [*range(len(batch[model.cond_stage_key]))] * times)

@@ -112,12 +112,10 @@ def check_machine(settings: Mapping[str, Any]) -> None:
         return
     if there == 0 and not (wanted == "gpu" and apple):
         raise UserError("a GPU is asked for, but torch finds none: use --accelerator cpu")
-    if isinstance(devices, int):
-        if devices > max(there, 1):
-            raise UserError(f"--devices {devices}: torch finds only {max(there, 1)} GPU(s)")
-        return
-    missing = [n for n in devices if not 0 <= n < max(there, 1)]
-    if missing:
+    if isinstance(devices, int) and devices > max(there, 1):
+        raise UserError(f"--devices {devices}: torch finds only {max(there, 1)} GPU(s)")
+    numbers = devices if isinstance(devices, list) else []
+    if missing := [n for n in numbers if not 0 <= n < max(there, 1)]:
         raise UserError(f"GPU {missing[0]} is asked for, but torch finds only 0 to {there - 1}")
 
 

@@ -188,10 +188,7 @@ def _check_rates(model: DictConfig) -> None:
 
 
 def _check_words(sections: DictConfig) -> None:
-    """Raise UserError if the words and the data sets do not fit together.
-
-    Words of single images must be both learned and named. Directional words need a frozen model.
-    """
+    """Raise UserError if the words fit neither the model nor the data sets."""
     personal = OmegaConf.select(sections, WORDS)
     target = get_obj_from_str(personal.target) if personal else None
     directional = isinstance(target, type) and issubclass(target, DirectionalEmbeddingManager)
