@@ -162,7 +162,7 @@ class ImageLogger(Callback):
     def generate(self, trainer: Trainer, module: LightningModule, split: str, place: int) -> None:
         """Generate a set's grids and save them."""
         datasets = getattr(trainer.datamodule, "datasets", {})  # type: ignore[attr-defined]
-        dataset = datasets.get(SPLITS[split])
+        dataset: Any = datasets.get(SPLITS[split])
         skip = self.disabled or split not in self.splits or dataset is None
         if skip or not trainer.is_global_zero or self.generated.get(split) == trainer.global_step:
             return

@@ -122,7 +122,7 @@ def encode_all(
     own = batches[rank::world]  # a process without a batch learns the shape from the first one
     shown, read = own or batches[:1], functools.partial(_images, dataset, ids)
     workers = WORKERS if large else 0
-    loader = DataLoader(shown, None, collate_fn=read, num_workers=workers)  # type: ignore[arg-type]
+    loader: DataLoader[Tensor] = DataLoader(shown, None, collate_fn=read, num_workers=workers)  # type: ignore[arg-type]
     moments: Tensor | None = None
     every = 0.5 if sys.stderr.isatty() else REPORT_SECONDS
     looks = {"desc": "encoding images", "unit": "image", "disable": not (large and rank == 0)}

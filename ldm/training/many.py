@@ -143,9 +143,8 @@ def joint_sections(alone: dict[str, RunConfig], captions: Sequence[str]) -> Dict
             continue
         concepts = {}
         for (name, config), token in zip(alone.items(), tokens, strict=True):
-            part = OmegaConf.to_container(config.data.params[split])
-            assert isinstance(part, dict)
-            concepts[name] = {**part, "params": {**part["params"], "placeholder_token": token}}
+            concepts[name] = config.editable().data.params[split]
+            concepts[name].params.placeholder_token = token
         params[split] = {"target": TARGET, "params": {"concepts": concepts, "block": size}}
     params.batch_size = size * count
     if params.get("validation_samples"):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ldm.resources import ROOT
 from ldm.training.callbacks import StepCallback
-from ldm.training.config import Batch, RunConfig
+from ldm.training.config import RunConfig
 from ldm.training.merge import WORDS
 from ldm.util import UserError, instantiate_from_config
 from ldm.words.files import read_words
@@ -54,10 +54,8 @@ def metadata(config: RunConfig, rate: float, images: list[Path]) -> dict[str, st
     from ldm.checkpoint.loading import checkpoint_hash
 
     base = config.run.base_checkpoint
-    parts = {"model": config.model, "data": config.data}
-    plain = {
-        name: _portable(OmegaConf.to_container(part, resolve=True)) for name, part in parts.items()
-    }
+    parts = {name: config.sections[name] for name in ("model", "data")}
+    plain = _portable(OmegaConf.to_container(OmegaConf.create(parts), resolve=True))
     text = json.dumps(plain, sort_keys=True, ensure_ascii=False)
     facts = {
         "base_checkpoint": Path(base).name if base else "",
@@ -144,7 +142,7 @@ def alone_again(config: RunConfig, name: str) -> RunConfig:
     sections.model.params.pop("independent_words")
     if config.run.scale_lr:
         sections.model.base_learning_rate *= count
-    batch = Batch(config.batch.size // count, config.batch.micro, config.batch.devices)
+    batch = replace(config.batch, size=config.batch.size // count)
     return replace(config, sections=sections, batch=batch)
 
 
