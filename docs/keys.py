@@ -16,8 +16,8 @@ from typing import Any
 import pytorch_lightning as pl
 
 from ldm.experiments.protocol import spec
+from ldm.training.config import RunOptions
 from ldm.training.latents import CacheLatents
-from ldm.training.options import RunOptions
 from ldm.training.trainer import OUTDATED, OUTDATED_SAVING
 from ldm.training.validate import CACHE, GIVEN_BY_PARENT, LIGHTNING_KEYS
 from ldm.util import get_obj_from_str, parameters

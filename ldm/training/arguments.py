@@ -34,18 +34,10 @@ EXAMPLES = """examples:
 OVERRIDE = re.compile(r"(--)?\w+(\.[\w-]+)+=")
 
 # Options that the Lightning trainer gets unchanged; `lightning.trainer.NAME=VALUE` sets others.
-TRAINER_FLAGS = {
-    "max_steps": int,
-    "max_epochs": int,
-    "accumulate_grad_batches": int,
-    "accelerator": str,
-    "devices": str,
-    "num_nodes": int,
-    "strategy": str,
-    "precision": str,
-    "log_every_n_steps": int,
-    "val_check_interval": int,
-    "limit_val_batches": int,
+TRAINER_FLAGS: dict[str, type] = {
+    **dict.fromkeys(("max_steps", "max_epochs", "accumulate_grad_batches", "num_nodes"), int),
+    **dict.fromkeys(("accelerator", "devices", "strategy", "precision"), str),
+    **dict.fromkeys(("log_every_n_steps", "val_check_interval", "limit_val_batches"), int),
     "gradient_clip_val": float,
 }
 PRECISION = (

@@ -10,38 +10,29 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
-import pytorch_lightning as pl
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
 
 from ldm.checkpoint.names import DELTA_FILE
 from ldm.checkpoint.weight_delta import save_weight_delta
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.training.callbacks import StepCallback
-from ldm.training.each_word import EachWord, is_joint
+from ldm.training.config import RunConfig
 from ldm.training.lightning_private import count_steps, settle_counters
 from ldm.training.watch import Watch
-from ldm.training.words import manager_of, save_words
+from ldm.training.words import EachWord, is_joint, manager_of, save_words
 from ldm.util import at_least, write_whole
-
-if TYPE_CHECKING:
-    from ldm.models.diffusion.ddpm import LatentDiffusion
-    from ldm.training.config import RunConfig
 
 log = logging.getLogger(__name__)
 
 # Functions that write more files at each save, called with (trainer, module, folder).
-Saver = Callable[[pl.Trainer, pl.LightningModule, Path], None]
+Saver = Callable[[Trainer, LightningModule, Path], None]
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 # SLURM sends SIGUSR1 before it ends a job; a terminal that closes sends SIGHUP.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-
-
-def keep_trained(checkpoint: dict[str, Any], module: pl.LightningModule) -> None:
-    """Drop frozen parameters from a checkpoint's `state_dict`; buffers (averages) stay."""
-    frozen = {name for name, weight in module.named_parameters() if not weight.requires_grad}
-    state = checkpoint["state_dict"]
-    checkpoint["state_dict"] = {name: value for name, value in state.items() if name not in frozen}
 
 
 class Checkpoints(StepCallback):
@@ -79,31 +70,25 @@ class Checkpoints(StepCallback):
             raise KeyboardInterrupt
         self.signal = number
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Store the first step, and whether `last.ckpt` is damaged."""
         self.saved_at = trainer.global_step
         self.last_is_whole = Path(trainer.ckpt_path or LAST).name != PREVIOUS
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals. Before this hook, Lightning would take some of them back."""
         if threading.current_thread() is threading.main_thread():  # no other may take signals
             for number in SIGNALS:
                 self._handlers[number] = signal.signal(number, self._on_signal)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signals back."""
         for number, handler in self._handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._handlers = {}
 
-    def _stopping(self, trainer: pl.Trainer) -> bool:
-        asked = self.signal is not None
-        if trainer.world_size > 1:
-            return bool(trainer.strategy.reduce_boolean_decision(asked, all=False))
-        return asked
-
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Save between two steps if a save is due."""
         count_steps(trainer)
@@ -112,19 +97,17 @@ class Checkpoints(StepCallback):
         if trainer.global_step % self.every == 0 and trainer.global_step != self.saved_at:
             self.save(trainer, pl_module)
 
-    def on_step(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, is_logged: bool
-    ) -> None:
-        """Stop after a whole step."""
-        if self._stopping(trainer):
+    def on_step(self, trainer: Trainer, module: LightningModule, loss: Tensor, logs: bool) -> None:
+        """Stop after a whole step, if a signal has asked any process to."""
+        if trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
             trainer.should_stop = True
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what the last step changed."""
         if trainer.global_step != self.saved_at:
             self.save(trainer, pl_module)
 
-    def save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def save(self, trainer: Trainer, module: LightningModule) -> None:
         """Call the savers, then write `last.ckpt` whole or not at all.
 
         Raises UserError, and writes no checkpoint, if a trained number is not finite.
@@ -148,10 +131,12 @@ class Checkpoints(StepCallback):
         self.saved_at = trainer.global_step
 
     def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep what is trained, and set the counters as after a whole step."""
-        keep_trained(checkpoint, pl_module)
+        """Keep what is trained, and buffers (averages); set the counters as after a whole step."""
+        frozen = {name for name, weight in pl_module.named_parameters() if not weight.requires_grad}
+        state = checkpoint["state_dict"].items()
+        checkpoint["state_dict"] = {name: value for name, value in state if name not in frozen}
         settle_counters(checkpoint, trainer.global_step * trainer.accumulate_grad_batches)
 
 
@@ -169,7 +154,7 @@ def keep_previous(path: Path) -> None:
 
 
 def save_delta(
-    trainer: pl.Trainer, module: pl.LightningModule, folder: Path, *, base: str, half: bool
+    trainer: Trainer, module: LightningModule, folder: Path, *, base: str, half: bool
 ) -> None:
     """Write the weight delta from the checkpoint `base`; nothing if only words are trained."""
     if not tunes(module):
@@ -181,7 +166,7 @@ def save_delta(
     save_weight_delta(module, folder / DELTA_FILE, Path(base), half=half, facts=facts)
 
 
-def tunes(module: pl.LightningModule) -> TypeGuard[LatentDiffusion]:
+def tunes(module: LightningModule) -> TypeGuard[LatentDiffusion]:
     """Tell whether a model's networks are trained beside its words."""
     return manager_of(module) is not None and bool(getattr(module, "trains_model", False))
 

@@ -6,14 +6,15 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.training.config import RunConfig
 from ldm.util import UserError, instantiate_from_config, quote
-from ldm.words.loading import WordModel, check_prompts
+from ldm.words.loading import check_prompts
 from ldm.words.manager import EmbeddingManager
 
 log = logging.getLogger(__name__)
@@ -22,16 +23,9 @@ log = logging.getLogger(__name__)
 CAPTIONS_CHECKED = 64
 
 
-class CaptionModel(WordModel, Protocol):
-    """What checking captions needs of a `LatentDiffusion`."""
-
-    cond_stage_key: str
-    unfreeze_model: bool
-
-
 @dataclass
 class Captioned:
-    """A `CaptionModel` without networks."""
+    """What checking captions needs of a `LatentDiffusion`."""
 
     embedding_manager: EmbeddingManager | None
     cond_stage_model: Any
@@ -65,7 +59,7 @@ def _of_a_file(manager: EmbeddingManager) -> str:
     return f". --embedding_manager_ckpt holds {', '.join(brought)}: give --placeholder_string so"
 
 
-def check_captions(model: CaptionModel, sets: Mapping[str, Any]) -> None:
+def check_captions(model: Captioned | LatentDiffusion, sets: Mapping[str, Any]) -> None:
     """Check that the captions name the words to learn; otherwise training would have no effect.
 
     Every word must be named in the set "train". Raises UserError for a caption that names no word,
@@ -74,9 +68,10 @@ def check_captions(model: CaptionModel, sets: Mapping[str, Any]) -> None:
     manager = model.embedding_manager
     for name, dataset in sets.items():
         captions, all_of_them = _captions(dataset, model.cond_stage_key)
+        files = getattr(dataset, "caption_files", {})  # of captions that come from one, for errors
         if manager is None or model.unfreeze_model:
             texts = [caption for caption in captions if isinstance(caption, str)]
-            check_prompts(model, texts, _files(dataset))
+            check_prompts(model, texts, files)
             continue
         for caption in captions:
             if not isinstance(caption, str) or not manager.named(caption):
@@ -86,7 +81,7 @@ def check_captions(model: CaptionModel, sets: Mapping[str, Any]) -> None:
                     f"({', '.join(manager.placeholders)}): check placeholder_token and the "
                     f"templates{_of_a_file(manager)}"
                 )
-        manager.check_prompts(captions, _files(dataset))
+        manager.check_prompts(captions, files)
         lasting = [p for p in manager.placeholders if p not in manager.per_image_placeholders]
         idle = set(lasting) - {p for text in captions for p in manager.named(text)}
         if name == "train" and idle and all_of_them:
@@ -130,12 +125,6 @@ def only_errors(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def _files(dataset: Any) -> Mapping[str, str]:
-    """Return the file of each caption that comes from one, for messages."""
-    found: Mapping[str, str] = getattr(dataset, "caption_files", {})
-    return found
 
 
 def _captions(dataset: Any, key: str) -> tuple[list[Any], bool]:

@@ -20,9 +20,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.training.arguments import parse
-from ldm.training.merge import STAGE_SECTIONS, WORDS, merge, read_yaml
-from ldm.training.options import Batch, RunOptions
+from ldm.training.merge import STAGE_SECTIONS, WORDS, merge
 from ldm.training.processes import FOLDER_VARIABLE
+from ldm.training.variants import read_yaml
 from ldm.util import UserError, quote, write_whole
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,61 @@ DATE = "%Y-%m-%dT%H-%M-%S"
 SECOND_STAGE = "second_stage"
 # Bytes of a log folder's name; file systems allow 255, and a number may be added.
 LONGEST_NAME = 240
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The section `run`.
+
+    Attributes:
+        seed: seed of all random numbers, in [0, 2^32). The default is the paper's.
+        scale_lr: learning rate = accumulation x devices x batch size x base_learning_rate.
+        base_checkpoint: weights of the frozen model (`--model`).
+        random_base: learn a word on a model without weights, for tests.
+        threads: CPU threads of torch, at least 1; None leaves torch's own number.
+        half_difference: store the weight delta in half precision.
+        tf32: faster, less exact float32 products on a GPU.
+        compile: compile the U-Net (`ldm.training.compiling`).
+        data_name: start of the log folder's name.
+        placeholder: placeholder of each word in its own file, if several words are learned at once.
+    """
+
+    seed: int = 23
+    scale_lr: bool = True
+    base_checkpoint: str | None = None
+    random_base: bool = False
+    threads: int | None = None
+    half_difference: bool = True
+    tf32: bool = False
+    compile: bool = False
+    data_name: str = ""
+    placeholder: str = "*"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed {self.seed}: expected a number from 0 to {2**32 - 1}")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"--threads {self.threads}: expected a number of at least 1")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How many images an optimizer step sees.
+
+    `micro` micro-batches of `size` images are accumulated on each of `devices`, over all nodes.
+    """
+
+    size: int
+    micro: int
+    devices: int
+
+    @property
+    def images(self) -> int:
+        """Images in a step, over all devices."""
+        return self.size * self.micro * self.devices
+
+    def __str__(self) -> str:
+        return f"{self.micro} accumulated x {self.devices} devices x {self.size} in a batch"
 
 
 @dataclass(frozen=True)
@@ -61,33 +116,35 @@ class RunConfig:
     @property
     def model(self) -> DictConfig:
         """Target, params and base_learning_rate of the model."""
-        model: DictConfig = self.sections.model
-        return model
+        return self.sections.model
 
     @property
     def data(self) -> DictConfig:
         """Target and params of the data module."""
-        data: DictConfig = self.sections.data
-        return data
+        return self.sections.data
 
     @property
     def lightning(self) -> DictConfig:
         """`callbacks`, `modelcheckpoint`, `latent_cache`, `logger` and so on."""
-        lightning: DictConfig = self.sections.lightning
-        return lightning
+        return self.sections.lightning
+
+    def editable(self) -> DictConfig:
+        """Return a copy of the sections that can be changed."""
+        sections = self.sections.copy()
+        OmegaConf.set_readonly(sections, False)
+        return sections
 
     def with_entry(self, name: str, value: Any) -> RunConfig:
         """Return the configuration with another value of an entry, such as "data.params.x"."""
-        sections = self.sections.copy()
-        OmegaConf.set_readonly(sections, False)
+        sections = self.editable()
         OmegaConf.update(sections, name, value)
         OmegaConf.set_readonly(sections, True)
         return replace(self, sections=sections)
 
-    def second_after(self, folder: Path, words: Path) -> RunConfig:
-        """Return the second stage's configuration, given the first one's folder and words file."""
+    def second_after(self, folder: Path) -> RunConfig:
+        """Return the second stage's configuration, given the first one's log folder."""
         assert self.second is not None
-        second = self.second
+        second, words = self.second, folder / "checkpoints" / "embeddings.safetensors"
         if OmegaConf.select(second.sections, WORDS) is not None:
             second = second.with_entry(f"{WORDS}.params.embedding_manager_ckpt", str(words))
         own = folder / SECOND_STAGE
@@ -125,10 +182,7 @@ def _last_checkpoint(folder: Path) -> Path | None:
 
 
 def _stored(folder: Path, options: argparse.Namespace) -> list[Path]:
-    """Return the files in which a run stored its configuration last.
-
-    Raises UserError where one is missing and --base names no other.
-    """
+    """Return the files in which a run stored its configuration last."""
     found: list[Path] = []
     for kind in ("project", "lightning"):
         latest = sorted((folder / "configs").glob(f"*-{kind}.yaml"))[-1:]
@@ -174,10 +228,11 @@ def stage_of(
     """Return the checked configuration of one stage."""
     # These imports take time. Mistakes in the files are found before them.
     from ldm.training.trainer import accumulation, device_count, trainer_settings
-    from ldm.training.validate import check_sections, check_trainer, typed
+    from ldm.training.validate import check_sections, check_trainer, check_values, kinds_of
 
-    run = typed("run", sections.run, RunOptions)
-    check_sections(sections, run)
+    check_values("run", sections.run, kinds_of(RunOptions))
+    run = RunOptions(**sections.run)
+    check_sections(sections)
     trainer = trainer_settings(sections.lightning.trainer)
     check_trainer(trainer)
     size, devices = sections.data.params.batch_size, device_count(trainer)

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric.loggers.logger import rank_zero_experiment
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.loggers.logger import Logger
 
@@ -37,13 +36,6 @@ class CsvLogger(Logger):
     name = "csv"
     version = ""
 
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> CsvLogger:
-        """Return this logger on the first process, a dummy elsewhere."""
-        return self
-
-    @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
         """Do nothing: the configuration is stored in a folder of its own."""
 
@@ -71,7 +63,6 @@ class CsvLogger(Logger):
         write_table(self.path, [columns, *texts])
         self.changed = False
 
-    @rank_zero_only
     def finalize(self, status: str) -> None:
         self.save()
 

@@ -126,16 +126,12 @@ class DataModuleFromConfig(pl.LightningDataModule):
             if name not in self.datasets:
                 self.datasets[name] = instantiate_from_config(config)
 
-    def _workers(self, name: str) -> int:
-        if self.num_workers is not None:
-            return self.num_workers
-        if name in self.latents:
-            return 0
-        free = getattr(os, "sched_getaffinity", None)
-        return min(MOST_WORKERS, len(free(0)) if free else os.cpu_count() or 1)
-
     def _loader(self, name: str, sampler: Iterable[int]) -> DataLoader[Any]:
-        dataset, workers = self.datasets[name], self._workers(name)
+        dataset, workers = self.datasets[name], self.num_workers
+        if workers is None:
+            free = getattr(os, "sched_getaffinity", None)
+            cores = len(free(0)) if free else os.cpu_count() or 1
+            workers = 0 if name in self.latents else min(MOST_WORKERS, cores)
         accelerator = self.trainer.accelerator if self.trainer else None
         return DataLoader(
             Described(dataset) if name in self.latents else dataset,
@@ -176,12 +172,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
         """
         dataset, collate = self.datasets[name], self.collate(name)
         read = Described(dataset) if name in self.latents else dataset
-        places = itertools.islice(RunSampler(self.batch_size, first_step), count * self.batch_size)
-        samples = [read[place] for place in places]
-        return [
-            collate(samples[i : i + self.batch_size])
-            for i in range(0, len(samples), self.batch_size)
-        ]
+        places, own = iter(RunSampler(self.batch_size, first_step)), range(self.batch_size)
+        return [collate([read[next(places)] for _ in own]) for _ in range(count)]
 
     def _fixed_loader(self, name: str) -> DataLoader[Any] | list[Any]:
         """Return a loader over this rank's share of a set's first samples, in order."""

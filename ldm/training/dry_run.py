@@ -7,21 +7,22 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytorch_lightning as pl
 import torch
 from PIL import Image
+from pytorch_lightning import Callback, LightningModule, Trainer
 
 from ldm.data.folder import some_names, sorted_out
 from ldm.data.personalized import PersonalizedBase
 from ldm.image_io import open_rgb
-from ldm.training.callbacks import BatchCallback, StepSeed
+from ldm.training.callbacks import StepSeed
+from ldm.training.class_images import ROOT_ENTRY
 from ldm.training.config import RunConfig
 from ldm.training.latents import CacheLatents
 from ldm.training.memory import peak_bytes
@@ -42,10 +43,8 @@ NEAR = 4
 # The most images that are compared with each other.
 COMPARED = 1000
 
-CLASS_ROOT = "data.params.train.params.class_root"
 
-
-class Stopwatch(BatchCallback):
+class Stopwatch(Callback):
     """Note the loss and the seconds of each micro-batch."""
 
     def __init__(self) -> None:
@@ -53,13 +52,11 @@ class Stopwatch(BatchCallback):
         self.seconds: list[float] = []
         self._start = 0.0
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, *_: Any) -> None:
         self._start = time.monotonic()
 
-    def on_batch(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch_idx: int
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
     ) -> None:
         """Stop the clock. Reading the loss waits for the device."""
         self.losses.append(float(outputs["loss"]))
@@ -79,7 +76,7 @@ def dry_run(config: RunConfig) -> int:
             notes.append(f"{count} class images of {prompt!r} would be generated")
     if wants_class_images(config.sections):
         root = config.sections.data.params.train.params.data_root
-        config = config.with_entry(CLASS_ROOT, root)
+        config = config.with_entry(ROOT_ENTRY, root)
     this = set_up(config)
     steps = this.trainer.max_steps
     if config.second is not None:
@@ -87,26 +84,21 @@ def dry_run(config: RunConfig) -> int:
     if this.resume:
         notes.append(f"resumes from {this.resume.path}, at step {this.resume.step} of {steps}")
     left = steps - (this.resume.step if this.resume else 0)
-    sections = [
-        *_about_data(this),
-        ("time and memory", list(_step(this, left))),
-        ("where files go", list(_places(this, notes))),
-    ]
-    for title, lines in sections:
-        sys.stdout.write("\n".join([title, *(f"  {line}" for line in lines), ""]))
-    sys.stdout.write("nothing was written; leave out --dry_run to start\n")
+    train, manager = this.data.datasets.get("train"), manager_of(this.model)
+    parts: dict[str, Iterable[str]] = {
+        "images": image_lines(train) if isinstance(train, PersonalizedBase) else (),
+        "words": _words(manager, train) if manager is not None else (),
+        "time and memory": _step(this, left),
+        "where files go": _places(this, notes),
+    }
+    page = [line for title, lines in parts.items() for line in _section(title, lines)]
+    page.append("nothing was written; leave out --dry_run to start\n")
+    sys.stdout.write("\n".join(page))
     return 0
 
 
-def _about_data(this: Run) -> list[tuple[str, list[str]]]:
-    found: list[tuple[str, list[str]]] = []
-    for name, dataset in this.data.datasets.items():
-        if isinstance(dataset, PersonalizedBase) and name == "train":
-            found.append(("images", list(image_lines(dataset))))
-    manager = manager_of(this.model)
-    if manager is not None:
-        found.append(("words", list(_words(manager, this.data.datasets.get("train")))))
-    return found
+def _section(title: str, lines: Iterable[str]) -> list[str]:
+    return [title, *texts] if (texts := [f"  {line}" for line in lines]) else []
 
 
 def _words(manager: EmbeddingManager, dataset: Any) -> Iterator[str]:

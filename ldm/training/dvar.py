@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -79,7 +79,7 @@ class DVAR(StepCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.losses = list(state_dict["losses"])
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fix the batch, and record the loss of the initializer word before the first step."""
         if not isinstance(pl_module, LatentDiffusion):
             raise UserError("DVAR needs a model of latent diffusion: leave the callback out")
@@ -90,19 +90,17 @@ class DVAR(StepCallback):
             self._record(trainer, pl_module)
         self._decide(trainer)
 
-    def on_step(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, is_logged: bool
-    ) -> None:
+    def on_step(self, trainer: Trainer, module: LightningModule, loss: Tensor, logs: bool) -> None:
         """After a step that is due, record the loss and stop if it has settled."""
         if trainer.global_step % self.every:
             return
         self._record(trainer, module)
-        if is_logged:
+        if logs:
             module.log_dict({"dvar/loss": self.losses[-1], "dvar/ratio": self.ratio})
         self._decide(trainer)
 
     def _fixed_batch(
-        self, trainer: pl.Trainer, module: LatentDiffusion
+        self, trainer: Trainer, module: LatentDiffusion
     ) -> tuple[Tensor, list[str], Tensor, Tensor]:
         """Return latents [b, c, h, w], captions, timesteps [b] and noises like the latents."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -116,7 +114,7 @@ class DVAR(StepCallback):
         captions = [item[module.cond_stage_key] for item in items]
         return latents, captions, timesteps, batch["noise"].to(latents)
 
-    def _record(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def _record(self, trainer: Trainer, module: LightningModule) -> None:
         """Compute the loss on the first process and tell the others, so that all decide alike."""
         loss = 0.0
         if self._batch is not None:
@@ -128,7 +126,7 @@ class DVAR(StepCallback):
             loss = float(terms["loss_simple"])
         self.losses.append(float(trainer.strategy.broadcast(loss)))
 
-    def _decide(self, trainer: pl.Trainer) -> None:
+    def _decide(self, trainer: Trainer) -> None:
         if self.ratio < self.bound:
             trainer.should_stop = True
             log.info(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import itertools
 import os
 import socket
 from collections.abc import Iterator
@@ -46,18 +45,18 @@ def working_folder(folder: Path, exclusive: bool) -> Iterator[Path]:
 
 
 def _make(folder: Path, exclusive: bool) -> Path:
-    for number in itertools.count(1):
-        made = folder.with_name(f"{folder.name}-{number}") if number > 1 else folder
+    number, made = 1, folder
+    while True:
         try:
             made.mkdir(parents=True, exist_ok=not exclusive)
             return made
         except FileExistsError:
-            continue
+            number += 1
+            made = folder.with_name(f"{folder.name}-{number}")
         except OSError as error:
             raise UserError(
                 f"cannot make the log folder {made}: {error.strerror}; choose another --logdir"
             ) from error
-    raise AssertionError("unreachable")
 
 
 def _hold(file: TextIO, folder: Path) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -24,7 +24,7 @@ from ldm.image_io import pil_grid, to_pil, write_image
 from ldm.inference import encode_mean, generate
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.sampling import Sampling
-from ldm.training.callbacks import BatchCallback, ends_step
+from ldm.training.callbacks import ends_step
 from ldm.util import UserError, at_least
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def write_caption(text: str, side: int) -> Image.Image:
 
 
 @contextlib.contextmanager
-def quietly(module: pl.LightningModule) -> Iterator[None]:
+def quietly(module: LightningModule) -> Iterator[None]:
     """Return a context to generate in; it restores the model's mode and the random state."""
     was_training = module.training
     devices = [module.device] if module.device.type == "cuda" else []
@@ -61,7 +61,7 @@ def quietly(module: pl.LightningModule) -> Iterator[None]:
             module.train(was_training)
 
 
-class ImageLogger(BatchCallback):
+class ImageLogger(Callback):
     """Save grids as `images/{train,val}/<key>_gs-…_e-…_b-….jpg`, and to TensorBoard.
 
     The images and captions are the same each time, the first of each set, and so is the noise:
@@ -109,7 +109,7 @@ class ImageLogger(BatchCallback):
         if not set(splits) <= set(SPLITS):
             raise ValueError(f"splits may hold {list(SPLITS)}, got {list(splits)}")
         self.clamp, self.rescale = clamp, rescale
-        self.batch_frequency, self.max_images = batch_frequency, max_images
+        self.batch_frequency = batch_frequency
         self.disabled, self.log_on_batch_idx = disabled, log_on_batch_idx
         self.log_first_step, self.splits = log_first_step, tuple(splits)
         self.folder = Path("images")
@@ -121,11 +121,9 @@ class ImageLogger(BatchCallback):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ValueError(f"log_images_kwargs.{name} must be a number, got {value!r}")
+            given[OPTIONS.get(name, name)] = value
             keys[OPTIONS.get(name, name)] = f"log_images_kwargs.{name}"
-            if name == "N":
-                self.max_images = int(value)
-            else:
-                given[OPTIONS[name]] = value
+        self.max_images = int(given.pop("N", max_images))
         at_least(1, **{keys["N"]: self.max_images})
         try:
             self.sampling = Sampling(seed=seed, **given)
@@ -140,33 +138,31 @@ class ImageLogger(BatchCallback):
         """Tell whether images are to be generated after `count` steps."""
         return count > 0 and (count % self.batch_frequency == 0 or count in self.early)
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.loggers and trainer.loggers[0].save_dir:
             self.folder = Path(trainer.loggers[0].save_dir) / "images"
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Generate with the untrained word, if `log_first_step` asks for it."""
         if self.log_first_step and trainer.global_step == 0:
             self.generate(trainer, pl_module, "train", 0)
 
-    def on_batch(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch_idx: int
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Generate training images if they are due, at most once a step."""
         count = batch_idx + 1 if self.log_on_batch_idx else trainer.global_step
         if (self.log_on_batch_idx or ends_step(trainer, batch_idx)) and self.due(count):
-            self.generate(trainer, module, "train", batch_idx)
+            self.generate(trainer, pl_module, "train", batch_idx)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking and self.due(trainer.global_step):
             self.generate(trainer, pl_module, "val", 0)
 
-    def generate(
-        self, trainer: pl.Trainer, module: pl.LightningModule, split: str, batch_idx: int
-    ) -> None:
+    def generate(self, trainer: Trainer, module: LightningModule, split: str, place: int) -> None:
         """Generate a set's grids and save them."""
         datasets = getattr(trainer.datamodule, "datasets", {})  # type: ignore[attr-defined]
-        dataset = datasets.get(SPLITS[split])
+        dataset: Any = datasets.get(SPLITS[split])
         skip = self.disabled or split not in self.splits or dataset is None
         if skip or not trainer.is_global_zero or self.generated.get(split) == trainer.global_step:
             return
@@ -174,7 +170,8 @@ class ImageLogger(BatchCallback):
         problem = ""  # an error in its images must not end a run
         try:
             with quietly(module):
-                grids = self.grids(module, first_samples(dataset, self.max_images))
+                first = [dataset[i] for i in range(min(self.max_images, len(dataset)))]
+                grids = self.grids(module, default_collate(first))
         except ValueError as error:
             problem = str(error)
         except torch.OutOfMemoryError:
@@ -183,7 +180,7 @@ class ImageLogger(BatchCallback):
             torch.cuda.empty_cache()  # does nothing where there is no GPU
             log.warning(f"no images at step {trainer.global_step}: {problem}")
             return
-        name = f"_gs-{trainer.global_step:06}_e-{trainer.current_epoch:06}_b-{batch_idx:06}.jpg"
+        name = f"_gs-{trainer.global_step:06}_e-{trainer.current_epoch:06}_b-{place:06}.jpg"
         folder = self.folder / split
         for key, images in grids.items():
             sheet = pil_grid(images, COLUMNS)
@@ -194,9 +191,7 @@ class ImageLogger(BatchCallback):
                     pixels = np.asarray(sheet)
                     board(f"{split}/{key}", pixels, trainer.global_step, dataformats="HWC")
 
-    def grids(
-        self, module: pl.LightningModule, batch: dict[str, Any]
-    ) -> dict[str, list[Image.Image]]:
+    def grids(self, module: LightningModule, batch: dict[str, Any]) -> dict[str, list[Image.Image]]:
         """Return a batch's images by key: those of the model's own `log_images`, or of samples."""
         maker: Callable[..., dict[str, Tensor]] | None = getattr(module, "log_images", None)
         if maker is not None:
@@ -219,9 +214,3 @@ class ImageLogger(BatchCallback):
             made = generate(module, captions, replace(own, scale=scale))
             grids[key] = [one.image for one in made]
         return grids
-
-
-def first_samples(dataset: Any, count: int) -> dict[str, Any]:
-    """Return a batch of a set's first samples, with their images."""
-    batch: dict[str, Any] = default_collate([dataset[i] for i in range(min(count, len(dataset)))])
-    return batch

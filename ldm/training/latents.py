@@ -7,6 +7,7 @@ step.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import sys
@@ -15,12 +16,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ldm.data.protocol import DescribedImages
@@ -31,23 +32,18 @@ log = logging.getLogger(__name__)
 
 # The latents of datasets of at least this size are also kept on disk, for a resumed run.
 IMAGES_WORTH_A_FILE = 1000
+# Processes that load the images of a large dataset.
+WORKERS = 2
 # Number of images that identify a large dataset.
 PROBES = 8
 # Seconds between two states of the progress bar in a log file.
 REPORT_SECONDS = 15.0
 
 
-class _Images(Dataset[Tensor]):
-    """Images of a dataset, [3, h, w], in the order of `ids`."""
-
-    def __init__(self, source: DescribedImages, ids: Sequence[int]) -> None:
-        self.source, self.ids = source, ids
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, place: int) -> Tensor:
-        return torch.from_numpy(self.source.image(self.ids[place])).permute(2, 0, 1).contiguous()
+def _images(source: DescribedImages, ids: Sequence[int], places: Sequence[int]) -> Tensor:
+    """Return the images with the ids in some places, [b, 3, h, w]."""
+    pixels = torch.stack([torch.from_numpy(source.image(ids[place])) for place in places])
+    return pixels.permute(0, 3, 1, 2).contiguous()
 
 
 class LatentCache:
@@ -110,32 +106,28 @@ def encode_all(
     dataset: DescribedImages,
     device: torch.device,
     batch_size: int = 16,
-    workers: int = 0,
     share: tuple[int, int] = (0, 1),
     add_up: Callable[[Tensor], Tensor] | None = None,
     ids: Sequence[int] | None = None,
 ) -> LatentCache | None:
     """Encode images of a dataset, by default all, each once; None without a Gaussian posterior.
 
-    `encode` takes images [b, 3, h, w] in [−1, 1] to a posterior with its `parameters`. `workers` is
-    the number of processes that load the images of a large dataset. `share` is (rank, world): this
-    process encodes every world-th batch; `add_up` sums a tensor over all processes.
+    `encode` takes images [b, 3, h, w] in [−1, 1] to a posterior with its `parameters`. `share` is
+    (rank, world): this process encodes every world-th batch; `add_up` sums a tensor over all.
     """
     ids = sorted(dataset.image_ids() if ids is None else ids)
     rank, world = share
     large = len(ids) >= IMAGES_WORTH_A_FILE
     batches = [range(i, min(i + batch_size, len(ids))) for i in range(0, len(ids), batch_size)]
     own = batches[rank::world]  # a process without a batch learns the shape from the first one
-    loader: DataLoader[Tensor] = DataLoader(
-        _Images(dataset, ids),
-        batch_sampler=own or batches[:1],  # type: ignore[arg-type]
-        num_workers=workers if large else 0,
-    )
+    shown, read = own or batches[:1], functools.partial(_images, dataset, ids)
+    workers = WORKERS if large else 0
+    loader: DataLoader[Tensor] = DataLoader(shown, None, collate_fn=read, num_workers=workers)  # type: ignore[arg-type]
     moments: Tensor | None = None
     every = 0.5 if sys.stderr.isatty() else REPORT_SECONDS
-    shown = {"desc": "encoding images", "unit": "image", "disable": not (large and rank == 0)}
-    with tqdm(total=len(ids), mininterval=every, **shown) as bar:
-        for places, images in zip(own or batches[:1], loader, strict=True):
+    looks = {"desc": "encoding images", "unit": "image", "disable": not (large and rank == 0)}
+    with tqdm(total=len(ids), mininterval=every, **looks) as bar:
+        for places, images in zip(shown, loader, strict=True):
             posterior = encode(images.to(device))
             if isinstance(posterior, Tensor):
                 return None
@@ -148,7 +140,7 @@ def encode_all(
     return LatentCache(ids, moments if add_up is None else add_up(moments))
 
 
-class CacheLatents(pl.Callback):
+class CacheLatents(Callback):
     """Encode the training and validation images before the first step.
 
     This applies if the model has a frozen first stage and the dataset is `DescribedImages`. Then
@@ -165,7 +157,7 @@ class CacheLatents(pl.Callback):
         self.folder, self.batch_size, self.enabled = Path(folder), batch_size, enabled
         self._known: dict[bytes, Tensor] = {}  # hash of an image → its moments
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Encode, when the model is on its device and no loader has started."""
         if not self.enabled or not isinstance(pl_module, LatentDiffusion):
             return
@@ -187,7 +179,7 @@ class CacheLatents(pl.Callback):
         self._known.clear()
 
     def _read_or_encode(
-        self, trainer: pl.Trainer, model: LatentDiffusion, dataset: DescribedImages
+        self, trainer: Trainer, model: LatentDiffusion, dataset: DescribedImages
     ) -> LatentCache | None:
         """Return the latents of a large dataset, from its file if there is one."""
         mark = fingerprint(model.first_stage_model, dataset)
@@ -202,7 +194,7 @@ class CacheLatents(pl.Callback):
         return cache
 
     def _encode_new(
-        self, trainer: pl.Trainer, model: LatentDiffusion, dataset: DescribedImages
+        self, trainer: Trainer, model: LatentDiffusion, dataset: DescribedImages
     ) -> LatentCache | None:
         """Return the latents of a small dataset; encode only images that are not yet known."""
         ids = sorted(dataset.image_ids())
@@ -216,25 +208,21 @@ class CacheLatents(pl.Callback):
 
     def _encode(
         self,
-        trainer: pl.Trainer,
+        trainer: Trainer,
         model: LatentDiffusion,
         dataset: DescribedImages,
         ids: Sequence[int] | None = None,
     ) -> LatentCache | None:
+        def add_up(tensor: Tensor) -> Tensor:
+            place = trainer.strategy.root_device
+            return trainer.strategy.reduce(tensor.to(place), reduce_op="sum").cpu()
+
         return encode_all(
             model.encode_first_stage,
             dataset,
             model.device,
             self.batch_size,
-            workers=2,
             share=(trainer.global_rank, trainer.world_size),
-            add_up=(lambda tensor: _sum(trainer, tensor)) if trainer.world_size > 1 else None,
+            add_up=add_up if trainer.world_size > 1 else None,
             ids=ids,
         )
-
-
-def _sum(trainer: pl.Trainer, tensor: Tensor) -> Tensor:
-    """Return the sum over all processes, on the CPU."""
-    total = trainer.strategy.reduce(tensor.to(trainer.strategy.root_device), reduce_op="sum")
-    assert isinstance(total, Tensor)
-    return total.cpu()

@@ -12,13 +12,12 @@ import pytorch_lightning as pl
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from ldm.training.companions import watched
+from ldm.training.processes import watched
 
 
 def log_interval(trainer: pl.Trainer) -> int:
     """Return the optimizer steps between two logged rows."""
-    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return every
+    return trainer.log_every_n_steps  # type: ignore[attr-defined]
 
 
 def count_steps(trainer: pl.Trainer) -> None:

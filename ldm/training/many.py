@@ -18,9 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm.training.checks import check_captions_early, check_keys, only_errors
 from ldm.training.config import RunConfig, stage_of
-from ldm.training.each_word import SETS
 from ldm.training.merge import WORDS
 from ldm.training.run import build_data, run, user_errors
+from ldm.training.words import SETS
 from ldm.util import UserError, instantiate_from_config
 from ldm.words.tokens import TextEmbedder, placeholder_id
 
@@ -54,7 +54,9 @@ def learn_many(folders: Sequence[tuple[str, Callable[[], RunConfig]]]) -> int:
         except UserError as error:
             log.error(f"{root}: left out: {error}")
             continue
-        name = _free_name(Path(root).resolve().name, alone)
+        wanted = Path(root).resolve().name
+        names = (wanted, *(f"{wanted}-{number}" for number in range(2, len(alone) + 3)))
+        name = next(name for name in names if name not in alone)
         alone[name] = config
         captions += texts
     if not alone:
@@ -66,7 +68,7 @@ def learn_many(folders: Sequence[tuple[str, Callable[[], RunConfig]]]) -> int:
     )
     config = stage_of(sections, folder, None, train=first.train, test=first.test)
     log.info(f"{len(alone)} words at once: {', '.join(alone)}")
-    status = run(config).status
+    status, _ = run(config)
     return status or int(len(alone) < len(folders))
 
 
@@ -91,11 +93,6 @@ def _checked(config: RunConfig) -> list[str]:
         check_captions_early(config, data.datasets)
     texts = [text for dataset in data.datasets.values() for text in dataset.texts()]
     return [text.replace(placeholders[0], " ") for text in texts]
-
-
-def _free_name(wanted: str, taken: dict[str, RunConfig]) -> str:
-    names = (wanted, *(f"{wanted}-{number}" for number in range(2, len(taken) + 3)))
-    return next(name for name in names if name not in taken)
 
 
 def stand_ins(embedder: TextEmbedder, first: str, captions: Sequence[str], count: int) -> list[str]:
@@ -128,8 +125,7 @@ def joint_sections(alone: dict[str, RunConfig], captions: Sequence[str]) -> Dict
     word; `captions` are those of all of them, without placeholders.
     """
     first, count = next(iter(alone.values())), len(alone)
-    sections = OmegaConf.create(OmegaConf.to_container(first.sections))
-    assert isinstance(sections, DictConfig)
+    sections = first.editable()
     words = OmegaConf.select(sections, WORDS).params
     own = (words.get("placeholder_strings") or ["*"])[0]
     with torch.device("meta"):
@@ -147,9 +143,8 @@ def joint_sections(alone: dict[str, RunConfig], captions: Sequence[str]) -> Dict
             continue
         concepts = {}
         for (name, config), token in zip(alone.items(), tokens, strict=True):
-            part = OmegaConf.to_container(config.data.params[split])
-            assert isinstance(part, dict)
-            concepts[name] = {**part, "params": {**part["params"], "placeholder_token": token}}
+            concepts[name] = config.editable().data.params[split]
+            concepts[name].params.placeholder_token = token
         params[split] = {"target": TARGET, "params": {"concepts": concepts, "block": size}}
     params.batch_size = size * count
     if params.get("validation_samples"):

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,8 +20,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from ldm.checkpoint.hub import locate_base
 from ldm.resources import locate, weights_in
 from ldm.training.arguments import TRAINER_FLAGS
-from ldm.training.base import base_parts
-from ldm.training.variants import find_variant
+from ldm.training.variants import find_variant, read_yaml
 from ldm.util import UserError, get_obj_from_str, one_line, parameters
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,12 @@ PATHS = (
     *("tokenizer", "ckpt_path", "embedding_manager_ckpt"),
     *("data_root", "second_root", "class_root", "templates"),
 )
+# Flags that set one entry each.
+FLAGS = {
+    **{name: f"run.{name}" for name in ("seed", "scale_lr", "threads", "compile")},
+    **{name: f"lightning.trainer.{name}" for name in (*TRAINER_FLAGS, "gpus")},
+    "num_workers": "data.params.num_workers",
+}
 WORDS = "model.params.personalization_config"
 MAPPINGS = (
     *("model", "model.params", WORDS, f"{WORDS}.params", "data", "data.params"),
@@ -45,26 +51,13 @@ MAPPINGS = (
     *("variant", "second_stage", *(f"second_stage.{name}" for name in STAGE_SECTIONS)),
 )
 LISTS = (f"{WORDS}.params.placeholder_strings", f"{WORDS}.params.initializer_words")
-
-
-def read_yaml(path: Path) -> DictConfig:
-    """Read a YAML file that holds a mapping. A variant in it gets the file's name.
-
-    Raises UserError if the file is missing or holds no mapping.
-    """
-    try:
-        config = OmegaConf.load(path)
-    except FileNotFoundError as error:
-        raise UserError(f"no configuration at {path}: give an existing file to --base") from error
-    except Exception as error:  # both parsers raise errors of many types on damaged files
-        raise UserError(f"cannot read the configuration {path}: {one_line(error)}") from error
-    if not isinstance(config, DictConfig):
-        raise UserError(f"{path} is not a configuration: expected a mapping with 'model', 'data'")
-    if not config:
-        raise UserError(f"{path} is empty: a configuration holds 'model' and 'data'")
-    if isinstance(facts := config.get("variant"), DictConfig):
-        facts.setdefault("name", path.stem)
-    return config
+MINIATURE, MINIATURE_CONFIG = "models/miniature", "configs/miniature/finetune.yaml"
+# The entries of `model.params` that a base decides; the others say how to learn.
+OF_THE_BASE = (
+    *("unet_config", "first_stage_config", "cond_stage_config", "conditioning_key"),
+    *("image_size", "channels", "scale_factor", "parameterization"),
+    *("timesteps", "beta_schedule", "linear_start", "linear_end"),
+)
 
 
 def check_shape(config: DictConfig) -> None:
@@ -145,20 +138,8 @@ def _set_gpus(trainer: DictConfig, gpus: str | int | Sequence[int]) -> None:
     trainer.devices = -1 if numbers == [-1] else numbers
 
 
-def _apply_trainer_flags(trainer: DictConfig, options: argparse.Namespace) -> None:
-    for name in TRAINER_FLAGS:
-        if getattr(options, name) is not None:
-            trainer[name] = getattr(options, name)
-    old = trainer.pop("gpus", None)
-    gpus = options.gpus if options.gpus is not None else old
-    if gpus is not None:
-        _set_gpus(trainer, gpus)
-
-
 def _apply_data_flags(data: DictConfig, options: argparse.Namespace) -> None:
     """Give the data flags to each set that takes them; a flag that no set takes is an error."""
-    if options.num_workers is not None:
-        data.params.num_workers = options.num_workers
     for name in ("data_root", "second_root", "templates", "captions", "center_crop", "skip_bad"):
         if not (value := getattr(options, name)):
             continue
@@ -257,10 +238,10 @@ def apply_flags(config: DictConfig, options: argparse.Namespace) -> None:
         config.lightning[section] = config.lightning.get(section) or {}
     for _, dataset in datasets(config.data):
         dataset.params = dataset.get("params") or {}
-    run, images = config.run, config.lightning.callbacks.get("image_logger") or {}
-    for name in ("seed", "scale_lr", "threads", "compile"):
+    for name, place in FLAGS.items():
         if getattr(options, name) is not None:
-            run[name] = getattr(options, name)
+            OmegaConf.update(config, place, getattr(options, name))
+    run, images = config.run, config.lightning.callbacks.get("image_logger") or {}
     run.setdefault("seed", 23)  # the paper's
     if options.actual_resume:
         run.base_checkpoint = options.actual_resume
@@ -268,7 +249,8 @@ def apply_flags(config: DictConfig, options: argparse.Namespace) -> None:
     if accepts(images, "seed"):
         images.params.setdefault("seed", run.seed)
     config.lightning.callbacks.image_logger = images
-    _apply_trainer_flags(config.lightning.trainer, options)
+    if (gpus := config.lightning.trainer.pop("gpus", None)) is not None:
+        _set_gpus(config.lightning.trainer, gpus)
     _apply_data_flags(config.data, options)
     if root := OmegaConf.select(config.data, "params.train.params.data_root"):
         run.data_name = Path(root).resolve().name
@@ -293,6 +275,37 @@ def resolve_paths(node: DictConfig) -> None:
             node[name] = str(place.absolute())
 
 
+def base_parts(model: str) -> list[DictConfig]:
+    """Return the configuration for learning a word on a base, in parts to merge.
+
+    The first part is that of the base's family, the second has the base's own sizes. `model` is a
+    file, a folder of diffusers or a Hub name; UserError for one that is not there or not supported.
+    """
+    from ldm.checkpoint.loading import find_base  # imports torch
+    from ldm.checkpoint.tables import FAMILIES
+
+    base = find_base(model)
+    if base.path.parent.resolve() == locate(MINIATURE).resolve():
+        finetune = MINIATURE_CONFIG
+    elif base.family is None:
+        raise UserError(f"{base.path}: {base.what}, which names no text encoder: give --base YAML")
+    else:
+        finetune = FAMILIES[base.family].finetune
+    log.info("%s: %s; configuration %s", base.path, base.what, finetune)
+    whole = read_yaml(locate(finetune))
+    params = base.config.model.params
+    levels = len(params.first_stage_config.params.ddconfig.ch_mult)
+    size = params.image_size * 2 ** (levels - 1)
+    sets = {
+        name: {"params": {"size": size}}
+        for name, part in whole.data.params.items()
+        if isinstance(part, DictConfig) and OmegaConf.select(part, "params.size") is not None
+    }
+    own: dict[str, Any] = {name: params[name] for name in OF_THE_BASE if name in params}
+    return [whole, OmegaConf.create({"model": {"params": own}, "data": {"params": sets}})]
+
+
+@_fitting()
 def merge(options: argparse.Namespace, stored: Sequence[Path] = ()) -> DictConfig:
     """Return the merged and resolved mapping of a run; UserError for what does not fit together.
 
@@ -304,9 +317,8 @@ def merge(options: argparse.Namespace, stored: Sequence[Path] = ()) -> DictConfi
     if not paths and not first:
         raise UserError("no configuration: give --model MODEL, --base YAML or --resume LOGFOLDER")
     merged = merge_files(paths, options.overrides, first)
-    with _fitting():
-        apply_flags(merged, options)
-        OmegaConf.resolve(merged)
+    apply_flags(merged, options)
+    OmegaConf.resolve(merged)
     if missing := sorted(OmegaConf.missing_keys(merged)):
         raise UserError(f"the configuration leaves {missing[0]} open (???): give {missing[0]}=")
     resolve_paths(merged)

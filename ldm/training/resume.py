@@ -65,9 +65,9 @@ def read_checkpoint(path: Path) -> Saved:
     """
     try:
         return _read(path)
+    except UserError:
+        raise
     except ValueError as error:
-        if isinstance(error, UserError):
-            raise
         problem = f"{path} is damaged ({error})"
     if path.name not in (LAST, PREVIOUS):
         raise UserError(
@@ -94,7 +94,7 @@ def check_fits(saved: Saved, module: pl.LightningModule) -> None:
     Raises UserError for the first difference.
     """
     own: dict[str, Tensor] = {n: p for n, p in module.named_parameters() if p.requires_grad}
-    frozen = {n for n, p in module.named_parameters() if not p.requires_grad}
+    kept = set(module.state_dict()) - (set(dict(module.named_parameters())) - set(own))
     remedy = (
         "resume without the flags and overrides that change what is trained, or start a new run"
     )
@@ -111,8 +111,7 @@ def check_fits(saved: Saved, module: pl.LightningModule) -> None:
                 f"{list(weight.shape)} in the configuration: {remedy}"
             )
     for name in saved.state:
-        known = name in own or name in frozen or name in module.state_dict()
-        if not known or name in frozen:
+        if name not in kept:
             raise UserError(
                 f"--resume: the checkpoint holds a trained {_plain(name)}, which the configuration "
                 f"does not train: {remedy}"

@@ -35,11 +35,9 @@ from ldm.training.compiling import compile_unet
 from ldm.training.config import DATE, RunConfig
 from ldm.training.csv_log import CsvLogger
 from ldm.training.datamodule import DataModuleFromConfig
-from ldm.training.each_word import WatchEach, is_joint
 from ldm.training.folder import working_folder
 from ldm.training.latents import CacheLatents
-from ldm.training.memory import choose_checkpointing, what_fits
-from ldm.training.precision import cast_networks, choose, remark
+from ldm.training.memory import cast_networks, choose, choose_checkpointing, remark, what_fits
 from ldm.training.processes import FIRST_VARIABLE, FOLDER_VARIABLE, first_process
 from ldm.training.resume import Saved, check_fits, read_checkpoint, warn_of_changed_images
 from ldm.training.trainer import (
@@ -50,8 +48,8 @@ from ldm.training.trainer import (
     saving_options,
 )
 from ldm.training.validate import wants_class_images
-from ldm.training.watch import Watch
-from ldm.training.words import WordNorms, manager_of, metadata
+from ldm.training.watch import Watch, WatchEach
+from ldm.training.words import WordNorms, is_joint, manager_of, metadata
 from ldm.util import UserError, check_output_folder, instantiate_from_config
 
 log = logging.getLogger(__name__)
@@ -67,14 +65,6 @@ class Run:
     data: DataModuleFromConfig
     trainer: pl.Trainer
     checkpoints: Checkpoints
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run leaves: its exit status and its log folder."""
-
-    status: int
-    folder: Path
 
 
 @contextmanager
@@ -105,8 +95,7 @@ def build_model(config: RunConfig, weights: torch.dtype | None = None) -> Traine
     if weights is not None:
         cast_networks(model, weights)
     model.seed = config.run.seed
-    if model.strict_loading:  # a run's checkpoint holds only what is trained
-        model.strict_loading = False
+    model.strict_loading = False  # a run's checkpoint holds only what is trained
     return model.train()
 
 
@@ -159,12 +148,11 @@ def _describe(
     if manager is None:
         return
     images = list(getattr(data.datasets.get("train"), "files", tuple)())
-    facts = metadata(config, model.learning_rate, config.batch.images, images)
-    manager.metadata.update(facts)
+    manager.metadata.update(metadata(config, model.learning_rate, images))
     if not resumed:
         for line in manager.origins():
             log.info(line)
-    if resumed and first_process():
+    elif first_process():
         warn_of_changed_images(config.folder / "checkpoints", images)
 
 
@@ -311,8 +299,8 @@ def train(this: Run) -> int:
     return 0
 
 
-def run(config: RunConfig, exclusive: bool = True) -> Outcome:
-    """Train and test as the configuration says, in one stage.
+def run(config: RunConfig, exclusive: bool = True) -> tuple[int, Path]:
+    """Train and test as the configuration says, in one stage; return (exit status, log folder).
 
     With `exclusive`, a run that is not resumed gets a log folder that no other run has.
     """
@@ -325,15 +313,15 @@ def run(config: RunConfig, exclusive: bool = True) -> Outcome:
             raise UserError("nothing to do: give -t to train")
         log.info(f"logs in {folder}")
         if config.train and (status := train(this)):
-            return Outcome(status, folder)
+            return status, folder
         if testing:
-            untrained = this.resume and this.trainer.global_step == 0
+            untrained = this.trainer.global_step == 0
             checkpoint = this.resume.path if this.resume and untrained else None
             this.trainer.test(this.model, this.data, ckpt_path=checkpoint, verbose=False)
             for name, value in this.trainer.callback_metrics.items():
                 if name.startswith("test/"):
                     log.info(f"{name} {float(value):.5f}")
-        return Outcome(0, folder)
+        return 0, folder
 
 
 def run_stages(config: RunConfig) -> int:
@@ -344,14 +332,13 @@ def run_stages(config: RunConfig) -> int:
     Raises UserError for whatever the user can change.
     """
     if config.second is None:
-        return run(config).status
-    words = "checkpoints", "embeddings.safetensors"
-    second = config.second_after(config.folder, config.folder.joinpath(*words))
+        return run(config)[0]
+    second = config.second_after(config.folder)
     if second.resume is None:
-        first = run(config)
-        if first.status or not config.train:
-            return first.status
+        status, folder = run(config)
+        if status or not config.train:
+            return status
         gc.collect()  # the first stage's model, before the second one's is read
-        second = config.second_after(first.folder, first.folder.joinpath(*words))
+        second = config.second_after(folder)
         log.info(f"second stage, in {second.folder}")
-    return run(second, exclusive=False).status
+    return run(second, exclusive=False)[0]

@@ -8,16 +8,16 @@ are trained for some steps each. The run continues from the best result.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.randomness import Purpose, generator
-from ldm.training.precision import LARGE
+from ldm.training.memory import LARGE
 from ldm.training.words import manager_of
 from ldm.util import at_least
 from ldm.words.manager import EmbeddingManager
@@ -26,11 +26,12 @@ from ldm.words.tokens import TextEmbedder
 log = logging.getLogger(__name__)
 
 Batch = Mapping[str, Any]
+Batches = Sequence[Batch]
 # Values of a word that share a batch: a small model computes one large batch faster.
 AT_ONCE = 4
 
 
-class ShortStarts(pl.Callback):
+class ShortStarts(Callback):
     """Choose the first value of each word before step 1.
 
     1. The candidates are tokens of the vocabulary, chosen at random by the run's seed. The loss
@@ -58,7 +59,7 @@ class ShortStarts(pl.Callback):
         at_least(count - 1, candidates=candidates)
         self.count, self.steps, self.candidates, self.batches = count, steps, candidates, batches
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose, on the first process only, unless the run is resumed or learns no plain word."""
         manager = manager_of(pl_module)
         if trainer.global_step or not isinstance(pl_module, LatentDiffusion):
@@ -80,11 +81,7 @@ class ShortStarts(pl.Callback):
             parameter.data.copy_(trainer.strategy.broadcast(parameter.detach()))
 
     def _choose(
-        self,
-        model: LatentDiffusion,
-        placeholder: str,
-        shown: Sequence[Batch],
-        compared: Sequence[Batch],
+        self, model: LatentDiffusion, placeholder: str, shown: Batches, compared: Batches
     ) -> None:
         """Set a word to the best result of the short trainings on the batches `shown`."""
         manager = model.embedding_manager
@@ -101,7 +98,8 @@ class ShortStarts(pl.Callback):
             stay = max(self.count - 1, len(left) // 2)
             left = left[sums[left].argsort(stable=True)[:stay]]
         others = left[: self.count - 1].tolist()
-        names = ["its initializer word", *(_text(manager.embedder, tokens[i]) for i in others)]
+        texts = (manager.embedder.tokenizer.decode([tokens[i]]) for i in others)
+        names = ["its initializer word", *map(repr, texts)]
         learned = _trained(model, placeholder, torch.stack([initial, *vectors[others]]), shown)
         losses = _losses(model, placeholder, learned, compared)
         best = int(losses.argmin())
@@ -120,16 +118,9 @@ def candidate_tokens(embedder: TextEmbedder, count: int, seed: int) -> list[int]
     return [int(token) for token in order if int(token) not in special][:count]
 
 
-def _text(embedder: TextEmbedder, token: int) -> str:
-    return repr(embedder.tokenizer.decode([token]))
-
-
-def _rows_with(model: LatentDiffusion, placeholder: str, batch: Batch) -> Batch:
-    """Return the rows of a batch whose caption has the word, without images of its class."""
-    assert model.embedding_manager is not None
-    named = model.embedding_manager.named
-    captions = batch[model.cond_stage_key]
-    rows = [i for i, caption in enumerate(captions) if placeholder in named(caption)]
+def _pick(batch: Batch, rows: Iterable[int]) -> Batch:
+    """Return rows of a batch, without images of the word's class."""
+    rows = list(rows)
     return {
         name: value[rows] if isinstance(value, Tensor) else [value[row] for row in rows]
         for name, value in batch.items()
@@ -137,7 +128,15 @@ def _rows_with(model: LatentDiffusion, placeholder: str, batch: Batch) -> Batch:
     }
 
 
-def _rounds(batches: Sequence[Batch]) -> Iterator[Batch]:
+def _rows_with(model: LatentDiffusion, placeholder: str, batch: Batch) -> Batch:
+    """Return the rows of a batch whose caption has the word."""
+    assert model.embedding_manager is not None
+    named = model.embedding_manager.named
+    captions = batch[model.cond_stage_key]
+    return _pick(batch, (i for i, text in enumerate(captions) if placeholder in named(text)))
+
+
+def _rounds(batches: Batches) -> Iterator[Batch]:
     """Yield the first sample of some batches, then the next 2, 4, 8, …, as long as they last."""
     joined: dict[str, Any] = {
         name: torch.cat([batch[name] for batch in batches])
@@ -147,7 +146,7 @@ def _rounds(batches: Sequence[Batch]) -> Iterator[Batch]:
     }
     start, count = 0, 1
     while start + count <= len(next(iter(joined.values()))):
-        yield {name: value[start : start + count] for name, value in joined.items()}
+        yield _pick(joined, range(start, start + count))
         start, count = start + count, 2 * count
 
 
@@ -156,19 +155,11 @@ def _at_once(model: LatentDiffusion) -> int:
     return AT_ONCE if sum(p.numel() for p in model.parameters()) < LARGE else 1
 
 
-def _sample_losses(
-    model: LatentDiffusion, placeholder: str, values: Tensor, batch: Batch
-) -> Tensor:
-    """Return the loss of a batch with each of the values [s, k, d] of a word: [s].
-
-    The regularization of the words is part of it.
-    """
+def _batch_losses(model: LatentDiffusion, placeholder: str, values: Tensor, batch: Batch) -> Tensor:
+    """Return a batch's loss and regularization with each of the values [s, k, d] of a word: [s]."""
     manager, times = model.embedding_manager, len(values)
     assert manager is not None
-    repeated = {
-        name: torch.cat([value] * times) if isinstance(value, Tensor) else list(value) * times
-        for name, value in batch.items()
-    }
+    repeated = _pick(batch, [*range(len(batch[model.cond_stage_key]))] * times)
     losses = model.sample_losses(repeated, manager.trying(placeholder, values))
     of_values = losses.reshape(times, -1).mean(1)
     if model.embedding_reg_weight > 0:
@@ -178,20 +169,16 @@ def _sample_losses(
 
 
 @torch.no_grad()
-def _losses(
-    model: LatentDiffusion, placeholder: str, values: Tensor, batches: Sequence[Batch]
-) -> Tensor:
+def _losses(model: LatentDiffusion, placeholder: str, values: Tensor, batches: Batches) -> Tensor:
     """Return the mean loss over batches with each of the values [s, k, d] of a word: [s]."""
     found = [
-        torch.stack([_sample_losses(model, placeholder, part, batch) for batch in batches]).mean(0)
+        torch.stack([_batch_losses(model, placeholder, part, batch) for batch in batches]).mean(0)
         for part in torch.split(values, _at_once(model))
     ]
     return torch.cat(found).cpu()
 
 
-def _trained(
-    model: LatentDiffusion, placeholder: str, starts: Tensor, batches: Sequence[Batch]
-) -> Tensor:
+def _trained(model: LatentDiffusion, placeholder: str, starts: Tensor, batches: Batches) -> Tensor:
     """Return a word's values after a step on each batch, from each of the `starts` [s, k, d]."""
     assert model.embedding_manager is not None
     learned = []
@@ -201,7 +188,7 @@ def _trained(
         optimizer = model.embedding_manager.make_optimizer(group, model.learning_rate)
         for batch in batches:
             with torch.enable_grad():
-                loss = _sample_losses(model, placeholder, values, batch).sum()
+                loss = _batch_losses(model, placeholder, values, batch).sum()
                 (values.grad,) = torch.autograd.grad(loss, [values])
             optimizer.step()
         learned.append(values.detach())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import os
@@ -19,6 +18,7 @@ from pytorch_lightning.strategies import Strategy
 
 from ldm.training.csv_log import CsvLogger
 from ldm.training.lightning_private import WatchedDDP
+from ldm.training.validate import SAVING, check_names
 from ldm.util import UserError, instantiate_from_config
 
 log = logging.getLogger(__name__)
@@ -27,20 +27,11 @@ log = logging.getLogger(__name__)
 DEFAULT_STEPS = 5000
 # Options of old trainers that are accepted and ignored.
 OUTDATED = {
-    "auto_select_gpus",
-    "check_val_every_n_epoch",
-    "checkpoint_callback",
-    "find_unused_parameters",
-    "flush_logs_every_n_steps",
-    "move_metrics_to_cpu",
-    "prepare_data_per_node",
-    "progress_bar_refresh_rate",
-    "replace_sampler_ddp",
-    "resume_from_checkpoint",
-    "terminate_on_nan",
-    "track_grad_norm",
-    "weights_save_path",
-    "weights_summary",
+    *("auto_select_gpus", "check_val_every_n_epoch", "checkpoint_callback"),
+    *("find_unused_parameters", "flush_logs_every_n_steps", "move_metrics_to_cpu"),
+    *("prepare_data_per_node", "progress_bar_refresh_rate", "replace_sampler_ddp"),
+    *("resume_from_checkpoint", "terminate_on_nan", "track_grad_norm"),
+    *("weights_save_path", "weights_summary"),
 }
 # Options that the run itself sets.
 OWN: dict[str, Any] = {
@@ -66,10 +57,7 @@ def trainer_settings(config: DictConfig) -> dict[str, Any]:
     for name in [name for name in settings if name in OUTDATED]:
         log.info(f"lightning.trainer.{name} is outdated and left out")
         del settings[name]
-    if unknown := [name for name in settings if name not in known]:
-        near = difflib.get_close_matches(unknown[0], known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else "see `pl.Trainer`'s options"
-        raise UserError(f"unknown configuration key lightning.trainer.{unknown[0]}: {hint}")
+    check_names("lightning.trainer", settings, known)
     # Lightning's "auto" would take every GPU there is, and with it change the batch.
     # Under torchrun these are known; Lightning's own processes see the same command line again.
     local = os.environ.get("LOCAL_WORLD_SIZE")
@@ -124,12 +112,10 @@ def check_machine(settings: Mapping[str, Any]) -> None:
         return
     if there == 0 and not (wanted == "gpu" and apple):
         raise UserError("a GPU is asked for, but torch finds none: use --accelerator cpu")
-    if isinstance(devices, int):
-        if devices > max(there, 1):
-            raise UserError(f"--devices {devices}: torch finds only {max(there, 1)} GPU(s)")
-        return
-    missing = [n for n in devices if not 0 <= n < max(there, 1)]
-    if missing:
+    if isinstance(devices, int) and devices > max(there, 1):
+        raise UserError(f"--devices {devices}: torch finds only {max(there, 1)} GPU(s)")
+    numbers = devices if isinstance(devices, list) else []
+    if missing := [n for n in numbers if not 0 <= n < max(there, 1)]:
         raise UserError(f"GPU {missing[0]} is asked for, but torch finds only 0 to {there - 1}")
 
 
@@ -154,12 +140,7 @@ def saving_options(config: DictConfig) -> dict[str, Any]:
     for name in [name for name in options if name in OUTDATED_SAVING]:
         log.info(f"lightning.modelcheckpoint.params.{name} is left out: the last state is saved")
         del options[name]
-    unknown = set(options) - {"every_n_train_steps"}
-    if unknown:
-        raise UserError(
-            f"unknown configuration key lightning.modelcheckpoint.params.{unknown.pop()}: "
-            "known is every_n_train_steps"
-        )
+    check_names("lightning.modelcheckpoint.params", options, SAVING)
     return options
 
 

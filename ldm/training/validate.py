@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pytorch_lightning.strategies import StrategyRegistry
@@ -17,13 +17,10 @@ from ldm.data.personalized_prior import CLASS_IMAGES, class_prompt_of
 from ldm.models.autoencoder import Autoencoder
 from ldm.modules.diffusionmodules.model import Decoder
 from ldm.training.merge import WORDS, accepts, datasets
-from ldm.training.options import RunOptions
 from ldm.training.variants import check_learned, check_variant
 from ldm.util import UserError, get_obj_from_str, parameters, without_dropped
 from ldm.words.directional import ALONE, DirectionalEmbeddingManager
 from ldm.words.manager import EmbeddingManager
-
-T = TypeVar("T")
 
 # Keys of the section `lightning`, and what they are.
 LIGHTNING_KEYS = {
@@ -56,7 +53,7 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS = (
     *("16", "16-mixed", "16-true", "bf16", "bf16-mixed", "bf16-true"),
     *("32", "32-true", "64", "64-true", "transformer-engine", "transformer-engine-float16"),
-    *("fp16", "auto"),  # see ldm.training.precision
+    *("fp16", "auto"),  # see ldm.training.memory
 )
 # Options of the trainer that are at least 1; in those of OPEN, -1 means no limit.
 COUNTS = ("max_steps", "max_epochs", "accumulate_grad_batches", "num_nodes", "log_every_n_steps")
@@ -88,21 +85,16 @@ def check_kind(where: str, value: Any, annotation: str) -> None:
         raise UserError(f"{where}: expected {' or '.join(names)}, got {value!r}")
 
 
-def typed(where: str, values: Mapping[str, Any], kind: Callable[..., T]) -> T:
-    """Return `kind(**values)`.
+def kinds_of(target: Any) -> dict[str, str]:
+    """Return the annotation of each parameter of a class."""
+    return {name: str(found.annotation) for name, found in parameters(target)[0].items()}
 
-    Raises UserError for an unknown name, or a value of another type or out of range.
-    """
-    signature, _ = parameters(kind)
-    check_names(where, values, signature)
+
+def check_values(where: str, values: Mapping[Any, Any], kinds: Mapping[str, str]) -> None:
+    """Raise UserError for an unknown name, or a value of another type than its annotation."""
+    check_names(where, values, kinds)
     for name, value in values.items():
-        check_kind(f"{where}.{name}", value, str(signature[name].annotation))
-    try:
-        return kind(**values)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{where}.{error}") from error
+        check_kind(f"{where}.{name}", value, kinds[str(name)])
 
 
 def check_targets(config: Any, where: str, extra: tuple[str, ...] = ()) -> None:
@@ -130,10 +122,7 @@ def check_targets(config: Any, where: str, extra: tuple[str, ...] = ()) -> None:
     if isinstance(target, type) and issubclass(target, Autoencoder):
         networks = params.get("ddconfig")
         if isinstance(networks, Mapping):
-            own = f"{where}.params.ddconfig"
-            check_names(own, networks, parameters(Decoder)[0])
-            for name, parameter in parameters(Decoder)[0].items():
-                check_kind(f"{own}.{name}", networks.get(name), str(parameter.annotation))
+            check_values(f"{where}.params.ddconfig", networks, kinds_of(Decoder))
     for name, parameter in signature.items():
         needed = parameter.default is parameter.empty and name not in GIVEN_BY_PARENT
         if needed and name not in (*params, "data_root"):
@@ -144,7 +133,7 @@ def check_targets(config: Any, where: str, extra: tuple[str, ...] = ()) -> None:
         check_targets(params[name], f"{where}.params.{name!s}")
 
 
-def check_sections(sections: DictConfig, run: RunOptions) -> None:
+def check_sections(sections: DictConfig) -> None:
     """Check the merged sections of one stage; UserError names the entry, its value and a remedy."""
     if (facts := sections.get("variant")) is not None:
         check_learned(check_variant(facts, "the configuration"))
@@ -155,25 +144,18 @@ def check_sections(sections: DictConfig, run: RunOptions) -> None:
     check_targets(lightning.callbacks, "lightning.callbacks")
     if "target" in (lightning.get("logger") or ()) and "testtube" not in lightning.logger.target:
         check_targets(lightning.logger, "lightning.logger")
-    _check_plain("lightning.latent_cache", lightning.latent_cache, CACHE)
+    check_values("lightning.latent_cache", lightning.latent_cache, CACHE)
     saving = OmegaConf.select(lightning, "modelcheckpoint.params") or {}
     every = {name: value for name, value in saving.items() if name in SAVING}
-    _check_plain("lightning.modelcheckpoint.params", every, SAVING)
+    check_values("lightning.modelcheckpoint.params", every, SAVING)
     _check_rates(sections.model)
     for name in ("model", "data", "lightning"):
         _check_finite(name, sections[name])
     _check_words(sections)
     _check_sizes(sections)
-    _check_files(sections, run)
+    _check_files(sections)
     if wants_class_images(sections):
         class_images_of(sections)
-
-
-def _check_plain(where: str, values: Mapping[Any, Any], kinds: Mapping[str, str]) -> None:
-    """Raise UserError for an unknown name, or a value of another type than its annotation."""
-    check_names(where, values, kinds)
-    for name, value in values.items():
-        check_kind(f"{where}.{name}", value, kinds[str(name)])
 
 
 def _check_finite(where: str, value: Any) -> None:
@@ -206,10 +188,7 @@ def _check_rates(model: DictConfig) -> None:
 
 
 def _check_words(sections: DictConfig) -> None:
-    """Raise UserError if the words and the data sets do not fit together.
-
-    Words of single images must be both learned and named. Directional words need a frozen model.
-    """
+    """Raise UserError if the words fit neither the model nor the data sets."""
     personal = OmegaConf.select(sections, WORDS)
     target = get_obj_from_str(personal.target) if personal else None
     directional = isinstance(target, type) and issubclass(target, DirectionalEmbeddingManager)
@@ -250,15 +229,14 @@ def _check_sizes(sections: DictConfig) -> None:
             raise UserError(f"{where}: expected 1 to {most}, got {steps}")
 
 
-def _check_files(sections: DictConfig, run: RunOptions) -> None:
+def _check_files(sections: DictConfig) -> None:
     """Raise UserError where no base or no image folder is named."""
-    base, params = run.base_checkpoint, sections.model.params
+    run, params = sections.run, sections.model.params
     for name, dataset in datasets(sections.data):
         if accepts(dataset, "data_root") and not dataset.params.get("data_root"):
             raise UserError(f"no images for data.params.{name}: give their folder, --data_root DIR")
-    if params.get("personalization_config") and not (
-        base or params.get("ckpt_path") or run.random_base
-    ):
+    base = run.get("base_checkpoint") or params.get("ckpt_path") or run.get("random_base")
+    if params.get("personalization_config") and not base:
         raise UserError(
             "a word is taught to a trained model: name it with --model MODEL "
             "(run.random_base=true goes without)"

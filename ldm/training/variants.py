@@ -1,4 +1,4 @@
-"""The paper's variants by name: small YAML files laid over a base configuration.
+"""YAML files; the paper's variants by name: small files laid over a base configuration.
 
 `configs/variants/NAME.yaml` holds what the variant changes, and a mapping `variant:` with
 
@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from ldm.resources import ROOT
 from ldm.util import UserError, one_line
@@ -41,6 +43,30 @@ class Variant:
     source: str
 
 
+def _load(path: Path, what: str) -> Any:
+    try:
+        return OmegaConf.load(path)
+    except FileNotFoundError as error:
+        raise UserError(f"no configuration at {path}: give an existing file to --base") from error
+    except Exception as error:  # both parsers raise errors of many types on damaged files
+        raise UserError(f"cannot read {what} {path}: {one_line(error)}") from error
+
+
+def read_yaml(path: Path) -> DictConfig:
+    """Read a YAML file that holds a mapping. A variant in it gets the file's name.
+
+    Raises UserError if the file is missing or holds no mapping.
+    """
+    config = _load(path, "the configuration")
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{path} is not a configuration: expected a mapping with 'model', 'data'")
+    if not config:
+        raise UserError(f"{path} is empty: a configuration holds 'model' and 'data'")
+    if isinstance(facts := config.get("variant"), DictConfig):
+        facts.setdefault("name", path.stem)
+    return config
+
+
 def variant_names(folder: Path = FOLDER) -> list[str]:
     """Return the names of the variants there are, sorted."""
     return sorted(path.stem for path in folder.glob("*.yaml"))
@@ -52,16 +78,9 @@ def find_variant(name: str, folder: Path = FOLDER) -> Variant:
     if name not in names:
         near = difflib.get_close_matches(name, names, len(names), cutoff=0.0)
         raise UserError(f"no variant {name!r}: there are {', '.join(near) or 'none'} in {folder}")
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError  # type: ignore[import-untyped]
-
     path = folder / f"{name}.yaml"
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read variant {path}: {one_line(error)}") from error
-    found = content.get("variant") if isinstance(content, Mapping) else None
+    content = _load(path, "variant")
+    found = content.get("variant") if isinstance(content, DictConfig) else None
     facts = check_variant(found, str(path))
     return Variant(name, path, facts["about"], facts["source"])
 

@@ -6,11 +6,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ldm.training.callbacks import BatchCallback, logged
+from ldm.training.callbacks import is_logged
 from ldm.training.words import manager_of
 from ldm.util import UserError
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 HALF = ("16", "bf16", "transformer-engine")
 
 
-class Watch(BatchCallback):
+class Watch(Callback):
     """Stop at the first loss or trained word that is not finite; keep the last finite word.
 
     The check of each step stays on the device. The result is read after each step on a CPU; on
@@ -39,33 +39,36 @@ class Watch(BatchCallback):
         self.bad_at = torch.zeros((), dtype=torch.int64)
         self.loss_bad = torch.zeros((), dtype=torch.bool)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the words as they are."""
         self.good = [word.detach().clone() for word in _trained(pl_module)]
         self.start = [word.clone() for word in self.good]
         self.bad_at = self.bad_at.to(pl_module.device)
         self.loss_bad = self.loss_bad.to(pl_module.device)
 
-    @torch.no_grad()
-    def on_batch(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch_idx: int
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Check the loss and the words. Results are copied from the device only at times."""
-        words = _trained(module)
-        loss_ok = torch.isfinite(outputs["loss"].detach()).all()
+        self.note(pl_module, outputs["loss"].detach(), trainer.global_step)
+        if pl_module.device.type == "cpu" or is_logged(trainer, batch_idx):
+            self.check(trainer, pl_module)
+
+    @torch.no_grad()
+    def note(self, module: LightningModule, loss: Tensor, step: int) -> None:
+        """Note the first step with a number that is not finite, and the words before it."""
+        words, loss_ok = _trained(module), torch.isfinite(loss).all()
         ok = loss_ok
         for word in words:
             ok = ok & torch.isfinite(word).all()
         first = (self.bad_at == 0) & ~ok
         self.loss_bad = torch.where(first, ~loss_ok, self.loss_bad)
-        self.bad_at = torch.where(first, trainer.global_step, self.bad_at)
+        self.bad_at = torch.where(first, step, self.bad_at)
         fine = self.bad_at == 0
         pairs = zip(words, self.good, strict=True)
         self.good = [torch.where(fine, word, good) for word, good in pairs]
-        if module.device.type == "cpu" or logged(trainer, batch_idx):
-            self.check(trainer, module)
 
-    def check(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def check(self, trainer: Trainer, module: LightningModule) -> None:
         """Raise UserError if a step so far gave a number that is not finite."""
         bad = int(self.bad_at)
         if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(bad > 0, all=False):
@@ -76,7 +79,7 @@ class Watch(BatchCallback):
         kept = self._keep(trainer, module, bad - 1)
         raise UserError(f"stopped at step {bad}: {what} is not finite. {_cause(trainer)}. {kept}")
 
-    def check_networks(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def check_networks(self, trainer: Trainer, module: LightningModule) -> None:
         """Raise UserError if a network's trained weight is not finite.
 
         The loss shows it only in the next step.
@@ -90,7 +93,7 @@ class Watch(BatchCallback):
                     f"{_cause(trainer)}. The checkpoints in {self.folder} are of the last save"
                 )
 
-    def _keep(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> str:
+    def _keep(self, trainer: Trainer, module: LightningModule, step: int) -> str:
         """Write the last finite words; return a sentence that says where."""
         manager = manager_of(module)
         if manager is None or not trainer.is_global_zero:
@@ -103,7 +106,7 @@ class Watch(BatchCallback):
             manager.save(self.folder / f"embeddings{suffix}")
         return f"The last finite word, of step {step}, is {self.folder / 'embeddings.safetensors'}"
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Warn of words that did not move."""
         words = _trained(pl_module)
         steps = trainer.global_step - self.first_step
@@ -116,13 +119,43 @@ class Watch(BatchCallback):
             )
 
 
-def _trained(module: pl.LightningModule) -> list[Tensor]:
+class WatchEach(Watch):
+    """Stops a word that is not finite, at its last finite value; the others continue."""
+
+    @torch.no_grad()
+    def note(self, module: LightningModule, loss: Tensor, step: int) -> None:
+        """Keep finite words."""
+        pairs = zip(_words(module), self.good, strict=True)
+        self.good = [torch.where(torch.isfinite(word).all(), word, good) for word, good in pairs]
+
+    @torch.no_grad()
+    def check(self, trainer: Trainer, module: LightningModule) -> None:
+        """Reset and stop words that are not finite. Raise UserError if no word is left."""
+        words = _words(module)
+        names = list(trainer.datamodule.datasets["train"].concepts)  # type: ignore[attr-defined]
+        for name, word, good in zip(names, words, self.good, strict=True):
+            if not bool(torch.isfinite(word).all()):
+                word.copy_(good)
+                word.requires_grad_(False)
+                log.error(f"{name}: stopped at step {trainer.global_step}: its word is not finite")
+        if not any(word.requires_grad for word in words):
+            raise UserError(f"stopped at step {trainer.global_step}: no word is finite any more")
+
+
+def _words(module: LightningModule) -> list[Tensor]:
+    """Return the vectors of all words, stopped ones too."""
+    manager = manager_of(module)
+    assert manager is not None
+    return list(manager.string_to_param_dict.values())
+
+
+def _trained(module: LightningModule) -> list[Tensor]:
     """Return the words' trained vectors; an empty list for a model without words."""
     manager = manager_of(module)
     return [p for p in manager.parameters() if p.requires_grad] if manager is not None else []
 
 
-def _cause(trainer: pl.Trainer) -> str:
+def _cause(trainer: Trainer) -> str:
     """Return the likely cause as a sentence."""
     if str(trainer.precision).startswith(HALF):
         return (

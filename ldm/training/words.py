@@ -1,4 +1,7 @@
-"""Learned words during a run: their files at each save, their norms beside the loss."""
+"""Learned words during a run: their files at each save, their norms beside the loss.
+
+A run of several independent words (`ldm.training.many`) has files for each of them.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,24 @@ import json
 import logging
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
 
 from ldm.resources import ROOT
 from ldm.training.callbacks import StepCallback
-from ldm.util import UserError
+from ldm.training.config import RunConfig
+from ldm.training.merge import WORDS
+from ldm.util import UserError, instantiate_from_config
 from ldm.words.files import read_words
 from ldm.words.manager import EmbeddingManager
 from ldm.words.travel import write_for_tools
-
-if TYPE_CHECKING:
-    from ldm.training.config import RunConfig
 
 log = logging.getLogger(__name__)
 
@@ -32,29 +36,26 @@ LARGEST_RATIO = 10.0
 # Folder beside a run's checkpoints with one file for each word, for other tools.
 WORDS_FOLDER = "words"
 LAST_WORD = "embeddings.safetensors"
+# Sets of several independent words.
+SETS = ("train", "validation")
 
 
-def manager_of(module: pl.LightningModule) -> EmbeddingManager | None:
+def manager_of(module: LightningModule) -> EmbeddingManager | None:
     """Return a model's words; None for a model that learns none."""
     found = getattr(module, "embedding_manager", None)
     return found if isinstance(found, EmbeddingManager) else None
 
 
-def metadata(
-    config: RunConfig, rate: float, images_per_step: int, images: list[Path]
-) -> dict[str, str]:
+def metadata(config: RunConfig, rate: float, images: list[Path]) -> dict[str, str]:
     """Return the facts that a word's file holds beside the word.
 
-    `rate` is the effective learning rate; `images_per_step` counts over all devices; `images` are
-    the training images' files.
+    `rate` is the effective learning rate; `images` are the training images' files.
     """
     from ldm.checkpoint.loading import checkpoint_hash
 
     base = config.run.base_checkpoint
-    parts = {"model": config.model, "data": config.data}
-    plain = {
-        name: _portable(OmegaConf.to_container(part, resolve=True)) for name, part in parts.items()
-    }
+    parts = {name: config.sections[name] for name in ("model", "data")}
+    plain = _portable(OmegaConf.to_container(OmegaConf.create(parts), resolve=True))
     text = json.dumps(plain, sort_keys=True, ensure_ascii=False)
     facts = {
         "base_checkpoint": Path(base).name if base else "",
@@ -63,7 +64,7 @@ def metadata(
         "config_hash": hashlib.sha256(text.encode()).hexdigest()[:16],
         "seed": str(config.run.seed),
         "learning_rate": f"{rate:.6g}",
-        "images_per_step": str(images_per_step),
+        "images_per_step": str(config.batch.images),
         "pictures": json.dumps([file_hash(path) for path in images]),
         "versions": f"python {platform.python_version()}, torch {torch.__version__}, "
         f"pytorch-lightning {version('pytorch-lightning')}",
@@ -93,7 +94,7 @@ def file_hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def save_words(trainer: pl.Trainer, module: pl.LightningModule, folder: Path) -> None:
+def save_words(trainer: Trainer, module: LightningModule, folder: Path) -> None:
     """Write a run's words (see `write_forms`)."""
     manager = manager_of(module)
     if manager is not None:
@@ -119,6 +120,63 @@ def write_forms(
     write_for_tools(folder / WORDS_FOLDER, words)
 
 
+def is_joint(config: RunConfig) -> bool:
+    """Tell whether a run learns several independent words."""
+    return int(config.model.params.get("independent_words", 1)) > 1
+
+
+def alone_again(config: RunConfig, name: str) -> RunConfig:
+    """Return the configuration of one word of a joint run, as of a run of its own."""
+    count = int(config.model.params.independent_words)
+    sections = config.editable()
+    own, params = sections.run.placeholder, sections.data.params
+    place = list(params.train.params.concepts).index(name)
+    words = OmegaConf.select(sections, WORDS).params
+    words.placeholder_strings = [own]
+    words.initializer_words = [words.initializer_words[place]]
+    for split in SETS:
+        if params.get(split):
+            params[split] = params[split].params.concepts[name]
+            params[split].params.placeholder_token = own
+    params.batch_size //= count
+    sections.model.params.pop("independent_words")
+    if config.run.scale_lr:
+        sections.model.base_learning_rate *= count
+    batch = replace(config.batch, size=config.batch.size // count)
+    return replace(config, sections=sections, batch=batch)
+
+
+class EachWord:
+    """Writes each word of a joint run into its own folder at each save."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self._facts: dict[str, dict[str, str]] = {}
+
+    def __call__(self, trainer: Trainer, module: LightningModule, folder: Path) -> None:
+        """Write `NAME/checkpoints/embeddings` and `embeddings_gs-<step>`, in both formats."""
+        joint, dataset = manager_of(module), trainer.datamodule.datasets["train"]  # type: ignore[attr-defined]
+        assert joint is not None
+        tokens = joint.placeholders
+        embedder: Any = joint.embedder
+        names = embedder.placeholders  # the managers below set their own
+        for token, (name, concept) in zip(tokens, dataset.concepts.items(), strict=True):
+            own = alone_again(self.config, name)
+            manager: EmbeddingManager = instantiate_from_config(
+                OmegaConf.select(own.sections, WORDS), embedder=embedder
+            )
+            (parameter,) = manager.embedding_parameters()
+            with torch.no_grad():
+                parameter.copy_(joint.word(token))
+            manager.set_step(trainer.global_step)
+            if name not in self._facts:
+                rate: Any = module.learning_rate
+                self._facts[name] = metadata(own, rate, list(concept.files()))
+            own_folder = folder.parent / name / "checkpoints"
+            write_forms(manager, own_folder, trainer.global_step, self._facts[name])
+        embedder.placeholders = names
+
+
 class WordNorms(StepCallback):
     """Log each word's norm and the vocabulary's where the loss is logged.
 
@@ -130,11 +188,9 @@ class WordNorms(StepCallback):
     def __init__(self) -> None:
         self.warned: set[str] = set()
 
-    def on_step(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, is_logged: bool
-    ) -> None:
+    def on_step(self, trainer: Trainer, module: LightningModule, loss: Tensor, logs: bool) -> None:
         manager = manager_of(module)
-        if manager is None or not is_logged:
+        if manager is None or not logs:
             return
         norms = manager.norms()
         module.log_dict({f"word/{k}": float(v) for k, v in norms.items()})

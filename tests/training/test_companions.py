@@ -11,19 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from ldm.training import companions
-from ldm.training.companions import watched
-from ldm.training.processes import FIRST_VARIABLE, FOLDER_VARIABLE
+from ldm.training.processes import FIRST_VARIABLE, FOLDER_VARIABLE, ended, watched
 
 ROOT = Path(__file__).parents[2]
 # A process that works without end and starts another one that does too.
 PAIR = """
 import subprocess, sys, time
-from ldm.training import companions
-companions.GRACE = 0.5
+from ldm.training import processes
+processes.GRACE = 0.5
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 print(child.pid, flush=True)
-with companions.watched([child]):
+with processes.watched([child]):
     time.sleep(60)
 """
 
@@ -81,8 +79,8 @@ def test_other_errors_stay_what_they_are() -> None:
 
 def test_the_parent_is_watched_only_by_those_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FIRST_VARIABLE, str(os.getppid()))
-    assert companions.Watcher([], os.getppid()).look() == ""
-    assert companions.Watcher([], os.getpid()).look() == "the first process of the run has ended"
+    assert ended([], os.getppid()) == ""
+    assert ended([], os.getpid()) == "the first process of the run has ended"
 
 
 @pytest.mark.parametrize("rank", [0, 1])

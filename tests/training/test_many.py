@@ -14,7 +14,7 @@ from torch import Tensor
 
 import main
 from ldm.data.many import ManyConcepts
-from ldm.training import each_word
+from ldm.training import watch
 from ldm.util import UserError
 from ldm.words.files import read_words
 from tests.training.conftest import Outcome
@@ -89,7 +89,7 @@ def test_a_word_that_is_not_finite_is_not_saved(
     learn: Learn, folders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU the words are looked at where the loss is logged, and before each save."""
-    check = each_word.WatchEach.on_train_batch_end
+    check = watch.WatchEach.on_train_batch_end
 
     def spoil(self, trainer, module, *rest):  # type: ignore[no-untyped-def]
         check(self, trainer, module, *rest)
@@ -98,7 +98,7 @@ def test_a_word_that_is_not_finite_is_not_saved(
                 next(module.embedding_manager.embedding_parameters()).fill_(torch.nan)
 
     good = learn("good", *joint(folders, "--max_steps", "3"))
-    monkeypatch.setattr(each_word.WatchEach, "on_train_batch_end", spoil)
+    monkeypatch.setattr(watch.WatchEach, "on_train_batch_end", spoil)
     spoilt = learn("spoilt", *joint(folders, "--max_steps", "3"))
     for name in ("first", "second"):
         assert torch.equal(words_of(spoilt.folder, name), words_of(good.folder, name))
@@ -110,7 +110,7 @@ def test_a_word_that_is_not_finite_stops_no_other(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    check = each_word.WatchEach.on_train_batch_end
+    check = watch.WatchEach.on_train_batch_end
 
     def spoil(self, trainer, module, *rest):  # type: ignore[no-untyped-def]
         if trainer.global_step == 2:
@@ -118,7 +118,7 @@ def test_a_word_that_is_not_finite_stops_no_other(
                 next(module.embedding_manager.embedding_parameters()).fill_(torch.nan)
         check(self, trainer, module, *rest)
 
-    monkeypatch.setattr(each_word.WatchEach, "on_train_batch_end", spoil)
+    monkeypatch.setattr(watch.WatchEach, "on_train_batch_end", spoil)
     with caplog.at_level(logging.ERROR):
         outcome = learn("spoilt", *joint(folders, "--max_steps", "4"))
     assert outcome.status == 0

@@ -13,8 +13,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from ldm.training import precision as of_precision
-from ldm.training.precision import Precision, cast_networks, choose, remark
+from ldm.training import memory
+from ldm.training.memory import Precision, cast_networks, choose, remark
 from ldm.util import UserError, instantiate_from_config
 from tests.training.conftest import Outcome, tiny_config
 
@@ -105,22 +105,22 @@ def test_networks_that_are_trained_stay_in_float32() -> None:
 
 
 def test_auto_wants_a_large_model_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(of_precision, "has_bf16", lambda _: True)
+    monkeypatch.setattr(memory, "has_bf16", lambda _: True)
     base = tmp_path / "model.ckpt"
     base.write_bytes(b"x" * 100)
     assert choose(wants("auto", base), "cpu").weights is None
-    monkeypatch.setattr(of_precision, "LARGE", 20)
+    monkeypatch.setattr(memory, "LARGE", 20)
     assert choose(wants("auto", base), "cpu").weights == torch.bfloat16
 
 
 def test_the_log_says_what_the_other_choice_brings(monkeypatch: pytest.MonkeyPatch) -> None:
     model = torch.nn.Linear(1000, 1000).requires_grad_(False)
-    monkeypatch.setattr(of_precision, "LARGE", 1000)
-    monkeypatch.setattr(of_precision, "has_bf16", lambda _: True)
+    monkeypatch.setattr(memory, "LARGE", 1000)
+    monkeypatch.setattr(memory, "has_bf16", lambda _: True)
     full, half = Precision(None, None), Precision(torch.bfloat16, "32-true")
     assert "--precision bf16 would need 0.0 GB less" in str(remark(model, full, "cpu"))
     assert "--precision 32 would need 0.0 GB more" in str(remark(model, half, "cpu"))
     assert remark(model, Precision(None, "bf16-mixed"), "cpu") is None
-    monkeypatch.setattr(of_precision, "has_bf16", lambda _: False)
+    monkeypatch.setattr(memory, "has_bf16", lambda _: False)
     assert remark(model, full, "cpu") is None
     assert "emulates" in str(remark(model, half, "cpu"))

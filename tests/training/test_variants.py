@@ -128,15 +128,13 @@ def test_style_over_the_base_is_the_style_configuration(files: Path) -> None:
 
 def test_pivotal_tuning_has_the_published_values(files: Path) -> None:
     for base in BASES:
-        second = load(files, base, "--variant", "pivotal").second_after(
-            Path("first"), Path("learned.safetensors")
-        )
+        second = load(files, base, "--variant", "pivotal").second_after(Path("first"))
         assert second.model.base_learning_rate == 5e-5
         assert second.model.params.model_lr == 1e-7
         assert (second.data.params.batch_size, second.lightning.images_per_step) == (1, 1)
         assert second.lightning.trainer.max_steps == 4200
         words = second.model.params.personalization_config.params
-        assert words.embedding_manager_ckpt == "learned.safetensors"
+        assert words.embedding_manager_ckpt == "first/checkpoints/embeddings.safetensors"
     both = load(files, BASES[0], "--variant", "pivotal_dreambooth")
     second = both.second
     assert second is not None
