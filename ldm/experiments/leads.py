@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -20,13 +20,13 @@ from ldm.util import at_least
 from ldm.words.manager import EmbeddingManager
 
 
-def _words(module: pl.LightningModule) -> EmbeddingManager:
+def _words(module: LightningModule) -> EmbeddingManager:
     manager = manager_of(module)
     assert manager is not None
     return manager
 
 
-class CrossInitialization(pl.Callback):
+class CrossInitialization(Callback):
     """Start each word at the text encoder's output for its initializer word (Pang et al. 2023).
 
     The output is that at the word's own place, of a text of this word alone. The encoder's output
@@ -34,7 +34,7 @@ class CrossInitialization(pl.Callback):
     """
 
     @torch.no_grad()
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step:
             return
         words = _words(pl_module)
@@ -54,9 +54,7 @@ class MeanOfLate(StepCallback):
         self.sums: list[Tensor] = []
 
     @torch.no_grad()
-    def on_step(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, is_logged: bool
-    ) -> None:
+    def on_step(self, trainer: Trainer, module: LightningModule, loss: Tensor, logs: bool) -> None:
         if trainer.global_step <= trainer.max_steps - self.steps:
             return
         words = list(_words(module).embedding_parameters())
@@ -70,14 +68,12 @@ class MeanOfLate(StepCallback):
 class FixedNorm(StepCallback):
     """Scale each vector to its initializer word's norm after each step."""
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         words = _words(pl_module).embedding_parameters()
         self.norms = [word.detach().norm(dim=-1, keepdim=True) for word in words]
 
     @torch.no_grad()
-    def on_step(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, is_logged: bool
-    ) -> None:
+    def on_step(self, trainer: Trainer, module: LightningModule, loss: Tensor, logs: bool) -> None:
         words = _words(module).embedding_parameters()
         for word, norm in zip(words, self.norms, strict=True):
             word.mul_(norm / word.norm(dim=-1, keepdim=True))
@@ -96,9 +92,7 @@ class BestStep(StepCallback):
         self.best: dict[str, tuple[float, Tensor]] = {}
 
     @torch.no_grad()
-    def on_step(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, is_logged: bool
-    ) -> None:
+    def on_step(self, trainer: Trainer, module: LightningModule, loss: Tensor, logs: bool) -> None:
         assert isinstance(module, LatentDiffusion)
         step, last = trainer.global_step, trainer.max_steps
         if step <= last // 2 or (step % self.every and step != last):
@@ -107,12 +101,12 @@ class BestStep(StepCallback):
         losses: dict[str, float] = defaultdict(float)
         for batch in data.batches("train", last, self.batches):
             found = module.sample_losses(batch, words).tolist()
-            for caption, loss in zip(batch[module.cond_stage_key], found, strict=True):
+            for caption, own in zip(batch[module.cond_stage_key], found, strict=True):
                 for placeholder in words.named(caption):
-                    losses[placeholder] += loss
-        for placeholder, loss in losses.items():
+                    losses[placeholder] += own
+        for placeholder, total in losses.items():
             word = words.string_to_param_dict[placeholder]
-            if placeholder not in self.best or loss < self.best[placeholder][0]:
-                self.best[placeholder] = loss, word.detach().clone()
+            if placeholder not in self.best or total < self.best[placeholder][0]:
+                self.best[placeholder] = total, word.detach().clone()
             if step == last:
                 word.copy_(self.best[placeholder][1])
