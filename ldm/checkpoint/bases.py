@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,14 +17,7 @@ from ldm.checkpoint.folder_config import SUPPORTED, folder_config, shipped_confi
 from ldm.checkpoint.folders import read_folder, take
 from ldm.checkpoint.hub import config_beside
 from ldm.checkpoint.names import OTHER_USES, canonical, describe, published_name
-from ldm.checkpoint.tables import (
-    AUTOENCODER_PREFIX,
-    FAMILIES,
-    UNET_PREFIX,
-    Family,
-    family_of,
-    open_clip,
-)
+from ldm.checkpoint.tables import FAMILIES, UNET_PREFIX, Family, open_clip, text_encoder
 from ldm.util import UserError
 
 
@@ -34,14 +27,14 @@ class Base:
 
     Attributes:
         path: the weights' file, or a folder of diffusers.
-        family: a key of `ldm.checkpoint.tables.FAMILIES`; None if it is of none of them.
+        family: a key of `ldm.checkpoint.tables.FAMILIES`; "" if it is of none of them.
         config: configuration of the model.
         what: says what was recognized; empty if the caller gave the configuration.
         undecided: whether it predicts v or ε is not known before its weights are read.
     """
 
     path: Path
-    family: str | None
+    family: str
     config: DictConfig
     what: str
     undecided: bool = False
@@ -84,23 +77,23 @@ def recognize(path: Path, config: DictConfig | None = None) -> Base:
         base = _recognize_file(path)
         return replace(base, what=f"{base.what}; {beside.name} is of another program, not used")
     text_family = family_of_config(config)
-    title = "a model" if text_family is None else FAMILIES[text_family].title
+    title = FAMILIES[text_family].title if text_family else "a model"
     return Base(path, text_family, config, f"{title} with {beside.name} beside it")
 
 
-def family_of_config(config: DictConfig) -> str | None:
-    """Return the family that the text encoder of a configuration belongs to; None for others."""
+def family_of_config(config: DictConfig) -> str:
+    """Return the family that the text encoder of a configuration belongs to; "" for others."""
     target = str(OmegaConf.select(config, "model.params.cond_stage_config.target"))
-    family = ENCODERS.get(target.rpartition(".")[2])
+    family = ENCODERS.get(target.rpartition(".")[2], "")
     predicts_v = OmegaConf.select(config, "model.params.parameterization") == "v"
     return "sd2-v" if family == "sd2" and predicts_v else family
 
 
 def _recognize_file(path: Path) -> Base:
     state = read_state_dict(path)
-    found, family = describe(state), family_of(state)
+    found, family = describe(state), text_encoder(state)[0]
     unet = any(name.startswith(UNET_PREFIX) for name in state)
-    if family is None or not unet or found.startswith(tuple(OTHER_USES.values())):
+    if not family or not unet or found.startswith(tuple(OTHER_USES.values())):
         raise UserError(f"{path}: found {found}; {SUPPORTED}")
     undecided = ""
     if family == "sd2":
@@ -132,30 +125,13 @@ def read_weights(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises UserError for what is unreadable, or lacks a component.
     """
     own = {published_name(name): value for name, value in state.items()}
-    key = family_of(own)
+    key = text_encoder(own)[0]
     if not path.is_dir():
         state = read_state_dict(path)
-        return state if key is None else _joined(state, own, FAMILIES[key])
-    if key is None:
+        return _joined(state, own, FAMILIES[key]) if key else state
+    if not key:
         raise UserError(f"{path}: a folder of diffusers does not fit this configuration")
-    return read_folder(path, own, FAMILIES[key], sizes_of(own))
-
-
-def sizes_of(names: Iterable[str]) -> dict[str, int]:
-    """Return the numbers that the tables need, of published names.
-
-    "blocks" are the residual blocks of a U-Net's level, "levels" those of the autoencoder.
-    """
-    names = list(names)
-
-    def count(pattern: str) -> int:
-        found = (re.match(pattern, name) for name in names)
-        return len({match[1] for match in found if match})
-
-    halvings = count(rf"{re.escape(UNET_PREFIX)}input_blocks\.(\d+)\.0\.op\.")
-    outputs = count(rf"{re.escape(UNET_PREFIX)}output_blocks\.(\d+)\.")
-    levels = count(rf"{re.escape(AUTOENCODER_PREFIX)}decoder\.up\.(\d+)\.")
-    return {"blocks": outputs // (halvings + 1) - 1, "levels": levels}
+    return read_folder(path, own, FAMILIES[key])
 
 
 def _joined(
@@ -163,15 +139,11 @@ def _joined(
 ) -> dict[str, Tensor]:
     """Add the entries of OpenCLIP that a file has under the names of `transformers`."""
     there = {canonical(name) for name in state}
-    for part in family.parts:
-        if part.rule is not open_clip:
-            continue
+    entries = {n: entry for n, entry in family.entries(own).items() if canonical(n) not in there}
+    for part in (part for part in family.parts if part.rule is open_clip):
         roots = {part.prefix, part.prefix.replace(".model.", ".transformer.")}
         theirs = {n.removeprefix(r): v for r in roots for n, v in state.items() if n.startswith(r)}
-        for name in own:
-            if name.startswith(part.prefix) and canonical(name) not in there:
-                entry = family.entry(name, {})
-                value = None if entry is None else take(entry, theirs)
-                if value is not None:
-                    state[name] = value
+        for name, entry in entries.items():
+            if name.startswith(part.prefix) and (value := take(entry, theirs)) is not None:
+                state[name] = value
     return state

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from ldm.checkpoint.bases import Base, read_weights, recognize
-from ldm.checkpoint.config import read_config
-from ldm.checkpoint.files import checkpoint_hash, mapped_ranges, read_state_dict, release
+from ldm.checkpoint.config import read_config as read_config
+from ldm.checkpoint.files import checkpoint_hash as checkpoint_hash
+from ldm.checkpoint.files import mapped_ranges, release
+from ldm.checkpoint.files import read_state_dict as read_state_dict
 from ldm.checkpoint.folder_config import shipped_config
 from ldm.checkpoint.hub import locate_base
 from ldm.checkpoint.names import (
@@ -32,19 +34,10 @@ from ldm.checkpoint.names import (
     of_another_model,
     strangers,
 )
+from ldm.modules.ema import LitEma
 from ldm.randomness import Purpose, normal
 from ldm.util import UserError, first_line, instantiate_from_config
 
-__all__ = [
-    "LoadReport",
-    "build_empty",
-    "checkpoint_hash",
-    "find_base",
-    "load_model",
-    "load_state",
-    "read_config",
-    "read_state_dict",
-]
 logger = logging.getLogger(__name__)
 
 
@@ -95,7 +88,7 @@ def load_state(
     own = model.state_dict()
     pairs = match_names(list(own), list(state))
     found = set(pairs.values())
-    missing = [name for name in own if name not in found]
+    missing = dict.fromkeys(name for name in own if name not in found)
     wrong = {n: ours for n, ours in pairs.items() if state[n].shape != own[ours].shape}
     absent = [name for name in missing if not is_optional(name)]
     on_meta = any(p.is_meta for p in model.parameters())
@@ -118,8 +111,7 @@ def load_state(
         if values[ours] is not state[name]:
             release(state[name], mapped)
     model.load_state_dict(values, strict=False, assign=on_meta)
-    if not on_meta:
-        _start_averages(model, missing)
+    _start_averages(model, missing)
     if tables:
         logger.info("%s: the schedule's %s are computed, not read", source, ", ".join(tables))
     if absent:
@@ -206,7 +198,10 @@ def build_empty(base: Base) -> Any:
         UserError: no model has the configuration's values.
     """
     config = copy.deepcopy(base.config.model)
-    _without_other_files(config)
+    # The checkpoint has the weights of all parts; a configuration may name other files for them.
+    for key in ("params.ckpt_path", "params.first_stage_config.params.ckpt_path"):
+        if OmegaConf.select(config, key) is not None:
+            OmegaConf.update(config, key, None)
     try:
         with torch.device("meta"):
             return instantiate_from_config(config)
@@ -223,11 +218,14 @@ def _load_base(base: Base, device: torch.device | str, dtype: torch.dtype | None
     state = read_weights(base.path, model.state_dict())
     what = f"{base.what}, " if base.what else ""
     report = load_state(model, state, source=str(base.path), device=device, dtype=dtype)
-    decay = (base.config.model.get("params") or {}).get("ema_decay") or 0.9999
-    _fill_what_is_left(model, torch.device(device), decay)
+    _fill_what_is_left(model, torch.device(device))
     logger.info("%s: %s%d tensors read", base.path, what, len(state) - len(report.unexpected))
-    for line in _remarks(report):
-        logger.info("%s: %s", base.path, line)
+    shadows = sum(name.startswith("model_ema.") for name in report.unexpected)
+    if shadows > 2:
+        text = "%s: an averaged copy of %d weights is there and not used"
+        logger.info(text, base.path, shadows - 2)
+    if unusual := str(_unusual(report)):
+        logger.info("%s: %s", base.path, unusual)
     model.to(device=device)
     network = getattr(model, "model", None)  # an autoencoder has no U-Net
     if network is not None and dtype == torch.bfloat16 and torch.device(device).type == "cpu":
@@ -245,7 +243,7 @@ def _refusal(
     wrong: Mapping[str, str],
     absent: list[str],
 ) -> str:
-    """Raise UserError that says what the file holds; `wrong` pairs names of different shapes."""
+    """Say what the file holds instead; `wrong` pairs names of different shapes."""
     found, wanted = describe(state), describe(own)
     if found == f"{wanted}, no autoencoder":
         return f"found {found}: give a file that holds it too"
@@ -264,65 +262,41 @@ def _refusal(
     )
 
 
-def _without_other_files(model: DictConfig) -> None:
-    """Drop the weights' files that a configuration names for parts: the checkpoint has them all."""
-    for key in ("params.ckpt_path", "params.first_stage_config.params.ckpt_path"):
-        if OmegaConf.select(model, key) is not None:
-            OmegaConf.update(model, key, None)
-
-
-def _fill_what_is_left(model: nn.Module, device: torch.device, ema_decay: float) -> None:
-    """Give values to the entries that the file lacks, or raise UserError for one that has none."""
+def _fill_what_is_left(model: nn.Module, device: torch.device) -> None:
+    """Give values to the entries that the file lacks, or raise RuntimeError for one without any."""
     for name, module in model.named_modules():
         for key, buffer in list(module.named_buffers(recurse=False)):
-            if not buffer.is_meta:
-                continue
-            if key == "position_ids":  # 0..n-1, [1, n]
-                numbers = torch.arange(buffer.shape[-1], device=device)
-                module._buffers[key] = numbers.expand(buffer.shape).clone()
-            elif name.endswith("model_ema"):
-                above = model.get_submodule(name.rpartition(".")[0])
-                module._buffers[key] = _start_of_average(above, key, ema_decay).to(device)
-            else:
+            if buffer.is_meta and key != "position_ids":
                 raise RuntimeError(
                     f"buffer {name}.{key} has no value, and the file has none for it"
                 )
+            if buffer.is_meta:  # 0..n-1, [1, n]
+                numbers = torch.arange(buffer.shape[-1], device=device)
+                module._buffers[key] = numbers.expand(buffer.shape).clone()
         for key, weight in list(module.named_parameters(recurse=False)):
             if weight.is_meta:  # `to_logits`, which nothing evaluates
                 empty = torch.zeros(weight.shape, device=device)
                 module._parameters[key] = nn.Parameter(empty, weight.requires_grad)
 
 
-def _start_averages(model: nn.Module, missing: Iterable[str]) -> None:
+def _start_averages(model: nn.Module, missing: Collection[str]) -> None:
     """Set the averaged weights that a file lacks to the weights that the model has now."""
-    for name in missing:
-        path, _, key = name.rpartition(".")
-        if path.endswith("model_ema") and key not in ("decay", "num_updates"):
-            owner = model.get_submodule(path.rpartition(".")[0])
-            model.get_buffer(name).copy_(_start_of_average(owner, key, 0.0))
+    for path, ema in model.named_modules():
+        if not isinstance(ema, LitEma):
+            continue
+        owner = model.get_submodule(path.rpartition(".")[0])
+        # A diffusion model averages its `model`, an autoencoder itself.
+        network = getattr(owner, "model", owner)
+        for name, shadow in ema.shadow_names.items():
+            if f"{path}.{shadow}" in missing:
+                setattr(ema, shadow, network.get_parameter(name).detach().clone())
 
 
-def _start_of_average(owner: nn.Module, key: str, decay: float) -> Tensor:
-    """Return the first value of an averaged copy's buffer: the weight itself, or a counter."""
-    if key in ("decay", "num_updates"):
-        return torch.tensor(decay if key == "decay" else 0)
-    # A diffusion model averages its `model`, an autoencoder itself.
-    network = getattr(owner, "model", None)
-    followed = network if isinstance(network, nn.Module) else owner
-    weights = {name.replace(".", ""): w for name, w in followed.named_parameters()}
-    return weights[key].detach().clone()
-
-
-def _remarks(report: LoadReport) -> list[str]:
-    """Log what is unusual about a file, and not what every published file has."""
-    lines = []
-    shadows = [n for n in report.unexpected if n.startswith("model_ema.")]
-    if len(shadows) > 2:
-        lines.append(f"an averaged copy of {len(shadows) - 2} weights is there and not used")
+def _unusual(report: LoadReport) -> LoadReport:
+    """Return what not every published file has or lacks."""
     known = ("model_ema.", "embedding_manager.")
-    others = [n for n in report.unexpected if not n.startswith(known) and not is_optional(n)]
-    # What the configuration determines is not missing.
-    missing = tuple(n for n in report.missing if not is_optional(n))
-    if others or missing:
-        lines.append(str(LoadReport(missing, tuple(others))))
-    return lines
+    return LoadReport(
+        # What the configuration determines is not missing.
+        tuple(n for n in report.missing if not is_optional(n)),
+        tuple(n for n in report.unexpected if not n.startswith(known) and not is_optional(n)),
+    )

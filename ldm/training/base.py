@@ -54,6 +54,6 @@ def _finetune(base: Base) -> str:
 
     if base.path.parent.resolve() == locate(MINIATURE).resolve():
         return MINIATURE_CONFIG
-    if base.family is None:
+    if not base.family:
         raise UserError(f"{base.path}: {base.what}, which names no text encoder: give --base YAML")
     return FAMILIES[base.family].finetune
