@@ -19,21 +19,9 @@ from torch import Tensor, nn
 
 from ldm.util import UserError, write_whole
 from ldm.words.containers import read_container
-from ldm.words.formats import SDXL, WordFile, interpret
+from ldm.words.formats import SDXL, interpret
+from ldm.words.formats import WordFile as WordFile
 from ldm.words.hub import find_word
-
-__all__ = (
-    "WordFile",
-    "check_encoder",
-    "check_name",
-    "describe_width",
-    "header",
-    "plain",
-    "read_words",
-    "renamed",
-    "stored_step",
-    "write_words",
-)
 
 FORMAT_NAME = "ldm-word"
 FORMAT_VERSION = "1"
