@@ -6,19 +6,21 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from safetensors import safe_open
 from torch import Tensor
+from yaml import YAMLError  # type: ignore[import-untyped]
 
-from ldm.checkpoint.config import read_config
 from ldm.checkpoint.files import read_state_dict
 from ldm.checkpoint.folder_config import SUPPORTED, folder_config, shipped_config
 from ldm.checkpoint.folders import read_folder, take
 from ldm.checkpoint.hub import config_beside
 from ldm.checkpoint.names import OTHER_USES, canonical, describe, published_name
 from ldm.checkpoint.tables import FAMILIES, UNET_PREFIX, Family, open_clip, text_encoder
-from ldm.util import UserError
+from ldm.util import UserError, told
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,33 @@ METADATA_OF_V = {
     "modelspec.resolution": {"768x768": True, "512x512": False},
 }
 NAME_OF_V, NAME_OF_EPS = re.compile(r"768|[-_]v[-_.]"), re.compile(r"512|base")
+
+
+def read_config(config: DictConfig | Mapping[str, Any] | str | Path) -> DictConfig:
+    """Read a model's configuration; the caller may change what is returned.
+
+    A tokenizer folder named relative to the configuration's own folder, or to the project's, is
+    made absolute. Raises UserError for a file that is missing, is no YAML, or has no `model`.
+    """
+    name, folder = "configuration", None
+    loaded: Any
+    if isinstance(config, str | Path):
+        name, folder = f"configuration {config}", Path(config).resolve().parent
+        if not Path(config).is_file():
+            raise UserError(f"{name} does not exist")
+        with told(f"{name} is not YAML: ", YAMLError, OmegaConfBaseException, OSError, ValueError):
+            loaded = OmegaConf.load(config)
+    else:
+        plain = OmegaConf.to_container(config) if isinstance(config, DictConfig) else dict(config)
+        loaded = OmegaConf.create(plain)
+    if not isinstance(loaded, DictConfig) or "model" not in loaded:
+        raise UserError(f"{name} has no 'model': it is not the configuration of a model")
+    tokenizer = OmegaConf.select(loaded, "model.params.cond_stage_config.params.tokenizer")
+    if isinstance(tokenizer, str) and folder is not None and not Path(tokenizer).is_dir():
+        beside = folder / tokenizer
+        if beside.is_dir():
+            loaded.model.params.cond_stage_config.params.tokenizer = str(beside)
+    return loaded
 
 
 def recognize(path: Path, config: DictConfig | None = None) -> Base:

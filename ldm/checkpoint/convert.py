@@ -16,16 +16,8 @@ from torch import Tensor
 from ldm.checkpoint.bases import Base, read_weights
 from ldm.checkpoint.folder_config import shipped_config
 from ldm.checkpoint.folder_json import component_configs, model_index
-from ldm.checkpoint.loading import build_empty, find_base
-from ldm.checkpoint.names import (
-    OPTIONAL_PREFIXES,
-    describe,
-    is_optional,
-    match_names,
-    of_another_model,
-    published_name,
-    strangers,
-)
+from ldm.checkpoint.loading import build_empty, find_base, pair
+from ldm.checkpoint.names import OPTIONAL_PREFIXES, published_name
 from ldm.checkpoint.tables import FAMILIES, INDEX, Entry
 from ldm.util import PART, UserError, reason_of, write_json, write_whole
 
@@ -80,17 +72,10 @@ def read_entries(base: Base) -> dict[str, Tensor]:
     model = build_empty(base)
     own = model.state_dict()
     state = read_weights(base.path, own)
-    pairs = match_names(list(own), list(state))
-    wrong = [n for n, ours in pairs.items() if state[n].shape != own[ours].shape]
-    lost = own.keys() - set(pairs.values())
-    absent = [n for n in own if n in lost and own[n].is_meta and not is_optional(n)]
-    if wrong or absent:
-        raise UserError(f"{base.path}: {(wrong or absent)[0]} is missing or has another shape")
-    if strange := strangers(state, pairs):
-        raise UserError(f"{base.path}: found {describe(state)}, {of_another_model(strange)}")
+    pairs, lost = pair(own, state, str(base.path))
     entries = {ours: state[theirs] for theirs, ours in pairs.items()}
     if base.family != "sdxl":  # its published file has no tables of the schedule
-        entries |= {n: own[n] for n in own if n in lost and not own[n].is_meta}
+        entries |= {name: own[name] for name in lost if not own[name].is_meta}
     return {published_name(n): v for n, v in entries.items() if not n.startswith(OPTIONAL_PREFIXES)}
 
 

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ldm.checkpoint.folders import read_json
 from ldm.checkpoint.tables import FAMILIES, INDEX
 from ldm.resources import locate
-from ldm.util import UserError, first_line
+from ldm.util import UserError, told
 
 # Options that our U-Net has. A folder with other values is refused. A missing entry has this one.
 UNET_FACTS: Mapping[str, Any] = {
@@ -157,15 +157,10 @@ def folder_config(folder: Path) -> tuple[str, DictConfig]:
     Raises UserError for a folder that lacks a component or a size, whose sizes make no model, or
     whose model is not supported.
     """
-    try:
+    fault, remedy = "the sizes in its config.json files do not fit", "): download them again"
+    kinds = (LookupError, TypeError, ValueError, ArithmeticError, OmegaConfBaseException)
+    with told(f"{folder}: {fault} (", *kinds, after=remedy):
         return _folder_config(folder)
-    except UserError:
-        raise
-    except (LookupError, TypeError, ValueError, ArithmeticError, OmegaConfBaseException) as error:
-        raise UserError(
-            f"{folder}: the sizes in its config.json files do not fit ({first_line(error)}): "
-            "download them again"
-        ) from error
 
 
 def _folder_config(folder: Path) -> tuple[str, DictConfig]:
@@ -230,7 +225,7 @@ def _diffusion_params(
         ("prediction_type", "parameterization", PREDICTIONS),
         ("beta_schedule", "beta_schedule", BETAS),
     ):
-        value = scheduler.get(key)
+        value: Any = scheduler.get(key)
         if value is not None and value not in table:
             raise UserError(f"{folder}: the scheduler's {key} {value!r} is not supported")
         known[own] = table.get(value)

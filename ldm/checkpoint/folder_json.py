@@ -24,7 +24,7 @@ CLASSES = {
 
 def model_index(name: str) -> dict[str, Any]:
     """Return `model_index.json` of a family's folder."""
-    family, more = FAMILIES[name], {}
+    family, more = FAMILIES[name], dict[str, Any]()
     if name == "sdxl":
         more = {"force_zeros_for_empty_prompt": True}
     elif name != "ldm":

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from ldm.checkpoint.bases import Base, read_weights, recognize
-from ldm.checkpoint.config import read_config as read_config
+from ldm.checkpoint.bases import read_config as read_config
 from ldm.checkpoint.files import checkpoint_hash as checkpoint_hash
 from ldm.checkpoint.files import mapped_ranges, release
 from ldm.checkpoint.files import read_state_dict as read_state_dict
@@ -36,7 +36,7 @@ from ldm.checkpoint.names import (
 )
 from ldm.modules.ema import LitEma
 from ldm.randomness import Purpose, normal
-from ldm.util import UserError, first_line, instantiate_from_config
+from ldm.util import UserError, instantiate_from_config, told
 
 logger = logging.getLogger(__name__)
 
@@ -86,16 +86,9 @@ def load_state(
         UserError: the weights are of another architecture; one line says of which.
     """
     own = model.state_dict()
-    pairs = match_names(list(own), list(state))
-    found = set(pairs.values())
-    missing = dict.fromkeys(name for name in own if name not in found)
-    wrong = {n: ours for n, ours in pairs.items() if state[n].shape != own[ours].shape}
-    absent = [name for name in missing if not is_optional(name)]
     on_meta = any(p.is_meta for p in model.parameters())
-    if wrong or not pairs or (absent and on_meta):
-        raise UserError(f"{source}: {_refusal(state, own, wrong, absent)}")
-    if on_meta and (strange := strangers(state, pairs)):
-        raise UserError(f"{source}: found {describe(state)}, {of_another_model(strange)}")
+    pairs, missing = pair(own, state, source, whole=on_meta)
+    absent = [name for name in missing if not is_optional(name)]
     weights = {name for name, _ in model.named_parameters()}
     values: dict[str, Tensor] = {}
     tables: list[str] = []  # entries of the file's schedule that contradict the configuration
@@ -120,6 +113,26 @@ def load_state(
         missing=tuple(n for n in missing if not n.startswith("embedding_manager.")),
         unexpected=tuple(name for name in state if name not in pairs),
     )
+
+
+def pair(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str, whole: bool = True
+) -> tuple[dict[str, str], list[str]]:
+    """Pair the entries of a file with a model's: {file's name: model's name}, and what it lacks.
+
+    Raises UserError, which begins with `source`, if the weights are of another architecture; or, of
+    a `whole` model, if one is missing or its U-Net has more.
+    """
+    pairs = match_names(list(own), list(state))
+    found = set(pairs.values())
+    missing = [name for name in own if name not in found]
+    wrong = {n: ours for n, ours in pairs.items() if state[n].shape != own[ours].shape}
+    absent = [name for name in missing if whole and not is_optional(name)]
+    if wrong or not pairs or absent:
+        raise UserError(f"{source}: {_refusal(state, own, wrong, absent)}")
+    if whole and (strange := strangers(state, pairs)):
+        raise UserError(f"{source}: found {describe(state)}, {of_another_model(strange)}")
+    return pairs, missing
 
 
 def _agree(table: Tensor, computed: Tensor) -> bool:
@@ -202,15 +215,9 @@ def build_empty(base: Base) -> Any:
     for key in ("params.ckpt_path", "params.first_stage_config.params.ckpt_path"):
         if OmegaConf.select(config, key) is not None:
             OmegaConf.update(config, key, None)
-    try:
-        with torch.device("meta"):
-            return instantiate_from_config(config)
-    except UserError:
-        raise
-    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise UserError(
-            f"{base.path}: the values of its configuration do not fit: {first_line(error)}"
-        ) from error
+    fault = f"{base.path}: the values of its configuration do not fit: "
+    with told(fault, TypeError, ValueError, ArithmeticError, RuntimeError), torch.device("meta"):
+        return instantiate_from_config(config)
 
 
 def _load_base(base: Base, device: torch.device | str, dtype: torch.dtype | None) -> Any:

@@ -13,13 +13,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.checkpoint.convert import give, open_base, read_entries, write
-from ldm.checkpoint.names import match_names
 from ldm.checkpoint.tables import FAMILIES
-from ldm.checkpoint.weight_delta import check_weight_delta
+from ldm.checkpoint.weight_delta import check_weight_delta, read_changes
 from ldm.util import UserError, write_whole
 from ldm.words.files import WordFile, check_name
 
@@ -60,7 +59,7 @@ def export_delta(
     base, target = open_base(source, target, config)
     check_weight_delta(delta, base.path)
     entries = read_entries(base)
-    moved = _of_entries(load_file(delta), entries, delta)
+    moved = {name: change.float() for name, change in read_changes(delta, entries)}
     if rank is None:
         tuned = entries | {n: (entries[n].float() + v).to(entries[n]) for n, v in moved.items()}
         write(base, tuned, target)
@@ -83,20 +82,6 @@ def export_delta(
         + (f"; {left_out} biases, norms or tables are not in a LoRA" * bool(left_out))
     )
     return error
-
-
-def _of_entries(
-    delta: Mapping[str, Tensor], entries: Mapping[str, Tensor], path: str | Path
-) -> dict[str, Tensor]:
-    """Return a delta by the published names of the base, as float32."""
-    pairs = match_names(list(entries), list(delta))
-    moved = {}
-    for name, change in delta.items():
-        ours = pairs.get(name, "")
-        if ours not in entries or entries[ours].shape != change.shape:
-            raise UserError(f"{path}: its weight {name} {list(change.shape)} is not in the base")
-        moved[ours] = change.float()
-    return moved
 
 
 @torch.no_grad()

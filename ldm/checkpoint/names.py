@@ -141,40 +141,32 @@ def of_another_model(strange: Sequence[str]) -> str:
     )
 
 
-# Part of a name → what the file is; the first that fits decides.
-OTHER_FILES: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("double_blocks.", "joint_blocks."), "a transformer diffusion model (FLUX or SD 3)"),
-    (("lora_", ".lora", "base_model.model."), "a LoRA, which changes a model but is none"),
-    (("control_model.", "controlnet_", "input_hint_block."), "a ControlNet, which steers a model"),
-    (("ip_adapter.", "image_proj."), "an IP-Adapter, which steers a model"),
-    (("time_stack.", "motion_modules."), "a model of videos, or its motion module"),
-)
-# Parts of a model, by what one of their names begins with or has after a dot.
-PARTS_ALONE: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("time_embedding.",), "a U-Net alone, in the names of diffusers"),
-    (("time_embed.", "input_blocks."), "a U-Net alone"),
-    (("embed_tokens.", "SelfAttention."), "a text encoder alone"),
-    (("text_model.", "token_embedding.", "resblocks.", "self_attn."), "a CLIP text encoder alone"),
+# A pattern that one of the names fits → what the file is; the first that fits decides.
+KINDS = (
+    (r"(double|joint)_blocks\.", "a transformer diffusion model (FLUX or SD 3)"),
+    (r"lora_|\.lora|base_model\.model\.", "a LoRA, which changes a model but is none"),
+    (r"control_model\.|controlnet_|input_hint_block\.", "a ControlNet, which steers a model"),
+    (r"ip_adapter\.|image_proj\.", "an IP-Adapter, which steers a model"),
+    (r"time_stack\.|motion_modules\.", "a model of videos, or its motion module"),
+    (rf"^{UNET_PREFIX}", ""),
+    (r"(^|\.)time_embedding\.", "a U-Net alone, in the names of diffusers"),
+    (r"(^|\.)(time_embed|input_blocks)\.", "a U-Net alone"),
+    (r"(^|\.)(embed_tokens|SelfAttention)\.", "a text encoder alone"),
+    (r"(^|\.)(text_model|token_embedding|resblocks|self_attn)\.", "a CLIP text encoder alone"),
     (
-        ("embedding_manager.",),
+        r"(^|\.)embedding_manager\.",
         "a training checkpoint, which holds the learned word and not a model",
     ),
-    (("first_stage_model.", "encoder.", "decoder.", "quant_conv."), "an autoencoder alone"),
+    (r"(^|\.)(first_stage_model|encoder|decoder|quant_conv)\.", "an autoencoder alone"),
 )
 
 
 def describe(state: Mapping[str, Tensor]) -> str:
     """Say in a few words what kind of model a state dict belongs to."""
     names = list(state)
-    dotted = [f".{name}" for name in names]
-    for parts, what in OTHER_FILES:
-        if any(part in name for part in parts for name in names):
-            return what
-    if any(name.startswith(UNET_PREFIX) for name in names):
-        return _describe_diffusion(state)
-    for parts, what in PARTS_ALONE:
-        if any(f".{part}" in name for part in parts for name in dotted):
-            return what
+    for pattern, what in KINDS:
+        if any(re.search(pattern, name) for name in names):
+            return what or _describe_diffusion(state)
     if {"string_to_param", "emb_params"} & set(names) or _looks_like_words(state):
         return "an embedding file, which holds learned words and not a model"
     some = ", ".join(names[:3])

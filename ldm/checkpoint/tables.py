@@ -81,7 +81,7 @@ class Family:
         outputs = _count(rf"{UNET_PREFIX}output_blocks\.(\d+)\.", names)
         halvings = _count(rf"{UNET_PREFIX}input_blocks\.(\d+)\.0\.op\.", names)
         levels = _count(rf"{AUTOENCODER_PREFIX}decoder\.up\.(\d+)\.", names)
-        sizes = {unet: outputs // (halvings + 1) - 1, autoencoder: levels}
+        sizes: dict[Rule, int] = {unet: outputs // (halvings + 1) - 1, autoencoder: levels}
         for name in names:
             part = next((part for part in self.parts if name.startswith(part.prefix)), None)
             if part is None:

@@ -61,11 +61,9 @@ def parse(text: str) -> list[tuple[str, float]]:
 
 
 class TextModel(WordModel, Protocol):
-    """What weighted prompts need of a `LatentDiffusion`."""
+    """What weighted prompts need of a `LatentDiffusion`: it encodes token ids [b, n] too."""
 
-    def get_learned_conditioning(self, c: Any, **options: Any) -> Any:
-        """Encode token ids [b, n]."""
-        ...
+    def get_learned_conditioning(self, c: Any, **options: Any) -> Any: ...
 
 
 # A token's id, the positions that it takes and their weight; a chunk is a row of them.
