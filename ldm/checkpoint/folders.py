@@ -17,17 +17,15 @@ from torch import Tensor
 from ldm.checkpoint.files import read_state_dict
 from ldm.checkpoint.names import of_another_model
 from ldm.checkpoint.tables import OLD_ATTENTION, STEMS, Entry, Family, choose_weights
-from ldm.util import UserError
+from ldm.util import UserError, told
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds a mapping; UserError where it is missing or damaged."""
-    try:
+    if not path.exists():
+        raise UserError(f"{path.parent} lacks {path.name}: download the folder again")
+    with told(f"{path} is damaged (", OSError, ValueError, after="): download it again"):
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path.parent} lacks {path.name}: download the folder again") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}): download it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping, got a {type(content).__name__}")
     return content

@@ -25,13 +25,9 @@ HOW_TO_GET = (
 def locate_base(name: str | Path) -> Path:
     """Return the file of a base's weights, or its folder of diffusers.
 
-    Args:
-        name: a path, from here or from the project's folder; the name of a folder under models/,
-            such as "miniature"; or a Hub name: "org/name", "hf:org/name@REVISION", or
-            "hf:org/name/FILE" for one file of a repository.
-
-    Raises:
-        UserError: it is nowhere; or the Hub does not give it, and says why.
+    `name` is a path, from here or from the project's folder; the name of a folder under models/,
+    such as "miniature"; or a Hub name: "org/name", "hf:org/name@REVISION", or "hf:org/name/FILE"
+    for one file of a repository. Raises UserError if it is nowhere, or the Hub does not give it.
     """
     text = str(name)
     for place in (locate(name), locate(f"models/{text}")):

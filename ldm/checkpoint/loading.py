@@ -43,15 +43,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadReport:
-    """The entries that only one of a file and a model has.
+    """The entries that only one of a file and a model has."""
 
-    Attributes:
-        missing: the model's entries that the file lacks and that are computed instead.
-        unexpected: the file's entries that the model has no place for.
-    """
-
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
+    missing: tuple[str, ...]  # the model's that the file lacks and that are computed instead
+    unexpected: tuple[str, ...]  # the file's that the model has no place for
 
     def __str__(self) -> str:
         return "; ".join(
@@ -127,8 +122,8 @@ def pair(
     found = set(pairs.values())
     missing = [name for name in own if name not in found]
     wrong = {n: ours for n, ours in pairs.items() if state[n].shape != own[ours].shape}
-    absent = [name for name in missing if whole and not is_optional(name)]
-    if wrong or not pairs or absent:
+    absent = [name for name in missing if not is_optional(name)]
+    if wrong or not pairs or (absent and whole):
         raise UserError(f"{source}: {_refusal(state, own, wrong, absent)}")
     if whole and (strange := strangers(state, pairs)):
         raise UserError(f"{source}: found {describe(state)}, {of_another_model(strange)}")
@@ -178,14 +173,10 @@ def load_model(
 def find_base(
     name: str | Path, config: DictConfig | Mapping[str, Any] | str | Path | None = None
 ) -> Base:
-    """Find a base and its configuration; a Hub name is downloaded.
+    """Find a base by its name (see `locate_base`); one of the Hub is downloaded.
 
-    Args:
-        name: as `locate_base` takes it.
-        config: its configuration; None takes the one beside its weights, or recognizes the base.
-
-    Raises:
-        UserError: nothing is there, or no base that is supported.
+    Without `config` its configuration is the one beside its weights, or that of the base recognized
+    by them. Raises UserError if nothing is there, or no base that is supported.
     """
     base = recognize(locate_base(name), None if config is None else read_config(config))
     if base.undecided and _predicts_v(base):
@@ -207,8 +198,7 @@ def _predicts_v(base: Base) -> bool:
 def build_empty(base: Base) -> Any:
     """Build a base's model on the meta device: names and shapes without values.
 
-    Raises:
-        UserError: no model has the configuration's values.
+    Raises UserError if no model has the configuration's values.
     """
     config = copy.deepcopy(base.config.model)
     # The checkpoint has the weights of all parts; a configuration may name other files for them.
@@ -231,7 +221,13 @@ def _load_base(base: Base, device: torch.device | str, dtype: torch.dtype | None
     if shadows > 2:
         text = "%s: an averaged copy of %d weights is there and not used"
         logger.info(text, base.path, shadows - 2)
-    if unusual := str(_unusual(report)):
+    known = ("model_ema.", "embedding_manager.")
+    unusual = LoadReport(
+        # What the configuration determines is not missing.
+        tuple(n for n in report.missing if not is_optional(n)),
+        tuple(n for n in report.unexpected if not n.startswith(known) and not is_optional(n)),
+    )
+    if str(unusual):
         logger.info("%s: %s", base.path, unusual)
     model.to(device=device)
     network = getattr(model, "model", None)  # an autoencoder has no U-Net
@@ -297,13 +293,3 @@ def _start_averages(model: nn.Module, missing: Collection[str]) -> None:
         for name, shadow in ema.shadow_names.items():
             if f"{path}.{shadow}" in missing:
                 setattr(ema, shadow, network.get_parameter(name).detach().clone())
-
-
-def _unusual(report: LoadReport) -> LoadReport:
-    """Return what not every published file has or lacks."""
-    known = ("model_ema.", "embedding_manager.")
-    return LoadReport(
-        # What the configuration determines is not missing.
-        tuple(n for n in report.missing if not is_optional(n)),
-        tuple(n for n in report.unexpected if not n.startswith(known) and not is_optional(n)),
-    )

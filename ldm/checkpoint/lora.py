@@ -88,20 +88,12 @@ def export_delta(
 def low_rank(
     delta: Mapping[str, Tensor], family: str, names: Iterable[str], rank: int
 ) -> tuple[dict[str, Tensor], float, int]:
-    """Return the LoRA of a delta.
+    """Return the LoRA of a delta (published name → trained − base, float32).
 
-    Args:
-        delta: published name → trained − base, float32.
-        family: a key of `FAMILIES`; not "ldm", for which no tool reads a LoRA.
-        names: all published names of the base.
-        rank: of each matrix, at least 1; a smaller matrix gets its full rank.
-
-    Returns:
-        Tensors by kohya's names; ‖delta − LoRA‖ / ‖delta‖ over all weights of the delta (Frobenius
-        norm); how many weights of the delta have no place in a LoRA.
-
-    Raises:
-        UserError: the family has no LoRA, or `rank` is below 1.
+    `names` are all published names of the base, `rank` that of each matrix; a smaller matrix gets
+    its full rank. Returns tensors by kohya's names; ‖delta − LoRA‖ / ‖delta‖ over all weights of
+    the delta (Frobenius norm); how many weights of the delta have no place in a LoRA. Raises
+    UserError where the family has no LoRA, or `rank` is below 1.
     """
     if family == "ldm":
         raise UserError(f"no tool reads a LoRA of {FAMILIES[family].title}: write a whole model")
@@ -167,20 +159,18 @@ def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def bundled(words: WordFile) -> dict[str, Tensor]:
     """Return words under the names that a LoRA carries them by; SDXL's have two tensors each.
 
-    Raises:
-        UserError: a name that cannot stand there.
+    Raises UserError for a name that cannot stand there.
     """
-    tensors = {}
-    for name, vectors in words.words.items():
+    for name in words.words:
         check_name(name)
         if "." in name:
             raise UserError(
                 f"the readers of a LoRA end a word's name at a dot, got {name!r}: give another "
                 "name with WORD=FILE"
             )
-        if name in words.second:
-            tensors[f"bundle_emb.{name}.clip_l"] = vectors
-            tensors[f"bundle_emb.{name}.clip_g"] = words.second[name]
-        else:
-            tensors[f"bundle_emb.{name}.string_to_param.*"] = vectors
-    return tensors
+    first, second = ("clip_l", "clip_g") if words.second else ("string_to_param.*", "")
+    return {
+        f"bundle_emb.{name}.{key}": vectors
+        for key, part in ((first, words.words), (second, words.second))
+        for name, vectors in part.items()
+    }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 INDEX = "model_index.json"
 UNET_PREFIX, AUTOENCODER_PREFIX = "model.diffusion_model.", "first_stage_model."
@@ -21,55 +21,33 @@ ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
 Rule = Callable[[str, int], tuple[str, ...]]
 
 
-@dataclass(frozen=True)
-class Part:
-    """A component of a diffusers folder.
-
-    Attributes:
-        component: the folder's name.
-        prefix: of the published names.
-        rule: maps a published name without prefix to the names in the folder. Three names are the
-            rows of one matrix, in this order. No name means that the folder has no such entry.
-    """
+class Part(NamedTuple):
+    """A component of a diffusers folder."""
 
     component: str
-    prefix: str
+    prefix: str  # of the published names
+    # Maps a published name without prefix to the names in the folder. Three names are the rows of
+    # one matrix, in this order. No name means that the folder has no such entry.
     rule: Rule
 
 
-@dataclass(frozen=True)
-class Entry:
-    """Where a diffusers folder has one published entry.
-
-    Attributes:
-        component: the folder's name.
-        names: in the component's weights; several are joined along the first dimension.
-        transposed: whether the folder has the transposed matrix.
-    """
+class Entry(NamedTuple):
+    """Where a diffusers folder has one published entry."""
 
     component: str
-    names: tuple[str, ...]
-    transposed: bool = False
+    names: tuple[str, ...]  # in the component's weights; several are joined along dimension 0
+    transposed: bool = False  # whether the folder has the transposed matrix
 
 
-@dataclass(frozen=True)
-class Family:
-    """A family of bases.
+class Family(NamedTuple):
+    """A family of bases."""
 
-    Attributes:
-        title: what users call it.
-        inference, finetune: its configurations.
-        parts: its components with weights.
-        tokenizers: its components with vocabularies.
-        pipeline: the class of diffusers that opens it.
-    """
-
-    title: str
-    inference: str
+    title: str  # what users call it
+    inference: str  # a configuration, as the next
     finetune: str
-    parts: tuple[Part, ...]
-    tokenizers: tuple[str, ...]
-    pipeline: str
+    parts: tuple[Part, ...]  # components with weights: U-Net, autoencoder, text encoders
+    tokenizers: tuple[str, ...]  # components with vocabularies
+    pipeline: str  # the class of diffusers that opens it
 
     def entries(self, names: Iterable[str]) -> dict[str, Entry]:
         """Return where a folder has the entries of a model, by published name.
@@ -145,10 +123,8 @@ AUTOENCODER = (
     (r"mid\.attn_1\.([qkv])\.", r"mid_block.attentions.0.to_\1."),
     (r"nin_shortcut", "conv_shortcut"),
     (r"norm_out", "conv_norm_out"),
-    (r"down\.(\d+)\.block\.", r"down_blocks.\1.resnets."),
-    (r"down\.(\d+)\.downsample\.", r"down_blocks.\1.downsamplers.0."),
-    (r"up\.(\d+)\.block\.", r"up_blocks.\1.resnets."),
-    (r"up\.(\d+)\.upsample\.", r"up_blocks.\1.upsamplers.0."),
+    (r"(up|down)\.(\d+)\.block\.", r"\1_blocks.\2.resnets."),
+    (r"(up|down)\.(\d+)\.(up|down)sample\.", r"\1_blocks.\2.\3samplers.0."),
 )
 # The names of the autoencoder's attention before diffusers 0.17, as in many folders on the Hub.
 OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -257,7 +233,7 @@ FAMILIES = {
         "the 1.4B latent diffusion model",
         "configs/latent-diffusion/txt2img-1p4B-eval.yaml",
         "configs/finetune.yaml",
-        (_UNET, replace(_VAE, component="vqvae"), Part("bert", _CLIP[0], bert)),
+        (_UNET, _VAE._replace(component="vqvae"), Part("bert", _CLIP[0], bert)),
         ("tokenizer",),
         "LDMTextToImagePipeline",
     ),

@@ -19,7 +19,6 @@ from ldm.randomness import Purpose, generator
 from ldm.util import UserError, at_least, one_of
 from ldm.words.files import check_encoder, read_words, renamed, stored_step, write_words
 from ldm.words.placeholders import DEFAULT_PLACEHOLDER, PER_IMAGE_PLACEHOLDERS
-from ldm.words.splice import splice
 from ldm.words.tokens import (
     INITIALIZER_MODES,
     TextEmbedder,
@@ -29,7 +28,7 @@ from ldm.words.tokens import (
     placeholder_id,
     vocabulary_norms,
 )
-from ldm.words.vectors import WordVectors, stored_name
+from ldm.words.vectors import WordVectors, splice, stored_name
 
 logger = logging.getLogger(__name__)
 
