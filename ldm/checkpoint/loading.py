@@ -77,8 +77,7 @@ def load_state(
         device: where to put them; where they are, by default.
         dtype: the parameters' type; the model's own, by default. Buffers keep their type.
 
-    Raises:
-        UserError: the weights are of another architecture; one line says of which.
+    Raises UserError if the weights are of another architecture; one line says of which.
     """
     own = model.state_dict()
     on_meta = any(p.is_meta for p in model.parameters())
@@ -153,11 +152,8 @@ def load_model(
         device: where the model goes.
         dtype: the weights' type; float32 by default. Learned words stay in float32.
 
-    Returns:
-        The model, in evaluation mode.
-
-    Raises:
-        UserError: files missing, unreadable, or of another architecture.
+    Returns the model, in evaluation mode. Raises UserError for files that are missing, unreadable,
+    or of another architecture.
     """
     if checkpoint is not None:
         return _load_base(find_base(checkpoint, config), device, dtype)

@@ -40,19 +40,14 @@ def export_delta(
 
     Args:
         delta: `weight_delta.safetensors` of a run.
-        source: the base that tuning started from: a file, a folder of diffusers or a Hub name.
-        target: a `.ckpt` or `.safetensors` file, or a folder of diffusers; of a LoRA
-            `.safetensors`. It must not exist.
+        source: the base that tuning started from, as `convert` takes it.
+        target: as `convert` takes it; of a LoRA a `.safetensors` file.
         config: the base's configuration; by default as the loader finds it.
         rank: of the LoRA, at least 1; None writes the whole model.
         words: learned words to bundle with a LoRA.
 
-    Returns:
-        The relative error of the LoRA; 0 for a whole model.
-
-    Raises:
-        UserError: the delta does not belong to the base, the base has no LoRA, or the target exists
-            or cannot be written.
+    Returns the relative error of the LoRA; 0 for a whole model. Raises UserError if the delta does
+    not belong to the base, the base has no LoRA, or the target exists or cannot be written.
     """
     if words is not None and rank is None:
         raise UserError("words are bundled with a LoRA only: give its rank")

@@ -50,16 +50,10 @@ def save_weight_delta(
 ) -> None:
     """Write trained − base for each tuned weight; averaged weights count where there are some.
 
-    Args:
-        model: a `LatentDiffusion` whose tuned weights require gradients.
-        path: the `.safetensors` file; one that exists is replaced, whole or not at all.
-        base: the checkpoint that tuning started from.
-        half: store float16: half the size, an error of at most 2^-11 of each value (3e-8 where
-            values are below 6e-5).
-        facts: more metadata, as texts.
-
-    Raises:
-        UserError: the base lacks a tuned weight.
+    The model's tuned weights require gradients; `base` is the checkpoint that tuning started from.
+    A `.safetensors` file that exists is replaced, whole or not at all. `half` stores float16: half
+    the size, an error of at most 2^-11 of each value (3e-8 where values are below 6e-5). `facts`
+    are more metadata. Raises UserError if the base lacks a tuned weight.
     """
     with model.ema_scope():
         tuned = {

@@ -72,15 +72,11 @@ def write_for_tools(folder: Path, file: WordFile, form: str = "kohya") -> list[P
 
 
 def convert(path: Path, file: WordFile, form: str, token_ids: Mapping[str, int]) -> list[Path]:
-    """Write words in a form and return the files.
+    """Write words in a form, a key of `SEVERAL` or `SINGLE`, and return the files.
 
-    Args:
-        path: a file; a path without suffix is a folder, which gets one file for each word.
-        file: the words.
-        form: a key of `SEVERAL` or `SINGLE`.
-        token_ids: placeholder → token id; the form "original" needs them.
-
-    Raises UserError if the form does not fit the suffix or cannot hold these words.
+    A path without suffix is a folder, which gets one file for each word. `token_ids` are those of
+    the placeholders; the form "original" needs them. Raises UserError if the form does not fit the
+    suffix or cannot hold these words.
     """
     suffix = SEVERAL[form] if form in SEVERAL else SINGLE[form][0]
     if form in SINGLE and not path.suffix:
