@@ -25,21 +25,13 @@ from ldm.util import UserError, told
 
 @dataclass(frozen=True)
 class Base:
-    """A base whose files are there.
+    """A base whose files are there."""
 
-    Attributes:
-        path: the weights' file, or a folder of diffusers.
-        family: a key of `ldm.checkpoint.tables.FAMILIES`; "" if it is of none of them.
-        config: configuration of the model.
-        what: says what was recognized; empty if the caller gave the configuration.
-        undecided: whether it predicts v or ε is not known before its weights are read.
-    """
-
-    path: Path
-    family: str
-    config: DictConfig
-    what: str
-    undecided: bool = False
+    path: Path  # the weights' file, or a folder of diffusers
+    family: str  # a key of `ldm.checkpoint.tables.FAMILIES`; "" if it is of none of them
+    config: DictConfig  # configuration of the model
+    what: str  # says what was recognized; empty if the caller gave the configuration
+    undecided: bool = False  # whether it predicts v or ε is not known before its weights are read
 
 
 # Text encoders by their class.

@@ -58,7 +58,7 @@ def read_container(path: Path) -> tuple[Any, dict[str, str]]:
         return _read_card(path), {}
     if head.startswith((b"PK\x03\x04", b"\x80")):
         return _read_pickle(path), {}
-    what = "it is empty" if not head else "it is no safetensors file, torch file or image"
+    what = "it is no safetensors file, torch file or image" if head else "it is empty"
     raise UserError(f"{str(path)!r} is not a readable embedding file: {what}")
 
 

@@ -155,10 +155,9 @@ def _read_original(raw: Mapping[str, Any], source: Source) -> WordFile:
         stated = _stated_name({str(k): str(v) for k, v in facts.items()})
         tensors = {stated or "*": tensors["*"]}
     words = {p: _vectors(value, p, source) for p, value in tensors.items()}
-    second = {}
-    if isinstance(raw.get("string_to_param_clip_g"), Mapping):
-        stored = _parameters(raw["string_to_param_clip_g"], source)
-        second = {p: _vectors(value, p, source) for p, value in stored.items() if p in words}
+    stored = raw.get("string_to_param_clip_g")
+    others = _parameters(stored, source) if isinstance(stored, Mapping) else {}
+    second = {p: _vectors(value, p, source) for p, value in others.items() if p in words}
     metadata = {str(k): str(v) for k, v in facts.items()}
     if any(v.shape[-1] == 1280 for v in words.values()):
         # No tool stores words of SDXL's encoders in this form.
@@ -225,8 +224,8 @@ def _read_encoders(raw: Mapping[str, Any], source: Source) -> WordFile:
 
 def _read_nameless(raw: Mapping[str, Any], source: Source) -> WordFile:
     """Read a tensor without a name. OneTrainer's output embedding (`_out`) is ignored."""
-    key = next(key for key in NAMELESS_KEYS if key in raw)
-    return WordFile({source.name: _vectors(raw[key], source.name, source)}, source.metadata)
+    value = next(raw[key] for key in NAMELESS_KEYS if key in raw)
+    return WordFile({source.name: _vectors(value, source.name, source)}, source.metadata)
 
 
 def _read_pivotal(raw: Mapping[str, Any], source: Source) -> WordFile:

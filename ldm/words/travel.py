@@ -114,24 +114,19 @@ def _word(file: WordFile, name: str) -> tuple[str, list[Tensor], dict[str, str]]
     return name, [plain({name: part})[name] for part in parts], header(facts)
 
 
-def _write_nameless(key: str) -> Writer:
+def _write_tensors(key: str = "") -> Writer:
+    """Return a writer of a tensor under `key`, or of one for each text encoder of SDXL."""
+
     def write(path: Path, name: str, parts: Sequence[Tensor], facts: Facts) -> None:
-        if len(parts) > 1:
-            _write_sdxl(path, name, parts, facts)
-        else:
-            write_whole(path, safetensors_bytes({key: parts[0]}, facts))
+        if len(parts) == 1 and not key:
+            raise UserError(
+                f"word {name!r} has vectors for one text encoder; the form sdxl needs vectors for "
+                "both text encoders of SDXL (clip_l, clip_g)"
+            )
+        keys = ("clip_l", "clip_g") if len(parts) > 1 else (key,)
+        write_whole(path, safetensors_bytes(dict(zip(keys, parts, strict=True)), facts))
 
     return write
-
-
-def _write_sdxl(path: Path, name: str, parts: Sequence[Tensor], facts: Facts) -> None:
-    if len(parts) == 1:
-        raise UserError(
-            f"word {name!r} has vectors for one text encoder; the form sdxl needs vectors for "
-            "both text encoders of SDXL (clip_l, clip_g)"
-        )
-    tensors = dict(zip(("clip_l", "clip_g"), parts, strict=True))
-    write_whole(path, safetensors_bytes(tensors, facts))
 
 
 def _write_diffusers(path: Path, name: str, parts: Sequence[Tensor], facts: Facts) -> None:
@@ -190,7 +185,7 @@ SINGLE: dict[str, tuple[str, Writer]] = {
     "diffusers": (".safetensors", _write_diffusers),
     "a1111": (".pt", _write_automatic),
     "png": (".png", _write_card),
-    "kohya": (".safetensors", _write_nameless("emb_params")),
-    "onetrainer": (".safetensors", _write_nameless("emp_params")),
-    "sdxl": (".safetensors", _write_sdxl),
+    "kohya": (".safetensors", _write_tensors("emb_params")),
+    "onetrainer": (".safetensors", _write_tensors("emp_params")),
+    "sdxl": (".safetensors", _write_tensors()),
 }
