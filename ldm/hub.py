@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ldm.util import UserError, first_line
+
+# "org/name" or "hf:org/name[/FILE][@REVISION]".
+HUB_NAME = re.compile(r"(hf:)?([A-Za-z0-9][\w.-]*/[\w.-]+)(/[^@]+)?(?:@([\w./-]+))?")
 
 
 def snapshot(

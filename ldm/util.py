@@ -18,7 +18,8 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -50,6 +51,17 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, at most 160 characters, or else its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:160] if lines else type(error).__name__
+
+
+@contextmanager
+def told(before: str, *kinds: type[Exception], after: str = "") -> Iterator[None]:
+    """Raise UserError for errors of some kinds: their first line between two texts."""
+    try:
+        yield
+    except UserError:
+        raise
+    except kinds as error:
+        raise UserError(f"{before}{first_line(error)}{after}") from error
 
 
 def at_least(least: float, **values: float | None) -> None:

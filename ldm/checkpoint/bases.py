@@ -3,48 +3,35 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from safetensors import safe_open
 from torch import Tensor
+from yaml import YAMLError  # type: ignore[import-untyped]
 
-from ldm.checkpoint.config import read_config
 from ldm.checkpoint.files import read_state_dict
 from ldm.checkpoint.folder_config import SUPPORTED, folder_config, shipped_config
 from ldm.checkpoint.folders import read_folder, take
 from ldm.checkpoint.hub import config_beside
 from ldm.checkpoint.names import OTHER_USES, canonical, describe, published_name
-from ldm.checkpoint.tables import (
-    AUTOENCODER_PREFIX,
-    FAMILIES,
-    UNET_PREFIX,
-    Family,
-    family_of,
-    open_clip,
-)
-from ldm.util import UserError
+from ldm.checkpoint.tables import FAMILIES, UNET_PREFIX, Family, open_clip, text_encoder
+from ldm.util import UserError, told
 
 
 @dataclass(frozen=True)
 class Base:
-    """A base whose files are there.
+    """A base whose files are there."""
 
-    Attributes:
-        path: the weights' file, or a folder of diffusers.
-        family: a key of `ldm.checkpoint.tables.FAMILIES`; None if it is of none of them.
-        config: configuration of the model.
-        what: says what was recognized; empty if the caller gave the configuration.
-        undecided: whether it predicts v or ε is not known before its weights are read.
-    """
-
-    path: Path
-    family: str | None
-    config: DictConfig
-    what: str
-    undecided: bool = False
+    path: Path  # the weights' file, or a folder of diffusers
+    family: str  # a key of `ldm.checkpoint.tables.FAMILIES`; "" if it is of none of them
+    config: DictConfig  # configuration of the model
+    what: str  # says what was recognized; empty if the caller gave the configuration
+    undecided: bool = False  # whether it predicts v or ε is not known before its weights are read
 
 
 # Text encoders by their class.
@@ -62,6 +49,33 @@ METADATA_OF_V = {
     "modelspec.resolution": {"768x768": True, "512x512": False},
 }
 NAME_OF_V, NAME_OF_EPS = re.compile(r"768|[-_]v[-_.]"), re.compile(r"512|base")
+
+
+def read_config(config: DictConfig | Mapping[str, Any] | str | Path) -> DictConfig:
+    """Read a model's configuration; the caller may change what is returned.
+
+    A tokenizer folder named relative to the configuration's own folder, or to the project's, is
+    made absolute. Raises UserError for a file that is missing, is no YAML, or has no `model`.
+    """
+    name, folder = "configuration", None
+    loaded: Any
+    if isinstance(config, str | Path):
+        name, folder = f"configuration {config}", Path(config).resolve().parent
+        if not Path(config).is_file():
+            raise UserError(f"{name} does not exist")
+        with told(f"{name} is not YAML: ", YAMLError, OmegaConfBaseException, OSError, ValueError):
+            loaded = OmegaConf.load(config)
+    else:
+        plain = OmegaConf.to_container(config) if isinstance(config, DictConfig) else dict(config)
+        loaded = OmegaConf.create(plain)
+    if not isinstance(loaded, DictConfig) or "model" not in loaded:
+        raise UserError(f"{name} has no 'model': it is not the configuration of a model")
+    tokenizer = OmegaConf.select(loaded, "model.params.cond_stage_config.params.tokenizer")
+    if isinstance(tokenizer, str) and folder is not None and not Path(tokenizer).is_dir():
+        beside = folder / tokenizer
+        if beside.is_dir():
+            loaded.model.params.cond_stage_config.params.tokenizer = str(beside)
+    return loaded
 
 
 def recognize(path: Path, config: DictConfig | None = None) -> Base:
@@ -84,23 +98,23 @@ def recognize(path: Path, config: DictConfig | None = None) -> Base:
         base = _recognize_file(path)
         return replace(base, what=f"{base.what}; {beside.name} is of another program, not used")
     text_family = family_of_config(config)
-    title = "a model" if text_family is None else FAMILIES[text_family].title
+    title = FAMILIES[text_family].title if text_family else "a model"
     return Base(path, text_family, config, f"{title} with {beside.name} beside it")
 
 
-def family_of_config(config: DictConfig) -> str | None:
-    """Return the family that the text encoder of a configuration belongs to; None for others."""
+def family_of_config(config: DictConfig) -> str:
+    """Return the family that the text encoder of a configuration belongs to; "" for others."""
     target = str(OmegaConf.select(config, "model.params.cond_stage_config.target"))
-    family = ENCODERS.get(target.rpartition(".")[2])
+    family = ENCODERS.get(target.rpartition(".")[2], "")
     predicts_v = OmegaConf.select(config, "model.params.parameterization") == "v"
     return "sd2-v" if family == "sd2" and predicts_v else family
 
 
 def _recognize_file(path: Path) -> Base:
     state = read_state_dict(path)
-    found, family = describe(state), family_of(state)
+    found, family = describe(state), text_encoder(state)[0]
     unet = any(name.startswith(UNET_PREFIX) for name in state)
-    if family is None or not unet or found.startswith(tuple(OTHER_USES.values())):
+    if not family or not unet or found.startswith(tuple(OTHER_USES.values())):
         raise UserError(f"{path}: found {found}; {SUPPORTED}")
     undecided = ""
     if family == "sd2":
@@ -132,30 +146,13 @@ def read_weights(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises UserError for what is unreadable, or lacks a component.
     """
     own = {published_name(name): value for name, value in state.items()}
-    key = family_of(own)
+    key = text_encoder(own)[0]
     if not path.is_dir():
         state = read_state_dict(path)
-        return state if key is None else _joined(state, own, FAMILIES[key])
-    if key is None:
+        return _joined(state, own, FAMILIES[key]) if key else state
+    if not key:
         raise UserError(f"{path}: a folder of diffusers does not fit this configuration")
-    return read_folder(path, own, FAMILIES[key], sizes_of(own))
-
-
-def sizes_of(names: Iterable[str]) -> dict[str, int]:
-    """Return the numbers that the tables need, of published names.
-
-    "blocks" are the residual blocks of a U-Net's level, "levels" those of the autoencoder.
-    """
-    names = list(names)
-
-    def count(pattern: str) -> int:
-        found = (re.match(pattern, name) for name in names)
-        return len({match[1] for match in found if match})
-
-    halvings = count(rf"{re.escape(UNET_PREFIX)}input_blocks\.(\d+)\.0\.op\.")
-    outputs = count(rf"{re.escape(UNET_PREFIX)}output_blocks\.(\d+)\.")
-    levels = count(rf"{re.escape(AUTOENCODER_PREFIX)}decoder\.up\.(\d+)\.")
-    return {"blocks": outputs // (halvings + 1) - 1, "levels": levels}
+    return read_folder(path, own, FAMILIES[key])
 
 
 def _joined(
@@ -163,15 +160,11 @@ def _joined(
 ) -> dict[str, Tensor]:
     """Add the entries of OpenCLIP that a file has under the names of `transformers`."""
     there = {canonical(name) for name in state}
-    for part in family.parts:
-        if part.rule is not open_clip:
-            continue
+    entries = {n: entry for n, entry in family.entries(own).items() if canonical(n) not in there}
+    for part in (part for part in family.parts if part.rule is open_clip):
         roots = {part.prefix, part.prefix.replace(".model.", ".transformer.")}
         theirs = {n.removeprefix(r): v for r in roots for n, v in state.items() if n.startswith(r)}
-        for name in own:
-            if name.startswith(part.prefix) and canonical(name) not in there:
-                entry = family.entry(name, {})
-                value = None if entry is None else take(entry, theirs)
-                if value is not None:
-                    state[name] = value
+        for name, entry in entries.items():
+            if name.startswith(part.prefix) and (value := take(entry, theirs)) is not None:
+                state[name] = value
     return state

@@ -7,26 +7,17 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm.checkpoint.bases import Base, read_weights, sizes_of
+from ldm.checkpoint.bases import Base, read_weights
 from ldm.checkpoint.folder_config import shipped_config
 from ldm.checkpoint.folder_json import component_configs, model_index
-from ldm.checkpoint.loading import build_empty, find_base
-from ldm.checkpoint.names import (
-    OPTIONAL_PREFIXES,
-    describe,
-    is_optional,
-    match_names,
-    of_another_model,
-    published_name,
-    strangers,
-)
+from ldm.checkpoint.loading import build_empty, find_base, pair
+from ldm.checkpoint.names import OPTIONAL_PREFIXES, published_name
 from ldm.checkpoint.tables import FAMILIES, INDEX, Entry
 from ldm.util import PART, UserError, reason_of, write_json, write_whole
 
@@ -51,21 +42,29 @@ def convert(
     Returns what the source is. Raises UserError if the base is not supported, or if the target
     exists or cannot be written.
     """
+    base, target = open_base(source, target, config)
+    entries = read_entries(base)
+    if half:
+        entries = {n: v.half() if v.is_floating_point() else v for n, v in entries.items()}
+    write(base, entries, target)
+    logger.info("%s: %s, written to %s", base.path, FAMILIES[base.family].title, target)
+    return base
+
+
+def open_base(
+    source: str | Path, target: str | Path, config: str | Path | None
+) -> tuple[Base, Path]:
+    """Find a base of a known family, and the path to write to; arguments and errors as `convert`'s.
+
+    Raises UserError before anything is read or written.
+    """
     target = Path(target).expanduser()
     if target.exists():
         raise UserError(f"{target} exists: give another name, or delete it")
     base = find_base(source, config)
-    if base.family is None:
+    if not base.family:
         raise UserError(f"{base.path}: its family of models cannot be converted")
-    entries = read_entries(base)
-    if half:
-        entries = {n: v.half() if v.is_floating_point() else v for n, v in entries.items()}
-    if target.suffix in FILES:
-        write_file(base, entries, target)
-    else:
-        write_folder(base, entries, target)
-    logger.info("%s: %s, written to %s", base.path, FAMILIES[base.family].title, target)
-    return base
+    return base, target
 
 
 def read_entries(base: Base) -> dict[str, Tensor]:
@@ -73,30 +72,24 @@ def read_entries(base: Base) -> dict[str, Tensor]:
     model = build_empty(base)
     own = model.state_dict()
     state = read_weights(base.path, own)
-    pairs = match_names(list(own), list(state))
-    wrong = [n for n, ours in pairs.items() if state[n].shape != own[ours].shape]
-    found = {*pairs.values()}
-    lost = [n for n, v in own.items() if v.is_meta and n not in found and not is_optional(n)]
-    if wrong or lost:
-        raise UserError(f"{base.path}: {(wrong or lost)[0]} is missing or has another shape")
-    if strange := strangers(state, pairs):
-        raise UserError(f"{base.path}: found {describe(state)}, {of_another_model(strange)}")
-    return {
-        published_name(ours): state[theirs]
-        for theirs, ours in pairs.items()
-        if not ours.startswith(OPTIONAL_PREFIXES)
-    } | {n: v for n, v in _schedule(own, base).items() if n not in found}
+    pairs, lost = pair(own, state, str(base.path))
+    entries = {ours: state[theirs] for theirs, ours in pairs.items()}
+    if base.family != "sdxl":  # its published file has no tables of the schedule
+        entries |= {name: own[name] for name in lost if not own[name].is_meta}
+    return {published_name(n): v for n, v in entries.items() if not n.startswith(OPTIONAL_PREFIXES)}
 
 
-def _schedule(own: Mapping[str, Tensor], base: Base) -> dict[str, Tensor]:
-    """Return the schedule's tables. Published files have them, except those of SDXL."""
-    return {} if base.family == "sdxl" else {n: v for n, v in own.items() if not v.is_meta}
+def write(base: Base, entries: Mapping[str, Tensor], target: Path) -> None:
+    """Write entries as a file or a folder, by the target's name; see `convert`."""
+    if target.suffix in FILES:
+        write_file(base, entries, target)
+    else:
+        write_folder(base, entries, target)
 
 
 def write_file(base: Base, entries: Mapping[str, Tensor], target: Path) -> None:
     """Write entries as one file, and beside it the configuration if the family's differs."""
-    assert base.family is not None
-    if target.suffix == ".safetensors":
+    if told := target.suffix == ".safetensors":
         predicts = "v" if base.family == "sd2-v" else "epsilon"
         metadata = {"format": "pt", "modelspec.prediction_type": predicts}
         held = {name: value.contiguous() for name, value in entries.items()}
@@ -105,8 +98,8 @@ def write_file(base: Base, entries: Mapping[str, Tensor], target: Path) -> None:
         content = {"state_dict": dict(entries), "global_step": 0}
         write_whole(target, lambda part: torch.save(content, part))
     shipped = component_configs(base.family, shipped_config(base.family))
-    told = target.suffix == ".safetensors" or base.family != "sd2-v"
-    if component_configs(base.family, base.config) != shipped or not told:
+    same = component_configs(base.family, base.config) == shipped
+    if not same or (base.family == "sd2-v" and not told):
         beside = OmegaConf.create({"model": base.config.model})
         write_whole(target.with_suffix(".yaml"), OmegaConf.to_yaml(beside))
 
@@ -127,25 +120,28 @@ def write_folder(base: Base, entries: Mapping[str, Tensor], target: Path) -> Non
 
 
 def _write_components(base: Base, entries: Mapping[str, Tensor], folder: Path) -> None:
-    assert base.family is not None
-    family, sizes = FAMILIES[base.family], sizes_of(entries)
-    held: dict[str, dict[str, Tensor]] = {part.component: {} for part in family.parts}
-    for name, value in entries.items():
-        entry = family.entry(name, sizes)
-        if entry is not None:
-            held[entry.component].update(give(entry, value))
+    held: dict[str, dict[str, Tensor]] = {}
+    for name, entry in FAMILIES[base.family].entries(entries).items():
+        held.setdefault(entry.component, {}).update(give(entry, entries[name]))
     configs = component_configs(base.family, base.config)
-    _drop_unused_blocks(held, configs)
     for name, facts in configs.items():
         kind = "scheduler_config" if name == "scheduler" else "config"
         write_json(folder / name / f"{kind}.json", facts)
     for name, weights in held.items():
         stem = "model" if name.startswith(("text", "bert")) else "diffusion_pytorch_model"
         path = folder / name / f"{stem}.safetensors"
-        save_file(weights, path, metadata={"format": "pt"})
+        layers = configs[name].get("num_hidden_layers")
+        used = {n: v for n, v in weights.items() if layers is None or _block(n) < layers}
+        save_file(used, path, metadata={"format": "pt"})
         weights.clear()
     _write_tokenizers(base, folder)
     write_json(folder / INDEX, model_index(base.family))
+
+
+def _block(name: str) -> int:
+    """Return the number of the block of a text encoder that an entry belongs to, or -1."""
+    block = name.partition(".encoder.layers.")[2].partition(".")[0]
+    return int(block) if block else -1
 
 
 def give(entry: Entry, value: Tensor) -> dict[str, Tensor]:
@@ -160,37 +156,21 @@ def give(entry: Entry, value: Tensor) -> dict[str, Tensor]:
     return dict(zip(entry.names, copies, strict=True))
 
 
-def _drop_unused_blocks(
-    held: Mapping[str, dict[str, Tensor]], configs: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Delete the blocks of a text encoder that its configuration does not have, in place."""
-    for component, weights in held.items():
-        layers = configs[component].get("num_hidden_layers")
-        for name in list(weights):
-            block = name.partition(".encoder.layers.")[2].partition(".")[0]
-            if block and layers is not None and int(block) >= layers:
-                del weights[name]
-
-
 def _write_tokenizers(base: Base, folder: Path) -> None:
     """Copy the vocabularies of a folder, or write those that the configuration names."""
-    assert base.family is not None
     from ldm.modules.encoders.vocabulary import load_tokenizer
 
+    kind, published = "CLIPTokenizerFast", "openai/clip-vit-large-patch14"
+    if base.family == "ldm":
+        kind, published = "BertTokenizerFast", "bert-base-uncased"
+    params = base.config.model.params.cond_stage_config.get("params") or {}
     for name in FAMILIES[base.family].tokenizers:
         if (base.path / name).is_dir():
             shutil.copytree(base.path / name, folder / name)
             continue
-        kind = "BertTokenizerFast" if base.family == "ldm" else "CLIPTokenizerFast"
-        tokenizer = load_tokenizer(kind, _vocabulary(base.config, kind))
+        source = params.get("tokenizer") or params.get("version") or published
+        tokenizer = load_tokenizer(kind, str(source))
         tokenizer.model_max_length = 77
         if name == "tokenizer_2" or base.family.startswith("sd2"):
             tokenizer.pad_token = "!"  # OpenCLIP pads with id 0
         tokenizer.save_pretrained(folder / name)
-
-
-def _vocabulary(config: DictConfig, kind: str) -> str:
-    params = config.model.params.cond_stage_config.get("params") or {}
-    published = {"BertTokenizerFast": "bert-base-uncased"}
-    default = published.get(kind, "openai/clip-vit-large-patch14")
-    return str(params.get("tokenizer") or params.get("version") or default)

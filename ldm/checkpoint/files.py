@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from ldm.util import UserError, first_line
+from ldm.util import UserError, told
 
 # Objects that training frameworks leave beside the weights. An empty object replaces them. A file
 # that names any other object is refused.
@@ -70,10 +70,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     kind = _file_kind(path)
     if kind == "safetensors":
-        try:
+        fault = f"{path}: truncated or damaged safetensors file ("
+        with told(fault, SafetensorError, OSError, after=")"):
             return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: truncated or damaged safetensors file ({error})") from error
     content = _read_pickle(path, mapped=kind == "zip")
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
@@ -170,7 +169,11 @@ def _file_kind(path: Path) -> str:
 
 
 def _read_pickle(path: Path, mapped: bool) -> Any:
-    try:
+    fault = f"{path}: truncated or damaged at {path.stat().st_size} bytes; download it again ("
+    with (
+        told(fault, Exception, after=")"),  # a damaged pickle may raise anything
+        told(f"{path}: not a plain checkpoint, so refused (", pickle.UnpicklingError, after=")"),
+    ):
         strangers = get_unsafe_globals_in_checkpoint(path) if mapped else []
         refused = [name for name in strangers if not name.startswith(HARMLESS_PACKAGES)]
         if refused:
@@ -179,14 +182,3 @@ def _read_pickle(path: Path, mapped: bool) -> Any:
             )
         with safe_globals([_stand_in(name) for name in strangers]):
             return torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: not a plain checkpoint, so refused ({first_line(error)})"
-        ) from error
-    except UserError:
-        raise
-    except Exception as error:  # a damaged pickle may raise anything
-        size = path.stat().st_size
-        raise UserError(
-            f"{path}: truncated or damaged at {size} bytes; download it again ({first_line(error)})"
-        ) from error

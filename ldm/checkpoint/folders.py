@@ -17,28 +17,22 @@ from torch import Tensor
 from ldm.checkpoint.files import read_state_dict
 from ldm.checkpoint.names import of_another_model
 from ldm.checkpoint.tables import OLD_ATTENTION, STEMS, Entry, Family, choose_weights
-from ldm.util import UserError
+from ldm.util import UserError, told
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds a mapping; UserError where it is missing or damaged."""
-    try:
+    if not path.exists():
+        raise UserError(f"{path.parent} lacks {path.name}: download the folder again")
+    with told(f"{path} is damaged (", OSError, ValueError, after="): download it again"):
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path.parent} lacks {path.name}: download the folder again") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}): download it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping, got a {type(content).__name__}")
     return content
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Return the files of a component's weights, without an index; UserError if one is missing."""
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder.parent} lacks the component {folder.name}/: download the whole folder"
-        )
+def read_component(folder: Path) -> dict[str, Tensor]:
+    """Read the weights of a component under the folder's names; UserError if a file is missing."""
     chosen = choose_weights(path.name for path in folder.iterdir())
     if not chosen:
         raise UserError(f"{folder} has no weights, such as {STEMS[0]}.safetensors: download them")
@@ -47,14 +41,9 @@ def weight_files(folder: Path) -> list[Path]:
         chosen = sorted(set(map(str, listed.values())))
         if lost := [name for name in chosen if not (folder / name).is_file()]:
             raise UserError(f"{folder} lacks {lost[0]}, which its index names: download it")
-    return [folder / name for name in chosen]
-
-
-def read_component(folder: Path) -> dict[str, Tensor]:
-    """Read the weights of one component under the folder's names."""
     state: dict[str, Tensor] = {}
-    for path in weight_files(folder):
-        state.update(read_state_dict(path))
+    for name in chosen:
+        state.update(read_state_dict(folder / name))
     return state
 
 
@@ -66,7 +55,10 @@ def take(entry: Entry, weights: Mapping[str, Tensor]) -> Tensor | None:
     """
     parts = []
     for name in entry.names:
-        found = next((weights[n] for n in _spellings(name) if n in weights), None)
+        spellings = [name, name.removeprefix("text_model.")]
+        if ".attentions.0." in name:
+            spellings += [name.replace(f".{n}.", f".{old}.") for n, old in OLD_ATTENTION.items()]
+        found = next((weights[n] for n in spellings if n in weights), None)
         if found is None:
             return None
         parts.append(found)
@@ -74,33 +66,20 @@ def take(entry: Entry, weights: Mapping[str, Tensor]) -> Tensor | None:
     return value.T.contiguous() if entry.transposed else value
 
 
-def _spellings(name: str) -> list[str]:
-    found = [name]
-    if ".attentions.0." in name:
-        for new, old in OLD_ATTENTION.items():
-            found.append(name.replace(f".{new}.", f".{old}."))
-    if name.startswith("text_model."):
-        found.append(name.removeprefix("text_model."))
-    return found
-
-
-def read_folder(
-    folder: Path, wanted: Mapping[str, Tensor], family: Family, sizes: dict[str, int]
-) -> dict[str, Tensor]:
+def read_folder(folder: Path, wanted: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
     """Read the weights of a pipeline's folder under the published names of a model of a family.
 
     `wanted` has the model's entries by published name, on the meta device or with any values: their
-    shapes decide between a matrix and a 1×1 convolution. `sizes` are as `Family.entry` takes them.
-    Raises UserError for a component that is missing or damaged.
+    shapes decide between a matrix and a 1×1 convolution. Raises UserError for a component that is
+    missing or damaged.
     """
     components = {part.component: read_component(folder / part.component) for part in family.parts}
     state: dict[str, Tensor] = {}
     known: set[str] = set()
-    for name, tensor in wanted.items():
-        entry = family.entry(name, sizes)
-        value = None if entry is None else take(entry, components[entry.component])
-        if entry is not None and value is not None:
-            state[name] = like(value, tensor.shape)
+    for name, entry in family.entries(wanted).items():
+        value = take(entry, components[entry.component])
+        if value is not None:
+            state[name] = like(value, wanted[name].shape)
             known.update(entry.names)
     if strange := [name for name in components["unet"] if name not in known]:
         raise UserError(f"{folder}: found {family.title}, {of_another_model(strange)}")

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import re
 from functools import cache
 from pathlib import Path
 
 from ldm.checkpoint.tables import INDEX, choose_weights
-from ldm.hub import snapshot
+from ldm.hub import HUB_NAME, snapshot
 from ldm.resources import locate, weights_in
 from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
 
-# "org/name" or "hf:org/name[/FILE][@REVISION]".
-HUB_NAME = re.compile(r"(hf:)?([A-Za-z0-9][\w.-]*/[\w.-]+)(/[^@]+)?(?:@([\w./-]+))?")
 SMALL = (".json", ".txt")  # configurations and vocabularies
 COMPONENTS = ("unet", "vae", "vqvae", "bert", "text_encoder", "text_encoder_2")
 LEFT_OUT = ("safety_checker/", "feature_extractor/", "openvino", "flax")
@@ -28,13 +25,9 @@ HOW_TO_GET = (
 def locate_base(name: str | Path) -> Path:
     """Return the file of a base's weights, or its folder of diffusers.
 
-    Args:
-        name: a path, from here or from the project's folder; the name of a folder under models/,
-            such as "miniature"; or a Hub name: "org/name", "hf:org/name@REVISION", or
-            "hf:org/name/FILE" for one file of a repository.
-
-    Raises:
-        UserError: it is nowhere; or the Hub does not give it, and says why.
+    `name` is a path, from here or from the project's folder; the name of a folder under models/,
+    such as "miniature"; or a Hub name: "org/name", "hf:org/name@REVISION", or "hf:org/name/FILE"
+    for one file of a repository. Raises UserError if it is nowhere, or the Hub does not give it.
     """
     text = str(name)
     for place in (locate(name), locate(f"models/{text}")):
@@ -44,14 +37,11 @@ def locate_base(name: str | Path) -> Path:
             return place
     found = HUB_NAME.fullmatch(text)
     looks_local = Path(text).suffix in (".ckpt", ".safetensors", ".pt", ".bin", ".pth")
-    if found is None or (not found[1] and (found[3] or looks_local or _is_ours(text))):
+    # A name that begins with an existing folder is a path.
+    is_path = looks_local or locate(text.partition("/")[0]).is_dir()
+    if found is None or (not found[1] and (found[3] or is_path)):
         raise UserError(f"checkpoint {name} does not exist: {HOW_TO_GET}")
     return fetch(found[2], (found[3] or "").removeprefix("/"), found[4])
-
-
-def _is_ours(text: str) -> bool:
-    """Tell whether a name begins with an existing folder: then it is a path, not a Hub name."""
-    return locate(text.partition("/")[0]).is_dir()
 
 
 @cache

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from ldm.checkpoint.bases import Base, read_weights, recognize
-from ldm.checkpoint.config import read_config
-from ldm.checkpoint.files import checkpoint_hash, mapped_ranges, read_state_dict, release
+from ldm.checkpoint.bases import read_config as read_config
+from ldm.checkpoint.files import checkpoint_hash as checkpoint_hash
+from ldm.checkpoint.files import mapped_ranges, release
+from ldm.checkpoint.files import read_state_dict as read_state_dict
 from ldm.checkpoint.folder_config import shipped_config
 from ldm.checkpoint.hub import locate_base
 from ldm.checkpoint.names import (
@@ -32,33 +34,19 @@ from ldm.checkpoint.names import (
     of_another_model,
     strangers,
 )
+from ldm.modules.ema import LitEma
 from ldm.randomness import Purpose, normal
-from ldm.util import UserError, first_line, instantiate_from_config
+from ldm.util import UserError, instantiate_from_config, told
 
-__all__ = [
-    "LoadReport",
-    "build_empty",
-    "checkpoint_hash",
-    "find_base",
-    "load_model",
-    "load_state",
-    "read_config",
-    "read_state_dict",
-]
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """The entries that only one of a file and a model has.
+    """The entries that only one of a file and a model has."""
 
-    Attributes:
-        missing: the model's entries that the file lacks and that are computed instead.
-        unexpected: the file's entries that the model has no place for.
-    """
-
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
+    missing: tuple[str, ...]  # the model's that the file lacks and that are computed instead
+    unexpected: tuple[str, ...]  # the file's that the model has no place for
 
     def __str__(self) -> str:
         return "; ".join(
@@ -89,20 +77,12 @@ def load_state(
         device: where to put them; where they are, by default.
         dtype: the parameters' type; the model's own, by default. Buffers keep their type.
 
-    Raises:
-        UserError: the weights are of another architecture; one line says of which.
+    Raises UserError if the weights are of another architecture; one line says of which.
     """
     own = model.state_dict()
-    pairs = match_names(list(own), list(state))
-    found = set(pairs.values())
-    missing = [name for name in own if name not in found]
-    wrong = {n: ours for n, ours in pairs.items() if state[n].shape != own[ours].shape}
-    absent = [name for name in missing if not is_optional(name)]
     on_meta = any(p.is_meta for p in model.parameters())
-    if wrong or not pairs or (absent and on_meta):
-        raise UserError(f"{source}: {_refusal(state, own, wrong, absent)}")
-    if on_meta and (strange := strangers(state, pairs)):
-        raise UserError(f"{source}: found {describe(state)}, {of_another_model(strange)}")
+    pairs, missing = pair(own, state, source, whole=on_meta)
+    absent = [name for name in missing if not is_optional(name)]
     weights = {name for name, _ in model.named_parameters()}
     values: dict[str, Tensor] = {}
     tables: list[str] = []  # entries of the file's schedule that contradict the configuration
@@ -118,8 +98,7 @@ def load_state(
         if values[ours] is not state[name]:
             release(state[name], mapped)
     model.load_state_dict(values, strict=False, assign=on_meta)
-    if not on_meta:
-        _start_averages(model, missing)
+    _start_averages(model, missing)
     if tables:
         logger.info("%s: the schedule's %s are computed, not read", source, ", ".join(tables))
     if absent:
@@ -128,6 +107,26 @@ def load_state(
         missing=tuple(n for n in missing if not n.startswith("embedding_manager.")),
         unexpected=tuple(name for name in state if name not in pairs),
     )
+
+
+def pair(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str, whole: bool = True
+) -> tuple[dict[str, str], list[str]]:
+    """Pair the entries of a file with a model's: {file's name: model's name}, and what it lacks.
+
+    Raises UserError, which begins with `source`, if the weights are of another architecture; or, of
+    a `whole` model, if one is missing or its U-Net has more.
+    """
+    pairs = match_names(list(own), list(state))
+    found = set(pairs.values())
+    missing = [name for name in own if name not in found]
+    wrong = {n: ours for n, ours in pairs.items() if state[n].shape != own[ours].shape}
+    absent = [name for name in missing if not is_optional(name)]
+    if wrong or not pairs or (absent and whole):
+        raise UserError(f"{source}: {_refusal(state, own, wrong, absent)}")
+    if whole and (strange := strangers(state, pairs)):
+        raise UserError(f"{source}: found {describe(state)}, {of_another_model(strange)}")
+    return pairs, missing
 
 
 def _agree(table: Tensor, computed: Tensor) -> bool:
@@ -153,11 +152,8 @@ def load_model(
         device: where the model goes.
         dtype: the weights' type; float32 by default. Learned words stay in float32.
 
-    Returns:
-        The model, in evaluation mode.
-
-    Raises:
-        UserError: files missing, unreadable, or of another architecture.
+    Returns the model, in evaluation mode. Raises UserError for files that are missing, unreadable,
+    or of another architecture.
     """
     if checkpoint is not None:
         return _load_base(find_base(checkpoint, config), device, dtype)
@@ -173,14 +169,10 @@ def load_model(
 def find_base(
     name: str | Path, config: DictConfig | Mapping[str, Any] | str | Path | None = None
 ) -> Base:
-    """Find a base and its configuration; a Hub name is downloaded.
+    """Find a base by its name (see `locate_base`); one of the Hub is downloaded.
 
-    Args:
-        name: as `locate_base` takes it.
-        config: its configuration; None takes the one beside its weights, or recognizes the base.
-
-    Raises:
-        UserError: nothing is there, or no base that is supported.
+    Without `config` its configuration is the one beside its weights, or that of the base recognized
+    by them. Raises UserError if nothing is there, or no base that is supported.
     """
     base = recognize(locate_base(name), None if config is None else read_config(config))
     if base.undecided and _predicts_v(base):
@@ -202,20 +194,16 @@ def _predicts_v(base: Base) -> bool:
 def build_empty(base: Base) -> Any:
     """Build a base's model on the meta device: names and shapes without values.
 
-    Raises:
-        UserError: no model has the configuration's values.
+    Raises UserError if no model has the configuration's values.
     """
     config = copy.deepcopy(base.config.model)
-    _without_other_files(config)
-    try:
-        with torch.device("meta"):
-            return instantiate_from_config(config)
-    except UserError:
-        raise
-    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise UserError(
-            f"{base.path}: the values of its configuration do not fit: {first_line(error)}"
-        ) from error
+    # The checkpoint has the weights of all parts; a configuration may name other files for them.
+    for key in ("params.ckpt_path", "params.first_stage_config.params.ckpt_path"):
+        if OmegaConf.select(config, key) is not None:
+            OmegaConf.update(config, key, None)
+    fault = f"{base.path}: the values of its configuration do not fit: "
+    with told(fault, TypeError, ValueError, ArithmeticError, RuntimeError), torch.device("meta"):
+        return instantiate_from_config(config)
 
 
 def _load_base(base: Base, device: torch.device | str, dtype: torch.dtype | None) -> Any:
@@ -223,11 +211,20 @@ def _load_base(base: Base, device: torch.device | str, dtype: torch.dtype | None
     state = read_weights(base.path, model.state_dict())
     what = f"{base.what}, " if base.what else ""
     report = load_state(model, state, source=str(base.path), device=device, dtype=dtype)
-    decay = (base.config.model.get("params") or {}).get("ema_decay") or 0.9999
-    _fill_what_is_left(model, torch.device(device), decay)
+    _fill_what_is_left(model, torch.device(device))
     logger.info("%s: %s%d tensors read", base.path, what, len(state) - len(report.unexpected))
-    for line in _remarks(report):
-        logger.info("%s: %s", base.path, line)
+    shadows = sum(name.startswith("model_ema.") for name in report.unexpected)
+    if shadows > 2:
+        text = "%s: an averaged copy of %d weights is there and not used"
+        logger.info(text, base.path, shadows - 2)
+    known = ("model_ema.", "embedding_manager.")
+    unusual = LoadReport(
+        # What the configuration determines is not missing.
+        tuple(n for n in report.missing if not is_optional(n)),
+        tuple(n for n in report.unexpected if not n.startswith(known) and not is_optional(n)),
+    )
+    if str(unusual):
+        logger.info("%s: %s", base.path, unusual)
     model.to(device=device)
     network = getattr(model, "model", None)  # an autoencoder has no U-Net
     if network is not None and dtype == torch.bfloat16 and torch.device(device).type == "cpu":
@@ -245,7 +242,7 @@ def _refusal(
     wrong: Mapping[str, str],
     absent: list[str],
 ) -> str:
-    """Raise UserError that says what the file holds; `wrong` pairs names of different shapes."""
+    """Say what the file holds instead; `wrong` pairs names of different shapes."""
     found, wanted = describe(state), describe(own)
     if found == f"{wanted}, no autoencoder":
         return f"found {found}: give a file that holds it too"
@@ -264,65 +261,31 @@ def _refusal(
     )
 
 
-def _without_other_files(model: DictConfig) -> None:
-    """Drop the weights' files that a configuration names for parts: the checkpoint has them all."""
-    for key in ("params.ckpt_path", "params.first_stage_config.params.ckpt_path"):
-        if OmegaConf.select(model, key) is not None:
-            OmegaConf.update(model, key, None)
-
-
-def _fill_what_is_left(model: nn.Module, device: torch.device, ema_decay: float) -> None:
-    """Give values to the entries that the file lacks, or raise UserError for one that has none."""
+def _fill_what_is_left(model: nn.Module, device: torch.device) -> None:
+    """Give values to the entries that the file lacks, or raise RuntimeError for one without any."""
     for name, module in model.named_modules():
         for key, buffer in list(module.named_buffers(recurse=False)):
-            if not buffer.is_meta:
-                continue
-            if key == "position_ids":  # 0..n-1, [1, n]
-                numbers = torch.arange(buffer.shape[-1], device=device)
-                module._buffers[key] = numbers.expand(buffer.shape).clone()
-            elif name.endswith("model_ema"):
-                above = model.get_submodule(name.rpartition(".")[0])
-                module._buffers[key] = _start_of_average(above, key, ema_decay).to(device)
-            else:
+            if buffer.is_meta and key != "position_ids":
                 raise RuntimeError(
                     f"buffer {name}.{key} has no value, and the file has none for it"
                 )
+            if buffer.is_meta:  # 0..n-1, [1, n]
+                numbers = torch.arange(buffer.shape[-1], device=device)
+                module._buffers[key] = numbers.expand(buffer.shape).clone()
         for key, weight in list(module.named_parameters(recurse=False)):
             if weight.is_meta:  # `to_logits`, which nothing evaluates
                 empty = torch.zeros(weight.shape, device=device)
                 module._parameters[key] = nn.Parameter(empty, weight.requires_grad)
 
 
-def _start_averages(model: nn.Module, missing: Iterable[str]) -> None:
+def _start_averages(model: nn.Module, missing: Collection[str]) -> None:
     """Set the averaged weights that a file lacks to the weights that the model has now."""
-    for name in missing:
-        path, _, key = name.rpartition(".")
-        if path.endswith("model_ema") and key not in ("decay", "num_updates"):
-            owner = model.get_submodule(path.rpartition(".")[0])
-            model.get_buffer(name).copy_(_start_of_average(owner, key, 0.0))
-
-
-def _start_of_average(owner: nn.Module, key: str, decay: float) -> Tensor:
-    """Return the first value of an averaged copy's buffer: the weight itself, or a counter."""
-    if key in ("decay", "num_updates"):
-        return torch.tensor(decay if key == "decay" else 0)
-    # A diffusion model averages its `model`, an autoencoder itself.
-    network = getattr(owner, "model", None)
-    followed = network if isinstance(network, nn.Module) else owner
-    weights = {name.replace(".", ""): w for name, w in followed.named_parameters()}
-    return weights[key].detach().clone()
-
-
-def _remarks(report: LoadReport) -> list[str]:
-    """Log what is unusual about a file, and not what every published file has."""
-    lines = []
-    shadows = [n for n in report.unexpected if n.startswith("model_ema.")]
-    if len(shadows) > 2:
-        lines.append(f"an averaged copy of {len(shadows) - 2} weights is there and not used")
-    known = ("model_ema.", "embedding_manager.")
-    others = [n for n in report.unexpected if not n.startswith(known) and not is_optional(n)]
-    # What the configuration determines is not missing.
-    missing = tuple(n for n in report.missing if not is_optional(n))
-    if others or missing:
-        lines.append(str(LoadReport(missing, tuple(others))))
-    return lines
+    for path, ema in model.named_modules():
+        if not isinstance(ema, LitEma):
+            continue
+        owner = model.get_submodule(path.rpartition(".")[0])
+        # A diffusion model averages its `model`, an autoencoder itself.
+        network = getattr(owner, "model", owner)
+        for name, shadow in ema.shadow_names.items():
+            if f"{path}.{shadow}" in missing:
+                setattr(ema, shadow, network.get_parameter(name).detach().clone())

@@ -9,20 +9,16 @@ ComfyUI read.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm.checkpoint.bases import sizes_of
-from ldm.checkpoint.convert import FILES, give, read_entries, write_file, write_folder
-from ldm.checkpoint.loading import find_base
-from ldm.checkpoint.names import match_names
+from ldm.checkpoint.convert import give, open_base, read_entries, write
 from ldm.checkpoint.tables import FAMILIES
-from ldm.checkpoint.weight_delta import check_weight_delta
+from ldm.checkpoint.weight_delta import check_weight_delta, read_changes
 from ldm.util import UserError, write_whole
 from ldm.words.files import WordFile, check_name
 
@@ -30,21 +26,6 @@ logger = logging.getLogger(__name__)
 
 # Component of a diffusers folder → prefix of kohya's names. SDXL's first encoder has its own.
 PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
-
-
-@dataclass(frozen=True)
-class Lora:
-    """A delta of low rank.
-
-    Attributes:
-        tensors: by kohya's names.
-        error: ‖delta − LoRA‖ / ‖delta‖ over all weights of the delta (Frobenius norm).
-        left_out: how many weights of the delta have no place in a LoRA.
-    """
-
-    tensors: dict[str, Tensor]
-    error: float
-    left_out: int
 
 
 def export_delta(
@@ -59,103 +40,74 @@ def export_delta(
 
     Args:
         delta: `weight_delta.safetensors` of a run.
-        source: the base that tuning started from: a file, a folder of diffusers or a Hub name.
-        target: a `.ckpt` or `.safetensors` file, or a folder of diffusers; of a LoRA
-            `.safetensors`. It must not exist.
+        source: the base that tuning started from, as `convert` takes it.
+        target: as `convert` takes it; of a LoRA a `.safetensors` file.
         config: the base's configuration; by default as the loader finds it.
         rank: of the LoRA, at least 1; None writes the whole model.
         words: learned words to bundle with a LoRA.
 
-    Returns:
-        The relative error of the LoRA; 0 for a whole model.
-
-    Raises:
-        UserError: the delta does not belong to the base, the base has no LoRA, or the target exists
-            or cannot be written.
+    Returns the relative error of the LoRA; 0 for a whole model. Raises UserError if the delta does
+    not belong to the base, the base has no LoRA, or the target exists or cannot be written.
     """
-    target = Path(target).expanduser()
-    if target.exists():
-        raise UserError(f"{target} exists: name another, or delete it")
     if words is not None and rank is None:
         raise UserError("words are bundled with a LoRA only: give its rank")
-    base = find_base(source, config)
-    if base.family is None:
-        raise UserError(f"{base.path}: not of a family that can be converted")
+    base, target = open_base(source, target, config)
     check_weight_delta(delta, base.path)
     entries = read_entries(base)
-    moved = _of_entries(load_file(delta), entries, delta)
+    moved = {name: change.float() for name, change in read_changes(delta, entries)}
     if rank is None:
         tuned = entries | {n: (entries[n].float() + v).to(entries[n]) for n, v in moved.items()}
-        if target.suffix in FILES:
-            write_file(base, tuned, target)
-        else:
-            write_folder(base, tuned, target)
+        write(base, tuned, target)
         return 0.0
     if target.suffix != ".safetensors":
         raise UserError(f"a LoRA must end in .safetensors, got {target}")
-    lora = low_rank(moved, base.family, sizes_of(entries), rank)
+    tensors, error, left_out = low_rank(moved, base.family, entries, rank)
     facts = {
         "format": "pt",
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(rank),
         "ss_v2": str(base.family.startswith("sd2")),
-        "relative_error": f"{lora.error:.4g}",
+        "relative_error": f"{error:.4g}",
     }
-    held = lora.tensors | (bundled(words) if words is not None else {})
+    held = tensors | (bundled(words) if words is not None else {})
     write_whole(target, lambda part: save_file(held, part, metadata=facts))
     logger.info(
-        f"{target}: rank {rank}, relative error {lora.error:.3g} of the weight delta"
-        + (f"; {lora.left_out} biases, norms or tables are not in a LoRA" * bool(lora.left_out))
+        f"{target}: rank {rank}, relative error {error:.3g} of the weight delta"
+        + (f"; {left_out} biases, norms or tables are not in a LoRA" * bool(left_out))
     )
-    return lora.error
-
-
-def _of_entries(
-    delta: Mapping[str, Tensor], entries: Mapping[str, Tensor], path: str | Path
-) -> dict[str, Tensor]:
-    """Return a delta by the published names of the base, as float32."""
-    pairs = match_names(list(entries), list(delta))
-    moved = {}
-    for name, change in delta.items():
-        ours = pairs.get(name, "")
-        if ours not in entries or entries[ours].shape != change.shape:
-            raise UserError(f"{path}: its weight {name} {list(change.shape)} is not in the base")
-        moved[ours] = change.float()
-    return moved
+    return error
 
 
 @torch.no_grad()
-def low_rank(delta: Mapping[str, Tensor], family: str, sizes: dict[str, int], rank: int) -> Lora:
-    """Return the LoRA of a delta.
+def low_rank(
+    delta: Mapping[str, Tensor], family: str, names: Iterable[str], rank: int
+) -> tuple[dict[str, Tensor], float, int]:
+    """Return the LoRA of a delta (published name → trained − base, float32).
 
-    Args:
-        delta: published name → trained − base, float32.
-        family: a key of `FAMILIES`; not "ldm", for which no tool reads a LoRA.
-        sizes: as `sizes_of` returns them.
-        rank: of each matrix, at least 1; a smaller matrix gets its full rank.
-
-    Raises:
-        UserError: the family has no LoRA, or `rank` is below 1.
+    `names` are all published names of the base, `rank` that of each matrix; a smaller matrix gets
+    its full rank. Returns tensors by kohya's names; ‖delta − LoRA‖ / ‖delta‖ over all weights of
+    the delta (Frobenius norm); how many weights of the delta have no place in a LoRA. Raises
+    UserError where the family has no LoRA, or `rank` is below 1.
     """
     if family == "ldm":
         raise UserError(f"no tool reads a LoRA of {FAMILIES[family].title}: write a whole model")
     if rank < 1:
         raise UserError(f"the rank of a LoRA must be at least 1, got {rank}")
-    tensors: dict[str, Tensor] = {}
+    places, tensors = FAMILIES[family].entries(names), dict[str, Tensor]()
     missed = total = 0.0
     left_out = 0
     for published, change in delta.items():
-        total += change.double().square().sum().item()
-        entry = FAMILIES[family].entry(published, sizes)
-        prefix = None if entry is None else PREFIXES.get(entry.component)
-        parts = {} if entry is None or prefix is None else give(entry, change)
-        if not parts or not all(_is_matrix(name, part) for name, part in parts.items()):
-            missed += change.double().square().sum().item()
+        size = change.double().square().sum().item()
+        total += size
+        entry = places.get(published)
+        parts = {} if entry is None or entry.component not in PREFIXES else give(entry, change)
+        if entry is None or not parts or not all(map(_is_matrix, parts, parts.values())):
+            missed += size
             left_out += 1
             continue
-        if prefix == "lora_te" and family == "sdxl":
-            prefix = "lora_te1"
+        first_of_two = family == "sdxl" and entry.component == "text_encoder"
+        prefix = "lora_te1" if first_of_two else PREFIXES[entry.component]
         for name, part in parts.items():
             stem = f"{prefix}_{name.removesuffix('.weight').replace('.', '_')}"
             up, down = (factor.half() for factor in factors(part, rank))
@@ -166,7 +118,7 @@ def low_rank(delta: Mapping[str, Tensor], family: str, sizes: dict[str, int], ra
             tensors[f"{stem}.alpha"] = torch.tensor(float(len(down)))
     if not tensors:
         raise UserError("the weight delta moves no matrix: a LoRA of it would be empty")
-    return Lora(tensors, (missed / total) ** 0.5 if total else 0.0, left_out)
+    return tensors, (missed / total) ** 0.5 if total else 0.0, left_out
 
 
 def _is_matrix(name: str, part: Tensor) -> bool:
@@ -188,17 +140,12 @@ def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     # Eigenvectors of the smaller Gram matrix: a U-Net's largest convolution has 1280 x 23040.
     values, vectors = torch.linalg.eigh(flat @ flat.T if wide else flat.T @ flat)
     keep = vectors[:, -min(rank, vectors.shape[1]) :].flip(1)
-    up, down = (keep, keep.T @ flat) if wide else (flat @ keep, keep.T)
     # Each factor gets the root of the singular value, which loses least in half precision.
     strength = values.flip(0)[: keep.shape[1]].clamp(min=1e-24).sqrt().sqrt()
-    up, down = (
-        (up * strength, down / strength[:, None])
-        if wide
-        else (
-            up / strength,
-            down * strength[:, None],
-        )
-    )
+    if wide:
+        up, down = keep * strength, keep.T @ flat / strength[:, None]
+    else:
+        up, down = flat @ keep / strength, keep.T * strength[:, None]
     if matrix.ndim == 2:
         return up.float(), down.float()
     return up.float()[:, :, None, None], down.float().reshape(-1, *matrix.shape[1:])
@@ -207,20 +154,18 @@ def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def bundled(words: WordFile) -> dict[str, Tensor]:
     """Return words under the names that a LoRA carries them by; SDXL's have two tensors each.
 
-    Raises:
-        UserError: a name that cannot stand there.
+    Raises UserError for a name that cannot stand there.
     """
-    tensors = {}
-    for name, vectors in words.words.items():
+    for name in words.words:
         check_name(name)
         if "." in name:
             raise UserError(
                 f"the readers of a LoRA end a word's name at a dot, got {name!r}: give another "
                 "name with WORD=FILE"
             )
-        if name in words.second:
-            tensors[f"bundle_emb.{name}.clip_l"] = vectors
-            tensors[f"bundle_emb.{name}.clip_g"] = words.second[name]
-        else:
-            tensors[f"bundle_emb.{name}.string_to_param.*"] = vectors
-    return tensors
+    first, second = ("clip_l", "clip_g") if words.second else ("string_to_param.*", "")
+    return {
+        f"bundle_emb.{name}.{key}": vectors
+        for key, part in ((first, words.words), (second, words.second))
+        for name, vectors in part.items()
+    }

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.checkpoint.tables import UNET_PREFIX
+from ldm.checkpoint.tables import AUTOENCODER_PREFIX, UNET_PREFIX, text_encoder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -42,31 +42,27 @@ OPTIONAL_PARTS = (
 DELTA_FILE, OLD_DELTA_FILE = "weight_delta.safetensors", "difference.safetensors"
 OPTIONAL_ROOTS = (*SCHEDULE, "logvar", "lvlb_weights")
 
-CLIP_ROOT = "cond_stage_model.transformer."
 # Our names of text encoders → the published ones: SDXL's two have another root, and CLIP's have a
 # level that recent versions of `transformers` do not store.
 PUBLISHED = (
     (re.compile(r"^cond_stage_model\.embedders\."), "conditioner.embedders."),
     (
         re.compile(
-            r"^(cond_stage_model|conditioner\.embedders\.0)\.transformer\."
+            r"^((?:cond_stage_model|conditioner\.embedders\.0)\.transformer\.)"
             r"(?=embeddings\.|encoder\.|final_layer_norm\.)"
         ),
-        r"\1.transformer.text_model.",
+        r"\1text_model.",
     ),
 )
 # diffusers' script that writes Stable Diffusion 2 as one file gives its text encoder other names.
-SCRIPTED = (
-    ("cond_stage_model.model.transformer.resblocks.", "cond_stage_model.model.resblocks."),
-    (
-        "cond_stage_model.model.positional_embedding",
-        "cond_stage_model.model.text_model.embeddings.position_embedding.weight",
-    ),
-    (
-        "cond_stage_model.model.token_embedding.",
-        "cond_stage_model.model.text_model.embeddings.token_embedding.",
-    ),
-    ("cond_stage_model.model.ln_final.", "cond_stage_model.model.text_model.final_layer_norm."),
+SCRIPTED = tuple(
+    (f"cond_stage_model.model.{ours}", f"cond_stage_model.model.{theirs}")
+    for ours, theirs in (
+        ("transformer.resblocks.", "resblocks."),
+        ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
+        ("token_embedding.", "text_model.embeddings.token_embedding."),
+        ("ln_final.", "text_model.final_layer_norm."),
+    )
 )
 
 
@@ -120,16 +116,10 @@ def match_names(ours: Sequence[str], theirs: Sequence[str]) -> dict[str, str]:
     A file of a whole diffusion model also serves its autoencoder alone.
     """
     wanted = {canonical(name): name for name in ours}
-    prefix = "first_stage_model."
-    whole_for_part = any(n.startswith(prefix) for n in theirs) and not any(
-        n.startswith(prefix) for n in ours
-    )
-    pairs = {}
-    for name in theirs:
-        short = name.removeprefix(prefix) if whole_for_part else name
-        if canonical(short) in wanted and (not whole_for_part or name.startswith(prefix)):
-            pairs[name] = wanted[canonical(short)]
-    return pairs
+    whole, ours_whole = (any(n.startswith(AUTOENCODER_PREFIX) for n in ns) for ns in (theirs, ours))
+    prefix = AUTOENCODER_PREFIX if whole and not ours_whole else ""
+    pairs = {n: canonical(n.removeprefix(prefix)) for n in theirs if n.startswith(prefix)}
+    return {name: wanted[short] for name, short in pairs.items() if short in wanted}
 
 
 def strangers(theirs: Iterable[str], pairs: Mapping[str, str]) -> list[str]:
@@ -151,67 +141,46 @@ def of_another_model(strange: Sequence[str]) -> str:
     )
 
 
-# Part of a name → what the file is; the first that fits decides.
-OTHER_FILES: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("double_blocks.", "joint_blocks."), "a transformer diffusion model (FLUX or SD 3)"),
-    (("lora_", ".lora", "base_model.model."), "a LoRA, which changes a model but is none"),
-    (("control_model.", "controlnet_", "input_hint_block."), "a ControlNet, which steers a model"),
-    (("ip_adapter.", "image_proj."), "an IP-Adapter, which steers a model"),
-    (("time_stack.", "motion_modules."), "a model of videos, or its motion module"),
-)
-# Parts of a model, by what one of their names begins with or has after a dot.
-PARTS_ALONE: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("time_embedding.",), "a U-Net alone, in the names of diffusers"),
-    (("time_embed.", "input_blocks."), "a U-Net alone"),
-    (("embed_tokens.", "SelfAttention."), "a text encoder alone"),
-    (("text_model.", "token_embedding.", "resblocks.", "self_attn."), "a CLIP text encoder alone"),
+# A pattern that one of the names fits → what the file is; the first that fits decides.
+KINDS = (
+    (r"(double|joint)_blocks\.", "a transformer diffusion model (FLUX or SD 3)"),
+    (r"lora_|\.lora|base_model\.model\.", "a LoRA, which changes a model but is none"),
+    (r"control_model\.|controlnet_|input_hint_block\.", "a ControlNet, which steers a model"),
+    (r"ip_adapter\.|image_proj\.", "an IP-Adapter, which steers a model"),
+    (r"time_stack\.|motion_modules\.", "a model of videos, or its motion module"),
+    (rf"^{UNET_PREFIX}", ""),
+    (r"(^|\.)time_embedding\.", "a U-Net alone, in the names of diffusers"),
+    (r"(^|\.)(time_embed|input_blocks)\.", "a U-Net alone"),
+    (r"(^|\.)(embed_tokens|SelfAttention)\.", "a text encoder alone"),
+    (r"(^|\.)(text_model|token_embedding|resblocks|self_attn)\.", "a CLIP text encoder alone"),
     (
-        ("embedding_manager.",),
+        r"(^|\.)embedding_manager\.",
         "a training checkpoint, which holds the learned word and not a model",
     ),
-    (("first_stage_model.", "encoder.", "decoder.", "quant_conv."), "an autoencoder alone"),
+    (r"(^|\.)(first_stage_model|encoder|decoder|quant_conv)\.", "an autoencoder alone"),
 )
 
 
 def describe(state: Mapping[str, Tensor]) -> str:
     """Say in a few words what kind of model a state dict belongs to."""
     names = list(state)
-    dotted = [f".{name}" for name in names]
-    for parts, what in OTHER_FILES:
-        if any(part in name for part in parts for name in names):
-            return what
-    if any(name.startswith("model.diffusion_model.") for name in names):
-        return _describe_diffusion(state)
-    for parts, what in PARTS_ALONE:
-        if any(f".{part}" in name for part in parts for name in dotted):
-            return what
+    for pattern, what in KINDS:
+        if any(re.search(pattern, name) for name in names):
+            return what or _describe_diffusion(state)
     if {"string_to_param", "emb_params"} & set(names) or _looks_like_words(state):
         return "an embedding file, which holds learned words and not a model"
     some = ", ".join(names[:3])
     return f"{len(names)} tensors of no known model (such as {some})" if names else "no tensors"
 
 
-TEXT_ENCODERS = {
-    "conditioner.embedders.1.": "Stable Diffusion XL (two text encoders)",
-    "conditioner.embedders.": "the refiner of Stable Diffusion XL",
-    "cond_stage_model.transformer.attn_layers.": "latent diffusion with a BERT text encoder",
-    "cond_stage_model.transformer.token_emb.": "latent diffusion with a BERT text encoder",
-    "cond_stage_model.model.": "Stable Diffusion v2 (OpenCLIP text encoder)",
-    CLIP_ROOT: "Stable Diffusion v1 (CLIP text encoder)",
-    "cond_stage_model.embedding.": "class-conditional latent diffusion",
-}
 # Input channels of the U-Net that tell of another use than text to image.
 OTHER_USES = {9: "inpainting", 8: "InstructPix2Pix", 7: "upscaling", 5: "depth to image"}
 
 
 def _describe_diffusion(state: Mapping[str, Tensor]) -> str:
-    found = (
-        text for start, text in TEXT_ENCODERS.items() if any(n.startswith(start) for n in state)
-    )
-    kind = next(found, "a diffusion model without text encoder")
-    facts = []
+    facts, kind = [], text_encoder(state)[1]
     context = [t.shape[1] for n, t in state.items() if n.endswith(".attn2.to_k.weight")]
-    first = state.get("model.diffusion_model.input_blocks.0.0.weight")
+    first = state.get(f"{UNET_PREFIX}input_blocks.0.0.weight")
     if context:
         facts.append(f"context {context[0]}")
     if first is not None:
@@ -219,7 +188,7 @@ def _describe_diffusion(state: Mapping[str, Tensor]) -> str:
         facts.append(f"{first.shape[1]} latent channels")
         if first.shape[1] in OTHER_USES:
             kind = f"{OTHER_USES[first.shape[1]]} with {kind}"
-    if not any(name.startswith("first_stage_model.") for name in state):
+    if not any(name.startswith(AUTOENCODER_PREFIX) for name in state):
         facts.append("no autoencoder")
     return f"{kind}, {', '.join(facts)}" if facts else kind
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 INDEX = "model_index.json"
+UNET_PREFIX, AUTOENCODER_PREFIX = "model.diffusion_model.", "first_stage_model."
 # File names of a component's weights, the preferred one first: of diffusers, of transformers.
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
@@ -20,73 +21,58 @@ ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
 Rule = Callable[[str, int], tuple[str, ...]]
 
 
-@dataclass(frozen=True)
-class Part:
-    """A component of a diffusers folder.
-
-    Attributes:
-        component: the folder's name.
-        prefix: of the published names.
-        rule: maps a published name without prefix to the names in the folder. Three names are the
-            rows of one matrix, in this order. No name means that the folder has no such entry.
-        size: which number of the configuration the rule needs: "blocks", "levels" or "".
-    """
+class Part(NamedTuple):
+    """A component of a diffusers folder."""
 
     component: str
-    prefix: str
+    prefix: str  # of the published names
+    # Maps a published name without prefix to the names in the folder. Three names are the rows of
+    # one matrix, in this order. No name means that the folder has no such entry.
     rule: Rule
-    size: str = ""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """Where a diffusers folder has one published entry.
-
-    Attributes:
-        component: the folder's name.
-        names: in the component's weights; several are joined along the first dimension.
-        transposed: whether the folder has the transposed matrix.
-    """
+class Entry(NamedTuple):
+    """Where a diffusers folder has one published entry."""
 
     component: str
-    names: tuple[str, ...]
-    transposed: bool = False
+    names: tuple[str, ...]  # in the component's weights; several are joined along dimension 0
+    transposed: bool = False  # whether the folder has the transposed matrix
 
 
-@dataclass(frozen=True)
-class Family:
-    """A family of bases.
+class Family(NamedTuple):
+    """A family of bases."""
 
-    Attributes:
-        title: what users call it.
-        inference, finetune: its configurations.
-        parts: its components with weights.
-        tokenizers: its components with vocabularies.
-        pipeline: the class of diffusers that opens it.
-    """
-
-    title: str
-    inference: str
+    title: str  # what users call it
+    inference: str  # a configuration, as the next
     finetune: str
-    parts: tuple[Part, ...]
-    tokenizers: tuple[str, ...]
-    pipeline: str
+    parts: tuple[Part, ...]  # components with weights: U-Net, autoencoder, text encoders
+    tokenizers: tuple[str, ...]  # components with vocabularies
+    pipeline: str  # the class of diffusers that opens it
 
-    def entry(self, name: str, sizes: dict[str, int]) -> Entry | None:
-        """Return where a folder has a published entry; None if it has none.
+    def entries(self, names: Iterable[str]) -> dict[str, Entry]:
+        """Return where a folder has the entries of a model, by published name.
 
-        Args:
-            name: the published name.
-            sizes: "blocks" (residual blocks of a U-Net level) and "levels" of the autoencoder.
+        `names` are all published names of the model: the numbers of the U-Net's and the
+        autoencoder's levels follow from them. Names that the folder has not are left out.
         """
-        for part in self.parts:
-            if name.startswith(part.prefix):
-                names = part.rule(name.removeprefix(part.prefix), sizes.get(part.size, 0))
-                projects = name.endswith(".text_projection")  # only SDXL's folder has it
-                if not names or (projects and part.component == "text_encoder"):
-                    return None
-                return Entry(part.component, names, projects)
-        return None
+        names, found = list(names), {}
+        outputs = _count(rf"{UNET_PREFIX}output_blocks\.(\d+)\.", names)
+        halvings = _count(rf"{UNET_PREFIX}input_blocks\.(\d+)\.0\.op\.", names)
+        levels = _count(rf"{AUTOENCODER_PREFIX}decoder\.up\.(\d+)\.", names)
+        sizes: dict[Rule, int] = {unet: outputs // (halvings + 1) - 1, autoencoder: levels}
+        for name in names:
+            part = next((part for part in self.parts if name.startswith(part.prefix)), None)
+            if part is None:
+                continue
+            own = part.rule(name.removeprefix(part.prefix), sizes.get(part.rule, 0))
+            projects = name.endswith(".text_projection")  # only SDXL's folder has it
+            if own and not (projects and part.component == "text_encoder"):
+                found[name] = Entry(part.component, own, projects)
+        return found
+
+
+def _count(pattern: str, names: Iterable[str]) -> int:
+    return len({found[1] for found in (re.match(pattern, name) for name in names) if found})
 
 
 RESNET = {
@@ -137,10 +123,8 @@ AUTOENCODER = (
     (r"mid\.attn_1\.([qkv])\.", r"mid_block.attentions.0.to_\1."),
     (r"nin_shortcut", "conv_shortcut"),
     (r"norm_out", "conv_norm_out"),
-    (r"down\.(\d+)\.block\.", r"down_blocks.\1.resnets."),
-    (r"down\.(\d+)\.downsample\.", r"down_blocks.\1.downsamplers.0."),
-    (r"up\.(\d+)\.block\.", r"up_blocks.\1.resnets."),
-    (r"up\.(\d+)\.upsample\.", r"up_blocks.\1.upsamplers.0."),
+    (r"(up|down)\.(\d+)\.block\.", r"\1_blocks.\2.resnets."),
+    (r"(up|down)\.(\d+)\.(up|down)sample\.", r"\1_blocks.\2.\3samplers.0."),
 )
 # The names of the autoencoder's attention before diffusers 0.17, as in many folders on the Hub.
 OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -224,79 +208,62 @@ def open_clip(name: str, _: int) -> tuple[str, ...]:
     return (f"{place}.{inner}.{found[3]}",) if inner else ()
 
 
-UNET_PREFIX, AUTOENCODER_PREFIX = "model.diffusion_model.", "first_stage_model."
-_UNET = Part("unet", UNET_PREFIX, unet, "blocks")
-_VAE = Part("vae", AUTOENCODER_PREFIX, autoencoder, "levels")
-_SD = "configs/stable-diffusion"
+_UNET = Part("unet", UNET_PREFIX, unet)
+_VAE = Part("vae", AUTOENCODER_PREFIX, autoencoder)
+
+
+def _stable_diffusion(title: str, stem: str, *encoders: tuple[str, Rule]) -> Family:
+    start, several = f"configs/stable-diffusion/{stem}", len(encoders) > 1
+    names = ("text_encoder", "text_encoder_2") if several else ("text_encoder",)
+    texts = (Part(name, *encoder) for name, encoder in zip(names, encoders, strict=True))
+    return Family(
+        title,
+        f"{start}-inference.yaml",
+        f"{start}-finetune.yaml",
+        (_UNET, _VAE, *texts),
+        ("tokenizer", "tokenizer_2") if several else ("tokenizer",),
+        "StableDiffusionXLPipeline" if several else "StableDiffusionPipeline",
+    )
+
+
+_CLIP, _OPEN_CLIP = ("cond_stage_model.transformer.", clip), ("cond_stage_model.model.", open_clip)
+_XL = ("conditioner.embedders.0.transformer.", clip), ("conditioner.embedders.1.model.", open_clip)
 FAMILIES = {
     "ldm": Family(
         "the 1.4B latent diffusion model",
         "configs/latent-diffusion/txt2img-1p4B-eval.yaml",
         "configs/finetune.yaml",
-        (
-            _UNET,
-            Part("vqvae", AUTOENCODER_PREFIX, autoencoder, "levels"),
-            Part("bert", "cond_stage_model.transformer.", bert),
-        ),
+        (_UNET, _VAE._replace(component="vqvae"), Part("bert", _CLIP[0], bert)),
         ("tokenizer",),
         "LDMTextToImagePipeline",
     ),
-    "sd1": Family(
-        "Stable Diffusion 1",
-        f"{_SD}/v1-inference.yaml",
-        f"{_SD}/v1-finetune.yaml",
-        (_UNET, _VAE, Part("text_encoder", "cond_stage_model.transformer.", clip)),
-        ("tokenizer",),
-        "StableDiffusionPipeline",
-    ),
-    "sd2": Family(
-        "Stable Diffusion 2",
-        f"{_SD}/v2-inference.yaml",
-        f"{_SD}/v2-finetune.yaml",
-        (_UNET, _VAE, Part("text_encoder", "cond_stage_model.model.", open_clip)),
-        ("tokenizer",),
-        "StableDiffusionPipeline",
-    ),
-    "sd2-v": Family(
-        "Stable Diffusion 2 with v-prediction",
-        f"{_SD}/v2-v-inference.yaml",
-        f"{_SD}/v2-v-finetune.yaml",
-        (_UNET, _VAE, Part("text_encoder", "cond_stage_model.model.", open_clip)),
-        ("tokenizer",),
-        "StableDiffusionPipeline",
-    ),
-    "sdxl": Family(
-        "Stable Diffusion XL",
-        f"{_SD}/xl-inference.yaml",
-        f"{_SD}/xl-finetune.yaml",
-        (
-            _UNET,
-            _VAE,
-            Part("text_encoder", "conditioner.embedders.0.transformer.", clip),
-            Part("text_encoder_2", "conditioner.embedders.1.model.", open_clip),
-        ),
-        ("tokenizer", "tokenizer_2"),
-        "StableDiffusionXLPipeline",
-    ),
+    "sd1": _stable_diffusion("Stable Diffusion 1", "v1", _CLIP),
+    "sd2": _stable_diffusion("Stable Diffusion 2", "v2", _OPEN_CLIP),
+    "sd2-v": _stable_diffusion("Stable Diffusion 2 with v-prediction", "v2-v", _OPEN_CLIP),
+    "sdxl": _stable_diffusion("Stable Diffusion XL", "xl", *_XL),
 }
-# Parts of names that identify a text encoder; the first that fits decides. Values are keys of
-# `FAMILIES`.
-TEXT_ENCODERS = {
-    "conditioner.embedders.1.model.": "sdxl",
-    "cond_stage_model.model.": "sd2",
-    "cond_stage_model.transformer.attn_layers.": "ldm",
-    "cond_stage_model.transformer.token_emb.": "ldm",
-    "cond_stage_model.transformer.": "sd1",
-}
+# The beginning of a name that identifies a text encoder, its family (a key of `FAMILIES`; "" for
+# others) and what it is called. The first that fits decides.
+TEXT_ENCODERS = (
+    ("conditioner.embedders.1.", "sdxl", "Stable Diffusion XL (two text encoders)"),
+    ("conditioner.embedders.", "", "the refiner of Stable Diffusion XL"),
+    *(
+        (f"{_CLIP[0]}{part}.", "ldm", "latent diffusion with a BERT text encoder")
+        for part in ("attn_layers", "token_emb")
+    ),
+    (_OPEN_CLIP[0], "sd2", "Stable Diffusion v2 (OpenCLIP text encoder)"),
+    (_CLIP[0], "sd1", "Stable Diffusion v1 (CLIP text encoder)"),
+    ("cond_stage_model.embedding.", "", "class-conditional latent diffusion"),
+)
 
 
-def family_of(names: Iterable[str]) -> str | None:
-    """Return the family (a key of `FAMILIES`) of published names; None if it is none of them."""
-    names = list(names)
-    for prefix, family in TEXT_ENCODERS.items():
-        if any(name.startswith(prefix) for name in names):
-            return family
-    return None
+def text_encoder(names: Iterable[str]) -> tuple[str, str]:
+    """Return the family (a key of `FAMILIES`, or "") of published names, and what it is called."""
+    names = tuple(names)
+    for start, family, what in TEXT_ENCODERS:
+        if any(name.startswith(start) for name in names):
+            return family, what
+    return "", "a diffusion model without text encoder"
 
 
 def choose_weights(names: Iterable[str]) -> list[str]:

@@ -20,7 +20,7 @@ from ldm.checkpoint.bases import read_weights
 from ldm.checkpoint.files import checkpoint_hash
 from ldm.checkpoint.names import is_optional, match_names
 from ldm.modules.ema import LitEma
-from ldm.util import UserError, write_whole
+from ldm.util import UserError, told, write_whole
 
 FORMAT = "ldm-difference"
 # The parts that tuning may move. The autoencoder stays, and words have files of their own.
@@ -50,16 +50,10 @@ def save_weight_delta(
 ) -> None:
     """Write trained − base for each tuned weight; averaged weights count where there are some.
 
-    Args:
-        model: a `LatentDiffusion` whose tuned weights require gradients.
-        path: the `.safetensors` file; one that exists is replaced, whole or not at all.
-        base: the checkpoint that tuning started from.
-        half: store float16: half the size, an error of at most 2^-11 of each value (3e-8 where
-            values are below 6e-5).
-        facts: more metadata, as texts.
-
-    Raises:
-        UserError: the base lacks a tuned weight.
+    The model's tuned weights require gradients; `base` is the checkpoint that tuning started from.
+    A `.safetensors` file that exists is replaced, whole or not at all. `half` stores float16: half
+    the size, an error of at most 2^-11 of each value (3e-8 where values are below 6e-5). `facts`
+    are more metadata. Raises UserError if the base lacks a tuned weight.
     """
     with model.ema_scope():
         tuned = {
@@ -93,13 +87,11 @@ def check_weight_delta(path: str | Path, checkpoint: str | Path | None) -> dict[
 
     Returns the file's metadata. Raises UserError for no weight delta, or one to another base.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-    except FileNotFoundError as error:
-        raise UserError(f"weight delta {path} does not exist") from error
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a safetensors file, or a damaged one ({error})") from error
+    if not Path(path).exists():
+        raise UserError(f"weight delta {path} does not exist")
+    fault = f"{path}: not a safetensors file, or a damaged one ("
+    with told(fault, SafetensorError, OSError, after=")"), safe_open(path, "pt") as file:
+        metadata: dict[str, str] = file.metadata() or {}
     if metadata.get("format") != FORMAT:
         raise UserError(
             f"{path}: no weight delta, which tuning writes as weight_delta.safetensors; words are "
@@ -115,6 +107,24 @@ def check_weight_delta(path: str | Path, checkpoint: str | Path | None) -> dict[
     return metadata
 
 
+def read_changes(path: str | Path, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Read a weight delta: each change under the name of the one of `weights` that it is for.
+
+    Raises UserError where `weights` lack one, or have it in another shape.
+    """
+    with safe_open(path, framework="pt") as file:
+        pairs = match_names(list(weights), list(file.keys()))
+        for theirs in file.keys():  # noqa: SIM118 (not a mapping)
+            change: Tensor = file.get_tensor(theirs)
+            weight = weights.get(pairs.get(theirs, ""))
+            if weight is None or weight.shape != change.shape:
+                raise UserError(
+                    f"{path}: its weight {theirs} {list(change.shape)} has no place in this "
+                    "model: give the configuration that it was tuned with"
+                )
+            yield pairs[theirs], change
+
+
 @torch.no_grad()
 def apply_weight_delta(model: TunedModel, path: str | Path, checkpoint: str | Path | None) -> None:
     """Add the weight delta in a file to a model with the weights of `checkpoint`, in place.
@@ -124,17 +134,9 @@ def apply_weight_delta(model: TunedModel, path: str | Path, checkpoint: str | Pa
     """
     check_weight_delta(path, checkpoint)
     weights = dict(model.named_parameters())
-    with safe_open(path, framework="pt") as file:
-        pairs = match_names(list(weights), list(file.keys()))
-        for theirs in file.keys():  # noqa: SIM118 (not a mapping)
-            change: Tensor = file.get_tensor(theirs)
-            weight = weights.get(pairs.get(theirs, ""))
-            if weight is None or weight.shape != change.shape:
-                raise UserError(
-                    f"{path}: its weight {theirs} {list(change.shape)} has no place in this "
-                    "model: generate with the configuration that it was tuned with"
-                )
-            # A new tensor: what was read may lie in the mapped checkpoint.
-            weight.data = (weight.float() + change.to(weight.device).float()).to(weight.dtype)
+    for name, change in read_changes(path, weights):
+        weight = weights[name]
+        # A new tensor: what was read may lie in the mapped checkpoint.
+        weight.data = (weight.float() + change.to(weight.device).float()).to(weight.dtype)
     if model.model_ema is not None:
         model.model_ema.restart(model.averaged_network)

@@ -30,8 +30,8 @@ class LitEma(nn.Module):
         super().__init__()
         if not 0.0 <= decay <= 1.0:
             raise ValueError(f"decay must lie in [0, 1], got {decay}")
-        self.register_buffer("decay", torch.tensor(decay, dtype=torch.float32))
-        self.register_buffer("num_updates", torch.tensor(0 if use_num_upates else -1))
+        self.register_buffer("decay", torch.tensor(decay, dtype=torch.float32, device="cpu"))
+        self.register_buffer("num_updates", torch.tensor(0 if use_num_upates else -1, device="cpu"))
         self.shadow_names: dict[str, str] = {}
         for name, weight in model.named_parameters():
             if weight.requires_grad:

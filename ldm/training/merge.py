@@ -287,7 +287,7 @@ def base_parts(model: str) -> list[DictConfig]:
     base = find_base(model)
     if base.path.parent.resolve() == locate(MINIATURE).resolve():
         finetune = MINIATURE_CONFIG
-    elif base.family is None:
+    elif not base.family:
         raise UserError(f"{base.path}: {base.what}, which names no text encoder: give --base YAML")
     else:
         finetune = FAMILIES[base.family].finetune

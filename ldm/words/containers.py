@@ -6,7 +6,6 @@ The content decides what a file is, not its suffix. `ldm.words.formats` reads wh
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import pickle
 import re
@@ -21,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from ldm.util import UserError, first_line
+from ldm.util import UserError, told
 
 # A pickle or image of words is small. One that is larger, or unpacks to more, is not opened.
 LARGEST_BYTES = 2**28
@@ -59,40 +58,33 @@ def read_container(path: Path) -> tuple[Any, dict[str, str]]:
         return _read_card(path), {}
     if head.startswith((b"PK\x03\x04", b"\x80")):
         return _read_pickle(path), {}
-    what = "it is empty" if not head else "it is no safetensors file, torch file or image"
+    what = "it is no safetensors file, torch file or image" if head else "it is empty"
     raise UserError(f"{str(path)!r} is not a readable embedding file: {what}")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            # Mapped, not read: a LoRA that bundles a word may have a gigabyte.
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return tensors, dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{str(path)!r} is not a readable safetensors file: {error}") from error
+    fault = f"{str(path)!r} is not a readable safetensors file: "
+    with told(fault, SafetensorError, OSError), safe_open(path, "pt", "cpu") as file:
+        # Mapped, not read: a LoRA that bundles a word may have a gigabyte.
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return tensors, dict(file.metadata() or {})
 
 
 def _read_pickle(path: Path) -> Any:
     """Load a pickle that may build tensors and ParameterDicts, and do nothing else."""
-    try:
-        _check_size(path)
-        with torch.serialization.safe_globals([nn.ParameterDict]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except pickle.UnpicklingError as error:
-        forbidden = re.search(r"GLOBAL (\S+)", str(error))
-        if forbidden is None:
-            raise UserError(f"{str(path)!r} is not a readable embedding file") from error
-        raise UserError(
-            f"{str(path)!r} refused: loading it could run code, it asks for {forbidden[1]!r}; ask "
-            "its author for a .safetensors file"
-        ) from error
     # A damaged pickle can fail in any way, but runs nothing.
-    except Exception as error:
-        reason = first_line(error)
-        raise UserError(f"{str(path)!r} is not a readable embedding file: {reason}") from error
+    with told(f"{str(path)!r} is not a readable embedding file: ", Exception):
+        _check_size(path)
+        try:
+            with torch.serialization.safe_globals([nn.ParameterDict]):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            if forbidden := re.search(r"GLOBAL (\S+)", str(error)):
+                raise UserError(
+                    f"{str(path)!r} refused: loading it could run code, it asks for "
+                    f"{forbidden[1]!r}; ask its author for a .safetensors file"
+                ) from error
+            raise
 
 
 def _check_size(path: Path) -> None:
@@ -112,31 +104,28 @@ def _read_card(path: Path) -> Any:
     """Read the word in an image: AUTOMATIC1111's text chunk, or else its pixels."""
     from PIL import Image
 
-    try:
-        # A bomb is a warning up to twice the limit, and an error above.
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if image.width * image.height > LARGEST_PIXELS:
-                    raise UserError(
-                        f"{str(path)!r} has {image.width} x {image.height} pixels: more than any "
-                        "image that carries a word"
-                    )
-                image.load()
-                text = image.info.get(CARD_CHUNK)
-                pixels = None if isinstance(text, str) else image.convert("RGB")
-    except UserError:
-        raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise UserError(f"{str(path)!r} is far too large an image to carry a word") from error
-    except Exception as error:  # an image decoder fails in many ways
-        raise UserError(f"{str(path)!r} is not a readable image: {error}") from error
-    try:
+    too_large = (Image.DecompressionBombWarning, Image.DecompressionBombError)
+    # A bomb is a warning up to twice the limit, and an error above. A decoder fails in many ways.
+    with (
+        told(f"{str(path)!r} is not a readable image: ", Exception),
+        told(f"{str(path)!r} is far too large an image to carry a word: ", *too_large),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
+            if image.width * image.height > LARGEST_PIXELS:
+                raise UserError(
+                    f"{str(path)!r} has {image.width} x {image.height} pixels: more than any "
+                    "image that carries a word"
+                )
+            image.load()
+            text = image.info.get(CARD_CHUNK)
+            pixels = None if isinstance(text, str) else image.convert("RGB")
+    fault = f"{str(path)!r}: the word in this image is damaged: "
+    with told(fault, ValueError, TypeError, RuntimeError, zlib.error):
         data = base64.b64decode(text) if isinstance(text, str) else _pixel_data(np.asarray(pixels))
         if data is not None:
             return json.loads(data, object_hook=_json_tensor)
-    except (binascii.Error, ValueError, TypeError, RuntimeError, zlib.error) as error:
-        raise UserError(f"{str(path)!r}: the word in this image is damaged: {error}") from error
     raise UserError(
         f"{str(path)!r} holds no word: neither in a text chunk {CARD_CHUNK!r} nor in its pixels"
     )

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -94,23 +94,16 @@ class DirectionalDescent(Optimizer):
         for word, mean in zip(words, means, strict=True):
             self.state[word]["mean"] = mean.detach().to(word).clone()
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Move each word that has a gradient; `closure`, where given, computes it anew."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Move each word that has a gradient; `closure`, where given, computes it and the loss."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
+            numbers = group["radius"], group["kappa"], group["lr"]
             for word in group["params"]:
                 if word.grad is not None:
-                    radius, kappa, rate = group["radius"], group["kappa"], group["lr"]
                     mean = self.state[word]["mean"]
-                    word.copy_(spherical_step(word, word.grad, mean, radius, kappa, rate))
+                    word.copy_(spherical_step(word, word.grad, mean, *numbers))
         return loss
 
 

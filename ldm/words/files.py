@@ -19,21 +19,9 @@ from torch import Tensor, nn
 
 from ldm.util import UserError, write_whole
 from ldm.words.containers import read_container
-from ldm.words.formats import SDXL, WordFile, interpret
+from ldm.words.formats import SDXL, interpret
+from ldm.words.formats import WordFile as WordFile
 from ldm.words.hub import find_word
-
-__all__ = (
-    "WordFile",
-    "check_encoder",
-    "check_name",
-    "describe_width",
-    "header",
-    "plain",
-    "read_words",
-    "renamed",
-    "stored_step",
-    "write_words",
-)
 
 FORMAT_NAME = "ldm-word"
 FORMAT_VERSION = "1"
@@ -184,21 +172,25 @@ def write_words(
     if path.suffix == ".safetensors":
         if others:
             facts.setdefault("name", next(iter(tensors)))
-            tensors = _two_encoders(tensors, others)
+            tensors = {
+                key if len(words) == 1 else f"bundle_emb.{name}.{key}": part[name]
+                for key, part in (("clip_l", tensors), ("clip_g", others))
+                for name in words
+            }
         write_whole(path, safetensors_bytes(tensors, facts))
         return
     if path.suffix != ".pt":
         raise ValueError(f"path must end in .pt or .safetensors, got {str(path)!r}")
-    missing = [p for p in tensors if p not in (token_ids or {})]
+    ids = token_ids or {}
+    missing = [p for p in tensors if p not in ids]
     if missing:
         raise ValueError(f"token_ids must name every word of a .pt file, missing: {missing}")
     content = {
-        "string_to_token": {p: torch.tensor((token_ids or {})[p]) for p in tensors},
+        "string_to_token": {p: torch.tensor(ids[p]) for p in tensors},
         "string_to_param": _parameters(tensors),
         "metadata": facts,
+        **({"string_to_param_clip_g": others} if others else {}),
     }
-    if others:
-        content["string_to_param_clip_g"] = others
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_whole(path, buffer.getvalue())
@@ -214,15 +206,6 @@ def header(metadata: Mapping[str, str]) -> dict[str, str]:
 def plain(words: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return float32 copies on the CPU: the file of a view would hold its whole storage."""
     return {p: v.detach().to("cpu", torch.float32).clone().contiguous() for p, v in words.items()}
-
-
-def _two_encoders(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
-    alone = len(first) == 1
-    return {
-        key if alone else f"bundle_emb.{name}.{key}": part[name]
-        for name in first
-        for key, part in (("clip_l", first), ("clip_g", second))
-    }
 
 
 def _parameters(tensors: dict[str, Tensor]) -> nn.ParameterDict | dict[str, Tensor]:

@@ -29,11 +29,15 @@ T5_KEYS = ("t5", "t5xxl", "text_encoders_2")
 BUNDLE = re.compile(
     r"bundle_emb\.(.+?)\.(clip_l|clip_g|t5|t5xxl|emb_params|emp_params|string_to_param\.\*)(_out)?"
 )
-LORA = re.compile(r"\.lora_|lora_unet_|lora_te|\.hada_|\.lokr_|\.alpha$|^lycoris_|lora_[AB]\b")
+LORA = r"\.lora_|lora_unet_|lora_te|\.hada_|\.lokr_|\.alpha$|^lycoris_|lora_[AB]\b"
 XTI = re.compile(r"(IN|OUT)\d\d|MID")
-MODEL = re.compile(
-    r"model\.diffusion_model\.|first_stage_model\.|cond_stage_model\.|text_model\.|"
-    r"(down|up|mid)_blocks?\.|conditioner\.|encoder\.|decoder\."
+MODEL = (
+    r"^(model\.diffusion_model|first_stage_model|cond_stage_model|text_model|"
+    r"(down|up|mid)_blocks?|conditioner|encoder|decoder)\."
+)
+OF_T5 = "is a word for FLUX or Stable Diffusion 3 (t5): no model here reads it"
+OF_XTI = (
+    "is a word of kohya's XTI, with vectors for each layer of the U-Net: no model here reads it"
 )
 
 # Families of text encoders that a form can state.
@@ -77,19 +81,8 @@ class Source:
         return UserError(f"{str(self.path)!r} {problem}")
 
 
-@dataclass(frozen=True)
-class Form:
-    """One row of the table.
-
-    Attributes:
-        name: of the form, for messages and `WordFile.form`.
-        fits: takes the keys of the content and the metadata; tells whether they have this form.
-        read: returns the words; raises UserError if the content holds none.
-    """
-
-    name: str
-    fits: Callable[[set[str], dict[str, str]], bool]
-    read: Callable[[Mapping[str, Any], Source], WordFile]
+Fits = Callable[[set[str], dict[str, str]], bool]
+Read = Callable[[Mapping[str, Any], Source], WordFile]
 
 
 def interpret(raw: Any, metadata: Mapping[str, str], path: Path, given: str | None) -> WordFile:
@@ -110,12 +103,12 @@ def interpret(raw: Any, metadata: Mapping[str, str], path: Path, given: str | No
     content = {str(key): value for key, value in raw.items()}
     if not content:
         raise source.fail("holds no words")
-    form = next(form for form in FORMS if form.fits(set(content), source.metadata))
-    file = form.read(content, source)
+    name, read = next((n, read) for n, fits, read in FORMS if fits(set(content), source.metadata))
+    file = read(content, source)
     if any(v.shape[-1] == 1280 for v in file.words.values()):
         # A copy that this project writes must not be read as a word of LDM-BERT.
         file = replace(file, metadata={"encoder_family": UNKNOWN, **file.metadata})
-    return replace(file, form=file.form or form.name)
+    return replace(file, form=file.form or name)
 
 
 def _stated_name(metadata: Mapping[str, str]) -> str | None:
@@ -162,10 +155,9 @@ def _read_original(raw: Mapping[str, Any], source: Source) -> WordFile:
         stated = _stated_name({str(k): str(v) for k, v in facts.items()})
         tensors = {stated or "*": tensors["*"]}
     words = {p: _vectors(value, p, source) for p, value in tensors.items()}
-    second = {}
-    if isinstance(raw.get("string_to_param_clip_g"), Mapping):
-        stored = _parameters(raw["string_to_param_clip_g"], source)
-        second = {p: _vectors(value, p, source) for p, value in stored.items() if p in words}
+    stored = raw.get("string_to_param_clip_g")
+    others = _parameters(stored, source) if isinstance(stored, Mapping) else {}
+    second = {p: _vectors(value, p, source) for p, value in others.items() if p in words}
     metadata = {str(k): str(v) for k, v in facts.items()}
     if any(v.shape[-1] == 1280 for v in words.values()):
         # No tool stores words of SDXL's encoders in this form.
@@ -221,7 +213,7 @@ def _read_encoders(raw: Mapping[str, Any], source: Source) -> WordFile:
         return WordFile(words, {"encoder_family": CLIP, **source.metadata})
     second = {name: _vectors(other, name, source)}
     if second[name].shape[-1] > 1280:
-        raise source.fail("is a word for FLUX or Stable Diffusion 3 (t5): no model here reads it")
+        raise source.fail(OF_T5)
     if len(second[name]) != len(words[name]):
         raise source.fail(
             f"has {len(words[name])} vectors for SDXL's first text encoder and "
@@ -232,8 +224,8 @@ def _read_encoders(raw: Mapping[str, Any], source: Source) -> WordFile:
 
 def _read_nameless(raw: Mapping[str, Any], source: Source) -> WordFile:
     """Read a tensor without a name. OneTrainer's output embedding (`_out`) is ignored."""
-    key = next(key for key in NAMELESS_KEYS if key in raw)
-    return WordFile({source.name: _vectors(raw[key], source.name, source)}, source.metadata)
+    value = next(raw[key] for key in NAMELESS_KEYS if key in raw)
+    return WordFile({source.name: _vectors(value, source.name, source)}, source.metadata)
 
 
 def _read_pivotal(raw: Mapping[str, Any], source: Source) -> WordFile:
@@ -252,59 +244,48 @@ def _read_named(raw: Mapping[str, Any], source: Source) -> WordFile:
     return WordFile(words, facts)
 
 
-def _refuse(problem: str) -> Callable[[Mapping[str, Any], Source], WordFile]:
+def _refuse(problem: str) -> Read:
     def read(raw: Mapping[str, Any], source: Source) -> WordFile:
         raise source.fail(f"{problem} (its first entry is {next(iter(raw))!r})")
 
     return read
 
 
-def _any(pattern: re.Pattern[str]) -> Callable[[set[str], dict[str, str]], bool]:
-    return lambda keys, _: any(pattern.search(key) for key in keys)
+def _any(pattern: str) -> Fits:
+    return lambda keys, _: any(re.search(pattern, key) for key in keys)
 
 
-def _has(*names: str) -> Callable[[set[str], dict[str, str]], bool]:
+def _has(*names: str) -> Fits:
     return lambda keys, _: not keys.isdisjoint(names)
 
 
-FORMS = (
-    Form("original", _has("string_to_param"), _read_original),
-    Form(
-        "bundled in a LoRA",
-        lambda keys, _: any(key.startswith("bundle_emb.") for key in keys),
-        _read_bundle,
-    ),
-    Form(
+# The name of a form; what tells by the keys of the content and the metadata whether they have this
+# form; what reads the words, or raises UserError if the content holds none.
+FORMS: tuple[tuple[str, Fits, Read], ...] = (
+    ("original", _has("string_to_param"), _read_original),
+    ("bundled in a LoRA", _any(r"^bundle_emb\."), _read_bundle),
+    (
         "FLUX",
         lambda keys, facts: not keys.isdisjoint(T5_KEYS) and HEADER_KEY not in facts,
-        _refuse("is a word for FLUX or Stable Diffusion 3 (t5): no model here reads it"),
+        _refuse(OF_T5),
     ),
-    Form("a tensor for each text encoder", _has(*FIRST_KEYS, *SECOND_KEYS), _read_encoders),
-    Form("nameless", _has(*NAMELESS_KEYS), _read_nameless),
+    ("a tensor for each text encoder", _has(*FIRST_KEYS, *SECOND_KEYS), _read_encoders),
+    ("nameless", _has(*NAMELESS_KEYS), _read_nameless),
     # This row stands before those that look at parts of names: a word here may have any name.
-    Form("ours", lambda _, facts: HEADER_KEY in facts, _read_named),
-    Form(
+    ("ours", lambda _, facts: HEADER_KEY in facts, _read_named),
+    (
         "lora pivotal tuning",
         lambda keys, facts: any(facts.get(key) == "<embed>" for key in keys),
         _read_pivotal,
     ),
-    Form(
-        "LoRA", _any(LORA), _refuse("is a LoRA, which changes a model's weights: it holds no word")
-    ),
-    Form(
-        "kohya XTI",
-        lambda keys, _: all(XTI.fullmatch(key) for key in keys),
-        _refuse(
-            "is a word of kohya's XTI, with vectors for each layer of the U-Net: no model "
-            "here reads it"
-        ),
-    ),
-    Form(
+    ("LoRA", _any(LORA), _refuse("is a LoRA, which changes a model's weights: it holds no word")),
+    ("kohya XTI", lambda keys, _: all(XTI.fullmatch(key) for key in keys), _refuse(OF_XTI)),
+    (
         "model",
-        lambda keys, _: any(MODEL.match(key) for key in keys),
+        _any(MODEL),
         _refuse("holds a model's weights and no word; give a model as --ckpt_path"),
     ),
-    Form("diffusers", lambda *_: True, _read_named),
+    ("diffusers", lambda *_: True, _read_named),
 )
 
 

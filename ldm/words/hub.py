@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from ldm.hub import snapshot
+from ldm.hub import HUB_NAME, snapshot
 from ldm.util import UserError, read_text
 
-HUB_PREFIX = "hf:"
 # Files of words in a folder, the preferred one first: of a concept of the Hub, then of a run.
 WORD_FILES = (
     "learned_embeds.safetensors",
@@ -30,10 +28,11 @@ def find_word(path: str | Path) -> tuple[Path, str | None]:
     """
     local = Path(path)
     if not local.exists():
-        name = _hub_name(str(path))
-        if name is None:
+        name = HUB_NAME.fullmatch(str(path))
+        if name is None or name[3] or (not name[1] and _may_be_a_file(Path(name[2]))):
             raise UserError(f"embedding file {str(path)!r} does not exist")
-        local = _download(*name)
+        # Into the Hub's cache.
+        local = snapshot(name[2], name[4], _of_a_word)
     if local.is_dir():
         return _in_folder(local, path)
     if not local.is_file():
@@ -58,29 +57,12 @@ def _in_folder(folder: Path, asked: str | Path) -> tuple[Path, str | None]:
     return found, text[0] if len(text) == 1 else None
 
 
-def _hub_name(text: str) -> tuple[str, str | None] | None:
-    """Split a Hub name into (owner/name, revision). Return None for a path.
-
-    A text without the prefix "hf:" is a Hub name only if it cannot be a file: it has one slash and
-    no suffix of a word's file, and no local folder has the owner's name.
-    """
-    name, _, revision = text.removeprefix(HUB_PREFIX).partition("@")
-    valid = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith(".")
-    if not valid:
-        return None
-    if not text.startswith(HUB_PREFIX):
-        suffix = Path(name).suffix.lower()
-        known = (".pt", ".bin", ".pth", ".ckpt", ".safetensors", ".pti", ".png", ".webp", ".avif")
-        if suffix in known or Path(name).parent.exists():
-            return None
-    return name, revision or None
+def _may_be_a_file(name: Path) -> bool:
+    """Tell whether a name like "OWNER/NAME" may be a path: by its suffix, or an existing folder."""
+    known = (".pt", ".bin", ".pth", ".ckpt", ".safetensors", ".pti", ".png", ".webp", ".avif")
+    return name.suffix.lower() in known or name.parent.exists()
 
 
-def _download(name: str, revision: str | None) -> Path:
-    """Download the word of a repository into the Hub's cache. Return its local folder."""
-
-    def choose(names: list[str]) -> list[str]:
-        kept = ("learned_embeds", "embeddings.", IDENTIFIER)
-        return [path for path in names if Path(path).name.startswith(kept)]
-
-    return snapshot(name, revision, choose)
+def _of_a_word(names: list[str]) -> list[str]:
+    kept = ("learned_embeds", "embeddings.", IDENTIFIER)
+    return [path for path in names if Path(path).name.startswith(kept)]

@@ -19,7 +19,6 @@ from ldm.randomness import Purpose, generator
 from ldm.util import UserError, at_least, one_of
 from ldm.words.files import check_encoder, read_words, renamed, stored_step, write_words
 from ldm.words.placeholders import DEFAULT_PLACEHOLDER, PER_IMAGE_PLACEHOLDERS
-from ldm.words.splice import splice
 from ldm.words.tokens import (
     INITIALIZER_MODES,
     TextEmbedder,
@@ -29,7 +28,7 @@ from ldm.words.tokens import (
     placeholder_id,
     vocabulary_norms,
 )
-from ldm.words.vectors import WordVectors, stored_name
+from ldm.words.vectors import WordVectors, splice, stored_name
 
 logger = logging.getLogger(__name__)
 
@@ -98,9 +97,8 @@ class EmbeddingManager(nn.Module):
         # Not registered as a module: the encoder would be saved and trained twice.
         self.__dict__["embedder"] = embedder
         self.progressive_words, self.progressive_steps = progressive_words, progressive_steps
-        self.initializer_mode = initializer_mode
+        self.initializer_mode, self.seed = initializer_mode, seed
         self.num_vectors_per_token = num_vectors_per_token
-        self.seed = seed
         self.metadata: dict[str, str] = {}  # more facts for saved files, from the training run
         self.string_to_token_dict: dict[str, int] = {}
         self.string_to_param_dict = WordVectors()
@@ -117,9 +115,8 @@ class EmbeddingManager(nn.Module):
         first = list(initializer_words or [])
         if len(first) > len(words):
             raise UserError(f"{len(first)} initializer_words for {len(words)} placeholder_strings")
-        self.per_image_placeholders: tuple[str, ...] = ()
-        if per_image_tokens:
-            self.per_image_placeholders = tuple(per_image_placeholders or PER_IMAGE_PLACEHOLDERS)
+        of_images = per_image_placeholders or PER_IMAGE_PLACEHOLDERS
+        self.per_image_placeholders = tuple(of_images) if per_image_tokens else ()
         self.initializer_words = {p: w for p, w in zip(words, first, strict=False) if w}
         for word in self.initializer_words.values():
             initializer_ids(embedder, word, num_vectors_per_token, initializer_mode)
@@ -148,11 +145,18 @@ class EmbeddingManager(nn.Module):
             return vectors
         return vectors[: active_vectors(self._step, self.progressive_steps)]
 
-    def forward(self, ids: Tensor, vectors: Tensor) -> Tensor:
-        """Replace placeholders: ids [b, n] and their vectors [b, n, d] → [b, n, d]."""
+    def forward(
+        self, ids: Tensor, vectors: Tensor, instead: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Replace placeholders: ids [b, n] and their vectors [b, n, d] → [b, n, d].
+
+        `instead` gives words other vectors [k, d] than their own.
+        """
         if not self.string_to_token_dict:
             return vectors
-        return splice(ids, vectors, self._token_ids, [self.word(p) for p in self.placeholders])
+        words = {p: self.word(p) for p in self.placeholders}
+        words |= {p: other[: len(words[p])] for p, other in (instead or {}).items()}
+        return splice(ids, vectors, self._token_ids, list(words.values()))
 
     def trying(self, placeholder: str, values: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """Return a `forward` for s equal parts of a batch, each with a value of its own for a word.
@@ -163,18 +167,7 @@ class EmbeddingManager(nn.Module):
 
         def forward(ids: Tensor, vectors: Tensor) -> Tensor:
             parts = zip(values, ids.chunk(len(values)), vectors.chunk(len(values)), strict=True)
-            own = {p: self.word(p) for p in self.placeholders}
-            return torch.cat(
-                [
-                    splice(
-                        part_ids,
-                        part_vectors,
-                        self._token_ids,
-                        list((own | {placeholder: value[: len(own[placeholder])]}).values()),
-                    )
-                    for value, part_ids, part_vectors in parts
-                ]
-            )
+            return torch.cat([self(i, own, {placeholder: value}) for value, i, own in parts])
 
         return forward
 
@@ -219,16 +212,13 @@ class EmbeddingManager(nn.Module):
 
     def distance_to_initializers(self) -> Tensor:
         """Sum ‖v - v_initial‖² over words with an initializer word (paper, section 5.1)."""
-        terms = [
-            (self.string_to_param_dict[p] - self._initializer_vectors(p)).square().sum()
-            for p in self.placeholders
-            if p in self.initializer_words
-        ]
-        if not terms:
+        words = [p for p in self.placeholders if p in self.initializer_words]
+        if not words:
             raise UserError(
                 "regularization to the initializer word needs one: give initializer_words"
             )
-        return torch.stack(terms).sum()
+        changes = (self.string_to_param_dict[p] - self._initializer_vectors(p) for p in words)
+        return torch.stack([change.square().sum() for change in changes]).sum()
 
     embedding_to_coarse_loss = distance_to_initializers
 
@@ -263,12 +253,9 @@ class EmbeddingManager(nn.Module):
         if placeholder not in self.initializer_words:
             return f"{count}, from random numbers"
         word = self.initializer_words[placeholder]
-        tokens = len(self.embedder.word_ids(word))
-        start = "" if tokens == 1 else f", which is {tokens} tokens"
-        if tokens > 1 and self.initializer_mode == "mean":
-            start += ": each vector starts from their mean"
-        elif tokens > 1:
-            start += ": a vector starts from each"
+        tokens, of_mean = len(self.embedder.word_ids(word)), self.initializer_mode == "mean"
+        how = "each vector starts from their mean" if of_mean else "a vector starts from each"
+        start = f", which is {tokens} tokens: {how}" if tokens > 1 else ""
         return f"{count}, from the initializer word {word!r}{start}"
 
     def check_prompts(self, prompts: Sequence[str], files: Mapping[str, str] | None = None) -> None:
@@ -304,12 +291,10 @@ class EmbeddingManager(nn.Module):
         words = {p: self.string_to_param_dict[p] for p in kept}
         ids = {p: self.token_id(p) for p in kept}
         facts |= {**self.metadata, **(metadata or {})}
-        if self.embedder.widths is None:
-            write_words(path, words, ids, facts)
-            return
-        parts = {p: vectors.split(self.embedder.widths, dim=1) for p, vectors in words.items()}
-        first, second = ({p: both[i] for p, both in parts.items()} for i in (0, 1))
-        write_words(path, first, ids, facts, second)
+        widths = self.embedder.widths or (self.embedder.width,)
+        parts = {p: vectors.split(widths, dim=1) for p, vectors in words.items()}
+        first, *second = ({p: both[i] for p, both in parts.items()} for i in range(len(widths)))
+        write_words(path, first, ids, facts, *second)
 
     def load(self, path: str | Path, rename: Mapping[str, str] | None = None) -> list[str]:
         """Take words from a file; several calls gather the words of several files.
@@ -335,33 +320,27 @@ class EmbeddingManager(nn.Module):
             every = int(said) if said.isdecimal() else 0
             active = active_vectors(step, every or PROGRESSIVE_STEPS)
             words = {p: vectors[:active] for p, vectors in words.items()}
-        for placeholder in words:
-            if self._source.get(placeholder) == "file":
-                raise UserError(
-                    f"{str(path)!r}: word {placeholder!r} is loaded already: rename one of the two"
-                )
+        if loaded := [p for p in words if self._source.get(p) == "file"]:
+            raise UserError(
+                f"{str(path)!r}: word {loaded[0]!r} is loaded already: rename one of the two"
+            )
         configured = self.configured()
         leaving = [p for p in self.placeholders if p in configured or p in words]
-        others = {p: i for p, i in self.string_to_token_dict.items() if p not in leaving}
-        token_ids: dict[str, int] = {}
+        ids = {p: i for p, i in self.string_to_token_dict.items() if p not in leaving}
+        staying = (*ids, *words)
         for placeholder in words:
-            found = placeholder_id(self.embedder, placeholder, others | token_ids)
-            token_ids[placeholder] = found
-        for placeholder in leaving:
-            self._remove(placeholder)
-        self.initializer_words = {
-            p: w for p, w in self.initializer_words.items() if p in (*others, *words)
-        }
+            ids[placeholder] = placeholder_id(self.embedder, placeholder, ids)
+        self._remove(*leaving)
+        self.initializer_words = {p: w for p, w in self.initializer_words.items() if p in staying}
         for placeholder, vectors in words.items():
-            self._add(placeholder, token_ids[placeholder], vectors.to(self._device()), "file")
+            self._add(placeholder, ids[placeholder], vectors.to(self._device()), "file")
         if self.progressive_words:
             self.set_step(step)
         return list(words)
 
     def clear(self) -> None:
         """Forget every word, so that the next `load` starts afresh."""
-        for placeholder in self.placeholders:
-            self._remove(placeholder)
+        self._remove(*self.placeholders)
         self.initializer_words = {}
 
     def _lasting(self) -> list[str]:
@@ -376,10 +355,11 @@ class EmbeddingManager(nn.Module):
         self.string_to_token_dict[placeholder], self._source[placeholder] = token_id, source
         self._refresh()
 
-    def _remove(self, placeholder: str) -> None:
-        del self.string_to_param_dict[placeholder]
-        del self.string_to_token_dict[placeholder]
-        del self._source[placeholder]
+    def _remove(self, *placeholders: str) -> None:
+        for placeholder in placeholders:
+            del self.string_to_param_dict[placeholder]
+            del self.string_to_token_dict[placeholder]
+            del self._source[placeholder]
         self._refresh()
 
     def _refresh(self) -> None:
@@ -409,8 +389,7 @@ class EmbeddingManager(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         start = f"{prefix}string_to_param_dict."
-        self._source |= {
-            p: "checkpoint" for p in self.placeholders if start + stored_name(p) in state_dict
-        }
+        held = [p for p in self.placeholders if start + stored_name(p) in state_dict]
+        self._source |= dict.fromkeys(held, "checkpoint")
         if f"{prefix}optimizer_step" in state_dict:
             self._step = int(state_dict[f"{prefix}optimizer_step"])

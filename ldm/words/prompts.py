@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -62,54 +61,42 @@ def parse(text: str) -> list[tuple[str, float]]:
 
 
 class TextModel(WordModel, Protocol):
-    """What weighted prompts need of a `LatentDiffusion`."""
+    """What weighted prompts need of a `LatentDiffusion`: it encodes token ids [b, n] too."""
 
-    def get_learned_conditioning(self, c: Any, **options: Any) -> Any:
-        """Encode token ids [b, n]."""
-        ...
+    def get_learned_conditioning(self, c: Any, **options: Any) -> Any: ...
 
 
-@dataclass
-class Chunk:
-    """Token ids of a row without special tokens, and a weight for each of their positions."""
-
-    ids: list[int] = field(default_factory=list)
-    spans: list[int] = field(default_factory=list)  # positions that each id takes
-    weights: list[float] = field(default_factory=list)  # of each id
-
-    @property
-    def length(self) -> int:
-        return sum(self.spans)
-
-    def cut(self, at: int) -> Chunk:
-        """Cut the chunk before its token `at` and return the rest."""
-        rest = Chunk(self.ids[at:], self.spans[at:], self.weights[at:])
-        del self.ids[at:], self.spans[at:], self.weights[at:]
-        return rest
+# A token's id, the positions that it takes and their weight; a chunk is a row of them.
+Token = tuple[int, int, float]
 
 
-def chunks(encoder: TextEmbedder, text: str, vectors: Mapping[int, int]) -> list[Chunk]:
+def length(chunk: Sequence[Token]) -> int:
+    """Return the number of positions that tokens take."""
+    return sum(span for _, span, _ in chunk)
+
+
+def chunks(encoder: TextEmbedder, text: str, vectors: Mapping[int, int]) -> list[list[Token]]:
     """Split a prompt into chunks that fit a text encoder; a word's vectors stay together.
 
-    `vectors` is the number of vectors of each word, by its token id.
+    `vectors` is the number of vectors of each word, by its token id. The chunks have no special
+    tokens.
     """
     room, comma = encoder.max_length - 2, encoder.word_ids(",")
-    found = [Chunk()]
+    found: list[list[Token]] = [[]]
     for part, weight in parse(text):
         if part == BREAK:
-            found.append(Chunk())
+            found.append([])
             continue
         for token in encoder.word_ids(part):
             span, last = vectors.get(token, 1), found[-1]
-            if last.length + span > room:
-                commas = [i + 1 for i, old in enumerate(last.ids) if [old] == comma]
-                near = commas and [token] != comma and sum(last.spans[commas[-1] :]) < BACKTRACK
-                fits = near and sum(last.spans[commas[-1] :]) + span <= room
-                found.append(last.cut(commas[-1]) if fits else Chunk())
-                last = found[-1]
-            last.ids.append(token)
-            last.spans.append(span)
-            last.weights.append(weight)
+            if length(last) + span > room:
+                end = max((i + 1 for i, (old, *_) in enumerate(last) if [old] == comma), default=0)
+                rest = last[end:] if end and [token] != comma else []
+                if length(rest) >= BACKTRACK or length(rest) + span > room:
+                    rest = []
+                del last[len(last) - len(rest) :]
+                found.append(rest)
+            found[-1].append((token, span, weight))
     return found
 
 
@@ -145,10 +132,9 @@ def encode_weighted(model: TextModel, texts: Sequence[str], count: int, **option
         rows = torch.full((len(texts), encoder.max_length), filling)
         weights = torch.ones(rows.shape)
         for row, scales, text in zip(rows, weights, split, strict=True):
-            chunk = text[i] if i < len(text) else Chunk()
-            row[: len(chunk.ids) + 2] = torch.tensor([start, *chunk.ids, end])
-            spread = zip(chunk.weights, chunk.spans, strict=True)
-            each = [weight for weight, span in spread for _ in range(span)]
+            chunk = text[i] if i < len(text) else []
+            row[: len(chunk) + 2] = torch.tensor([start, *(token for token, _, _ in chunk), end])
+            each = [weight for _, span, weight in chunk for _ in range(span)]
             scales[1 : len(each) + 1] = torch.tensor(each)
         encoded = model.get_learned_conditioning(rows.to(encoder.device), **options)
         context = encoded["c_crossattn"][0] if isinstance(encoded, Mapping) else encoded

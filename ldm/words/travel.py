@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import unicodedata
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +24,9 @@ LONGEST_NAME = 60
 # CLIP's token id of "*", the key under which AUTOMATIC1111 stores every word.
 STAR = {"*": 265}
 CARD_SIZE = 256
-
-
-@dataclass(frozen=True)
-class Word:
-    """One word to write, with the metadata of its header.
-
-    Its vectors are float32 [k, d] on the CPU; `second` [k, 1280] is for SDXL's second text encoder.
-    """
-
-    name: str
-    vectors: Tensor
-    second: Tensor | None
-    facts: dict[str, str]
+Facts = dict[str, str]
+# Takes the file, the word's name, its vectors [k, d] for each text encoder, and the header's facts.
+Writer = Callable[[Path, str, Sequence[Tensor], Facts], None]
 
 
 def file_name(placeholder: str) -> str:
@@ -76,148 +64,128 @@ def write_for_tools(folder: Path, file: WordFile, form: str = "kohya") -> list[P
     `form` is a key of `SINGLE`. All tools of docs/how-to/move-a-word.md read "kohya": `emb_params`
     [k, d] in safetensors, or `clip_l` and `clip_g` for SDXL.
     """
-    paths = _in_folder(folder, file, form)
-    for path, name in zip(paths, file.words, strict=True):
-        SINGLE[form][1](path, _word(file, name))
-    return paths
+    suffix, write = SINGLE[form]
+    stems = file_names(list(file.words))
+    for name, stem in stems.items():
+        write(folder / f"{stem}{suffix}", *_word(file, name))
+    return [folder / f"{stem}{suffix}" for stem in stems.values()]
 
 
 def convert(path: Path, file: WordFile, form: str, token_ids: Mapping[str, int]) -> list[Path]:
-    """Write words in a form and return the files.
+    """Write words in a form, a key of `SEVERAL` or `SINGLE`, and return the files.
 
-    Args:
-        path: a file; a path without suffix is a folder, which gets one file for each word.
-        file: the words.
-        form: a key of `SEVERAL` or `SINGLE`.
-        token_ids: placeholder → token id; the form "original" needs them.
-
-    Raises UserError if the form does not fit the suffix or cannot hold these words.
+    A path without suffix is a folder, which gets one file for each word. `token_ids` are those of
+    the placeholders; the form "original" needs them. Raises UserError if the form does not fit the
+    suffix or cannot hold these words.
     """
-    if form in SEVERAL:
-        if path.suffix != SEVERAL[form]:
-            raise UserError(f"{str(path)!r} must end in {SEVERAL[form]} for --to {form}")
-        write_words(path, file.words, token_ids, file.metadata, file.second)
-        return [path]
-    suffix, write = SINGLE[form]
-    if not path.suffix:
+    suffix = SEVERAL[form] if form in SEVERAL else SINGLE[form][0]
+    if form in SINGLE and not path.suffix:
         return write_for_tools(path, file, form)
     if path.suffix != suffix:
-        raise UserError(f"{str(path)!r} must end in {suffix} for --to {form}, or be a folder")
+        other = ", or be a folder" if form in SINGLE else ""
+        raise UserError(f"{str(path)!r} must end in {suffix} for --to {form}{other}")
+    if form in SEVERAL:
+        write_words(path, file.words, token_ids, file.metadata, file.second)
+        return [path]
     if len(file.words) > 1:
         raise UserError(
             f"a file of the form {form} holds one word, but IN has {list(file.words)}: give a "
             "folder as OUT, which is a name without suffix"
         )
-    write(path, _word(file, next(iter(file.words))))
+    SINGLE[form][1](path, *_word(file, next(iter(file.words))))
     return [path]
 
 
 def targets(path: Path, file: WordFile, form: str) -> list[Path]:
     """Return the files that `convert` would write."""
     if not path.suffix and form in SINGLE:
-        return _in_folder(path, file, form)
+        return [path / f"{s}{SINGLE[form][0]}" for s in file_names(list(file.words)).values()]
     if form == "diffusers" and file.second:
         return [path, path.with_name(path.name.replace(FIRST_FILE, SECOND_FILE, 1))]
     return [path]
 
 
-def _in_folder(folder: Path, file: WordFile, form: str) -> list[Path]:
-    names = file_names(list(file.words)).values()
-    return [folder / f"{stem}{SINGLE[form][0]}" for stem in names]
-
-
-def _word(file: WordFile, name: str) -> Word:
+def _word(file: WordFile, name: str) -> tuple[str, list[Tensor], dict[str, str]]:
+    """Return what a writer of `SINGLE` takes of one word."""
     facts = {**file.metadata, "placeholders": json.dumps([name], ensure_ascii=False)}
-    tensors = plain({"first": file.words[name]})
-    if name in file.second:
-        tensors |= plain({"second": file.second[name]})
+    parts = [part[name] for part in (file.words, file.second) if name in part]
+    if len(parts) > 1:
         facts["encoder_family"] = SDXL
-    return Word(name, tensors["first"], tensors.get("second"), facts)
+    return name, [plain({name: part})[name] for part in parts], header(facts)
 
 
-def _write_safetensors(path: Path, tensors: dict[str, Tensor], word: Word) -> None:
-    write_whole(path, safetensors_bytes(tensors, header(word.facts)))
+def _write_tensors(key: str = "") -> Writer:
+    """Return a writer of a tensor under `key`, or of one for each text encoder of SDXL."""
 
-
-def _write_nameless(key: str) -> Callable[[Path, Word], None]:
-    def write(path: Path, word: Word) -> None:
-        if word.second is not None:
-            _write_sdxl(path, word)
-        else:
-            _write_safetensors(path, {key: word.vectors}, word)
+    def write(path: Path, name: str, parts: Sequence[Tensor], facts: Facts) -> None:
+        if len(parts) == 1 and not key:
+            raise UserError(
+                f"word {name!r} has vectors for one text encoder; the form sdxl needs vectors for "
+                "both text encoders of SDXL (clip_l, clip_g)"
+            )
+        keys = ("clip_l", "clip_g") if len(parts) > 1 else (key,)
+        write_whole(path, safetensors_bytes(dict(zip(keys, parts, strict=True)), facts))
 
     return write
 
 
-def _write_sdxl(path: Path, word: Word) -> None:
-    if word.second is None:
-        raise UserError(
-            f"word {word.name!r} has vectors for one text encoder; the form sdxl needs vectors for "
-            "both text encoders of SDXL (clip_l, clip_g)"
-        )
-    _write_safetensors(path, {"clip_l": word.vectors, "clip_g": word.second}, word)
-
-
-def _write_diffusers(path: Path, word: Word) -> None:
+def _write_diffusers(path: Path, name: str, parts: Sequence[Tensor], facts: Facts) -> None:
     """Write `{placeholder: [k, d]}`. A word of SDXL gets two files, as in diffusers' script."""
-    if word.second is not None:
-        if not path.name.startswith(FIRST_FILE) or path.name.startswith(SECOND_FILE):
-            raise UserError(
-                f"diffusers stores a word of SDXL in two files: OUT must be named {FIRST_FILE}"
-                ".safetensors, or choose --to sdxl for one file"
-            )
-        other = path.with_name(path.name.replace(FIRST_FILE, SECOND_FILE, 1))
-        _write_safetensors(other, {word.name: word.second}, word)
-    _write_safetensors(path, {word.name: word.vectors}, word)
-
-
-def _automatic(word: Word) -> dict[str, Any]:
-    """Return AUTOMATIC1111's dictionary. AUTOMATIC1111 and diffusers look for the key "*"."""
-    if word.second is not None:
+    is_first = path.name.startswith(FIRST_FILE) and not path.name.startswith(SECOND_FILE)
+    if len(parts) > 1 and not is_first:
         raise UserError(
-            f"word {word.name!r} is for SDXL: AUTOMATIC1111 reads such words only from "
+            f"diffusers stores a word of SDXL in two files: OUT must be named {FIRST_FILE}"
+            ".safetensors, or choose --to sdxl for one file"
+        )
+    other = path.with_name(path.name.replace(FIRST_FILE, SECOND_FILE, 1))
+    for place, vectors in [*zip((path, other), parts, strict=False)][::-1]:
+        write_whole(place, safetensors_bytes({name: vectors}, facts))
+
+
+def _automatic(name: str, parts: Sequence[Tensor], facts: Facts) -> dict[str, Any]:
+    """Return AUTOMATIC1111's dictionary. AUTOMATIC1111 and diffusers look for the key "*"."""
+    if len(parts) > 1:
+        raise UserError(
+            f"word {name!r} is for SDXL: AUTOMATIC1111 reads such words only from "
             ".safetensors; choose --to sdxl"
         )
-    step = word.facts.get("step", "")
+    step = facts.get("step", "")
     return {
         "string_to_token": dict(STAR),
-        "string_to_param": {"*": word.vectors},
-        "name": word.name,
+        "string_to_param": {"*": parts[0]},
+        "name": name,
         "step": int(step) if step.isdecimal() else 0,
-        "sd_checkpoint": word.facts.get("base_checkpoint_hash"),
-        "sd_checkpoint_name": word.facts.get("base_checkpoint"),
-        "metadata": header(word.facts),
+        "sd_checkpoint": facts.get("base_checkpoint_hash"),
+        "sd_checkpoint_name": facts.get("base_checkpoint"),
+        "metadata": facts,
     }
 
 
-def _write_automatic(path: Path, word: Word) -> None:
-    content, buffer = _automatic(word), io.BytesIO()
+def _write_automatic(path: Path, *word: Any) -> None:
     # Old versions of torch read only the format without zip.
-    torch.save(content, buffer, _use_new_zipfile_serialization=False)
-    write_whole(path, buffer.getvalue())
+    content = _automatic(*word)
+    write_whole(path, lambda part: torch.save(content, part, _use_new_zipfile_serialization=False))
 
 
-def _write_card(path: Path, word: Word) -> None:
+def _write_card(path: Path, *word: Any) -> None:
     """Write a grey image that shows the file's stem. AUTOMATIC1111's text chunk holds the word."""
-    text = json.dumps(_automatic(word), default=lambda tensor: {"TORCHTENSOR": tensor.tolist()})
+    text = json.dumps(_automatic(*word), default=lambda tensor: {"TORCHTENSOR": tensor.tolist()})
     chunk = PngImagePlugin.PngInfo()
     chunk.add_text(CARD_CHUNK, base64.b64encode(text.encode()).decode())
     image = Image.new("RGB", (CARD_SIZE, CARD_SIZE), (96, 96, 96))
     label = path.stem.encode("ascii", "replace").decode()
     ImageDraw.Draw(image).text((16, CARD_SIZE - 32), label, fill=(255, 255, 255))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=chunk)
-    write_whole(path, buffer.getvalue())
+    write_whole(path, lambda part: image.save(part, "PNG", pnginfo=chunk))
 
 
 # Forms that hold any number of words: form → suffix.
 SEVERAL = {"original": ".pt", "safetensors": ".safetensors"}
 # Forms that hold one word in a file: form → (suffix, writer).
-SINGLE: dict[str, tuple[str, Callable[[Path, Word], None]]] = {
+SINGLE: dict[str, tuple[str, Writer]] = {
     "diffusers": (".safetensors", _write_diffusers),
     "a1111": (".pt", _write_automatic),
     "png": (".png", _write_card),
-    "kohya": (".safetensors", _write_nameless("emb_params")),
-    "onetrainer": (".safetensors", _write_nameless("emp_params")),
-    "sdxl": (".safetensors", _write_sdxl),
+    "kohya": (".safetensors", _write_tensors("emb_params")),
+    "onetrainer": (".safetensors", _write_tensors("emp_params")),
+    "sdxl": (".safetensors", _write_tensors()),
 }

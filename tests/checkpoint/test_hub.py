@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from ldm.checkpoint import hub
-from ldm.checkpoint.hub import HUB_NAME, locate_base, wanted_files
+from ldm.checkpoint.hub import locate_base, wanted_files
+from ldm.hub import HUB_NAME
 from ldm.inference import load_model
 from ldm.util import UserError
 from tests.checkpoint.pipelines import ldm, write_as_published

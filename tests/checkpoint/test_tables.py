@@ -14,11 +14,10 @@ from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from ldm.checkpoint.bases import sizes_of
 from ldm.checkpoint.convert import give
 from ldm.checkpoint.folders import like, take
 from ldm.checkpoint.names import SCHEDULE, canonical
-from ldm.checkpoint.tables import FAMILIES, Entry, choose_weights, family_of
+from ldm.checkpoint.tables import FAMILIES, Entry, choose_weights, text_encoder
 
 DATA = Path(__file__).parents[1] / "data"
 LISTINGS = {"ldm": "txt2img-1p4B", "sd1": "sd-v1", "sd2": "sd-v2-1", "sdxl": "sdxl-base-1.0"}
@@ -92,11 +91,10 @@ def published(family):
 @pytest.mark.parametrize("family", LISTINGS)
 def test_every_published_entry_is_one_of_diffusers(family):
     entries = published(family)
-    assert family_of(entries) == family
-    sizes, held = sizes_of(entries), {}
+    assert text_encoder(entries)[0] == family
+    places, held = FAMILIES[family].entries(entries), {}
     for name, value in entries.items():
-        entry = FAMILIES[family].entry(name, sizes)
-        assert entry is not None, name
+        entry = places[name]
         for theirs, part in give(entry, value).items():
             short = theirs.removeprefix("text_model.")
             assert short not in held.setdefault(entry.component, {}), f"{theirs} twice"

@@ -274,7 +274,7 @@ class TestFolders:
         "path", ["absent.pt", "tests/absent", "a/b/c", "logs/word.safetensors"]
     )
     def test_a_mistyped_path_is_not_looked_up(self, monkeypatch, path):
-        monkeypatch.setattr(hub, "_download", lambda *_: pytest.fail("asked the Hub"))
+        monkeypatch.setattr(hub, "snapshot", lambda *_: pytest.fail("asked the Hub"))
         with pytest.raises(UserError, match="does not exist"):
             read_words(path)
 

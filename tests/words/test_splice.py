@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldm.words.splice import splice
+from ldm.words.vectors import splice
 
 
 def by_rows(ids, vectors, token_ids, words):
