@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldm.miniature.scenes import SCENES, Rgb, View, array, paint
-from ldm.miniature.shapes import ALL_SHAPES, SHAPES, TEXTURES, second_colour_share
+from ldm.miniature.shapes import ALL_SHAPES, TEXTURES, second_colour_share
 from ldm.util import at_least, one_of
 
 Array = NDArray[np.float32]
@@ -233,15 +233,11 @@ def _riso(spec: Spec, layers: _Layers) -> Array:
 
 
 _MEDIA: dict[str, Callable[[Spec, _Layers], Array]] = {
-    "photo": _photo,
-    "painting": _painting,
-    "sketch": _sketch,
     "pixel": _flat,
-    "neon": _neon,
-    "sepia": _sepia,
-    "blueprint": _blueprint,
-    "stamp": _stamp,
-    "riso": _riso,
+    **{
+        medium.__name__[1:]: medium
+        for medium in (_photo, _painting, _sketch, _neon, _sepia, _blueprint, _stamp, _riso)
+    },
 }
 
 
@@ -262,17 +258,3 @@ def render(spec: Spec, size: int = 64) -> Array:
 def silhouette(spec: Spec, size: int = 64) -> Array:
     """Return how much of each pixel the object covers: float32 [size, size] in [0, 1]."""
     return np.asarray(_layers(spec, size).cover(), np.float32)
-
-
-__all__ = [
-    "COLOURS",
-    "EXTRA_MEDIA",
-    "MEDIA",
-    "SCENES",
-    "SHAPES",
-    "TEXTURES",
-    "TONES",
-    "Spec",
-    "render",
-    "silhouette",
-]

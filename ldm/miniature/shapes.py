@@ -125,20 +125,11 @@ def _spiral(x: Array, y: Array) -> Array:
 
 
 # The shapes the models are trained on, and those held out of training altogether.
-SHAPES: dict[str, Shape] = {
-    "circle": _circle,
-    "square": _square,
-    "triangle": _triangle,
-    "star": _star,
-    "heart": _heart,
-    "ring": _ring,
-    "cross": _cross,
-    "crescent": _crescent,
-    "arrow": _arrow,
-    "flower": _flower,
-    "fish": _fish,
-    "mug": _mug,
-}
+_TRAINED = (
+    *(_circle, _square, _triangle, _star, _heart, _ring),
+    *(_cross, _crescent, _arrow, _flower, _fish, _mug),
+)
+SHAPES: dict[str, Shape] = {shape.__name__[1:]: shape for shape in _TRAINED}
 EXTRA_SHAPES: dict[str, Shape] = {"butterfly": _butterfly, "spiral": _spiral}
 ALL_SHAPES = SHAPES | EXTRA_SHAPES
 

@@ -15,8 +15,8 @@ from ldm.experiments.figures.record import Figure, Rendered, Table
 from ldm.experiments.figures.session import Session
 from ldm.experiments.figures.style import readable
 from ldm.image_io import open_rgb
-from ldm.miniature.render import Spec
-from ldm.miniature.world import render, sample_spec
+from ldm.miniature.render import Spec, render
+from ldm.miniature.world import sample_spec
 from ldm.sampling import Sampling
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from ldm.image_io import write_image
-from ldm.miniature.render import MEDIA, PIXEL_BLOCKS, Spec
-from ldm.miniature.world import render, sample_spec
+from ldm.miniature.render import MEDIA, PIXEL_BLOCKS, Spec, render
+from ldm.miniature.world import sample_spec
 
 SIZE = 128
 SEED = 2208
