@@ -43,8 +43,8 @@ def bias(figure: Figure, session: Session) -> Rendered:
         "learned": session.generate([asked], each, concepts=line.concepts)[0],
     }
     populations = {name: [one.image for one in found] for name, found in generated.items()}
-    answers = _answers(figure, session.request.is_miniature)
-    group, members = _group(figure, session.request.is_miniature)
+    asked_of = figure.layout["miniature" if session.request.is_miniature else "paper"]
+    answers, group, members = (asked_of[name] for name in ("answers", "group", "members"))
     given = {name: _given(session, images, answers) for name, images in populations.items()}
     rows: list[tuple[Any, ...]] = []
     scores: dict[str, dict[str, Estimate]] = {}
@@ -69,22 +69,6 @@ def bias(figure: Figure, session: Session) -> Rendered:
         f"{_with_interval(change)}: both start from the same noise, so pairs are resampled.",
     )
     return Rendered(canvas, Table(COLUMNS, rows), notes)
-
-
-def _answers(figure: Figure, is_miniature: bool) -> Mapping[str, str]:
-    """Return the possible answers, each with its text."""
-    if not is_miniature:
-        return dict(figure.layout["paper"])
-    from ldm.miniature.clip import PROMPTS
-
-    prompts = PROMPTS[str(figure.layout["miniature"])]
-    return {name: prompts[name] for name in figure.layout["miniature_answers"]}
-
-
-def _group(figure: Figure, is_miniature: bool) -> tuple[str, Sequence[str]]:
-    """Return the group that the base model may prefer: its name and its answers."""
-    name, members = figure.layout["miniature_group" if is_miniature else "paper_group"]
-    return str(name), tuple(members)
 
 
 def _given(

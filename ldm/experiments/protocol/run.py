@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import shutil
 import statistics
 import sys
 import time
@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ldm.experiments.protocol.cells import Cell
 from ldm.experiments.protocol.engines import PROGRAM, Engine, Outcome, Task
 from ldm.experiments.protocol.folder import (
+    GROUP,
     LOG,
     TIMES,
     Lock,
@@ -25,8 +26,9 @@ from ldm.experiments.protocol.folder import (
     receive,
     scores_of,
 )
+from ldm.experiments.protocol.spec import ProtocolSpec
+from ldm.util import write_json
 
-log = logging.getLogger(__name__)
 POLL = 0.5  # seconds between looks at cells that other processes run
 LAST_LINE = 300  # characters
 
@@ -37,22 +39,14 @@ def cell_folder(output: Path, cell: Cell) -> Path:
 
 
 class Estimator:
-    """Estimates a cell's seconds from those of finished cells, whose folders it reads.
+    """Estimates a cell's seconds from those of a table's finished cells, or else as it says."""
 
-    `step` and `image` are seconds of an optimizer step, and of generating and scoring an image,
-    until one has been timed.
-    """
-
-    def __init__(self, folders: Sequence[Path], step: float, image: float) -> None:
-        self.steps, self.images = [], []
-        for folder in folders:
-            times = read_json(folder / TIMES)
-            if times.get("steps") and not times.get("resumed"):
-                self.steps.append(times["learn"] / times["steps"])
-            if times.get("pictures"):
-                self.images.append(times["score"] / times["pictures"])
-        self.step = statistics.median(self.steps) if self.steps else step
-        self.image = statistics.median(self.images) if self.images else image
+    def __init__(self, output: Path, spec: ProtocolSpec, cells: Sequence[Cell]) -> None:
+        found = [read_json(cell_folder(output, cell) / TIMES) for cell in cells]
+        steps = [t["learn"] / t["steps"] for t in found if t.get("steps") and not t.get("resumed")]
+        images = [t["score"] / t["pictures"] for t in found if t.get("pictures")]
+        self.step = statistics.median(steps) if steps else spec.seconds_a_step
+        self.image = statistics.median(images) if images else spec.seconds_per_image
 
     def seconds(self, cell: Cell) -> float:
         """Return how long a cell may take from its beginning."""
@@ -111,6 +105,27 @@ class Progress:
         self.bar.close()
 
 
+@dataclass(frozen=True)
+class Job:
+    """Cells that one process runs: one alone, or several whose words are learned in one run.
+
+    Attributes:
+        name: the cell's name, or one that the same cells give again.
+        folder: what the process is given; of several cells it holds `GROUP`.
+        program: what is run.
+    """
+
+    name: str
+    cells: Sequence[Cell]
+    folder: Path
+    program: Sequence[str]
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this is one cell."""
+        return len(self.cells) == 1
+
+
 @dataclass
 class Runner:
     """Runs the cells of a table, in the folder `output`, that are not finished.
@@ -128,71 +143,96 @@ class Runner:
     program: Sequence[str] = PROGRAM
     environment: Mapping[str, str] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
-    running: dict[str, tuple[Cell, Lock]] = field(default_factory=dict)
+    running: dict[str, tuple[Job, list[Lock]]] = field(default_factory=dict)
 
-    def run(self, cells: Sequence[Cell]) -> dict[str, str]:
-        """Run cells; return what went wrong with those that failed, by name.
+    def run(self, cells: Sequence[Cell], groups: Sequence[Job] = ()) -> dict[str, str]:
+        """Run groups, then cells; return what went wrong with those that failed, by name.
 
-        A cell that another process has locked is looked at again until it is finished or free.
+        A cell that another process has locked is looked at again until it is finished or free. A
+        group of which another process runs a cell is left to that process. What a group has not
+        finished is left to its cells.
         """
-        waiting = deque(cells)
-        said: set[str] = set()
         try:
-            while waiting or self.running:
-                busy = self._start(waiting)
-                for cell in busy:
-                    if cell.name not in said:
-                        said.add(cell.name)
-                        self.progress.say(f"{cell.name} is run by another process: waiting for it")
-                waiting.extend(busy)
-                for outcome in self.engine.collect(POLL):
-                    self._finish(outcome)
-                if waiting and not self.running:
-                    time.sleep(POLL)
+            self._work(groups)
+            folders = (cell_folder(self.output, cell) for cell in cells)
+            alone = zip(cells, folders, strict=True)
+            self._work([Job(c.name, [c], folder, self.program) for c, folder in alone])
         finally:
             self.engine.close()
-            for _, lock in self.running.values():
-                lock.close()
+            for _, locks in self.running.values():
+                _release(locks)
         return self.failures
 
-    def _start(self, waiting: deque[Cell]) -> list[Cell]:
-        """Start cells while the engine takes them; return those that are locked."""
+    def _work(self, jobs: Sequence[Job]) -> None:
+        waiting, said = deque(jobs), set[str]()
+        while waiting or self.running:
+            busy = [job for job in self._start(waiting) if job.is_alone]
+            for job in busy:
+                if job.name not in said:
+                    said.add(job.name)
+                    self.progress.say(f"{job.name} is run by another process: waiting for it")
+            waiting.extend(busy)
+            for outcome in self.engine.collect(POLL):
+                self._finish(outcome)
+            if waiting and not self.running:
+                time.sleep(POLL)
+
+    def _start(self, waiting: deque[Job]) -> list[Job]:
+        """Start jobs while the engine takes them; return those that are locked."""
         busy = []
         while waiting and len(self.running) < self.engine.slots:
-            cell = waiting.popleft()
-            folder = cell_folder(self.output, cell)
-            lock = Lock(folder)
-            if not lock.take():
-                lock.close()
-                busy.append(cell)
+            job = waiting.popleft()
+            folders = [cell_folder(self.output, cell) for cell in job.cells]
+            locks = [Lock(folder) for folder in folders]
+            if not all(lock.take() for lock in locks):
+                busy.append(job)
+            elif job.is_alone and scores_of(job.folder, job.cells[0]):  # a group was quicker
+                self.progress.ended(job.name, self._busy())
+            else:
+                self._begin(job, folders, locks)
                 continue
-            if scores_of(folder, cell):  # another process was quicker
-                lock.close()
-                self.progress.ended(cell.name, self._busy())
-                continue
+            _release(locks)
+        return busy
+
+    def _begin(self, job: Job, folders: Sequence[Path], locks: list[Lock]) -> None:
+        for cell, folder in zip(job.cells, folders, strict=True):
             if is_outdated(folder, cell):
                 self.progress.say(f"{cell.name}: its settings have changed, it is run anew")
             prepare(folder, cell)
-            self.running[cell.name] = cell, lock
-            task = Task(
-                cell.name, str(folder), cell.to_json(), tuple(self.program), self.environment
-            )
-            self.engine.submit(task, lock)
-        return busy
+        if not job.is_alone:
+            write_json(job.folder / GROUP, [str(folder.resolve()) for folder in folders])
+        self.running[job.name] = job, locks
+        text = job.cells[0].to_json() if job.is_alone else ""
+        task = Task(job.name, str(job.folder), text, tuple(job.program), self.environment)
+        self.engine.submit(task, locks[0])
 
     def _finish(self, outcome: Outcome) -> None:
-        cell, lock = self.running.pop(outcome.name)
-        folder = cell_folder(self.output, cell)
-        receive(folder, outcome.files)
-        failure = "" if scores_of(folder, cell) else _failure(outcome, folder)
-        lock.close()
+        job, locks = self.running.pop(outcome.name)
+        if not job.is_alone:
+            _release(locks)
+            said = "words learned and scored together"
+            if outcome.status:
+                said = f"failed together, so each cell alone (see {job.folder / LOG})"
+            else:
+                shutil.rmtree(job.folder)
+            self.progress.say(f"{job.name}: {said}")
+            return
+        receive(job.folder, outcome.files)
+        finished = scores_of(job.folder, job.cells[0])
+        failure = "" if finished else _failure(outcome, job.folder)
+        _release(locks)
         if failure:
-            self.failures[cell.name] = failure
-        self.progress.ended(cell.name, self._busy(), failure)
+            self.failures[job.name] = failure
+        self.progress.ended(job.name, self._busy(), failure)
 
     def _busy(self) -> int:
         """Return how many cells run; a cluster holds further ones back."""
         return min(len(self.running), self.engine.workers)
+
+
+def _release(locks: Sequence[Lock]) -> None:
+    for lock in locks:
+        lock.close()
 
 
 def _failure(outcome: Outcome, folder: Path) -> str:
