@@ -72,8 +72,5 @@ def _rows(ranks: Sequence[ModelRanks], source: str) -> list[tuple[Any, ...]]:
     rows: list[tuple[Any, ...]] = [
         ("paper", name, rank.text, rank.image, None, None, None) for name, rank in RANKS.items()
     ]
-    for rank in ranks:
-        found = rank.ellipse
-        ends = (found.major, found.minor, found.angle) if found else (None, None, None)
-        rows.append((source, rank.model, rank.text, rank.image, *ends))
-    return rows
+    nothing = (None, None, None)
+    return rows + [(source, r.model, r.text, r.image, *(r.ellipse or nothing)) for r in ranks]

@@ -90,7 +90,7 @@ def check_training(spec: ProtocolSpec) -> None:
         if variant.source != "learned":
             continue
         try:
-            load(learning_options(spec, concept, variant, concept.folder))
+            load(learning_options(spec, concept, variant))
         except UserError as error:
             raise UserError(f"variant {variant.name}: {error}") from error
 

@@ -45,8 +45,8 @@ class Estimator:
         found = [read_json(cell_folder(output, cell) / TIMES) for cell in cells]
         steps = [t["learn"] / t["steps"] for t in found if t.get("steps") and not t.get("resumed")]
         images = [t["score"] / t["pictures"] for t in found if t.get("pictures")]
-        self.step = statistics.median(steps) if steps else spec.seconds_a_step
-        self.image = statistics.median(images) if images else spec.seconds_per_image
+        self.step = statistics.median(steps) if steps else spec.estimate["step"]
+        self.image = statistics.median(images) if images else spec.estimate["picture"]
 
     def seconds(self, cell: Cell) -> float:
         """Return how long a cell may take from its beginning."""
@@ -88,17 +88,13 @@ class Progress:
         self.bar.update()
         self.bar.set_postfix(failed=self.failed, running=running)
         what = f"failed: {failure}" if failure else "done"
-        counts = f"{self.done} done, {self.failed} failed, {running} running"
-        of = f"of {self.total}"
-        rest = f"about {duration(self.left())} left" if self.remaining else "nothing left"
-        self.say(f"{name} {what}  [{counts} {of}; {rest}]")
-
-    def left(self) -> float:
-        """Return how many seconds the remaining cells may take."""
-        rest = sum(self.remaining.values())
+        counts = f"{self.done} done, {self.failed} failed, {running} running of {self.total}"
         elapsed = time.monotonic() - self.start
         pace = elapsed / self.spent if self.spent else 1 / self.workers
-        return rest * pace
+        left = duration(sum(self.remaining.values()) * pace)
+        self.say(
+            f"{name} {what}  [{counts}; {f'about {left}' if self.remaining else 'nothing'} left]"
+        )
 
     def close(self) -> None:
         """Remove the bar."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.experiments.protocol.cells import Cell
@@ -22,20 +21,10 @@ SAME = ("image_prompt", "prompts", "placeholder", "checkpoint", "sampler_steps",
 ADVICE = "set keep_pictures in the protocol's YAML and run it again"
 
 
-@dataclass(frozen=True)
-class Table:
-    """The cells of a protocol that a study shows: by concept, then model, then seed.
-
-    The images of `image_prompt` are compared with the training images.
-    """
-
-    cells: tuple[Finished, ...]
-    image_prompt: str
-    placeholder: str
-
-
-def read_table(output: Path, models: Sequence[str], seeds: Sequence[int] = ()) -> Table:
+def read_table(output: Path, models: Sequence[str], seeds: Sequence[int] = ()) -> list[Finished]:
     """Choose the cells of a protocol's output whose images a study shows.
+
+    They are sorted by concept, model and seed, and equal in the settings `SAME`.
 
     Of a concept these are the cells of the seeds that every model has finished, so that no model
     has more images to choose from than another. A concept that lacks a model, or one of the seeds
@@ -68,7 +57,7 @@ def read_table(output: Path, models: Sequence[str], seeds: Sequence[int] = ()) -
                     f"{output}: cells {first.name} and {item.cell.name} differ in {name}: run the "
                     "protocol again, so that all are of one"
                 )
-    return Table(tuple(cells), first.score["image_prompt"], first.score["placeholder"])
+    return cells
 
 
 def _finished(output: Path) -> list[Finished]:
@@ -117,15 +106,15 @@ def _complete(
     return [i for i in usable if i.cell.source == "images" or i.cell.seed in wanted]
 
 
-def write_manifest(table: Table, folder: Path) -> Path:
-    """Write a table's images to CONCEPT/MODEL/ and CONCEPT/training/ in a folder, with a manifest.
+def write_manifest(cells: Sequence[Finished], folder: Path) -> Path:
+    """Write the cells' images to CONCEPT/MODEL/ and CONCEPT/training/ in a folder, with a manifest.
 
     Returns the manifest, as `read_manifest` takes it, with paths from its folder. Raises UserError
     for images that are not there, or are damaged.
     """
     rows: list[tuple[str, str, str, str]] = []
     concepts: set[str] = set()
-    for item in table.cells:
+    for item in cells:
         concept, model = item.cell.concept, item.cell.variant
         if concept not in concepts:
             concepts.add(concept)
