@@ -224,20 +224,16 @@ def _in_inks(image: Array, dark: Sequence[float], light: Sequence[float]) -> Arr
     return np.asarray(first + grey * (second - first), np.float32)
 
 
-def _stamp(spec: Spec, layers: _Layers) -> Array:
-    return _in_inks(_sketch(spec, layers), (150, 20, 40), (250, 238, 214))
-
-
-def _riso(spec: Spec, layers: _Layers) -> Array:
-    return _in_inks(_painting(spec, layers), (30, 70, 60), (255, 170, 120))
-
-
 _MEDIA: dict[str, Callable[[Spec, _Layers], Array]] = {
+    "photo": _photo,
+    "painting": _painting,
+    "sketch": _sketch,
     "pixel": _flat,
-    **{
-        medium.__name__[1:]: medium
-        for medium in (_photo, _painting, _sketch, _neon, _sepia, _blueprint, _stamp, _riso)
-    },
+    "neon": _neon,
+    "sepia": _sepia,
+    "blueprint": _blueprint,
+    "stamp": lambda *image: _in_inks(_sketch(*image), (150, 20, 40), (250, 238, 214)),
+    "riso": lambda *image: _in_inks(_painting(*image), (30, 70, 60), (255, 170, 120)),
 }
 
 

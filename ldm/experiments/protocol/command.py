@@ -17,7 +17,7 @@ from ldm.experiments.protocol.run import Estimator, Progress, Runner, cell_folde
 from ldm.experiments.protocol.spec import ProtocolSpec, read_protocol
 from ldm.experiments.protocol.table import keep_words, write_results
 from ldm.experiments.protocol.together import groups
-from ldm.experiments.protocol.worker import DEVICE
+from ldm.experiments.protocol.worker import DEVICE, THREADS
 from ldm.training.config import load
 from ldm.util import UserError
 
@@ -70,14 +70,15 @@ class Machines:
             from ldm.experiments.protocol.ray_engine import RayEngine
 
             return RayEngine(self.ray, self.threads, self.gpus or 0.0)
-        return LocalEngine(self.fitting(), self.threads, self.visible_gpus())
+        return LocalEngine(self.fitting(), self.visible_gpus())
 
     def environment(self) -> dict[str, str]:
-        """Return the variables that tell a cell's program its device.
+        """Return the variables that tell a cell's program its device and its threads.
 
         A cluster's machine decides for itself: this one may have no GPU, or a cell no share of one.
         """
-        return {DEVICE: self.device if self.gpus or not self.ray else "cpu"}
+        device = self.device if self.gpus or not self.ray else "cpu"
+        return {DEVICE: device, THREADS: str(self.threads)}
 
 
 def check_training(spec: ProtocolSpec) -> None:

@@ -131,36 +131,33 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """Runs `workers` tasks on this machine, each with its CPU threads and, by turns, a GPU.
+    """Runs `workers` tasks on this machine, each with, by turns, a GPU.
 
     `gpus` are numbers as CUDA_VISIBLE_DEVICES has them.
     """
 
-    def __init__(self, workers: int, threads: int = 1, gpus: Sequence[str] = ()) -> None:
-        at_least(1, workers=workers, threads=threads)
+    def __init__(self, workers: int, gpus: Sequence[str] = ()) -> None:
+        at_least(1, workers=workers)
         self.slots = self.workers = workers
-        self.threads = threads
         self.pool = ThreadPoolExecutor(workers)
         self.running: set[Future[Outcome]] = set()
         self.processes: set[Process] = set()
         self.closed = False
         self.gpus: queue.SimpleQueue[str] = queue.SimpleQueue()
-        for i in range(workers if gpus else 0):
-            self.gpus.put(gpus[i % len(gpus)])
-        self.uses_gpus = bool(gpus)
+        for i in range(workers):
+            self.gpus.put(gpus[i % len(gpus)] if gpus else "")
 
     def submit(self, task: Task, lock: Lock) -> None:
         """Begin a task; see `Engine`."""
         self.running.add(self.pool.submit(self._run, task, lock))
 
     def _run(self, task: Task, lock: Lock) -> Outcome:
-        gpu = self.gpus.get() if self.uses_gpus else ""
+        if self.closed:
+            return Outcome(task.name, 130, "stopped")
+        gpu = self.gpus.get()
+        own = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
+        task = replace(task, environment={**own, **task.environment})
         try:
-            own = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
-            own |= {"OMP_NUM_THREADS": str(self.threads), **task.environment}
-            task = replace(task, environment=own)
-            if self.closed:
-                return Outcome(task.name, 130, "stopped")
             process = Process(task, Path(task.folder), lock)
             self.processes.add(process)
             try:
@@ -170,8 +167,7 @@ class LocalEngine:
         except OSError as error:
             return Outcome(task.name, 1, f"could not be started: {error}")
         finally:
-            if gpu:
-                self.gpus.put(gpu)
+            self.gpus.put(gpu)
 
     def collect(self, timeout: float) -> list[Outcome]:
         """Return what has ended; see `Engine`."""

@@ -14,18 +14,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from ldm.experiments.protocol import worker
 from ldm.experiments.protocol.cells import Cell, digest
 from ldm.experiments.protocol.folder import CELL, GROUP, TIMES
 from ldm.experiments.protocol.run import Job, cell_folder
-from ldm.experiments.protocol.worker import (
-    LAST_WORD,
-    Leash,
-    has_word,
-    keep,
-    main,
-    run_cell,
-    train,
-)
+from ldm.experiments.protocol.worker import Leash
 from ldm.util import cli_main, write_json
 
 PROGRAM = (sys.executable, "-m", "ldm.experiments.protocol.together")
@@ -40,7 +33,7 @@ def groups(cells: Sequence[Cell], output: Path, most: int) -> list[Job]:
     alike: dict[str, list[Cell]] = {}
     independent: dict[str, bool] = {}
     for cell in cells:
-        if cell.learn is None or has_word(cell_folder(output, cell), cell):
+        if cell.learn is None or worker.has_word(cell_folder(output, cell), cell):
             continue
         if cell.variant not in independent:
             independent[cell.variant] = not ties(load(cell.places["options"]).sections)
@@ -64,16 +57,16 @@ def run(folder: Path, leash: Leash) -> None:
     """
     folders = [Path(path) for path in json.loads((folder / GROUP).read_text(encoding="utf-8"))]
     cells = [Cell.from_json((own / CELL).read_text(encoding="utf-8")) for own in folders]
-    logs, times = train(cells, folder, folder / "learning", leash)
+    logs, times = worker.train(cells, folder, folder / "learning", leash)
     times |= {"learn": round(times["learn"] / len(cells), 1), "words_at_once": len(cells)}
     for cell, own in zip(cells, folders, strict=True):
         name = Path(cell.places["folder"]).resolve().name
-        keep(cell, own, logs / name / "checkpoints" / LAST_WORD)
+        worker.keep(cell, own, logs / name / "checkpoints" / worker.LAST_WORD)
         write_json(own / TIMES, times)
     shutil.rmtree(folder / "learning")
     for own in folders:
-        run_cell(own, leash)
+        worker.run_cell(own, leash)
 
 
 if __name__ == "__main__":
-    cli_main(partial(main, run))
+    cli_main(partial(worker.main, run))
