@@ -45,7 +45,11 @@ def bias(figure: Figure, session: Session) -> Rendered:
     populations = {name: [one.image for one in found] for name, found in generated.items()}
     asked_of = figure.layout["miniature" if session.request.is_miniature else "paper"]
     answers, group, members = (asked_of[name] for name in ("answers", "group", "members"))
-    given = {name: _given(session, images, answers) for name, images in populations.items()}
+    texts = session.text_features(list(answers.values()))
+    given = {  # the number of each image's answer, [n]
+        name: (session.features(images) @ texts.T).argmax(-1).numpy()
+        for name, images in populations.items()
+    }
     rows: list[tuple[Any, ...]] = []
     scores: dict[str, dict[str, Estimate]] = {}
     for name, chosen in given.items():
@@ -69,15 +73,6 @@ def bias(figure: Figure, session: Session) -> Rendered:
         f"{_with_interval(change)}: both start from the same noise, so pairs are resampled.",
     )
     return Rendered(canvas, Table(COLUMNS, rows), notes)
-
-
-def _given(
-    session: Session, images: Sequence[Image.Image], answers: Mapping[str, str]
-) -> npt.NDArray[np.int64]:
-    """Return the index of each image's answer, [n]."""
-    cosines = session.features(images) @ session.text_features(list(answers.values())).T
-    found: npt.NDArray[np.int64] = cosines.argmax(-1).numpy()
-    return found
 
 
 def count(

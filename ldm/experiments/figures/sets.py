@@ -58,14 +58,6 @@ def style_specs(medium: str) -> list[Spec]:
     ]
 
 
-def _stars() -> Iterator[GeneratedImage]:
-    return (render(spec, SIZE) for spec in star_specs())
-
-
-def _chalk() -> Iterator[GeneratedImage]:
-    return (-render(spec, SIZE) for spec in style_specs("sketch"))
-
-
 def _arcade() -> Iterator[GeneratedImage]:
     nearest = np.arange(SIZE) * PIXEL_BLOCKS // SIZE
     for spec in style_specs("neon"):
@@ -75,8 +67,8 @@ def _arcade() -> Iterator[GeneratedImage]:
 
 
 SETS: Mapping[str, Callable[[], Iterator[GeneratedImage]]] = {
-    "any-star": _stars,
-    "chalk": _chalk,
+    "any-star": lambda: (render(spec, SIZE) for spec in star_specs()),
+    "chalk": lambda: (-render(spec, SIZE) for spec in style_specs("sketch")),
     "arcade": _arcade,
 }
 
