@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ldm.experiments.figures.layout import Cell, Row, grid_figure
+from ldm.experiments.figures.layout import Cell, Row, cells_of, grid_figure
 from ldm.experiments.figures.record import Figure, Line, Rendered, Table
 from ldm.experiments.figures.session import Scored, Session
 from ldm.experiments.figures.style import readable
@@ -50,8 +50,7 @@ def uncurated(figure: Figure, session: Session) -> Rendered:
     rows: list[Row] = []
     numbers: list[tuple[Any, ...]] = []
     for number, line in enumerate(session.request.lines(figure)):
-        given = session.subject(line.concepts[0]).images[:inputs]
-        cells = [Cell(image) for image in given] + [Cell(None)] * (inputs - len(given))
+        cells = cells_of(session.subject(line.concepts[0]).images, inputs)
         (prompt,) = line.prompts
         (scored,) = session.generate_line(line, each)
         cells += [Cell(found.generated.image) for found in scored[:shown]]

@@ -30,6 +30,11 @@ class Cell:
     title: str = ""
 
 
+def cells_of(images: Sequence[Image.Image], count: int) -> list[Cell]:
+    """Return cells of the first images; empty ones where there are fewer than `count`."""
+    return [Cell(images[i] if i < len(images) else None) for i in range(count)]
+
+
 @dataclass(frozen=True)
 class Row:
     """Cells side by side, and the label left of them."""

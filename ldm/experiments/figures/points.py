@@ -83,9 +83,15 @@ def _point(row: Mapping[str, str]) -> Point:
 
 def published(points: Mapping[str, Published]) -> list[Point]:
     """Return the paper's values, which have no intervals."""
-    ends = {name: [Estimate(v, v, v) for v in (p.text, p.image)] for name, p in points.items()}
     sizes = {f"ours_n{n}": n for n in SET_SIZE}
-    return [Point(name, *both, sizes.get(name)) for name, both in ends.items()]
+
+    def exactly(value: float) -> Estimate:
+        return Estimate(value, value, value)
+
+    return [
+        Point(name, exactly(p.text), exactly(p.image), sizes.get(name))
+        for name, p in points.items()
+    ]
 
 
 def trade_off(figure: Figure, session: Session) -> Rendered:

@@ -27,20 +27,25 @@ PROGRAM = (sys.executable, "-m", "ldm.experiments.protocol.worker")
 
 @dataclass(frozen=True)
 class Task:
-    """A cell to run, as plain values that travel between machines.
+    """Cells that one process runs: one alone, or several whose words are learned in one run.
 
     Attributes:
-        name, cell: its name and its cell.json.
-        folder: folder of the cell, where the table is.
-        program: command that runs the cell.
+        name: the cell's name, or one that the same cells give again.
+        folder: what the process is given: the cell's; of several cells one that holds `GROUP`.
+        program: command that runs them.
         environment: variables beside this process's own.
     """
 
     name: str
-    folder: str
-    cell: str
+    cells: Sequence[Cell]
+    folder: Path
     program: Sequence[str] = PROGRAM
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this is one cell."""
+        return len(self.cells) == 1
 
 
 @dataclass(frozen=True)
@@ -95,13 +100,14 @@ def run_elsewhere(task: Task, inputs: Mapping[str, bytes], node: str) -> Outcome
     A task that is tried again on the same machine finds there what the first try left. `inputs` are
     files that the cell's folder holds already; `node` tells machines apart that share a disk.
     """
-    place = digest([task.folder, task.cell, node])
+    (cell,) = task.cells
+    place = digest([str(task.folder), cell.to_json(), node])
     folder = Path(tempfile.gettempdir()) / f"ldm-protocol-{os.getuid()}" / place
     lock = Lock(folder)
     try:
         lock.take(wait=True)
         receive(folder, inputs)
-        prepare(folder, Cell.from_json(task.cell))
+        prepare(folder, cell)
         status = Process(task, folder, lock).wait()
         files = files_of(folder, KEPT)
         if status == 0:
@@ -158,7 +164,7 @@ class LocalEngine:
         own = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
         task = replace(task, environment={**own, **task.environment})
         try:
-            process = Process(task, Path(task.folder), lock)
+            process = Process(task, task.folder, lock)
             self.processes.add(process)
             try:
                 return Outcome(task.name, process.wait())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ldm.experiments.protocol.engines import Outcome, Task, run_elsewhere
@@ -68,7 +67,7 @@ class RayEngine:
 
     def submit(self, task: Task, lock: Lock) -> None:  # noqa: ARG002 (the task runs elsewhere)
         """Begin a task; see `Engine`."""
-        inputs = files_of(Path(task.folder), SENT)
+        inputs = files_of(task.folder, SENT)
         self.running[self.remote.remote(task, inputs)] = task.name
 
     def collect(self, timeout: float) -> list[Outcome]:

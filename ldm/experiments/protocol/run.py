@@ -8,7 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -101,27 +101,6 @@ class Progress:
         self.bar.close()
 
 
-@dataclass(frozen=True)
-class Job:
-    """Cells that one process runs: one alone, or several whose words are learned in one run.
-
-    Attributes:
-        name: the cell's name, or one that the same cells give again.
-        folder: what the process is given; of several cells it holds `GROUP`.
-        program: what is run.
-    """
-
-    name: str
-    cells: Sequence[Cell]
-    folder: Path
-    program: Sequence[str]
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether this is one cell."""
-        return len(self.cells) == 1
-
-
 @dataclass
 class Runner:
     """Runs the cells of a table, in the folder `output`, that are not finished.
@@ -139,9 +118,9 @@ class Runner:
     program: Sequence[str] = PROGRAM
     environment: Mapping[str, str] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
-    running: dict[str, tuple[Job, list[Lock]]] = field(default_factory=dict)
+    running: dict[str, tuple[Task, list[Lock]]] = field(default_factory=dict)
 
-    def run(self, cells: Sequence[Cell], groups: Sequence[Job] = ()) -> dict[str, str]:
+    def run(self, cells: Sequence[Cell], groups: Sequence[Task] = ()) -> dict[str, str]:
         """Run groups, then cells; return what went wrong with those that failed, by name.
 
         A cell that another process has locked is looked at again until it is finished or free. A
@@ -150,76 +129,73 @@ class Runner:
         """
         try:
             self._work(groups)
-            folders = (cell_folder(self.output, cell) for cell in cells)
-            alone = zip(cells, folders, strict=True)
-            self._work([Job(c.name, [c], folder, self.program) for c, folder in alone])
+            places = [(cell, cell_folder(self.output, cell)) for cell in cells]
+            self._work([Task(cell.name, [cell], at, self.program) for cell, at in places])
         finally:
             self.engine.close()
             for _, locks in self.running.values():
                 _release(locks)
         return self.failures
 
-    def _work(self, jobs: Sequence[Job]) -> None:
-        waiting, said = deque(jobs), set[str]()
+    def _work(self, tasks: Sequence[Task]) -> None:
+        waiting, said = deque(tasks), set[str]()
         while waiting or self.running:
-            busy = [job for job in self._start(waiting) if job.is_alone]
-            for job in busy:
-                if job.name not in said:
-                    said.add(job.name)
-                    self.progress.say(f"{job.name} is run by another process: waiting for it")
+            busy = [task for task in self._start(waiting) if task.is_alone]
+            for task in busy:
+                if task.name not in said:
+                    said.add(task.name)
+                    self.progress.say(f"{task.name} is run by another process: waiting for it")
             waiting.extend(busy)
             for outcome in self.engine.collect(POLL):
                 self._finish(outcome)
             if waiting and not self.running:
                 time.sleep(POLL)
 
-    def _start(self, waiting: deque[Job]) -> list[Job]:
-        """Start jobs while the engine takes them; return those that are locked."""
+    def _start(self, waiting: deque[Task]) -> list[Task]:
+        """Start tasks while the engine takes them; return those that are locked."""
         busy = []
         while waiting and len(self.running) < self.engine.slots:
-            job = waiting.popleft()
-            folders = [cell_folder(self.output, cell) for cell in job.cells]
+            task = waiting.popleft()
+            folders = [cell_folder(self.output, cell) for cell in task.cells]
             locks = [Lock(folder) for folder in folders]
             if not all(lock.take() for lock in locks):
-                busy.append(job)
-            elif job.is_alone and scores_of(job.folder, job.cells[0]):  # a group was quicker
-                self.progress.ended(job.name, self._busy())
+                busy.append(task)
+            elif task.is_alone and scores_of(task.folder, task.cells[0]):  # a group was quicker
+                self.progress.ended(task.name, self._busy())
             else:
-                self._begin(job, folders, locks)
+                self._begin(task, folders, locks)
                 continue
             _release(locks)
         return busy
 
-    def _begin(self, job: Job, folders: Sequence[Path], locks: list[Lock]) -> None:
-        for cell, folder in zip(job.cells, folders, strict=True):
+    def _begin(self, task: Task, folders: Sequence[Path], locks: list[Lock]) -> None:
+        for cell, folder in zip(task.cells, folders, strict=True):
             if is_outdated(folder, cell):
                 self.progress.say(f"{cell.name}: its settings have changed, it is run anew")
             prepare(folder, cell)
-        if not job.is_alone:
-            write_json(job.folder / GROUP, [str(folder.resolve()) for folder in folders])
-        self.running[job.name] = job, locks
-        text = job.cells[0].to_json() if job.is_alone else ""
-        task = Task(job.name, str(job.folder), text, tuple(job.program), self.environment)
-        self.engine.submit(task, locks[0])
+        if not task.is_alone:
+            write_json(task.folder / GROUP, [str(folder.resolve()) for folder in folders])
+        self.running[task.name] = task, locks
+        self.engine.submit(replace(task, environment=self.environment), locks[0])
 
     def _finish(self, outcome: Outcome) -> None:
-        job, locks = self.running.pop(outcome.name)
-        if not job.is_alone:
+        task, locks = self.running.pop(outcome.name)
+        if not task.is_alone:
             _release(locks)
             said = "words learned and scored together"
             if outcome.status:
-                said = f"failed together, so each cell alone (see {job.folder / LOG})"
+                said = f"failed together, so each cell alone (see {task.folder / LOG})"
             else:
-                shutil.rmtree(job.folder)
-            self.progress.say(f"{job.name}: {said}")
+                shutil.rmtree(task.folder)
+            self.progress.say(f"{task.name}: {said}")
             return
-        receive(job.folder, outcome.files)
-        finished = scores_of(job.folder, job.cells[0])
-        failure = "" if finished else _failure(outcome, job.folder)
+        receive(task.folder, outcome.files)
+        finished = scores_of(task.folder, task.cells[0])
+        failure = "" if finished else _failure(outcome, task.folder)
         _release(locks)
         if failure:
-            self.failures[job.name] = failure
-        self.progress.ended(job.name, self._busy(), failure)
+            self.failures[task.name] = failure
+        self.progress.ended(task.name, self._busy(), failure)
 
     def _busy(self) -> int:
         """Return how many cells run; a cluster holds further ones back."""

@@ -16,15 +16,16 @@ from pathlib import Path
 
 from ldm.experiments.protocol import worker
 from ldm.experiments.protocol.cells import Cell, digest
+from ldm.experiments.protocol.engines import Task
 from ldm.experiments.protocol.folder import CELL, GROUP, TIMES
-from ldm.experiments.protocol.run import Job, cell_folder
+from ldm.experiments.protocol.run import cell_folder
 from ldm.experiments.protocol.worker import Leash
 from ldm.util import cli_main, write_json
 
 PROGRAM = (sys.executable, "-m", "ldm.experiments.protocol.together")
 
 
-def groups(cells: Sequence[Cell], output: Path, most: int) -> list[Job]:
+def groups(cells: Sequence[Cell], output: Path, most: int) -> list[Task]:
     """Return groups of 2 to `most` cells whose words are yet to be learned and independent."""
     # The program of a group needs neither, and importing them takes seconds.
     from ldm.training.config import load
@@ -40,14 +41,14 @@ def groups(cells: Sequence[Cell], output: Path, most: int) -> list[Job]:
         if independent[cell.variant]:
             alike.setdefault(f"{cell.variant}/{cell.seed}", []).append(cell)
     parts = [own[i : i + most] for own in alike.values() for i in range(0, len(own), most)]
-    return [_job(own, output) for own in parts if len(own) > 1]
+    return [_task(own, output) for own in parts if len(own) > 1]
 
 
-def _job(cells: Sequence[Cell], output: Path) -> Job:
-    """Return the job of a group; the same cells give the same name."""
+def _task(cells: Sequence[Cell], output: Path) -> Task:
+    """Return the task of a group; the same cells give the same name."""
     cell = cells[0]
     name = f"{cell.variant}-seed{cell.seed}-{digest([c.learn_hash for c in cells])[:8]}"
-    return Job(name, cells, output / "together" / name, PROGRAM)
+    return Task(name, cells, output / "together" / name, PROGRAM)
 
 
 def run(folder: Path, leash: Leash) -> None:
