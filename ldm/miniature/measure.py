@@ -284,14 +284,8 @@ def score_word(
 ) -> tuple[WordScore, list[Image.Image]]:
     """Measure a word that `generate` already knows under the concept's placeholder.
 
-    Args:
-        generate: (prompts, images of each) → images, those of one prompt side by side.
-        scorer: scores them.
-        concept: what the word should mean.
-        images: how many to generate of the word; half as many of each scene prompt.
-
-    Returns:
-        The scores, and images to show: of the word, then of the scene prompts.
+    The word gets so many images, each scene prompt half as many. Returns the scores, and images to
+    show: of the word, then of the scene prompts.
     """
     training, word = scorer.image_features(concept.images), concept.placeholder
     own = generate([concept.prompt(word)], images)

@@ -103,14 +103,10 @@ class MiniatureWorld:
     ) -> None:
         one_of(("train", "val"), split=split)
         at_least(1, length=length)
-        if not 0 <= caption_dropout <= 1:
-            raise ValueError(f"caption_dropout must lie in [0, 1], got {caption_dropout}")
-        for name, share in (
-            ("thing_share", thing_share),
-            ("name_rate", name_rate),
-            ("style_share", style_share),
-            ("thing_share + style_share", thing_share + style_share),
-        ):
+        shares = {"caption_dropout": caption_dropout, "thing_share": thing_share}
+        shares |= {"name_rate": name_rate, "style_share": style_share}
+        shares["thing_share + style_share"] = thing_share + style_share
+        for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {share}")
         if things < 1 and thing_share > 0:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ldm.evaluation.bootstrap import Estimate, FloatArray, resample, weighted_mean
 from ldm.experiments.figures.layout import show
-from ldm.experiments.figures.record import Figure, Rendered, Table
+from ldm.experiments.figures.record import Figure, Rendered
 from ldm.experiments.figures.session import Session
 from ldm.experiments.figures.style import BLUE, VERMILION, readable
 
@@ -72,7 +72,7 @@ def bias(figure: Figure, session: Session) -> Rendered:
         f"From the base model to the learned word the share of {group} changes by "
         f"{_with_interval(change)}: both start from the same noise, so pairs are resampled.",
     )
-    return Rendered(canvas, Table(COLUMNS, rows), notes)
+    return Rendered(canvas, COLUMNS, rows, notes)
 
 
 def count(

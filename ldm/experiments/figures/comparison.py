@@ -8,7 +8,7 @@ from typing import Any
 
 from ldm.editing.guided import from_image
 from ldm.experiments.figures.layout import Cell, Row, cells_of, grid_figure
-from ldm.experiments.figures.record import Figure, Line, Rendered, Table
+from ldm.experiments.figures.record import Figure, Line, Rendered
 from ldm.experiments.figures.session import Scored, Session
 from ldm.experiments.figures.style import readable
 from ldm.experiments.figures.subjects import Subject
@@ -55,7 +55,7 @@ def variations(figure: Figure, session: Session) -> Rendered:
     )
     rows = [Row(*row) for row in cells.items()]
     grid = grid_figure(rows, title=figure.heading, headings=headings)
-    return Rendered(grid, Table(COLUMNS, numbers), (note,))
+    return Rendered(grid, COLUMNS, numbers, (note,))
 
 
 def _variations(
@@ -99,7 +99,7 @@ def comparison(figure: Figure, session: Session) -> Rendered:
     headings = [(line.shown_label, len(line.prompts)) for line in lines]
     rows = [Row(*row) for row in cells.items()]
     grid = grid_figure(rows, title=figure.heading, headings=headings)
-    return Rendered(grid, Table(COLUMNS, numbers), tuple(notes))
+    return Rendered(grid, COLUMNS, numbers, tuple(notes))
 
 
 def _complete(subject: Subject) -> Subject:

@@ -17,7 +17,7 @@ from ldm.editing.images import model_size, psnr, resized
 from ldm.editing.inversion import invert_image, reconstruction, regenerate
 from ldm.experiments.figures.layout import Cell, Row, grid_figure
 from ldm.experiments.figures.pivotal import HOW
-from ldm.experiments.figures.record import Figure, Line, Rendered, Table
+from ldm.experiments.figures.record import Figure, Line, Rendered
 from ldm.experiments.figures.session import Session
 from ldm.experiments.figures.style import readable
 from ldm.inference import GeneratedImage, Sampling
@@ -68,7 +68,7 @@ def inversion(figure: Figure, session: Session) -> Rendered:
     if PIVOTAL not in ways:
         notes.append(f"Pivotal tuning is left out: {HOW}.")
     grid = grid_figure(rows, title=figure.heading)
-    return Rendered(grid, Table(COLUMNS, numbers), tuple(notes))
+    return Rendered(grid, COLUMNS, numbers, tuple(notes))
 
 
 def _tuned(tuned: Session, line: Line, scale: float) -> list[Image.Image]:

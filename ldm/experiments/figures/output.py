@@ -38,7 +38,7 @@ def save(
         dateless = {"Title": title, "Subject": command, "CreationDate": None}
         canvas = rendered.canvas
         write_whole(pdf, lambda part: canvas.savefig(part, metadata=dateless, facecolor="white"))
-    rows = csv_text(rendered.table.columns, rendered.table.rows)
+    rows = csv_text(rendered.columns, rendered.rows)
     write_whole(table, f"# {command}\n{rows}")
     settings = json.dumps(dict(facts), indent=2, ensure_ascii=False)
     parts = (title, command, "\n".join(rendered.notes), settings)

@@ -19,7 +19,7 @@ from ldm.experiments.figures.published import (
     Published,
     label,
 )
-from ldm.experiments.figures.record import Figure, Rendered, Table
+from ldm.experiments.figures.record import Figure, Rendered
 from ldm.experiments.figures.session import Session
 from ldm.experiments.figures.style import GREY, marker
 from ldm.util import UserError
@@ -144,7 +144,7 @@ def _side_by_side(
         notes.append(
             "The miniature's CLIP and the paper's have different scales: compare the order."
         )
-    return Rendered(canvas, Table(COLUMNS, rows), tuple(notes))
+    return Rendered(canvas, COLUMNS, rows, tuple(notes))
 
 
 def plot_points(axes: Axes, points: Sequence[Point], styles: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ldm.experiments.figures.published import LABELS, RANKS, label
-from ldm.experiments.figures.record import Figure, Rendered, Table
+from ldm.experiments.figures.record import Figure, Rendered
 from ldm.experiments.figures.session import Session
 from ldm.experiments.figures.style import marker
 from ldm.experiments.study.analysis import (
@@ -66,4 +66,4 @@ def user_study(figure: Figure, session: Session) -> Rendered:
     rows: list[tuple[Any, ...]]
     rows = [("paper", name, rank.text, rank.image, *nothing) for name, rank in RANKS.items()]
     rows += [(source, r.model, r.text, r.image, *(r.ellipse or nothing)) for r in ranks]
-    return Rendered(canvas, Table(COLUMNS, rows), tuple(notes))
+    return Rendered(canvas, COLUMNS, rows, tuple(notes))

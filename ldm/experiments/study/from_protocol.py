@@ -37,7 +37,14 @@ def read_table(output: Path, models: Sequence[str], seeds: Sequence[int] = ()) -
         raise UserError(f"model {TRAINING!r} cannot be in a study: the training images are so")
     found = _finished(output)
     for model in models:
-        _check_model(output, model, [item for item in found if item.cell.variant == model])
+        own = [item for item in found if item.cell.variant == model]
+        if not own:
+            raise UserError(
+                f"{output} has no finished cell of {model!r}: finish the protocol, or name other "
+                "variants with --models"
+            )
+        if not any(item.has_images for item in own):
+            raise UserError(f"{output}: the cells of {model!r} kept no images: {ADVICE}")
     usable = [item for item in found if item.cell.variant in models and item.has_images]
     cells: list[Finished] = []
     for concept in sorted({item.cell.concept for item in found}):
@@ -72,16 +79,6 @@ def _finished(output: Path) -> list[Finished]:
         if item := finished(path.parent, cell):
             found.append(item)
     return sorted(found, key=lambda item: (item.cell.concept, item.cell.variant, item.cell.seed))
-
-
-def _check_model(output: Path, model: str, finished: Sequence[Finished]) -> None:
-    if not finished:
-        raise UserError(
-            f"{output} has no finished cell of {model!r}: finish the protocol, or name other "
-            "variants with --models"
-        )
-    if not any(item.has_images for item in finished):
-        raise UserError(f"{output}: the cells of {model!r} kept no images: {ADVICE}")
 
 
 def _complete(

@@ -186,7 +186,7 @@ def test_the_best_candidate_is_chosen_by_both_cosines(
     monkeypatch.setattr(Session, "generate_line", lambda _, line, __: [found for _ in line.prompts])
     monkeypatch.setattr(Request, "is_miniature", True)
     rendered = gallery.curated(find(FIGURES, "6")[0], session)
-    chosen = [row[3] for row in rendered.table.rows if row[-1]]
+    chosen = [row[3] for row in rendered.rows if row[-1]]
     assert chosen == [1] * 8  # four prompts of each style
     levels = [int(axes.images[0].get_array()[0, 0, 0]) for axes in rendered.canvas.axes]
     assert levels == [200, 1, 1, 1, 1] * 2
