@@ -81,6 +81,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = command.read_plan(options.protocol, overrides)
     wanted = command.chosen(plan[1], options.only)
     if options.dry_run:
-        command.show(wanted, output, command.estimate(*plan, output), machines.fitting())
+        command.show(plan, wanted, output, machines.fitting())
         return 0
     return command.run(plan, wanted, output, machines, words)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ldm.evaluation.clip import ClipExtractor, encode_texts, image_size
+from ldm.evaluation.clip import ClipExtractor, image_size
 from ldm.miniature.grammar import (
     MEDIUM_PHRASES,
     SCENE_PHRASES,
@@ -29,8 +29,6 @@ from ldm.miniature.grammar import (
 from ldm.miniature.render import COLOURS
 from ldm.miniature.shapes import ALL_SHAPES
 from ldm.util import UserError, one_of
-
-__all__ = ["PROMPTS", "MiniatureClip", "encode_texts", "preprocess"]
 
 # What the CLIP is asked: for each attribute, the prompt of each answer.
 PROMPTS: dict[str, dict[str, str]] = {

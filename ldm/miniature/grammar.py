@@ -7,23 +7,19 @@ knows them. Those adjectives have no meaning: any image may be called "nice".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from ldm.miniature.render import COLOURS, EXTRA_MEDIA, MEDIA, SCENES, TEXTURES, Spec
-from ldm.miniature.shapes import ALL_SHAPES
+from ldm.miniature.render import COLOURS, EXTRA_MEDIA, MEDIA, Spec
+from ldm.miniature.scenes import SCENES
+from ldm.miniature.shapes import ALL_SHAPES, TEXTURES
 
 # After the object.
-SCENE_PHRASES = {
+SCENE_PHRASES = {scene: f"in the {scene}" for scene in SCENES} | {
     "beach": "on the beach",
-    "forest": "in the forest",
-    "city": "in the city",
-    "desert": "in the desert",
-    "snow": "in the snow",
     "moon": "on the moon",
-    "meadow": "in the meadow",
-    "sea": "in the sea",
     "sunset": "at sunset",
-    "kitchen": "in the kitchen",
 }
 # Before the object, and as "in the style of …" after it.
 MEDIUM_PHRASES = {
@@ -37,17 +33,8 @@ MEDIUM_PHRASES = {
     "stamp": "a stamp of",
     "riso": "a riso print of",
 }
-STYLE_PHRASES = {
-    "photo": "a photo",
-    "painting": "a painting",
-    "sketch": "a sketch",
-    "pixel": "pixel art",
-    "neon": "neon",
-    "sepia": "sepia",
-    "blueprint": "a blueprint",
-    "stamp": "a stamp",
-    "riso": "a riso print",
-}
+STYLE_PHRASES = {medium: text.removesuffix(" of") for medium, text in MEDIUM_PHRASES.items()}
+STYLE_PHRASES |= {"neon": "neon", "sepia": "sepia"}
 TEXTURE_PHRASES = {
     "stripes": "with {} stripes",
     "dots": "with {} dots",
@@ -71,6 +58,11 @@ ADJECTIVES = (
 _IMAGE_NOUNS = ("rendering", "rendition", "picture", "depiction", "illustration")
 _STYLE_NOUNS = ("painting", "rendering", "picture", "rendition")
 _ARTICLES = ("a", "the", "my", "one")
+
+
+def pick(rng: np.random.Generator, choices: Sequence[str]) -> str:
+    """Return one of the choices, each with the same chance."""
+    return choices[int(rng.integers(len(choices)))]
 
 
 def with_article(noun_phrase: str) -> str:
@@ -130,38 +122,33 @@ def _determined(noun_phrase: str, rng: np.random.Generator) -> str:
         return with_article(noun_phrase)
     if choice < 0.85:
         return noun_phrase
-    return f"{_ARTICLES[int(rng.integers(1, len(_ARTICLES)))]} {noun_phrase}"
+    return f"{pick(rng, _ARTICLES[1:])} {noun_phrase}"
 
 
 def _after(article: str, noun_phrase: str) -> str:
     return with_article(noun_phrase) if article == "a" else f"{article} {noun_phrase}"
 
 
-def _adjective(rng: np.random.Generator) -> str:
-    return ADJECTIVES[int(rng.integers(len(ADJECTIVES)))]
-
-
 def _templated(noun_phrase: str, spec: Spec, rng: np.random.Generator) -> str:
     """Speak as the paper's templates do: "a cropped photo of the …", "a photo of a nice …"."""
-    article = _ARTICLES[int(rng.integers(len(_ARTICLES)))]
+    article = pick(rng, _ARTICLES)
     choice = rng.random()
     if choice < 0.25:
-        noun = _IMAGE_NOUNS[int(rng.integers(len(_IMAGE_NOUNS)))]
-        return f"{with_article(noun)} of {_after(article, noun_phrase)}"
+        return f"{with_article(pick(rng, _IMAGE_NOUNS))} of {_after(article, noun_phrase)}"
     start = MEDIUM_PHRASES[spec.medium]
     if choice < 0.6:
-        return f"{start} {_after(article, f'{_adjective(rng)} {noun_phrase}')}"
+        return f"{start} {_after(article, f'{pick(rng, ADJECTIVES)} {noun_phrase}')}"
     bare = start.removeprefix("a ")
     first = "the" if rng.random() < 0.3 else "a"
-    return f"{first} {_adjective(rng)} {bare} {_after(article, noun_phrase)}"
+    return f"{first} {pick(rng, ADJECTIVES)} {bare} {_after(article, noun_phrase)}"
 
 
 def _in_style(spec: Spec, rng: np.random.Generator, name: str, style: str) -> str:
     """Name the medium last, with or without the object: "a cool painting in the style of neon"."""
     style = f"in the style of {style or STYLE_PHRASES[spec.medium]}"
     if rng.random() < 0.25:
-        noun = _STYLE_NOUNS[int(rng.integers(len(_STYLE_NOUNS)))]
-        adjective = f"{_adjective(rng)} " if rng.random() < 0.7 else ""
+        noun = pick(rng, _STYLE_NOUNS)
+        adjective = f"{pick(rng, ADJECTIVES)} " if rng.random() < 0.7 else ""
         return f"{'the' if rng.random() < 0.2 else 'a'} {adjective}{noun} {style}"
     whole = rng.random() < 0.6
     noun = (name or object_phrase(spec)) if whole else _partial_object(spec, rng, name)

@@ -24,7 +24,8 @@ from ldm.image_io import open_rgb, to_pil
 from ldm.inference import encode_mean
 from ldm.miniature.clip import PROMPTS, MiniatureClip
 from ldm.miniature.grammar import SCENE_PHRASES, STYLE_PHRASES, caption, full_caption
-from ldm.miniature.world import MiniatureWorld, Spec, render
+from ldm.miniature.render import Spec, render
+from ldm.miniature.world import MiniatureWorld
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import UserError
 
@@ -60,6 +61,14 @@ class Concept:
         if self.is_style:
             return f"a red star {SCENE_PHRASES[scene]} in the style of {word}"
         return f"a photo of a {word} {SCENE_PHRASES[scene]}"
+
+    def learning_options(self, images: str) -> list[str]:
+        """Return the options of main.py that learn the concept from a folder of its images."""
+        options = ["--data_root", images, "--init_word", self.initializer_word]
+        options += ["--placeholder_string", self.placeholder]
+        style = "ldm.data.personalized_style.PersonalizedBase"
+        parts = ("train", "validation") if self.is_style else ()
+        return options + [f"data.params.{part}.target={style}" for part in parts]
 
 
 def load_concepts(folder: str | Path, names: Sequence[str] | None = None) -> list[Concept]:
@@ -136,12 +145,22 @@ def clip_accuracy(scorer: MiniatureClip, count: int) -> dict[str, float]:
     colourful = [spec.medium in COLOURFUL for spec in specs]
     accuracies = {}
     for name in PROMPTS:
-        right = [
-            a == b for a, b in zip(scorer.classify(features, name), truth(specs, name), strict=True)
-        ]
         asked = colourful if name in ("colour", "texture", "detail") else [True] * count
-        accuracies[name] = sum(r for r, a in zip(right, asked, strict=True) if a) / sum(asked)
+        accuracies[name], _ = _share_seen(scorer, features, specs, name, asked)
     return accuracies
+
+
+def _share_seen(
+    scorer: MiniatureClip,
+    features: Tensor,
+    specs: Sequence[Spec],
+    name: str,
+    asked: Sequence[bool],
+) -> tuple[float, int]:
+    """Return the share of right answers on the images asked about, and the number of these."""
+    answers = zip(scorer.classify(features, name), truth(specs, name), asked, strict=True)
+    right = [given == wanted for given, wanted, is_asked in answers if is_asked]
+    return sum(right) / max(1, len(right)), len(right)
 
 
 def named(spec: Spec, text: str) -> set[str]:
@@ -178,57 +197,54 @@ def caption_agreement(
     the images and the captions.
     """
     specs = unseen_specs(count, seed=1)
-    rngs = [np.random.default_rng(i) for i in range(count)]
     texts = [
-        full_caption(spec) if full else caption(spec, rng)
-        for spec, rng in zip(specs, rngs, strict=True)
+        full_caption(spec) if full else caption(spec, np.random.default_rng(i))
+        for i, spec in enumerate(specs)
     ]
     images = generate(texts, 1)
     features = scorer.image_features(images)
+    fixed = [named(spec, text) for spec, text in zip(specs, texts, strict=True)]
     share, asked = {}, {}
     for name in ("shape", "colour", "scene", "medium"):
-        right = zip(scorer.classify(features, name), truth(specs, name), strict=True)
-        answers = [a == b for a, b in right]
-        kept = [a for a, s, t in zip(answers, specs, texts, strict=True) if name in named(s, t)]
-        share[name], asked[name] = sum(kept) / max(1, len(kept)), len(kept)
+        of = [name in found for found in fixed]
+        share[name], asked[name] = _share_seen(scorer, features, specs, name, of)
     return Agreement(share, asked), images, texts
 
 
 @dataclass(frozen=True)
-class ConceptScore:
-    """A learned word, measured; similarities are the scorer's mean cosines with the training set.
+class WordScore:
+    """What images of a word show; similarities are the scorer's mean cosines with the training set.
 
     Attributes:
         image_similarity: of images of the word.
-        training: of the training images with each other.
-        initializer_word: of images of the word the learning began with.
-        best_word: of images of the vocabulary's best word, generated anew after it was chosen.
-        best_word_is: that word.
-        caption: of images of the full description.
         scene: share of the scene prompts' images in which the scorer sees the scene.
         concept: share in which it sees the concept: shape and colour, or the medium of a style.
         both: share in which it sees both.
     """
 
     image_similarity: float
-    training: float
-    initializer_word: float
-    best_word: float
-    best_word_is: str
-    caption: float
     scene: float
     concept: float
     both: float
 
 
 @dataclass(frozen=True)
-class WordScore:
-    """What images of a word show; attributes as of `ConceptScore`."""
+class ConceptScore(WordScore):
+    """A learned word, measured, and what it is compared with.
 
-    image_similarity: float
-    scene: float
-    concept: float
-    both: float
+    Attributes:
+        training: of the training images with each other.
+        initializer_word: of images of the word the learning began with.
+        best_word: of images of the vocabulary's best word, generated anew after it was chosen.
+        best_word_is: that word.
+        caption: of images of the full description.
+    """
+
+    training: float
+    initializer_word: float
+    best_word: float
+    best_word_is: str
+    caption: float
 
 
 def see_concept(scorer: MiniatureClip, features: Tensor, concept: Concept) -> list[bool]:
@@ -268,14 +284,8 @@ def score_word(
 ) -> tuple[WordScore, list[Image.Image]]:
     """Measure a word that `generate` already knows under the concept's placeholder.
 
-    Args:
-        generate: (prompts, images of each) → images, those of one prompt side by side.
-        scorer: scores them.
-        concept: what the word should mean.
-        images: how many to generate of the word; half as many of each scene prompt.
-
-    Returns:
-        The scores, and images to show: of the word, then of the scene prompts.
+    The word gets so many images, each scene prompt half as many. Returns the scores, and images to
+    show: of the word, then of the scene prompts.
     """
     training, word = scorer.image_features(concept.images), concept.placeholder
     own = generate([concept.prompt(word)], images)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldm.miniature.scenes import SCENES, Rgb, View, array, paint
-from ldm.miniature.shapes import ALL_SHAPES, SHAPES, TEXTURES, second_colour_share
+from ldm.miniature.shapes import ALL_SHAPES, TEXTURES, second_colour_share
 from ldm.util import at_least, one_of
 
 Array = NDArray[np.float32]
@@ -224,14 +224,6 @@ def _in_inks(image: Array, dark: Sequence[float], light: Sequence[float]) -> Arr
     return np.asarray(first + grey * (second - first), np.float32)
 
 
-def _stamp(spec: Spec, layers: _Layers) -> Array:
-    return _in_inks(_sketch(spec, layers), (150, 20, 40), (250, 238, 214))
-
-
-def _riso(spec: Spec, layers: _Layers) -> Array:
-    return _in_inks(_painting(spec, layers), (30, 70, 60), (255, 170, 120))
-
-
 _MEDIA: dict[str, Callable[[Spec, _Layers], Array]] = {
     "photo": _photo,
     "painting": _painting,
@@ -240,8 +232,8 @@ _MEDIA: dict[str, Callable[[Spec, _Layers], Array]] = {
     "neon": _neon,
     "sepia": _sepia,
     "blueprint": _blueprint,
-    "stamp": _stamp,
-    "riso": _riso,
+    "stamp": lambda *image: _in_inks(_sketch(*image), (150, 20, 40), (250, 238, 214)),
+    "riso": lambda *image: _in_inks(_painting(*image), (30, 70, 60), (255, 170, 120)),
 }
 
 
@@ -262,17 +254,3 @@ def render(spec: Spec, size: int = 64) -> Array:
 def silhouette(spec: Spec, size: int = 64) -> Array:
     """Return how much of each pixel the object covers: float32 [size, size] in [0, 1]."""
     return np.asarray(_layers(spec, size).cover(), np.float32)
-
-
-__all__ = [
-    "COLOURS",
-    "EXTRA_MEDIA",
-    "MEDIA",
-    "SCENES",
-    "SHAPES",
-    "TEXTURES",
-    "TONES",
-    "Spec",
-    "render",
-    "silhouette",
-]

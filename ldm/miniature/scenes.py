@@ -150,15 +150,5 @@ def _kitchen(v: View) -> Array:
     return paint(image, (0.50, 0.27, 0.13), _below(v, -0.50 + 0.04 * v.lift))
 
 
-SCENES: dict[str, Callable[[View], Array]] = {
-    "beach": _beach,
-    "forest": _forest,
-    "city": _city,
-    "desert": _desert,
-    "snow": _snow,
-    "moon": _moon,
-    "meadow": _meadow,
-    "sea": _sea,
-    "sunset": _sunset,
-    "kitchen": _kitchen,
-}
+_ALL = (_beach, _forest, _city, _desert, _snow, _moon, _meadow, _sea, _sunset, _kitchen)
+SCENES: dict[str, Callable[[View], Array]] = {scene.__name__[1:]: scene for scene in _ALL}

@@ -42,18 +42,6 @@ def _polygon(x: Array, y: Array, corners: Sequence[tuple[float, float]]) -> Arra
     return np.asarray(np.where(inside, -distance, distance), np.float32)
 
 
-def _circle(x: Array, y: Array) -> Array:
-    return _disc(x, y, 0, 0, 0.97)
-
-
-def _square(x: Array, y: Array) -> Array:
-    return _box(x, y, 0, 0, 0.84, 0.84)
-
-
-def _triangle(x: Array, y: Array) -> Array:
-    return _polygon(x, y, [(0.0, 0.98), (1.08, -0.85), (-1.08, -0.85)])
-
-
 def _star(x: Array, y: Array) -> Array:
     corners = []
     for i in range(10):
@@ -68,18 +56,6 @@ def _heart(x: Array, y: Array) -> Array:
     u, v = (x + y + 0.2) * math.sqrt(0.5), (y - x + 0.2) * math.sqrt(0.5)
     body = _box(u, v, 0, 0, half, half)
     return np.minimum(body, np.minimum(_disc(u, v, half, 0, half), _disc(u, v, 0, half, half)))
-
-
-def _ring(x: Array, y: Array) -> Array:
-    return np.abs(np.hypot(x, y) - np.float32(0.73)) - np.float32(0.26)
-
-
-def _cross(x: Array, y: Array) -> Array:
-    return np.minimum(_box(x, y, 0, 0, 0.34, 1.0), _box(x, y, 0, 0, 1.0, 0.34))
-
-
-def _crescent(x: Array, y: Array) -> Array:
-    return np.maximum(_disc(x, y, -0.05, 0, 1.0), -_disc(x, y, 0.45, 0.0, 0.82))
 
 
 def _arrow(x: Array, y: Array) -> Array:
@@ -126,14 +102,14 @@ def _spiral(x: Array, y: Array) -> Array:
 
 # The shapes the models are trained on, and those held out of training altogether.
 SHAPES: dict[str, Shape] = {
-    "circle": _circle,
-    "square": _square,
-    "triangle": _triangle,
+    "circle": lambda x, y: _disc(x, y, 0, 0, 0.97),
+    "square": lambda x, y: _box(x, y, 0, 0, 0.84, 0.84),
+    "triangle": lambda x, y: _polygon(x, y, [(0.0, 0.98), (1.08, -0.85), (-1.08, -0.85)]),
     "star": _star,
     "heart": _heart,
-    "ring": _ring,
-    "cross": _cross,
-    "crescent": _crescent,
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - np.float32(0.73)) - np.float32(0.26),
+    "cross": lambda x, y: np.minimum(_box(x, y, 0, 0, 0.34, 1), _box(x, y, 0, 0, 1, 0.34)),
+    "crescent": lambda x, y: np.maximum(_disc(x, y, -0.05, 0, 1), -_disc(x, y, 0.45, 0, 0.82)),
     "arrow": _arrow,
     "flower": _flower,
     "fish": _fish,

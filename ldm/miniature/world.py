@@ -14,17 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from ldm.miniature.grammar import caption, full_caption
-from ldm.miniature.looks import CONTRASTING, HELD_OUT_LOOKS
-from ldm.miniature.names import NAMED_THINGS, named_styles, named_things
-from ldm.miniature.render import COLOURS, MEDIA, SCENES, SHAPES, TEXTURES, Array, Spec, render
+from ldm.miniature.grammar import caption, pick
+from ldm.miniature.names import (
+    CONTRASTING,
+    HELD_OUT_LOOKS,
+    NAMED_THINGS,
+    named_styles,
+    named_things,
+)
+from ldm.miniature.render import COLOURS, MEDIA, Array, Spec, render
+from ldm.miniature.scenes import SCENES
+from ldm.miniature.shapes import SHAPES, TEXTURES
 from ldm.randomness import Purpose, generator
 from ldm.util import at_least, one_of
 
 # Validation images are this far from the training images in the sequence of indices.
 _VALIDATION_OFFSET = 2**40
-
-
 _STYLE_NAMES = {style: name for name, style in named_styles().items()}
 
 
@@ -33,22 +38,18 @@ def held_out(spec: Spec) -> bool:
     return spec.look in HELD_OUT_LOOKS or spec.shape not in SHAPES or spec.medium not in MEDIA
 
 
-def _pick(rng: np.random.Generator, names: Sequence[str]) -> str:
-    return names[int(rng.integers(len(names)))]
-
-
 def sample_spec(seed: int, index: int) -> Spec:
     """Render what image `index` shows, uniformly over the parts; never something held out."""
     rng = generator(seed, index, Purpose.IMAGE)
     while True:
-        colour, texture = _pick(rng, tuple(COLOURS)), _pick(rng, TEXTURES)
+        colour, texture = pick(rng, tuple(COLOURS)), pick(rng, TEXTURES)
         spec = Spec(
-            shape=_pick(rng, tuple(SHAPES)),
+            shape=pick(rng, tuple(SHAPES)),
             colour=colour,
             texture=texture,
-            second="" if texture == "plain" else _pick(rng, CONTRASTING[colour]),
-            scene=_pick(rng, tuple(SCENES)),
-            medium=_pick(rng, MEDIA),
+            second="" if texture == "plain" else pick(rng, CONTRASTING[colour]),
+            scene=pick(rng, tuple(SCENES)),
+            medium=pick(rng, MEDIA),
             dx=float(rng.uniform(-0.08, 0.08)),
             dy=float(rng.uniform(-0.08, 0.08)),
             scale=float(rng.uniform(0.55, 0.65)),
@@ -102,14 +103,10 @@ class MiniatureWorld:
     ) -> None:
         one_of(("train", "val"), split=split)
         at_least(1, length=length)
-        if not 0 <= caption_dropout <= 1:
-            raise ValueError(f"caption_dropout must lie in [0, 1], got {caption_dropout}")
-        for name, share in (
-            ("thing_share", thing_share),
-            ("name_rate", name_rate),
-            ("style_share", style_share),
-            ("thing_share + style_share", thing_share + style_share),
-        ):
+        shares = {"caption_dropout": caption_dropout, "thing_share": thing_share}
+        shares |= {"name_rate": name_rate, "style_share": style_share}
+        shares["thing_share + style_share"] = thing_share + style_share
+        for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {share}")
         if things < 1 and thing_share > 0:
@@ -185,16 +182,3 @@ class MiniatureWorld:
         """Return what `describe` returns, and `image` float32 [size, size, 3] in [-1, 1]."""
         item = self.describe(sample)
         return item | {"image": self.image(item["image_id"])}
-
-
-__all__ = [
-    "HELD_OUT_LOOKS",
-    "MiniatureWorld",
-    "Spec",
-    "caption",
-    "full_caption",
-    "held_out",
-    "render",
-    "sample_spec",
-    "style_name",
-]

@@ -28,6 +28,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ldm.evaluation.sources import ImageSource, from_model
+from ldm.experiments.figures.output import write_png
+from ldm.image_io import pil_grid
+from ldm.inference import Sampling, load_model, load_words
+from ldm.miniature.clip import MiniatureClip
+from ldm.miniature.grammar import vocabulary
+from ldm.miniature.measure import (
+    Concept,
+    autoencoder_psnr,
+    caption_agreement,
+    clip_accuracy,
+    load_concepts,
+    rendered_share,
+    score_concept,
+    score_word,
+    vocabulary_features,
+)
+from ldm.miniature.table import insert, table
+from ldm.util import cli_main, write_json
+
 PARTS = ("autoencoder", "scorer", "selector", "samples", "words", "concepts", "table")
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "miniature"
@@ -74,17 +94,9 @@ class Evaluation:
 
     def store(self, part: str, found: Any) -> None:
         """Keep one part's numbers, rounded, at once: the evaluation may be interrupted."""
-
-        def rounded(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {name: rounded(v) for name, v in value.items()}
-            if isinstance(value, list):
-                return [rounded(v) for v in value]
-            return round(value, 4) if isinstance(value, float) else value
-
-        self.metrics[part] = rounded(found)
-        text = json.dumps(self.metrics, indent=2) + "\n"
-        self.options.metrics.write_text(text, encoding="utf-8")
+        plain = json.dumps(found)
+        self.metrics[part] = json.loads(plain, parse_float=lambda text: round(float(text), 4))
+        write_json(self.options.metrics, self.metrics)
         LOG.info("%s: %s", part, json.dumps(self.metrics[part]))
 
     def wanted(self, part: str, name: str | None = None) -> bool:
@@ -94,50 +106,30 @@ class Evaluation:
 
     def load(self, *words: Path) -> Any:
         """Load the model, and learned words."""
-        from ldm.inference import load_model, load_words
-
         model = load_model(self.options.config, self.options.model)
         if words:
             load_words(model, words)
         return model
 
-    def generate(self, model: Any) -> Any:
-        """Return a function (prompts, images of each) → images."""
-        from ldm.inference import Sampling, generate
-
-        options = self.options
-
-        def images_of(prompts: Sequence[str], each: int) -> list[Any]:
-            found = generate(
-                model,
-                list(prompts),
-                Sampling(steps=options.steps, scale=options.scale, batch_size=options.batch_size),
-                samples_per_prompt=each,
-            )
-            return [image.image for image in found]
-
-        return images_of
+    def source(self, *words: Path) -> ImageSource:
+        """Return what generates images with learned words: (prompts, images of each) → images."""
+        own = self.options
+        sampling = Sampling(steps=own.steps, scale=own.scale, batch_size=own.batch_size)
+        return from_model(self.load(*words), sampling)
 
     def save(self, images: Sequence[Any], name: str, columns: int) -> None:
         """Write a grid of images, twice as large as generated."""
-        from ldm.experiments.figures.output import write_png
-        from ldm.image_io import pil_grid
-
         path = self.options.images / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         grid = pil_grid(images, columns)
         write_png(path, grid.resize((2 * grid.width, 2 * grid.height), 0), {})
 
-    def concepts(self) -> list[Any]:
+    def concepts(self) -> list[Concept]:
         """Return the concepts asked for."""
-        from ldm.miniature.measure import load_concepts
-
         return load_concepts(ROOT / "examples/concepts", self.options.concepts)
 
     def measure_autoencoder(self) -> None:
         """PSNR on unseen images."""
-        from ldm.miniature.measure import autoencoder_psnr
-
         count = 1024
         psnr, shown = autoencoder_psnr(self.load(), count)
         self.save(shown, "reconstructions", 8)
@@ -145,9 +137,6 @@ class Evaluation:
 
     def measure_scorer(self, part: str = "scorer") -> None:
         """A CLIP's accuracies on unseen images."""
-        from ldm.miniature.clip import MiniatureClip
-        from ldm.miniature.measure import clip_accuracy
-
         count = 2048
         accuracy = clip_accuracy(MiniatureClip.load(getattr(self.options, part)), count)
         self.store(part, {**accuracy, "images": count})
@@ -158,10 +147,7 @@ class Evaluation:
 
     def measure_samples(self) -> None:
         """What the scorer sees in images of random captions."""
-        from ldm.miniature.clip import MiniatureClip
-        from ldm.miniature.measure import caption_agreement
-
-        scorer, generate = MiniatureClip.load(self.options.scorer), self.generate(self.load())
+        scorer, generate = MiniatureClip.load(self.options.scorer), self.source()
         started = time.monotonic()
         count = self.options.samples
         agreement, images, texts = caption_agreement(generate, scorer, count)
@@ -173,7 +159,7 @@ class Evaluation:
         found = {**dataclasses.asdict(agreement), **rest, "seconds": seconds}
         self.store("samples", found)
 
-    def learn_word(self, concept: Any, seed: int) -> float:
+    def learn_word(self, concept: Concept, seed: int) -> float:
         """Learn one word by the command line that users have, unless it is there.
 
         Returns:
@@ -187,12 +173,8 @@ class Evaluation:
         command = [sys.executable, str(ROOT / "main.py"), "--base", str(options.finetune)]
         command += ["-t", "--no-test", "--actual_resume", str(options.model), "-l", str(logs)]
         command += ["--variant", options.variant] if options.variant else []
-        command += ["--data_root", str(ROOT / "examples/concepts" / concept.name)]
-        command += ["--placeholder_string", concept.placeholder, "--seed", str(seed)]
-        command += ["--init_word", concept.initializer_word, "-n", concept.name]
-        if concept.is_style:
-            style = "ldm.data.personalized_style.PersonalizedBase"
-            command += [f"data.params.{part}.target={style}" for part in ("train", "validation")]
+        command += ["--seed", str(seed), "-n", concept.name]
+        command += concept.learning_options(str(ROOT / "examples/concepts" / concept.name))
         environment = dict(os.environ)
         if options.jobs > 1:
             environment["OMP_NUM_THREADS"] = str(self.cores())
@@ -215,20 +197,17 @@ class Evaluation:
         count = len(affinity(0)) if affinity else os.cpu_count() or 1
         return max(1, count // self.options.jobs)
 
-    def choose_word(self, concept: Any) -> dict[str, Any]:
+    def choose_word(self, concept: Concept) -> dict[str, Any]:
         """Ship the seed's word in whose images the selector sees scene and concept most often.
 
         Equal shares are decided by the image similarity.
         """
-        from ldm.miniature.clip import MiniatureClip
-        from ldm.miniature.measure import score_word
-
         options = self.options
         selector = MiniatureClip.load(options.selector)
         found = {}
         for seed in options.seeds:
             file = options.work / concept.name / f"seed{seed}" / WORD
-            generate = self.generate(self.load(file))
+            generate = self.source(file)
             score, _ = score_word(generate, selector, concept, options.each)
             found[seed] = [score.both, score.image_similarity]
         best = max(found, key=found.__getitem__)
@@ -252,10 +231,6 @@ class Evaluation:
 
     def measure_concepts(self) -> None:
         """Measure the learned words against the training images and the vocabulary."""
-        from ldm.miniature.clip import MiniatureClip
-        from ldm.miniature.grammar import vocabulary
-        from ldm.miniature.measure import rendered_share, score_concept, vocabulary_features
-
         scorer = MiniatureClip.load(self.options.scorer)
         words = [word for word in vocabulary() if word.isalpha() and len(word) > 2]
         features: dict[bool, Any] = {}
@@ -263,7 +238,7 @@ class Evaluation:
             file = self.options.words / f"{concept.name}.safetensors"
             if not (self.wanted("concepts", concept.name) and file.is_file()):
                 continue
-            generate = self.generate(self.load(file))
+            generate = self.source(file)
             kind = concept.is_style
             if kind not in features:
                 LOG.info("generating every word of the vocabulary (%d) to compare with", len(words))
@@ -278,8 +253,6 @@ class Evaluation:
 
     def measure_table(self) -> None:
         """Write the table into the model card."""
-        from ldm.miniature.table import insert, table
-
         text = table(self.metrics)
         card = self.options.metrics.with_name("README.md")
         insert(text, card)
@@ -297,6 +270,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    from ldm.util import cli_main
-
     cli_main(run)

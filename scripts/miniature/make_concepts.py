@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 
 from ldm.miniature.grammar import MEDIUM_PHRASES, STYLE_PHRASES, object_phrase, with_article
-from ldm.miniature.world import Spec, held_out, render, sample_spec
+from ldm.miniature.render import Spec, render
+from ldm.miniature.world import held_out, sample_spec
 
 SIZE = 128
 IMAGES = 5

@@ -36,19 +36,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import BertTokenizer, CLIPConfig, CLIPModel
 
+from ldm.evaluation.clip import encode_texts
 from ldm.miniature.clip import (
     PROMPTS,
     TRAINING,
     MiniatureClip,
     TrainingImages,
-    encode_texts,
     preprocess,
 )
-from ldm.miniature.grammar import caption
+from ldm.miniature.grammar import caption, full_caption
 from ldm.miniature.measure import clip_accuracy, render_specs, truth
-from ldm.miniature.render import EXTRA_MEDIA, silhouette
+from ldm.miniature.render import EXTRA_MEDIA, Spec, silhouette
 from ldm.miniature.shapes import EXTRA_SHAPES
-from ldm.miniature.world import MiniatureWorld, Spec, full_caption, style_name
+from ldm.miniature.world import MiniatureWorld, style_name
 from ldm.randomness import Purpose, generator
 
 # Media that do not show an object's colours.

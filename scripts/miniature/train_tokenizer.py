@@ -21,9 +21,9 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
 from transformers import BertTokenizer
 
-from ldm.miniature.grammar import vocabulary
+from ldm.miniature.grammar import full_caption, vocabulary
 from ldm.miniature.names import names
-from ldm.miniature.world import MiniatureWorld, full_caption, sample_spec
+from ldm.miniature.world import MiniatureWorld, sample_spec
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # Never in a caption, so free to stand for a learned word.

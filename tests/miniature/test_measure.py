@@ -19,6 +19,7 @@ from torch import Tensor
 from ldm.image_io import to_pil
 from ldm.miniature import measure as miniature
 from ldm.miniature.clip import PROMPTS, MiniatureClip
+from ldm.miniature.grammar import full_caption
 from ldm.miniature.measure import (
     Concept,
     autoencoder_psnr,
@@ -33,8 +34,9 @@ from ldm.miniature.measure import (
     unseen_specs,
     vocabulary_features,
 )
+from ldm.miniature.render import Spec
 from ldm.miniature.table import BEGIN, insert, table
-from ldm.miniature.world import Spec, full_caption, sample_spec
+from ldm.miniature.world import sample_spec
 from ldm.util import UserError
 
 CONCEPTS = Path(__file__).parents[2] / "examples" / "concepts"

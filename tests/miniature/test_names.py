@@ -8,9 +8,16 @@ import numpy as np
 import pytest
 
 from ldm.miniature.grammar import caption, full_caption, vocabulary
-from ldm.miniature.looks import CONTRASTING, HELD_OUT_LOOKS
-from ldm.miniature.names import NAMED_THINGS, named_styles, named_things, names
-from ldm.miniature.render import COLOURS, MEDIA, SHAPES, TEXTURES, TONES, Spec, render
+from ldm.miniature.names import (
+    CONTRASTING,
+    HELD_OUT_LOOKS,
+    NAMED_THINGS,
+    named_styles,
+    named_things,
+    names,
+)
+from ldm.miniature.render import COLOURS, MEDIA, TONES, Spec, render
+from ldm.miniature.shapes import SHAPES, TEXTURES
 from ldm.miniature.world import MiniatureWorld, held_out, style_name
 
 THING = Spec("star", "teal", "checks", "white", "beach")

@@ -12,30 +12,12 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from ldm.miniature.grammar import SCENE_PHRASES, vocabulary
-from ldm.miniature.names import names
-from ldm.miniature.render import (
-    COLOURS,
-    EXTRA_MEDIA,
-    GREY,
-    MEDIA,
-    SCENES,
-    SHAPES,
-    TEXTURES,
-    silhouette,
-)
-from ldm.miniature.shapes import ALL_SHAPES, EXTRA_SHAPES
-from ldm.miniature.world import (
-    CONTRASTING,
-    HELD_OUT_LOOKS,
-    MiniatureWorld,
-    Spec,
-    caption,
-    full_caption,
-    held_out,
-    render,
-    sample_spec,
-)
+from ldm.miniature.grammar import SCENE_PHRASES, caption, full_caption, vocabulary
+from ldm.miniature.names import CONTRASTING, HELD_OUT_LOOKS, names
+from ldm.miniature.render import COLOURS, EXTRA_MEDIA, GREY, MEDIA, Spec, render, silhouette
+from ldm.miniature.scenes import SCENES
+from ldm.miniature.shapes import ALL_SHAPES, EXTRA_SHAPES, SHAPES, TEXTURES
+from ldm.miniature.world import MiniatureWorld, held_out, sample_spec
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
@@ -11,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,7 @@ from ldm.image_io import pil_grid, safe_name, write_image
 from ldm.inference import Sampling, generate, load_model, load_words
 from ldm.miniature.measure import Concept, load_concepts
 from ldm.resources import ROOT
-from ldm.util import UserError, write_whole
+from ldm.util import UserError, write_json, write_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,10 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 SECOND_PLACEHOLDERS = ("@", "&")  # the shipped word's new name: the first that is free
 COURSE = 4  # images of each step of the course
-STYLE_DATA = tuple(
-    f"data.params.{part}.target=ldm.data.personalized_style.PersonalizedBase"
-    for part in ("train", "validation")
-)
 
 
 @dataclass(frozen=True)
@@ -63,20 +58,12 @@ class DemoOptions:
     words: Path
 
 
-@dataclass
-class Watch:
-    """Stores the seconds of each part."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def time(self, part: str) -> Iterator[None]:
-        """Add the time spent inside to `part`."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - start
+@contextmanager
+def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    """Add the time spent inside to a part's seconds."""
+    start = time.monotonic()
+    yield
+    seconds[part] = seconds.get(part, 0.0) + time.monotonic() - start
 
 
 def find_second(options: DemoOptions, concept: Concept) -> tuple[Path, str]:
@@ -95,18 +82,11 @@ def training_command(options: DemoOptions, concept: Concept) -> list[str]:
     command = ["main.py", "--base", _short(options.base), "-t", "--no-test"]
     command += ["--variant", options.variant] if options.variant else []
     command += ["--model", _short(locate_base(options.model))]
-    command += ["--data_root", _short(options.concepts / concept.name)]
-    command += [
-        "--init_word",
-        concept.initializer_word,
-        "--placeholder_string",
-        concept.placeholder,
-    ]
     command += ["--seed", str(options.seed), "--max_steps", str(options.steps)]
     command += ["--logdir", _short(options.outdir.absolute() / "logs"), "--name", concept.name]
     command += ["--log_every_n_steps", str(max(1, options.steps // 80))]
-    command += [f"lightning.modelcheckpoint.params.every_n_train_steps={every}"]
-    return command + list(STYLE_DATA if concept.is_style else ())
+    command += concept.learning_options(_short(options.concepts / concept.name))
+    return [*command, f"lightning.modelcheckpoint.params.every_n_train_steps={every}"]
 
 
 def _short(path: Path) -> str:
@@ -144,6 +124,7 @@ class Session:
 
     Attributes:
         second: file and name of the word to compose with.
+        seconds: part → its time so far.
     """
 
     options: DemoOptions
@@ -151,9 +132,11 @@ class Session:
     model: LatentDiffusion
     scores: Scores
     second: tuple[Path, str]
-    watch: Watch
+    seconds: dict[str, float]
 
-    def _fill(self, template: str, word: str) -> str:
+    def prompt(self, template: str, is_learned: bool = True) -> str:
+        """Return a template with the learned word, or with the initializer word, in its place."""
+        word = self.concept.placeholder if is_learned else self.concept.initializer_word
         return template.format(word=word, second=self.second[1])
 
     def images(self, template: str, learned: Path | None, samples: int = 0) -> list[Image]:
@@ -162,11 +145,10 @@ class Session:
         `learned` is the file of the learned word; None takes the initializer word. Without a number
         of samples it is that of the options.
         """
-        word = self.concept.placeholder if learned else self.concept.initializer_word
-        prompt = self._fill(template, word)
+        prompt = self.prompt(template, learned is not None)
         log.info("generating %s", prompt)
         count = samples or self.options.samples
-        with self.watch.time("generate"):
+        with timed(self.seconds, "generate"):
             words = [str(learned)] if learned else []
             if "{second}" in template:
                 path, name = self.second
@@ -182,11 +164,10 @@ class Session:
         self, kind: str, template: str, learned: Path | None, samples: int = 0
     ) -> ScoredPrompt:
         """Generate and score a prompt, always against the prompt that names the learned word."""
-        word = self.concept.placeholder if learned else self.concept.initializer_word
         images = self.images(template, learned, samples)
-        asked = self._fill(template, self.concept.placeholder)
-        with self.watch.time("score"):
-            return self.scores.score(kind, self._fill(template, word), images, asked)
+        prompt, asked = self.prompt(template, learned is not None), self.prompt(template)
+        with timed(self.seconds, "score"):
+            return self.scores.score(kind, prompt, images, asked)
 
 
 def measure(session: Session, run: Path) -> DemoResult:
@@ -210,7 +191,7 @@ def measure(session: Session, run: Path) -> DemoResult:
         training_text_similarity=scores.training_text([p.prompt for p in prompts]),
         curves=read_curves(run / "logger" / "metrics.csv"),
         steps=options.steps,
-        seconds=session.watch.seconds,
+        seconds=session.seconds,
         command=_wrapped(training_command(options, concept)),
     )
 
@@ -229,7 +210,6 @@ def _wrapped(command: Sequence[str]) -> str:
 def write(result: DemoResult, outdir: Path) -> None:
     """Write index.html, metrics.json, and the images as PNG grids under grids/CONCEPT/."""
     grids = outdir / "grids" / result.concept.name
-    grids.mkdir(parents=True, exist_ok=True)
     over_steps = [image for _, images in result.over_steps for image in images]
     named = {
         "training": (result.concept.images, len(result.concept.images)),
@@ -242,24 +222,22 @@ def write(result: DemoResult, outdir: Path) -> None:
     }
     for name, (images, columns) in named.items():
         write_image(pil_grid(images, columns), grids / f"{name}.png")
-    text = json.dumps(result.metrics(), indent=2, ensure_ascii=False)
-    write_whole(outdir / "metrics.json", text + "\n")
+    write_json(outdir / "metrics.json", result.metrics())
     write_whole(outdir / "index.html", page(result))
 
 
 def run(options: DemoOptions) -> DemoResult:
     """Run the demo."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    watch = Watch()
+    seconds: dict[str, float] = {}
     concept = load_concepts(options.concepts, [options.concept])[0]
     second = find_second(options, concept)
-    with watch.time("learn"):
+    with timed(seconds, "learn"):
         log_folder = learn(options, concept)
-    with watch.time("load"):
+    with timed(seconds, "load"):
         model = load_model(options.config, options.model)
         scorer = find_extractor(options.scorer)
     scores = Scores(scorer, concept.images, (concept.placeholder, second[1]))
-    session = Session(options, concept, model, scores, second, watch)
-    result = measure(session, log_folder)
+    result = measure(Session(options, concept, model, scores, second, seconds), log_folder)
     write(result, options.outdir)
     return result

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ldm.evaluation.bootstrap import Estimate, FloatArray, resample, weighted_mean
 from ldm.experiments.figures.layout import show
-from ldm.experiments.figures.record import Figure, Rendered, Table
+from ldm.experiments.figures.record import Figure, Rendered
 from ldm.experiments.figures.session import Session
 from ldm.experiments.figures.style import BLUE, VERMILION, readable
 
@@ -43,9 +43,13 @@ def bias(figure: Figure, session: Session) -> Rendered:
         "learned": session.generate([asked], each, concepts=line.concepts)[0],
     }
     populations = {name: [one.image for one in found] for name, found in generated.items()}
-    answers = _answers(figure, session.request.is_miniature)
-    group, members = _group(figure, session.request.is_miniature)
-    given = {name: _given(session, images, answers) for name, images in populations.items()}
+    asked_of = figure.layout["miniature" if session.request.is_miniature else "paper"]
+    answers, group, members = (asked_of[name] for name in ("answers", "group", "members"))
+    texts = session.text_features(list(answers.values()))
+    given = {  # the number of each image's answer, [n]
+        name: (session.features(images) @ texts.T).argmax(-1).numpy()
+        for name, images in populations.items()
+    }
     rows: list[tuple[Any, ...]] = []
     scores: dict[str, dict[str, Estimate]] = {}
     for name, chosen in given.items():
@@ -68,32 +72,7 @@ def bias(figure: Figure, session: Session) -> Rendered:
         f"From the base model to the learned word the share of {group} changes by "
         f"{_with_interval(change)}: both start from the same noise, so pairs are resampled.",
     )
-    return Rendered(canvas, Table(COLUMNS, rows), notes)
-
-
-def _answers(figure: Figure, is_miniature: bool) -> Mapping[str, str]:
-    """Return the possible answers, each with its text."""
-    if not is_miniature:
-        return dict(figure.layout["paper"])
-    from ldm.miniature.clip import PROMPTS
-
-    prompts = PROMPTS[str(figure.layout["miniature"])]
-    return {name: prompts[name] for name in figure.layout["miniature_answers"]}
-
-
-def _group(figure: Figure, is_miniature: bool) -> tuple[str, Sequence[str]]:
-    """Return the group that the base model may prefer: its name and its answers."""
-    name, members = figure.layout["miniature_group" if is_miniature else "paper_group"]
-    return str(name), tuple(members)
-
-
-def _given(
-    session: Session, images: Sequence[Image.Image], answers: Mapping[str, str]
-) -> npt.NDArray[np.int64]:
-    """Return the index of each image's answer, [n]."""
-    cosines = session.features(images) @ session.text_features(list(answers.values())).T
-    found: npt.NDArray[np.int64] = cosines.argmax(-1).numpy()
-    return found
+    return Rendered(canvas, COLUMNS, rows, notes)
 
 
 def count(

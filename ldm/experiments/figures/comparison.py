@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from ldm.editing.guided import from_image
-from ldm.experiments.figures.layout import Cell, Row, grid_figure
-from ldm.experiments.figures.record import Figure, Line, Rendered, Table
+from ldm.experiments.figures.layout import Cell, Row, cells_of, grid_figure
+from ldm.experiments.figures.record import Figure, Line, Rendered
 from ldm.experiments.figures.session import Scored, Session
 from ldm.experiments.figures.style import readable
 from ldm.experiments.figures.subjects import Subject
@@ -37,16 +38,15 @@ def variations(figure: Figure, session: Session) -> Rendered:
     """Figure 3: training images, ours, the base model with long and with short captions."""
     lines = session.request.lines(figure)
     each = min(SAMPLES, session.request.images)
-    ways = ("training images", OURS, "long captions", "short captions")
-    cells: dict[str, list[Cell]] = {way: [] for way in ways}
+    cells: dict[str, list[Cell]] = {}
     numbers: list[tuple[Any, ...]] = []
     for line in lines:
         (concept,), (prompt,) = line.concepts, line.prompts
         subject = session.subject(concept)
-        cells["training images"] += _filled(subject, each)
+        cells.setdefault("training images", []).extend(cells_of(subject.images, each))
         for way, scored in _variations(session, line, subject, each).items():
-            cells[way] += [Cell(found.generated.image) for found in scored]
-            cells[way] += [Cell(None)] * (each - len(scored))
+            images = [found.generated.image for found in scored]
+            cells.setdefault(way, []).extend(cells_of(images, each))
             numbers += _numbers(concept, way, prompt, scored=scored, shown=each)
     headings = [(line.shown_label, each) for line in lines]
     note = (
@@ -55,7 +55,7 @@ def variations(figure: Figure, session: Session) -> Rendered:
     )
     rows = [Row(*row) for row in cells.items()]
     grid = grid_figure(rows, title=figure.heading, headings=headings)
-    return Rendered(grid, Table(COLUMNS, numbers), (note,))
+    return Rendered(grid, COLUMNS, numbers, (note,))
 
 
 def _variations(
@@ -83,12 +83,13 @@ def comparison(figure: Figure, session: Session) -> Rendered:
     ]
     subjects = [_complete(session.subject(line.concepts[0])) for line in lines]
     for line, subject in zip(lines, subjects, strict=True):
+        cells.setdefault("training images", []).extend(cells_of(subject.images, len(line.prompts)))
         nearest = nearest_word(session, subject)
         notes.append(
             f"{subject.name}: the nearest known word, the initializer word apart, is {nearest!r}."
         )
-        for way, generate in _ways(session, line, subject, nearest).items():
-            for prompt, found in zip(line.prompts, generate(), strict=True):
+        for way, generated in _ways(session, line, subject, nearest).items():
+            for prompt, found in zip(line.prompts, generated, strict=True):
                 scored = session.score(found, prompt, subject.name)
                 # In the other rows a text takes the word's place in one prompt.
                 own = scored[0].generated.prompt if prompt == line.prompts[0] else ""
@@ -96,12 +97,9 @@ def comparison(figure: Figure, session: Session) -> Rendered:
                 cells.setdefault(way, []).append(Cell(scored[0].generated.image, title))
                 numbers += _numbers(subject.name, way, prompt, scored=scored, shown=1)
     headings = [(line.shown_label, len(line.prompts)) for line in lines]
-    given: list[Cell] = []
-    for line, subject in zip(lines, subjects, strict=True):
-        given += _filled(subject, len(line.prompts))
-    rows = [Row("training images", given), *(Row(*row) for row in cells.items())]
+    rows = [Row(*row) for row in cells.items()]
     grid = grid_figure(rows, title=figure.heading, headings=headings)
-    return Rendered(grid, Table(COLUMNS, numbers), tuple(notes))
+    return Rendered(grid, COLUMNS, numbers, tuple(notes))
 
 
 def _complete(subject: Subject) -> Subject:
@@ -120,20 +118,19 @@ def _complete(subject: Subject) -> Subject:
 
 def _ways(
     session: Session, line: Line, subject: Subject, nearest: str
-) -> dict[str, Callable[[], list[list[GeneratedImage]]]]:
-    """Return how each row's images are generated."""
-    caption = (*subject.long, *subject.short)[0]
+) -> dict[str, list[list[GeneratedImage]]]:
+    """Return each row's images, by prompt."""
     each, prompts = session.request.images, line.prompts
 
     def plainly(word: str) -> list[list[GeneratedImage]]:
         return session.generate([_in_place(prompt, word) for prompt in prompts], each)
 
     return {
-        OURS: lambda: session.generate(prompts, each, concepts=line.concepts),
-        "initializer word alone": lambda: plainly(subject.initializer_word),
-        "nearest word": lambda: plainly(nearest),
-        "caption": lambda: plainly(caption),
-        "guided initial image": lambda: _guided(session, prompts, subject),
+        OURS: session.generate(prompts, each, concepts=line.concepts),
+        "initializer word alone": plainly(subject.initializer_word),
+        "nearest word": plainly(nearest),
+        "caption": plainly((*subject.long, *subject.short)[0]),
+        "guided initial image": _guided(session, prompts, subject),
     }
 
 
@@ -142,17 +139,9 @@ def _guided(
 ) -> list[list[GeneratedImage]]:
     request = session.request
     sampling = Sampling(steps=request.steps, scale=request.scale, seed=request.seed, batch_size=0)
-    return [
-        from_image(
-            session.model,
-            subject.images[0],
-            _in_place(prompt, subject.initializer_word),
-            sampling,
-            samples=request.images,
-            strength=STRENGTH,
-        )
-        for prompt in prompts
-    ]
+    start = partial(from_image, session.model, subject.images[0], sampling=sampling)
+    texts = [_in_place(prompt, subject.initializer_word) for prompt in prompts]
+    return [start(text, samples=request.images, strength=STRENGTH) for text in texts]
 
 
 def nearest_word(session: Session, subject: Subject) -> str:
@@ -177,9 +166,3 @@ def _in_place(prompt: str, text: str) -> str:
         determiner = start.capitalize() if prompt[at] == "A" else start
         return f"{prompt[:at]}{determiner} {bare}{prompt[at + 3 :]}"
     return replace(prompt, DEFAULT_PLACEHOLDER, text)
-
-
-def _filled(subject: Subject, count: int) -> list[Cell]:
-    """Return cells of the first training images; empty ones where there are fewer than `count`."""
-    found = [Cell(image) for image in subject.images[:count]]
-    return found + [Cell(None)] * (count - len(found))

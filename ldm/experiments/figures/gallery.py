@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ldm.experiments.figures.layout import Cell, Row, grid_figure
-from ldm.experiments.figures.record import Figure, Line, Rendered, Table
+from ldm.experiments.figures.layout import Cell, Row, cells_of, grid_figure
+from ldm.experiments.figures.record import Figure, Line, Rendered
 from ldm.experiments.figures.session import Scored, Session
 from ldm.experiments.figures.style import readable
 
@@ -40,7 +40,7 @@ def curated(figure: Figure, session: Session) -> Rendered:
         "mean of two cosines, with the training images and with the prompt without its words."
     )
     title = f"{figure.heading} (best of {candidates} by score)"
-    return Rendered(grid_figure(rows, title=title), Table(COLUMNS, numbers), (note,))
+    return Rendered(grid_figure(rows, title=title), COLUMNS, numbers, (note,))
 
 
 def uncurated(figure: Figure, session: Session) -> Rendered:
@@ -50,8 +50,7 @@ def uncurated(figure: Figure, session: Session) -> Rendered:
     rows: list[Row] = []
     numbers: list[tuple[Any, ...]] = []
     for number, line in enumerate(session.request.lines(figure)):
-        given = session.subject(line.concepts[0]).images[:inputs]
-        cells = [Cell(image) for image in given] + [Cell(None)] * (inputs - len(given))
+        cells = cells_of(session.subject(line.concepts[0]).images, inputs)
         (prompt,) = line.prompts
         (scored,) = session.generate_line(line, each)
         cells += [Cell(found.generated.image) for found in scored[:shown]]
@@ -59,7 +58,7 @@ def uncurated(figure: Figure, session: Session) -> Rendered:
         numbers += _numbers(number, line, prompt, scored, set(range(shown)))
     headings = [("training images", inputs), ("as generated", shown)]
     grid = grid_figure(rows, title=figure.heading, headings=headings)
-    return Rendered(grid, Table(COLUMNS, numbers), (_first(shown, each),))
+    return Rendered(grid, COLUMNS, numbers, (_first(shown, each),))
 
 
 def prompts(figure: Figure, session: Session) -> Rendered:
@@ -77,7 +76,7 @@ def prompts(figure: Figure, session: Session) -> Rendered:
     rows = [Row(readable(prompt), found) for prompt, found in cells.items()]
     headings = [(line.shown_label, shown) for line in lines]
     grid = grid_figure(rows, title=figure.heading, headings=headings)
-    return Rendered(grid, Table(COLUMNS, numbers), (_first(shown, each),))
+    return Rendered(grid, COLUMNS, numbers, (_first(shown, each),))
 
 
 def _first(shown: int, each: int) -> str:

@@ -7,16 +7,17 @@ the text; with tuning, images collapse under strong guidance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from PIL import Image
 
 from ldm.editing.images import model_size, psnr, resized
-from ldm.editing.inversion import InvertedNoise, invert_image, reconstruction, regenerate
+from ldm.editing.inversion import invert_image, reconstruction, regenerate
 from ldm.experiments.figures.layout import Cell, Row, grid_figure
 from ldm.experiments.figures.pivotal import HOW
-from ldm.experiments.figures.record import Figure, Line, Rendered, Table
+from ldm.experiments.figures.record import Figure, Line, Rendered
 from ldm.experiments.figures.session import Session
 from ldm.experiments.figures.style import readable
 from ldm.inference import GeneratedImage, Sampling
@@ -34,23 +35,27 @@ BIPARTITE, PIVOTAL = "bipartite inversion", "pivotal tuning"
 def inversion(figure: Figure, session: Session) -> Rendered:
     """Generate a line for each prompt and way, a column for each scale of guidance."""
     (line,) = session.request.lines(figure)
-    given = session.subject(line.concepts[0]).images[0]
-    original = resized(given, model_size(session.model, given.size))
+    first = session.subject(line.concepts[0]).images[0]
+    original = resized(first, model_size(session.model, first.size))
     session.take_words(line.concepts)
     steps = STEPS_EACH * session.request.steps
     noise = invert_image(session.model, original, line.prompts[0], Sampling(steps=steps, scale=1.0))
     best = reconstruction(session.model, original)
-    generated = {BIPARTITE: _bipartite(session, noise, line)}
+    ways: dict[str, Callable[[float], Sequence[Image.Image]]] = {}
+    ways[BIPARTITE] = lambda scale: regenerate(session.model, noise, line.prompts, scale)
     if session.request.pivotal is not None:
-        generated[PIVOTAL] = _pivotal(session, line)
+        ways[PIVOTAL] = partial(_tuned, Session(session.request, is_tuned=True), line)
     rows = [Row("", [Cell(original, "training image"), Cell(best, "autoencoder alone")])]
     numbers: list[tuple[Any, ...]] = []
-    for way, prompts in generated.items():
-        for prompt, images in prompts.items():
+    for way, generate in ways.items():
+        by_prompt = zip(*(generate(scale) for scale in SCALES), strict=True)
+        for prompt, images in zip(line.prompts, by_prompt, strict=True):
             titles = [f"guidance {scale:g}" for scale in SCALES] if len(rows) == 1 else [""] * 4
             cells = [Cell(image, title) for image, title in zip(images, titles, strict=True)]
             rows.append(Row(f"{way}:\n{readable(prompt)}", cells))
-            for scale, scored in zip(SCALES, _score(session, images, prompt, line), strict=True):
+            found = [GeneratedImage(image, prompt, session.request.seed) for image in images]
+            given = session.score(found, prompt, *line.concepts)
+            for scale, scored in zip(SCALES, given, strict=True):
                 own = way == BIPARTITE and prompt == line.prompts[0]
                 error = psnr(scored.generated.image, best) if own else None
                 asked = (line.concepts[0], way, prompt, scale)
@@ -60,28 +65,13 @@ def inversion(figure: Figure, session: Session) -> Rendered:
         f"S = {noise.steps} steps. Without guidance the image's own prompt gives it back: "
         f"{back:.1f} dB against the autoencoder alone."
     ]
-    if PIVOTAL not in generated:
+    if PIVOTAL not in ways:
         notes.append(f"Pivotal tuning is left out: {HOW}.")
     grid = grid_figure(rows, title=figure.heading)
-    return Rendered(grid, Table(COLUMNS, numbers), tuple(notes))
+    return Rendered(grid, COLUMNS, numbers, tuple(notes))
 
 
-def _bipartite(session: Session, noise: InvertedNoise, line: Line) -> dict[str, list[Image.Image]]:
-    """Return each prompt's images by scale, all from the image's own noise."""
-    by_scale = [regenerate(session.model, noise, line.prompts, scale) for scale in SCALES]
-    return dict(zip(line.prompts, map(list, zip(*by_scale, strict=True)), strict=True))
-
-
-def _pivotal(session: Session, line: Line) -> dict[str, list[Image.Image]]:
-    """Return each prompt's images by scale, from the tuned model and the seed's noise."""
-    tuned = Session(session.request, is_tuned=True)
-    by_scale = []
-    for scale in SCALES:
-        found = tuned.generate(line.prompts, 1, concepts=line.concepts, scale=scale)
-        by_scale.append([found[0].image for found in found])
-    return dict(zip(line.prompts, map(list, zip(*by_scale, strict=True)), strict=True))
-
-
-def _score(session: Session, images: Sequence[Image.Image], prompt: str, line: Line) -> Any:
-    found = [GeneratedImage(image, prompt, session.request.seed) for image in images]
-    return session.score(found, prompt, *line.concepts)
+def _tuned(tuned: Session, line: Line, scale: float) -> list[Image.Image]:
+    """Return an image of each prompt, from the tuned model and the seed's noise."""
+    found = tuned.generate(line.prompts, 1, concepts=line.concepts, scale=scale)
+    return [images[0].image for images in found]

@@ -30,6 +30,11 @@ class Cell:
     title: str = ""
 
 
+def cells_of(images: Sequence[Image.Image], count: int) -> list[Cell]:
+    """Return cells of the first images; empty ones where there are fewer than `count`."""
+    return [Cell(images[i] if i < len(images) else None) for i in range(count)]
+
+
 @dataclass(frozen=True)
 class Row:
     """Cells side by side, and the label left of them."""
@@ -51,7 +56,8 @@ def grid_figure(
     if not columns:
         raise ValueError("rows must hold at least one cell, got none")
     letters = int(CELL * LETTERS_AN_INCH)
-    lines = [_title_lines(row, letters) for row in rows]
+    titles = [[wrapped(cell.title, letters) for cell in row.cells] for row in rows]
+    lines = [max((t.count("\n") + 1 for t in own if t), default=0) for own in titles]
     heights = [CELL + 0.08 + TITLE_LINE * count for count in lines]
     top = 0.38 + (0.26 if headings else 0)
     lefts = _lefts(columns, [span for _, span in headings])
@@ -61,14 +67,19 @@ def grid_figure(
     canvas.text(0.1 / width, 1 - 0.12 / height, title, ha="left", va="top", fontsize=11)
     _place_headings(canvas, headings, lefts, (width, height))
     bottom = height - top
-    for row, count, tall in zip(rows, lines, heights, strict=True):
+    for row, own, tall in zip(rows, titles, heights, strict=True):
         bottom -= tall
         middle = (bottom + 0.04 + CELL / 2) / height
         label = wrapped(row.label, int(LABEL * LETTERS_AN_INCH))
         canvas.text((LABEL - 0.1) / width, middle, label, ha="right", va="center", fontsize=9)
-        for left, cell in zip(lefts, row.cells, strict=False):
+        for left, cell, above in zip(lefts, row.cells, own, strict=False):
             box = (left / width, (bottom + 0.04) / height, CELL / width, CELL / height)
-            _place_cell(canvas.add_axes(box), cell, letters, count)
+            axes = canvas.add_axes(box)
+            axes.set_axis_off()
+            if cell.image is not None:
+                show(axes, cell.image)
+            if above:
+                axes.set_title(above, fontsize=8, pad=2)
     return canvas
 
 
@@ -81,11 +92,6 @@ def _lefts(columns: int, spans: Sequence[int]) -> list[float]:
 def show(axes: Axes, image: Image.Image) -> None:
     """Show an image; small ones keep their pixels."""
     axes.imshow(image, interpolation="antialiased" if max(image.size) > SMALL else "nearest")
-
-
-def _title_lines(row: Row, letters: int) -> int:
-    titles = [wrapped(cell.title, letters) for cell in row.cells if cell.title]
-    return max((title.count("\n") + 1 for title in titles), default=0)
 
 
 def _place_headings(
@@ -101,11 +107,3 @@ def _place_headings(
         where = (centre / width, 1 - 0.42 / height)
         canvas.text(*where, text, ha="center", va="top", fontsize=10, fontweight="bold")
         first += span
-
-
-def _place_cell(axes: Axes, cell: Cell, letters: int, lines: int) -> None:
-    axes.set_axis_off()
-    if cell.image is not None:
-        show(axes, cell.image)
-    if cell.title and lines:
-        axes.set_title(wrapped(cell.title, letters), fontsize=8, pad=2)

@@ -11,12 +11,12 @@ from PIL import Image, ImageDraw
 from ldm.editing.blended import edit
 from ldm.editing.images import model_size, open_mask, resized
 from ldm.experiments.figures.layout import Cell, Row, grid_figure
-from ldm.experiments.figures.record import Figure, Rendered, Table
+from ldm.experiments.figures.record import Figure, Rendered
 from ldm.experiments.figures.session import Session
 from ldm.experiments.figures.style import readable
 from ldm.image_io import open_rgb
-from ldm.miniature.render import Spec
-from ldm.miniature.world import render, sample_spec
+from ldm.miniature.render import Spec, render
+from ldm.miniature.world import sample_spec
 from ldm.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def local_edit(figure: Figure, session: Session) -> Rendered:
         f"Largest difference from the image outside the mask: {worst} of 255.",
     )
     title = f"{figure.heading} (best of {count} by score)"
-    return Rendered(grid_figure(rows, title=title), Table(COLUMNS, numbers), notes)
+    return Rendered(grid_figure(rows, title=title), COLUMNS, numbers, notes)
 
 
 def scene(request: Request) -> tuple[Image.Image, Image.Image]:

@@ -38,9 +38,11 @@ def save(
         dateless = {"Title": title, "Subject": command, "CreationDate": None}
         canvas = rendered.canvas
         write_whole(pdf, lambda part: canvas.savefig(part, metadata=dateless, facecolor="white"))
-    rows = csv_text(rendered.table.columns, rendered.table.rows)
+    rows = csv_text(rendered.columns, rendered.rows)
     write_whole(table, f"# {command}\n{rows}")
-    write_whole(text, _about(title, rendered, command, facts))
+    settings = json.dumps(dict(facts), indent=2, ensure_ascii=False)
+    parts = (title, command, "\n".join(rendered.notes), settings)
+    write_whole(text, "\n\n".join(part for part in parts if part) + "\n")
     return [png, pdf, table, text]
 
 
@@ -51,9 +53,3 @@ def write_png(path: Path, image: Image.Image, texts: Mapping[str, str]) -> None:
         info.add_itxt(name, text)
     few = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, kmeans=2)
     write_image(few, path, pnginfo=info, optimize=True)
-
-
-def _about(title: str, rendered: Rendered, command: str, facts: Mapping[str, Any]) -> str:
-    notes = "\n".join(rendered.notes)
-    settings = json.dumps(dict(facts), indent=2, ensure_ascii=False)
-    return "\n\n".join(part for part in (title, command, notes, settings) if part) + "\n"

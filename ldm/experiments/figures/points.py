@@ -6,7 +6,7 @@ import csv
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from ldm.experiments.figures.published import (
     Published,
     label,
 )
-from ldm.experiments.figures.record import Figure, Rendered, Table
+from ldm.experiments.figures.record import Figure, Rendered
 from ldm.experiments.figures.session import Session
 from ldm.experiments.figures.style import GREY, marker
 from ldm.util import UserError
@@ -83,15 +83,15 @@ def _point(row: Mapping[str, str]) -> Point:
 
 def published(points: Mapping[str, Published]) -> list[Point]:
     """Return the paper's values, which have no intervals."""
-    return [Point(name, _exactly(p.text), _exactly(p.image)) for name, p in points.items()]
+    sizes = {f"ours_n{n}": n for n in SET_SIZE}
 
+    def exactly(value: float) -> Estimate:
+        return Estimate(value, value, value)
 
-def published_sizes() -> list[Point]:
-    """Return the paper's values of Figure 12, its references last."""
-    sizes = [
-        Point(f"ours_n{n}", _exactly(p.text), _exactly(p.image), n) for n, p in SET_SIZE.items()
+    return [
+        Point(name, exactly(p.text), exactly(p.image), sizes.get(name))
+        for name, p in points.items()
     ]
-    return sizes + published(SET_SIZE_REFERENCES)
 
 
 def trade_off(figure: Figure, session: Session) -> Rendered:
@@ -114,7 +114,8 @@ def set_size(figure: Figure, session: Session) -> Rendered:
     sizes += [replace(p, name=f"ours_n{p.size}") for p in points if p.name == "ours"]
     ours = sorted(sizes, key=lambda point: point.size or 0)
     ours += [point for point in points if point.name in REFERENCES]
-    return _side_by_side(figure, published_sizes(), ours, session.request.is_miniature)
+    theirs = {f"ours_n{n}": p for n, p in SET_SIZE.items()} | SET_SIZE_REFERENCES
+    return _side_by_side(figure, published(theirs), ours, session.request.is_miniature)
 
 
 def _side_by_side(
@@ -143,7 +144,7 @@ def _side_by_side(
         notes.append(
             "The miniature's CLIP and the paper's have different scales: compare the order."
         )
-    return Rendered(canvas, Table(COLUMNS, rows), tuple(notes))
+    return Rendered(canvas, COLUMNS, rows, tuple(notes))
 
 
 def plot_points(axes: Axes, points: Sequence[Point], styles: Mapping[str, Any]) -> None:
@@ -209,13 +210,8 @@ def _style_name(point: Point) -> str:
 
 
 def _row(source: str, point: Point) -> tuple[Any, ...]:
-    text, image = point.text, point.image
-    ends = (text.value, text.low, text.high, image.value, image.low, image.high)
-    return (source, point.name, point.size, *(float(value) for value in ends))
-
-
-def _exactly(value: float) -> Estimate:
-    return Estimate(value, value, value)
+    ends = (*astuple(point.text), *astuple(point.image))
+    return (source, point.name, point.size, *map(float, ends))
 
 
 def _bars(score: Estimate) -> list[list[float]]:

@@ -42,7 +42,7 @@ SET_SIZE: Mapping[int, Published] = {
     20: Published(0.260, 0.783),
     25: Published(0.258, 0.807),
 }
-SET_SIZE_REFERENCES: Mapping[str, Published] = {
+SET_SIZE_REFERENCES: dict[str, Published] = {
     "image_only": Published(0.210, 0.869),
     "prompt_only": Published(0.289, 0.488),
     "captions_long": Published(0.264, 0.661),

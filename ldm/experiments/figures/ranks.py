@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from ldm.experiments.figures.published import LABELS, RANKS, label
-from ldm.experiments.figures.record import Figure, Rendered, Table
+from ldm.experiments.figures.record import Figure, Rendered
 from ldm.experiments.figures.session import Session
 from ldm.experiments.figures.style import marker
 from ldm.experiments.study.analysis import (
-    ModelRanks,
     analyse,
     caveat,
     participants,
@@ -64,16 +62,8 @@ def user_study(figure: Figure, session: Session) -> Rendered:
     ]
     if unlike:
         notes.insert(0, f"The right panel shows {unlike}: it says nothing about what people see.")
-    source = f"here, {unlike}" if unlike else "here"
-    return Rendered(canvas, Table(COLUMNS, _rows(ranks, source)), tuple(notes))
-
-
-def _rows(ranks: Sequence[ModelRanks], source: str) -> list[tuple[Any, ...]]:
-    rows: list[tuple[Any, ...]] = [
-        ("paper", name, rank.text, rank.image, None, None, None) for name, rank in RANKS.items()
-    ]
-    for rank in ranks:
-        found = rank.ellipse
-        ends = (found.major, found.minor, found.angle) if found else (None, None, None)
-        rows.append((source, rank.model, rank.text, rank.image, *ends))
-    return rows
+    source, nothing = f"here, {unlike}" if unlike else "here", (None, None, None)
+    rows: list[tuple[Any, ...]]
+    rows = [("paper", name, rank.text, rank.image, *nothing) for name, rank in RANKS.items()]
+    rows += [(source, r.model, r.text, r.image, *(r.ellipse or nothing)) for r in ranks]
+    return Rendered(canvas, COLUMNS, rows, tuple(notes))

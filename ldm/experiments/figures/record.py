@@ -83,25 +83,23 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Table:
-    """A figure's numbers: the columns' names, and rows of as many values."""
+class Rendered:
+    """A rendered figure, and what is written beside it.
 
+    Attributes:
+        columns, rows: the figure's numbers: the columns' names, and rows of as many values.
+        notes: sentences.
+    """
+
+    canvas: Canvas
     columns: tuple[str, ...]
     rows: Sequence[Sequence[Any]]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise ValueError(f"rows must have {len(self.columns)} values, got {list(row)}")
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A rendered figure; its notes are sentences for the text file beside it."""
-
-    canvas: Canvas
-    table: Table
-    notes: tuple[str, ...] = ()
 
 
 def find(figures: Sequence[Figure], name: str) -> list[Figure]:

@@ -118,17 +118,17 @@ def check(figure: Figure, request: Request) -> None:
                 request.word_file(concept)
             if "concepts" in figure.needs:
                 request.concept_folder(concept)
-    for need, test in _OTHER.items():
-        if need in figure.needs:
-            test(request)
-
-
-def _check_table(request: Request) -> None:
-    if not (request.table / "summary.csv").is_file():
+    if "table" in figure.needs and not (request.table / "summary.csv").is_file():
         raise UserError(
             f"the protocol's table {request.table}/summary.csv is not there: run `make protocol`, "
             "or give --table DIR"
         )
+    if "pivotal" in figure.needs and request.pivotal is not None:
+        request.pivotal_files()
+    if "answers" in figure.needs:
+        _check_answers(request)
+    if "scene" in figure.needs:
+        _check_scene(request)
 
 
 def _check_answers(request: Request) -> None:
@@ -142,11 +142,6 @@ def _check_answers(request: Request) -> None:
             raise UserError(f"user study: {path} does not exist")
 
 
-def _check_pivotal(request: Request) -> None:
-    if request.pivotal is not None:
-        request.pivotal_files()
-
-
 def _check_scene(request: Request) -> None:
     if (request.image is None) != (request.mask is None):
         raise UserError("--image and --mask go together: give both or neither")
@@ -155,11 +150,3 @@ def _check_scene(request: Request) -> None:
     for path in (request.image, request.mask):
         if path is not None and not path.is_file():
             raise UserError(f"image {path} does not exist")
-
-
-_OTHER = {
-    "table": _check_table,
-    "answers": _check_answers,
-    "pivotal": _check_pivotal,
-    "scene": _check_scene,
-}

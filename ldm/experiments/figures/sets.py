@@ -21,8 +21,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from ldm.image_io import write_image
-from ldm.miniature.render import MEDIA, PIXEL_BLOCKS, Spec
-from ldm.miniature.world import render, sample_spec
+from ldm.miniature.render import MEDIA, PIXEL_BLOCKS, Spec, render
+from ldm.miniature.world import sample_spec
 
 SIZE = 128
 SEED = 2208
@@ -58,14 +58,6 @@ def style_specs(medium: str) -> list[Spec]:
     ]
 
 
-def _stars() -> Iterator[GeneratedImage]:
-    return (render(spec, SIZE) for spec in star_specs())
-
-
-def _chalk() -> Iterator[GeneratedImage]:
-    return (-render(spec, SIZE) for spec in style_specs("sketch"))
-
-
 def _arcade() -> Iterator[GeneratedImage]:
     nearest = np.arange(SIZE) * PIXEL_BLOCKS // SIZE
     for spec in style_specs("neon"):
@@ -75,8 +67,8 @@ def _arcade() -> Iterator[GeneratedImage]:
 
 
 SETS: Mapping[str, Callable[[], Iterator[GeneratedImage]]] = {
-    "any-star": _stars,
-    "chalk": _chalk,
+    "any-star": lambda: (render(spec, SIZE) for spec in star_specs()),
+    "chalk": lambda: (-render(spec, SIZE) for spec in style_specs("sketch")),
     "arcade": _arcade,
 }
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,11 @@ def build_cells(spec: ProtocolSpec, extractor: Mapping[str, str]) -> list[Cell]:
     The training images as such are the same whatever the seed: one cell for each concept.
     `extractor` is what decides the extractor's features; see `extractor_facts`.
     """
-    hashes = _Hashes()
+    from ldm.checkpoint.loading import checkpoint_hash  # torch: a worker may not need it
+
+    once = cache(checkpoint_hash), cache(_hash_config)  # each file is read once
     return [
-        _cell(spec, concept, variant, seed, dict(extractor), hashes)
+        _cell(spec, concept, variant, seed, dict(extractor), *once)
         for concept in spec.concepts
         for variant in spec.variants
         for seed in (spec.seeds[:1] if variant.source == "images" else spec.seeds)
@@ -99,12 +102,12 @@ def build_cells(spec: ProtocolSpec, extractor: Mapping[str, str]) -> list[Cell]:
 
 
 def learning_options(
-    spec: ProtocolSpec, concept: ProtocolConcept, variant: ProtocolVariant, data: Path
+    spec: ProtocolSpec, concept: ProtocolConcept, variant: ProtocolVariant
 ) -> list[str]:
-    """Return what main.py is told to learn a cell's word from images in `data`, its seed apart."""
+    """Return what main.py is told to learn a cell's word, its seed apart."""
     return [
         *("--base", *(str(path) for path in _configs(spec, variant)), "-t", "--no-test"),
-        *("--data_root", str(data), "--init_word", concept.initializer_word),
+        *("--data_root", str(concept.folder), "--init_word", concept.initializer_word),
         *("--placeholder_string", spec.placeholder),
         *("--actual_resume", str(spec.checkpoint), "--max_steps", str(variant.steps)),
         # Nobody looks at the preview images of hundreds of runs.
@@ -117,36 +120,19 @@ def _configs(spec: ProtocolSpec, variant: ProtocolVariant) -> list[Path]:
     return [*spec.base, *([variant.overlay] if variant.overlay else [])]
 
 
-class _Hashes:
-    """Hashes of files' contents, each read once."""
+def _hash_config(path: Path) -> str:
+    """Hash what a configuration says.
 
-    def __init__(self) -> None:
-        self.known: dict[Path, str] = {}
+    Comments, the variant's description and `run.threads`, which a cell is told anew, do not count.
+    """
+    from omegaconf import OmegaConf
 
-    def file(self, path: Path) -> str:
-        if path not in self.known:
-            from ldm.checkpoint.loading import checkpoint_hash  # torch: a worker may not need it
-
-            self.known[path] = checkpoint_hash(path)
-        return self.known[path]
-
-    def yaml(self, path: Path) -> str:
-        """Hash what a configuration says.
-
-        Comments, the variant's description and `run.threads`, which a cell is told anew, do not
-        count.
-        """
-        if path not in self.known:
-            from omegaconf import OmegaConf
-
-            content = OmegaConf.to_container(OmegaConf.load(path))
-            assert isinstance(content, dict)
-            content.pop("variant", None)
-            run = content.pop("run", None) or {}
-            run.pop("threads", None)
-            content |= {"run": run} if run else {}
-            self.known[path] = digest(content)
-        return self.known[path]
+    content = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(content, dict)
+    content.pop("variant", None)
+    run = content.pop("run", None) or {}
+    run.pop("threads", None)
+    return digest(content | ({"run": run} if run else {}))
 
 
 def _cell(
@@ -155,39 +141,40 @@ def _cell(
     variant: ProtocolVariant,
     seed: int,
     extractor: dict[str, str],
-    hashes: _Hashes,
+    hash_file: Callable[[Path], str],
+    hash_config: Callable[[Path], str],
 ) -> Cell:
     shown = concept.images[: variant.size]
     learn = None
     if variant.source == "learned":
         learn = {
-            "configs": [hashes.yaml(path) for path in _configs(spec, variant)],
+            "configs": [hash_config(path) for path in _configs(spec, variant)],
             "overrides": list(variant.overrides),
-            "checkpoint": hashes.file(spec.checkpoint),
-            "pictures": {path.name: hashes.file(path) for path in shown},
+            "checkpoint": hash_file(spec.checkpoint),
+            "pictures": {path.name: hash_file(path) for path in shown},
             "first_word": concept.initializer_word,
             "placeholder": spec.placeholder,
             "steps": variant.steps,
             "seed": seed,
         }
     score = {
-        "config": hashes.yaml(spec.config),
-        "checkpoint": hashes.file(spec.checkpoint),
+        "config": hash_config(spec.config),
+        "checkpoint": hash_file(spec.checkpoint),
         "extractor": extractor,
         # Of all sizes of the training set the whole of it is the measure.
-        "training": {path.name: hashes.file(path) for path in concept.images},
+        "training": {path.name: hash_file(path) for path in concept.images},
         "captions": list(concept.captions.get(variant.captions, ())),
         "placeholder": spec.placeholder,
         "prompts": list(spec.prompts),
         "image_prompt": spec.image_prompt,
-        "pictures": len(concept.images) if variant.source == "images" else spec.images,
+        "pictures": len(concept.images) if variant.source == "images" else spec.pictures,
         "sampler_steps": spec.sampler_steps,
         "scale": spec.scale,
         "resamples": spec.resamples,
         "seed": seed * NOISES_A_SEED,
     }
-    if spec.keep_images:
-        score["keep"] = spec.keep_images
+    if spec.keep_pictures:
+        score["keep"] = spec.keep_pictures
     places = {
         "root": str(ROOT),
         "checkpoint": str(spec.checkpoint),
@@ -195,6 +182,6 @@ def _cell(
         "extractor": spec.extractor,
         "folder": str(concept.folder),
         "size": variant.size,
-        "options": learning_options(spec, concept, variant, concept.folder),
+        "options": learning_options(spec, concept, variant),
     }
     return Cell(concept.name, variant.name, seed, variant.source, learn, score, places)

@@ -120,12 +120,10 @@ EXPECTED: tuple[Expected, ...] = (
 
 def find(found: Sequence[Finished], resamples: int = 1000) -> list[Finding]:
     """Return a finding for each expected difference that finished cells of a table have."""
-    by_variant: dict[str, dict[tuple[str, int], Finished]] = {}
-    for item in found:
-        by_variant.setdefault(item.cell.variant, {})[item.unit] = item
+    cells = {(item.cell.variant, item.unit): item for item in found}
     findings = []
     for expected in EXPECTED:
-        pairs = _pairs(expected, by_variant)
+        pairs = _pairs(expected, cells)
         if pairs:
             concepts, differences = zip(*pairs, strict=True)
             difference = mean_over(differences, concepts, resamples)
@@ -134,19 +132,18 @@ def find(found: Sequence[Finished], resamples: int = 1000) -> list[Finding]:
 
 
 def _pairs(
-    expected: Expected, by_variant: Mapping[str, Mapping[tuple[str, int], Finished]]
+    expected: Expected, cells: Mapping[tuple[str, tuple[str, int]], Finished]
 ) -> list[tuple[str, float]]:
     """Return (concept, difference) for each concept and seed that both variants have."""
-    pairs = []
-    against = by_variant.get(expected.against, {})
-    for unit, item in by_variant.get(expected.variant, {}).items():
-        score, other = expected.score, None
+    pairs, score = [], expected.score
+    for (variant, unit), item in cells.items():
+        other, value = cells.get((expected.against, unit)), None
         if expected.against == TRAINING:
-            other = item.scores["training"]
-        elif unit in against and against[unit].has(score):
-            other = against[unit].value(score)
-        if other is not None and item.has(score):
-            pairs.append((item.cell.concept, item.value(score) - other))
+            value = item.scores["training"]
+        elif other and other.has(score):
+            value = other.value(score)
+        if variant == expected.variant and value is not None and item.has(score):
+            pairs.append((item.cell.concept, item.value(score) - value))
     return pairs
 
 

@@ -16,8 +16,8 @@ from ldm.experiments.protocol.folder import scores_of
 from ldm.experiments.protocol.run import Estimator, Progress, Runner, cell_folder, duration
 from ldm.experiments.protocol.spec import ProtocolSpec, read_protocol
 from ldm.experiments.protocol.table import keep_words, write_results
-from ldm.experiments.protocol.together import groups, run_groups
-from ldm.experiments.protocol.worker import DEVICE
+from ldm.experiments.protocol.together import groups
+from ldm.experiments.protocol.worker import DEVICE, THREADS
 from ldm.training.config import load
 from ldm.util import UserError
 
@@ -70,14 +70,15 @@ class Machines:
             from ldm.experiments.protocol.ray_engine import RayEngine
 
             return RayEngine(self.ray, self.threads, self.gpus or 0.0)
-        return LocalEngine(self.fitting(), self.threads, self.visible_gpus())
+        return LocalEngine(self.fitting(), self.visible_gpus())
 
     def environment(self) -> dict[str, str]:
-        """Return the variables that tell a cell's program its device.
+        """Return the variables that tell a cell's program its device and its threads.
 
         A cluster's machine decides for itself: this one may have no GPU, or a cell no share of one.
         """
-        return {DEVICE: self.device if self.gpus or not self.ray else "cpu"}
+        device = self.device if self.gpus or not self.ray else "cpu"
+        return {DEVICE: device, THREADS: str(self.threads)}
 
 
 def check_training(spec: ProtocolSpec) -> None:
@@ -90,7 +91,7 @@ def check_training(spec: ProtocolSpec) -> None:
         if variant.source != "learned":
             continue
         try:
-            load(learning_options(spec, concept, variant, concept.folder))
+            load(learning_options(spec, concept, variant))
         except UserError as error:
             raise UserError(f"variant {variant.name}: {error}") from error
 
@@ -111,50 +112,21 @@ def chosen(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:
     return found
 
 
-def estimate(spec: ProtocolSpec, cells: Sequence[Cell], output: Path) -> Estimator:
-    """Return an object that estimates the time of cells from finished ones."""
-    folders = [cell_folder(output, cell) for cell in cells]
-    return Estimator(folders, spec.seconds_a_step, spec.seconds_per_image)
-
-
-def show(cells: Sequence[Cell], output: Path, estimator: Estimator, workers: int) -> None:
-    """List cells, the finished ones and the time that the others may take."""
-    total, open_cells = 0.0, 0
-    for cell in cells:
+def show(
+    plan: tuple[ProtocolSpec, list[Cell]], wanted: Sequence[Cell], output: Path, workers: int
+) -> None:
+    """List wanted cells of a plan, the finished ones and the time that the others may take."""
+    estimator, times = Estimator(output, *plan), list[float]()
+    for cell in wanted:
         if scores_of(cell_folder(output, cell), cell):
             log.info("%-48s done", cell.name)
-            continue
-        seconds = estimator.seconds(cell)
-        total, open_cells = total + seconds, open_cells + 1
-        log.info("%-48s about %s", cell.name, duration(seconds))
+        else:
+            times.append(estimator.seconds(cell))
+            log.info("%-48s about %s", cell.name, duration(times[-1]))
     log.info(
         "%d cells, %d to run: about %s by %d at a time",
-        *(len(cells), open_cells, duration(total / workers), workers),
+        *(len(wanted), len(times), duration(sum(times) / workers), workers),
     )
-
-
-def run_cells(
-    cells: Sequence[Cell], output: Path, estimator: Estimator, machines: Machines, at_once: int = 1
-) -> Mapping[str, str]:
-    """Run cells that are not finished; return what went wrong with those that failed, by name.
-
-    Up to `at_once` words of a variant and a seed are learned in one run.
-    """
-    engine = machines.engine()
-    expected = {cell.name: estimator.seconds(cell) for cell in cells}
-    progress = Progress(len(cells), expected, engine.workers)
-    environment = machines.environment()
-    runner = Runner(output, engine, progress, environment=environment)
-    try:
-        if at_once > 1 and machines.ray is None:
-            found = groups(cells, output, at_once)
-            run_groups(found, output, engine, progress, environment)
-        return runner.run(cells)
-    except KeyboardInterrupt:
-        log.info("stopped; the same command resumes here")
-        raise
-    finally:
-        progress.close()
 
 
 def run(
@@ -174,9 +146,7 @@ def run(
     failures: Mapping[str, str] = {}
     try:
         if rest:
-            failures = run_cells(
-                rest, output, estimate(spec, cells, output), machines, spec.words_at_once
-            )
+            failures = _run_cells(plan, rest, output, machines)
     finally:
         write_results(output, cells, spec.reference, spec.resamples)
     if words is not None:
@@ -189,3 +159,21 @@ def run(
         counts = len(failures), len(rest)
         log.error("%d of %d cells failed; the same command tries them again", *counts)
     return 1 if failures else 0
+
+
+def _run_cells(
+    plan: tuple[ProtocolSpec, list[Cell]], cells: Sequence[Cell], output: Path, machines: Machines
+) -> Mapping[str, str]:
+    """Run cells that are not finished; return what went wrong with those that failed, by name."""
+    engine, estimator = machines.engine(), Estimator(output, *plan)
+    expected = {cell.name: estimator.seconds(cell) for cell in cells}
+    progress = Progress(len(cells), expected, engine.workers)
+    runner = Runner(output, engine, progress, environment=machines.environment())
+    at_once = 1 if machines.ray else plan[0].words_at_once
+    try:
+        return runner.run(cells, groups(cells, output, at_once) if at_once > 1 else ())
+    except KeyboardInterrupt:
+        log.info("stopped; the same command resumes here")
+        raise
+    finally:
+        progress.close()

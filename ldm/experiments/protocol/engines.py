@@ -27,20 +27,25 @@ PROGRAM = (sys.executable, "-m", "ldm.experiments.protocol.worker")
 
 @dataclass(frozen=True)
 class Task:
-    """A cell to run, as plain values that travel between machines.
+    """Cells that one process runs: one alone, or several whose words are learned in one run.
 
     Attributes:
-        name, cell: its name and its cell.json.
-        folder: folder of the cell, where the table is.
-        program: command that runs the cell.
+        name: the cell's name, or one that the same cells give again.
+        folder: what the process is given: the cell's; of several cells one that holds `GROUP`.
+        program: command that runs them.
         environment: variables beside this process's own.
     """
 
     name: str
-    folder: str
-    cell: str
+    cells: Sequence[Cell]
+    folder: Path
     program: Sequence[str] = PROGRAM
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this is one cell."""
+        return len(self.cells) == 1
 
 
 @dataclass(frozen=True)
@@ -95,13 +100,14 @@ def run_elsewhere(task: Task, inputs: Mapping[str, bytes], node: str) -> Outcome
     A task that is tried again on the same machine finds there what the first try left. `inputs` are
     files that the cell's folder holds already; `node` tells machines apart that share a disk.
     """
-    place = digest([task.folder, task.cell, node])
+    (cell,) = task.cells
+    place = digest([str(task.folder), cell.to_json(), node])
     folder = Path(tempfile.gettempdir()) / f"ldm-protocol-{os.getuid()}" / place
     lock = Lock(folder)
     try:
         lock.take(wait=True)
         receive(folder, inputs)
-        prepare(folder, Cell.from_json(task.cell))
+        prepare(folder, cell)
         status = Process(task, folder, lock).wait()
         files = files_of(folder, KEPT)
         if status == 0:
@@ -131,37 +137,34 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """Runs `workers` tasks on this machine, each with its CPU threads and, by turns, a GPU.
+    """Runs `workers` tasks on this machine, each with, by turns, a GPU.
 
     `gpus` are numbers as CUDA_VISIBLE_DEVICES has them.
     """
 
-    def __init__(self, workers: int, threads: int = 1, gpus: Sequence[str] = ()) -> None:
-        at_least(1, workers=workers, threads=threads)
+    def __init__(self, workers: int, gpus: Sequence[str] = ()) -> None:
+        at_least(1, workers=workers)
         self.slots = self.workers = workers
-        self.threads = threads
         self.pool = ThreadPoolExecutor(workers)
         self.running: set[Future[Outcome]] = set()
         self.processes: set[Process] = set()
         self.closed = False
         self.gpus: queue.SimpleQueue[str] = queue.SimpleQueue()
-        for i in range(workers if gpus else 0):
-            self.gpus.put(gpus[i % len(gpus)])
-        self.uses_gpus = bool(gpus)
+        for i in range(workers):
+            self.gpus.put(gpus[i % len(gpus)] if gpus else "")
 
     def submit(self, task: Task, lock: Lock) -> None:
         """Begin a task; see `Engine`."""
         self.running.add(self.pool.submit(self._run, task, lock))
 
     def _run(self, task: Task, lock: Lock) -> Outcome:
-        gpu = self.gpus.get() if self.uses_gpus else ""
+        if self.closed:
+            return Outcome(task.name, 130, "stopped")
+        gpu = self.gpus.get()
+        own = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
+        task = replace(task, environment={**own, **task.environment})
         try:
-            own = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
-            own |= {"OMP_NUM_THREADS": str(self.threads), **task.environment}
-            task = replace(task, environment=own)
-            if self.closed:
-                return Outcome(task.name, 130, "stopped")
-            process = Process(task, Path(task.folder), lock)
+            process = Process(task, task.folder, lock)
             self.processes.add(process)
             try:
                 return Outcome(task.name, process.wait())
@@ -170,8 +173,7 @@ class LocalEngine:
         except OSError as error:
             return Outcome(task.name, 1, f"could not be started: {error}")
         finally:
-            if gpu:
-                self.gpus.put(gpu)
+            self.gpus.put(gpu)
 
     def collect(self, timeout: float) -> list[Outcome]:
         """Return what has ended; see `Engine`."""

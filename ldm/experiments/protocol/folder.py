@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 CELL, SCORES, TIMES, LOG, LOCK = "cell.json", "scores.json", "times.json", "cell.log", ".lock"
 WORD, DELTA, CURVES = "word.safetensors", "difference.safetensors", "metrics.csv"
 IMAGES = "pictures.zip"
+GROUP = "group.json"  # not a cell's: the folders of cells that one process runs
 INDEX = "prompts.json"  # in it: the prompts, in the order of the images' first numbers
 # What a cell run elsewhere sends home; the scores are to be written last.
 KEPT = (LOG, CURVES, DELTA, WORD, IMAGES, TIMES, SCORES)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ldm.experiments.protocol.engines import Outcome, Task, run_elsewhere
@@ -47,7 +45,6 @@ class RayEngine:
                 "[cluster]'"
             ) from error
         self.ray = ray
-        self.threads = threads
         self.own = not ray.is_initialized()
         if self.own:
             _connect(ray, address)
@@ -70,9 +67,8 @@ class RayEngine:
 
     def submit(self, task: Task, lock: Lock) -> None:  # noqa: ARG002 (the task runs elsewhere)
         """Begin a task; see `Engine`."""
-        own = {"OMP_NUM_THREADS": str(self.threads), **task.environment}
-        inputs = files_of(Path(task.folder), SENT)
-        self.running[self.remote.remote(replace(task, environment=own), inputs)] = task.name
+        inputs = files_of(task.folder, SENT)
+        self.running[self.remote.remote(task, inputs)] = task.name
 
     def collect(self, timeout: float) -> list[Outcome]:
         """Return what has ended; see `Engine`."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
+import shutil
 import statistics
 import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ldm.experiments.protocol.cells import Cell
 from ldm.experiments.protocol.engines import PROGRAM, Engine, Outcome, Task
 from ldm.experiments.protocol.folder import (
+    GROUP,
     LOG,
     TIMES,
     Lock,
@@ -25,8 +26,9 @@ from ldm.experiments.protocol.folder import (
     receive,
     scores_of,
 )
+from ldm.experiments.protocol.spec import ProtocolSpec
+from ldm.util import write_json
 
-log = logging.getLogger(__name__)
 POLL = 0.5  # seconds between looks at cells that other processes run
 LAST_LINE = 300  # characters
 
@@ -37,22 +39,14 @@ def cell_folder(output: Path, cell: Cell) -> Path:
 
 
 class Estimator:
-    """Estimates a cell's seconds from those of finished cells, whose folders it reads.
+    """Estimates a cell's seconds from those of a table's finished cells, or else as it says."""
 
-    `step` and `image` are seconds of an optimizer step, and of generating and scoring an image,
-    until one has been timed.
-    """
-
-    def __init__(self, folders: Sequence[Path], step: float, image: float) -> None:
-        self.steps, self.images = [], []
-        for folder in folders:
-            times = read_json(folder / TIMES)
-            if times.get("steps") and not times.get("resumed"):
-                self.steps.append(times["learn"] / times["steps"])
-            if times.get("pictures"):
-                self.images.append(times["score"] / times["pictures"])
-        self.step = statistics.median(self.steps) if self.steps else step
-        self.image = statistics.median(self.images) if self.images else image
+    def __init__(self, output: Path, spec: ProtocolSpec, cells: Sequence[Cell]) -> None:
+        found = [read_json(cell_folder(output, cell) / TIMES) for cell in cells]
+        steps = [t["learn"] / t["steps"] for t in found if t.get("steps") and not t.get("resumed")]
+        images = [t["score"] / t["pictures"] for t in found if t.get("pictures")]
+        self.step = statistics.median(steps) if steps else spec.estimate["step"]
+        self.image = statistics.median(images) if images else spec.estimate["picture"]
 
     def seconds(self, cell: Cell) -> float:
         """Return how long a cell may take from its beginning."""
@@ -94,17 +88,13 @@ class Progress:
         self.bar.update()
         self.bar.set_postfix(failed=self.failed, running=running)
         what = f"failed: {failure}" if failure else "done"
-        counts = f"{self.done} done, {self.failed} failed, {running} running"
-        of = f"of {self.total}"
-        rest = f"about {duration(self.left())} left" if self.remaining else "nothing left"
-        self.say(f"{name} {what}  [{counts} {of}; {rest}]")
-
-    def left(self) -> float:
-        """Return how many seconds the remaining cells may take."""
-        rest = sum(self.remaining.values())
+        counts = f"{self.done} done, {self.failed} failed, {running} running of {self.total}"
         elapsed = time.monotonic() - self.start
         pace = elapsed / self.spent if self.spent else 1 / self.workers
-        return rest * pace
+        left = duration(sum(self.remaining.values()) * pace)
+        self.say(
+            f"{name} {what}  [{counts}; {f'about {left}' if self.remaining else 'nothing'} left]"
+        )
 
     def close(self) -> None:
         """Remove the bar."""
@@ -128,71 +118,93 @@ class Runner:
     program: Sequence[str] = PROGRAM
     environment: Mapping[str, str] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
-    running: dict[str, tuple[Cell, Lock]] = field(default_factory=dict)
+    running: dict[str, tuple[Task, list[Lock]]] = field(default_factory=dict)
 
-    def run(self, cells: Sequence[Cell]) -> dict[str, str]:
-        """Run cells; return what went wrong with those that failed, by name.
+    def run(self, cells: Sequence[Cell], groups: Sequence[Task] = ()) -> dict[str, str]:
+        """Run groups, then cells; return what went wrong with those that failed, by name.
 
-        A cell that another process has locked is looked at again until it is finished or free.
+        A cell that another process has locked is looked at again until it is finished or free. A
+        group of which another process runs a cell is left to that process. What a group has not
+        finished is left to its cells.
         """
-        waiting = deque(cells)
-        said: set[str] = set()
         try:
-            while waiting or self.running:
-                busy = self._start(waiting)
-                for cell in busy:
-                    if cell.name not in said:
-                        said.add(cell.name)
-                        self.progress.say(f"{cell.name} is run by another process: waiting for it")
-                waiting.extend(busy)
-                for outcome in self.engine.collect(POLL):
-                    self._finish(outcome)
-                if waiting and not self.running:
-                    time.sleep(POLL)
+            self._work(groups)
+            places = [(cell, cell_folder(self.output, cell)) for cell in cells]
+            self._work([Task(cell.name, [cell], at, self.program) for cell, at in places])
         finally:
             self.engine.close()
-            for _, lock in self.running.values():
-                lock.close()
+            for _, locks in self.running.values():
+                _release(locks)
         return self.failures
 
-    def _start(self, waiting: deque[Cell]) -> list[Cell]:
-        """Start cells while the engine takes them; return those that are locked."""
+    def _work(self, tasks: Sequence[Task]) -> None:
+        waiting, said = deque(tasks), set[str]()
+        while waiting or self.running:
+            busy = [task for task in self._start(waiting) if task.is_alone]
+            for task in busy:
+                if task.name not in said:
+                    said.add(task.name)
+                    self.progress.say(f"{task.name} is run by another process: waiting for it")
+            waiting.extend(busy)
+            for outcome in self.engine.collect(POLL):
+                self._finish(outcome)
+            if waiting and not self.running:
+                time.sleep(POLL)
+
+    def _start(self, waiting: deque[Task]) -> list[Task]:
+        """Start tasks while the engine takes them; return those that are locked."""
         busy = []
         while waiting and len(self.running) < self.engine.slots:
-            cell = waiting.popleft()
-            folder = cell_folder(self.output, cell)
-            lock = Lock(folder)
-            if not lock.take():
-                lock.close()
-                busy.append(cell)
+            task = waiting.popleft()
+            folders = [cell_folder(self.output, cell) for cell in task.cells]
+            locks = [Lock(folder) for folder in folders]
+            if not all(lock.take() for lock in locks):
+                busy.append(task)
+            elif task.is_alone and scores_of(task.folder, task.cells[0]):  # a group was quicker
+                self.progress.ended(task.name, self._busy())
+            else:
+                self._begin(task, folders, locks)
                 continue
-            if scores_of(folder, cell):  # another process was quicker
-                lock.close()
-                self.progress.ended(cell.name, self._busy())
-                continue
+            _release(locks)
+        return busy
+
+    def _begin(self, task: Task, folders: Sequence[Path], locks: list[Lock]) -> None:
+        for cell, folder in zip(task.cells, folders, strict=True):
             if is_outdated(folder, cell):
                 self.progress.say(f"{cell.name}: its settings have changed, it is run anew")
             prepare(folder, cell)
-            self.running[cell.name] = cell, lock
-            task = Task(
-                cell.name, str(folder), cell.to_json(), tuple(self.program), self.environment
-            )
-            self.engine.submit(task, lock)
-        return busy
+        if not task.is_alone:
+            write_json(task.folder / GROUP, [str(folder.resolve()) for folder in folders])
+        self.running[task.name] = task, locks
+        self.engine.submit(replace(task, environment=self.environment), locks[0])
 
     def _finish(self, outcome: Outcome) -> None:
-        cell, lock = self.running.pop(outcome.name)
-        folder = cell_folder(self.output, cell)
-        receive(folder, outcome.files)
-        failure = "" if scores_of(folder, cell) else _failure(outcome, folder)
-        lock.close()
+        task, locks = self.running.pop(outcome.name)
+        if not task.is_alone:
+            _release(locks)
+            said = "words learned and scored together"
+            if outcome.status:
+                said = f"failed together, so each cell alone (see {task.folder / LOG})"
+            else:
+                shutil.rmtree(task.folder)
+            self.progress.say(f"{task.name}: {said}")
+            return
+        receive(task.folder, outcome.files)
+        finished = scores_of(task.folder, task.cells[0])
+        failure = "" if finished else _failure(outcome, task.folder)
+        _release(locks)
         if failure:
-            self.failures[cell.name] = failure
-        self.progress.ended(cell.name, self._busy(), failure)
+            self.failures[task.name] = failure
+        self.progress.ended(task.name, self._busy(), failure)
 
     def _busy(self) -> int:
         """Return how many cells run; a cluster holds further ones back."""
         return min(len(self.running), self.engine.workers)
+
+
+def _release(locks: Sequence[Lock]) -> None:
+    for lock in locks:
+        lock.close()
 
 
 def _failure(outcome: Outcome, folder: Path) -> str:

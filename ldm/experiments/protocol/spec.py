@@ -103,16 +103,15 @@ class ProtocolSpec:
     seeds: tuple[int, ...]
     prompts: tuple[str, ...]
     image_prompt: str
-    images: int
+    pictures: int
     sampler_steps: int
     scale: float
     extractor: str
     resamples: int
-    keep_images: int
+    keep_pictures: int
     words_at_once: int
     reference: str
-    seconds_a_step: float
-    seconds_per_image: float
+    estimate: Mapping[str, float]
 
 
 def read_protocol(path: str | Path, overrides: Sequence[str] = ()) -> ProtocolSpec:
@@ -160,16 +159,21 @@ def _section(
     return {**defaults, **content}
 
 
-def _build(values: Mapping[str, Any]) -> ProtocolSpec:
-    placeholder = _text("placeholder", values["placeholder"])
-    prompts = read_prompts(find(_text("prompts", values["prompts"]), "prompts"))
-    image_prompt = _text("image_prompt", values["image_prompt"])
-    check_prompts([image_prompt, *prompts], [placeholder])
-    steps = _whole("steps", values["steps"])
+def _build(values: dict[str, Any]) -> ProtocolSpec:
+    for name in ("placeholder", "prompts", "image_prompt", "checkpoint", "config", "extractor"):
+        _text(name, values[name])
+    for name, least in {
+        "pictures": 1,
+        "resamples": 1,
+        "keep_pictures": 0,
+        "words_at_once": 1,
+    }.items():
+        _whole(name, values[name], least)
+    prompts = read_prompts(find(values["prompts"], "prompts"))
+    check_prompts([values["image_prompt"], *prompts], [values["placeholder"]])
     concepts = _concepts(values["concepts"])
-    variants = _variants(values["variants"], steps)
-    variants += _sizes(values["sizes"], variants, concepts)
-    _check_captions(variants, concepts)
+    variants = _variants(values["variants"], _whole("steps", values.pop("steps")), concepts)
+    variants += _sizes(values.pop("sizes"), variants, concepts)
     reference = values["reference"] or variants[0].name
     if reference not in {variant.name for variant in variants}:
         raise UserError(f"reference {reference!r} is not among the variants")
@@ -177,28 +181,22 @@ def _build(values: Mapping[str, Any]) -> ProtocolSpec:
     if len(set(seeds)) < len(seeds):
         raise UserError(f"seeds must differ, got {list(seeds)}")
     estimate = _section("estimate", values["estimate"], (), DEFAULTS["estimate"])
-    extractor = locate(_text("extractor", values["extractor"]))  # a folder, or a name on the Hub
-    return ProtocolSpec(
-        base=tuple(find(path, "base") for path in _list("base", values["base"])),
-        checkpoint=locate_base(_text("checkpoint", values["checkpoint"])).absolute(),
-        config=find(_text("config", values["config"]), "config"),
-        placeholder=placeholder,
-        concepts=concepts,
-        variants=variants,
-        seeds=seeds,
-        prompts=tuple(dict.fromkeys(prompts)),
-        image_prompt=image_prompt,
-        images=_whole("pictures", values["pictures"]),
-        sampler_steps=_whole("sampler_steps", values["sampler_steps"], 1, 1000),
-        scale=_number("scale", values["scale"]),
-        extractor=str(extractor.absolute()) if extractor.is_dir() else values["extractor"],
-        resamples=_whole("resamples", values["resamples"]),
-        keep_images=_whole("keep_pictures", values["keep_pictures"], 0),
-        words_at_once=_whole("words_at_once", values["words_at_once"]),
-        reference=reference,
-        seconds_a_step=_number("estimate.step", estimate["step"]),
-        seconds_per_image=_number("estimate.picture", estimate["picture"]),
-    )
+    extractor = locate(values["extractor"])  # a folder, or a name on the Hub
+    own = {
+        "base": tuple(find(path, "base") for path in _list("base", values["base"])),
+        "checkpoint": locate_base(values["checkpoint"]).absolute(),
+        "config": find(values["config"], "config"),
+        "concepts": concepts,
+        "variants": variants,
+        "seeds": seeds,
+        "prompts": tuple(dict.fromkeys(prompts)),
+        "sampler_steps": _whole("sampler_steps", values["sampler_steps"], 1, 1000),
+        "scale": _number("scale", values["scale"]),
+        "extractor": str(extractor.absolute()) if extractor.is_dir() else values["extractor"],
+        "reference": reference,
+        "estimate": {name: _number(f"estimate.{name}", value) for name, value in estimate.items()},
+    }
+    return ProtocolSpec(**(values | own))
 
 
 def _concepts(content: Any) -> tuple[ProtocolConcept, ...]:
@@ -226,7 +224,9 @@ def _concepts(content: Any) -> tuple[ProtocolConcept, ...]:
     return tuple(concepts)
 
 
-def _variants(content: Any, steps: int) -> tuple[ProtocolVariant, ...]:
+def _variants(
+    content: Any, steps: int, concepts: Sequence[ProtocolConcept]
+) -> tuple[ProtocolVariant, ...]:
     variants = []
     defaults: dict[str, Any] = {"overlay": None, "steps": steps, "overrides": [], "captions": None}
     for name, entry in _named("variants", content).items():
@@ -246,6 +246,12 @@ def _variants(content: Any, steps: int) -> tuple[ProtocolVariant, ...]:
                 raise UserError(f"{where}.overrides: expected a.b=c, got {text!r}")
         path, count = found.path if found else None, _whole(f"{where}.steps", values["steps"])
         captions = str(values["captions"] or "")
+        for concept in concepts if source == "captions" else ():
+            if not concept.captions.get(captions):
+                raise UserError(
+                    f"variant {name} wants {captions!r} captions: concept {concept.name!r} has "
+                    f"{', '.join(concept.captions) or 'none'}"
+                )
         variants.append(ProtocolVariant(name, source, path, overrides, count, captions))
     return tuple(variants)
 
@@ -271,18 +277,6 @@ def _sizes(
     if len(set(names)) < len(names):
         raise UserError(f"sizes makes a variant twice: {', '.join(v.name for v in made)}")
     return made
-
-
-def _check_captions(
-    variants: Sequence[ProtocolVariant], concepts: Sequence[ProtocolConcept]
-) -> None:
-    for variant in variants:
-        for concept in concepts:
-            if variant.source == "captions" and not concept.captions.get(variant.captions):
-                raise UserError(
-                    f"variant {variant.name} wants {variant.captions!r} captions: concept "
-                    f"{concept.name!r} has {', '.join(concept.captions) or 'none'}"
-                )
 
 
 def _named(where: str, content: Any, least: int = 1) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,8 +45,7 @@ class Answers:
     answered_by: str = ""
 
 
-@dataclass(frozen=True)
-class Ellipse:
+class Ellipse(NamedTuple):
     """The region of a model's true mean ranks, with 95% confidence.
 
     Attributes:
@@ -176,16 +175,10 @@ def _ranks_of(model: str, answers: Sequence[Answers]) -> ModelRanks:
         }
         for kind in KINDS
     }
-    text, image = means["text"], means["image"]
-    covariance = covariance_of_means(text, image)
-    n = min(len(text), len(image))
-    return ModelRanks(
-        model,
-        float(np.mean(list(text.values()))),
-        float(np.mean(list(image.values()))),
-        covariance,
-        ellipse_of(covariance, n) if n > 2 else None,
-    )
+    text, image = (float(np.mean(list(means[kind].values()))) for kind in ("text", "image"))
+    covariance = covariance_of_means(means["text"], means["image"])
+    n = min(map(len, means.values()))
+    return ModelRanks(model, text, image, covariance, ellipse_of(covariance, n) if n > 2 else None)
 
 
 def covariance_of_means(first: Mapping[str, float], second: Mapping[str, float]) -> FloatArray:
@@ -247,7 +240,7 @@ def write_ranks(
     rows: list[Sequence[object]] = [header]
     for r in ranks:
         (tt, ti), (_, ii) = r.covariance
-        axes = (r.ellipse.major, r.ellipse.minor, r.ellipse.angle) if r.ellipse else ()
+        axes = r.ellipse or ()
         numbers = [f"{v:.6g}" for v in (r.text, r.image, tt, ti, ii, *axes)]
         numbers += [""] * (3 - len(axes))
         people = (counts[kind] for kind in ("text", "image", "both"))

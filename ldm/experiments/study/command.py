@@ -38,10 +38,11 @@ def make(
     source: str | Path | None = manifest
     image_prompt, placeholders = image_prompt or IMAGE_PROMPT, placeholder or ["*"]
     if protocol:
-        table = read_table(Path(protocol), models or list(RANKS), seeds or ())
-        image_prompt, placeholders = table.image_prompt, [table.placeholder]
-        source = write_manifest(table, folder / "pictures")
-        logger.info("%s: the images of %d cells", source, len(table.cells))
+        cells = read_table(Path(protocol), models or list(RANKS), seeds or ())
+        asked = cells[0].cell.score  # all have the same prompts
+        image_prompt, placeholders = asked["image_prompt"], [asked["placeholder"]]
+        source = write_manifest(cells, folder / "pictures")
+        logger.info("%s: the images of %d cells", source, len(cells))
     assert source is not None
     images = read_manifest(source)
     study = make_study(images, seed=seed, image_prompt=image_prompt, placeholders=placeholders)

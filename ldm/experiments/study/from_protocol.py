@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.experiments.protocol.cells import Cell
@@ -22,20 +21,10 @@ SAME = ("image_prompt", "prompts", "placeholder", "checkpoint", "sampler_steps",
 ADVICE = "set keep_pictures in the protocol's YAML and run it again"
 
 
-@dataclass(frozen=True)
-class Table:
-    """The cells of a protocol that a study shows: by concept, then model, then seed.
-
-    The images of `image_prompt` are compared with the training images.
-    """
-
-    cells: tuple[Finished, ...]
-    image_prompt: str
-    placeholder: str
-
-
-def read_table(output: Path, models: Sequence[str], seeds: Sequence[int] = ()) -> Table:
+def read_table(output: Path, models: Sequence[str], seeds: Sequence[int] = ()) -> list[Finished]:
     """Choose the cells of a protocol's output whose images a study shows.
+
+    They are sorted by concept, model and seed, and equal in the settings `SAME`.
 
     Of a concept these are the cells of the seeds that every model has finished, so that no model
     has more images to choose from than another. A concept that lacks a model, or one of the seeds
@@ -48,7 +37,14 @@ def read_table(output: Path, models: Sequence[str], seeds: Sequence[int] = ()) -
         raise UserError(f"model {TRAINING!r} cannot be in a study: the training images are so")
     found = _finished(output)
     for model in models:
-        _check_model(output, model, [item for item in found if item.cell.variant == model])
+        own = [item for item in found if item.cell.variant == model]
+        if not own:
+            raise UserError(
+                f"{output} has no finished cell of {model!r}: finish the protocol, or name other "
+                "variants with --models"
+            )
+        if not any(item.has_images for item in own):
+            raise UserError(f"{output}: the cells of {model!r} kept no images: {ADVICE}")
     usable = [item for item in found if item.cell.variant in models and item.has_images]
     cells: list[Finished] = []
     for concept in sorted({item.cell.concept for item in found}):
@@ -68,7 +64,7 @@ def read_table(output: Path, models: Sequence[str], seeds: Sequence[int] = ()) -
                     f"{output}: cells {first.name} and {item.cell.name} differ in {name}: run the "
                     "protocol again, so that all are of one"
                 )
-    return Table(tuple(cells), first.score["image_prompt"], first.score["placeholder"])
+    return cells
 
 
 def _finished(output: Path) -> list[Finished]:
@@ -83,16 +79,6 @@ def _finished(output: Path) -> list[Finished]:
         if item := finished(path.parent, cell):
             found.append(item)
     return sorted(found, key=lambda item: (item.cell.concept, item.cell.variant, item.cell.seed))
-
-
-def _check_model(output: Path, model: str, finished: Sequence[Finished]) -> None:
-    if not finished:
-        raise UserError(
-            f"{output} has no finished cell of {model!r}: finish the protocol, or name other "
-            "variants with --models"
-        )
-    if not any(item.has_images for item in finished):
-        raise UserError(f"{output}: the cells of {model!r} kept no images: {ADVICE}")
 
 
 def _complete(
@@ -117,15 +103,15 @@ def _complete(
     return [i for i in usable if i.cell.source == "images" or i.cell.seed in wanted]
 
 
-def write_manifest(table: Table, folder: Path) -> Path:
-    """Write a table's images to CONCEPT/MODEL/ and CONCEPT/training/ in a folder, with a manifest.
+def write_manifest(cells: Sequence[Finished], folder: Path) -> Path:
+    """Write the cells' images to CONCEPT/MODEL/ and CONCEPT/training/ in a folder, with a manifest.
 
     Returns the manifest, as `read_manifest` takes it, with paths from its folder. Raises UserError
     for images that are not there, or are damaged.
     """
     rows: list[tuple[str, str, str, str]] = []
     concepts: set[str] = set()
-    for item in table.cells:
+    for item in cells:
         concept, model = item.cell.concept, item.cell.variant
         if concept not in concepts:
             concepts.add(concept)

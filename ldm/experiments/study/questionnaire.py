@@ -13,8 +13,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -217,22 +218,6 @@ def _digest(questions: Mapping[str, tuple[Question, ...]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _with_files(study: Study, place: Callable[[str], str]) -> Study:
-    """Return a study with each image's path as `place` gives it."""
-    questions = {
-        kind: tuple(
-            replace(
-                question,
-                examples=tuple(map(place, question.examples)),
-                choices=tuple(replace(c, image=place(c.image)) for c in question.choices),
-            )
-            for question in asked
-        )
-        for kind, asked in study.questions.items()
-    }
-    return replace(study, questions=questions)
-
-
 def write_key(path: Path, study: Study) -> None:
     """Write which model generated each image; the file is not for those who answer.
 
@@ -245,17 +230,12 @@ def write_key(path: Path, study: Study) -> None:
         whole = Path(file).resolve()
         return whole.relative_to(folder).as_posix() if whole.is_relative_to(folder) else str(whole)
 
-    content = {"format": KEY_FORMAT, **asdict(_with_files(study, place))}
+    content = {"format": KEY_FORMAT, **asdict(study)}
+    for question in itertools.chain(*content["questions"].values()):
+        question["examples"] = list(map(place, question["examples"]))
+        for choice in question["choices"]:
+            choice["image"] = place(choice["image"])
     write_json(path, content, indent=1)
-
-
-def _question(stored: Mapping[str, Any]) -> Question:
-    """Read a question; older keys say `picture` for `image`."""
-    choices = tuple(
-        Choice(choice["name"], choice["model"], choice.get("image") or choice["picture"])
-        for choice in stored["choices"]
-    )
-    return Question(**{**stored, "examples": tuple(stored["examples"]), "choices": choices})
 
 
 def read_key(path: str | Path) -> Study:
@@ -267,14 +247,21 @@ def read_key(path: str | Path) -> Study:
         # Keys of earlier versions have paths relative to where the study was made.
         return file if not beside.exists() and Path(file).exists() else str(beside)
 
+    def typed(entry: dict[str, Any]) -> Any:
+        if "choices" in entry:
+            examples, choices = tuple(map(place, entry["examples"])), tuple(entry["choices"])
+            return Question(**{**entry, "examples": examples, "choices": choices})
+        if "model" in entry:  # older keys say `picture` for `image`
+            file = entry.get("image") or entry["picture"]
+            return Choice(entry["name"], entry["model"], place(file))
+        return entry
+
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"), object_hook=typed)
         if content.pop("format") != KEY_FORMAT:
             raise KeyError
-        questions = {kind: tuple(map(_question, content["questions"][kind])) for kind in KINDS}
-        models = tuple(content["models"])
-        study = Study(content["name"], content["seed"], models, questions)
-        return _with_files(study, place)
+        questions = {kind: tuple(content["questions"][kind]) for kind in KINDS}
+        return Study(content["name"], content["seed"], tuple(content["models"]), questions)
     except OSError as error:
         raise UserError(f"key {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

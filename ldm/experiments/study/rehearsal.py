@@ -17,7 +17,7 @@ from PIL import Image
 
 from ldm.evaluation.similarity import FeatureExtractor, pairwise_similarity
 from ldm.experiments.study.analysis import FORMAT, FloatArray
-from ldm.experiments.study.questionnaire import KINDS, Study
+from ldm.experiments.study.questionnaire import KINDS, Question, Study
 from ldm.image_io import open_rgb, safe_name
 from ldm.util import UserError, at_least, write_json
 
@@ -48,19 +48,16 @@ def score_choices(
 
     By images: the mean cosine with the question's training images. By text: the cosine with it.
     """
-    found: dict[str, dict[str, FloatArray]] = {}
-    for kind in KINDS:
-        found[kind] = {}
-        for question in study.questions[kind]:
-            if kind == "image":
-                shown = extractor.image_features([images[file] for file in question.examples])
-            else:
-                shown = extractor.text_features([question.text])
-            features = extractor.image_features([images[c.image] for c in question.choices])
-            found[kind][question.name] = np.array(
-                [pairwise_similarity(one[None], shown) for one in features]
-            )
-    return found
+
+    def scores(kind: str, question: Question) -> FloatArray:
+        if kind == "image":
+            shown = extractor.image_features([images[file] for file in question.examples])
+        else:
+            shown = extractor.text_features([question.text])
+        features = extractor.image_features([images[c.image] for c in question.choices])
+        return np.array([pairwise_similarity(one[None], shown) for one in features])
+
+    return {kind: {q.name: scores(kind, q) for q in study.questions[kind]} for kind in KINDS}
 
 
 def rank(scores: FloatArray, temperature: float, rng: np.random.Generator) -> list[int]:

@@ -71,7 +71,7 @@ def test_words_over_the_steps_are_different_words(
     options = cli.parse(["--samples", "2", "--ddim_steps", "1"])
     (concept,) = load_concepts(ROOT / "examples/concepts", ["teal-star"])
     scores = Scores(Levels(), [grey(0), grey(1)], ["*"])
-    session = demo.Session(options, concept, model, scores, (Path("x"), "@"), demo.Watch())
+    session = demo.Session(options, concept, model, scores, (Path("x"), "@"), {})
     one, two = (session.images("a photo of {word}", path) for path in saved.values())
     again = session.images("a photo of {word}", saved[1])
     assert [p.tobytes() for p in one] == [p.tobytes() for p in again]

@@ -16,7 +16,7 @@ from PIL import Image
 from ldm.experiments.figures.layout import Cell, Row, grid_figure
 from ldm.experiments.figures.local_edit import own_spec, scene
 from ldm.experiments.figures.output import save
-from ldm.experiments.figures.record import FIGURES, Rendered, Table, find
+from ldm.experiments.figures.record import FIGURES, Rendered, find
 from ldm.experiments.figures.request import Request
 from ldm.miniature.world import render
 
@@ -89,7 +89,7 @@ def test_no_images_is_refused() -> None:
 @pytest.fixture
 def rendered() -> Rendered:
     canvas = grid_figure([Row("a", [Cell(grey(1))])], title="t")
-    return Rendered(canvas, Table(("prompt", "score"), [("a, b", 0.5), ("*", None)]), ("A note.",))
+    return Rendered(canvas, ("prompt", "score"), [("a, b", 0.5), ("*", None)], ("A note.",))
 
 
 def test_a_figure_has_four_files_that_say_how_it_was_made(

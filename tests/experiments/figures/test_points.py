@@ -65,12 +65,12 @@ def test_the_reader_gives_the_tables_numbers(table: Path) -> None:
 
 def test_figure_10a_plots_the_table_beside_the_paper(table: Path) -> None:
     rendered = points.trade_off(find(FIGURES, "10a")[0], session(table))
-    here = [r for r in rendered.table.rows if r[0] == "here"]
+    here = [r for r in rendered.rows if r[0] == "here"]
     assert [r[1] for r in here] == list(VARIANTS)  # sizes belong to figure 12
     assert plotted(rendered.canvas, 1) == {(r[3], r[6]) for r in here}
     closer = {(r[3], r[6]) for r in here if r[1] not in ("image_only", "prompt_only")}
     assert plotted(rendered.canvas, 2) == closer < plotted(rendered.canvas, 1)
-    paper = [r for r in rendered.table.rows if r[0] == "paper"]
+    paper = [r for r in rendered.rows if r[0] == "paper"]
     assert {r[1]: (r[3], r[6]) for r in paper} == {
         n: (p.text, p.image) for n, p in TRADE_OFF.items()
     }
@@ -79,7 +79,7 @@ def test_figure_10a_plots_the_table_beside_the_paper(table: Path) -> None:
 
 def test_figure_12_has_the_whole_set_as_its_last_size(table: Path) -> None:
     rendered = points.set_size(find(FIGURES, "12")[0], session(table))
-    here = [r for r in rendered.table.rows if r[0] == "here"]
+    here = [r for r in rendered.rows if r[0] == "here"]
     assert [(r[1], r[2]) for r in here[:3]] == [("ours_n1", 1), ("ours_n3", 3), ("ours_n5", 5)]
     assert {r[1] for r in here[3:]} == {"image_only", "prompt_only", "captions_short"}
     written = {text.get_text() for text in rendered.canvas.axes[0].texts}

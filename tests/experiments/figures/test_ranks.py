@@ -60,10 +60,10 @@ def all_answers(folder: Path, by: str = "") -> list[Path]:
 
 def test_mean_ranks_are_plotted_and_written(tmp_path: Path) -> None:
     rendered = generate(tmp_path, all_answers(tmp_path))
-    here = {row[1]: row[2:4] for row in rendered.table.rows if row[0] == "here"}
+    here = {row[1]: row[2:4] for row in rendered.rows if row[0] == "here"}
     for model, mean in (("ours", 8 / 3), ("short", 2), ("three_words", 4 / 3)):
         assert here[model] == pytest.approx((mean, mean))
-    paper = {row[1]: row[2:4] for row in rendered.table.rows if row[0] == "paper"}
+    paper = {row[1]: row[2:4] for row in rendered.rows if row[0] == "paper"}
     assert paper == {name: (rank.text, rank.image) for name, rank in RANKS.items()}
     right = rendered.canvas.axes[1]
     plotted = [(float(x[0]), float(y[0])) for x, y in (line.get_data() for line in right.lines)]
@@ -79,7 +79,7 @@ def test_an_extractors_rankings_are_never_shown_as_peoples(tmp_path: Path) -> No
     title = rendered.canvas.axes[1].get_title()
     assert title == f"here: {said}\n3 simulated participants by images and 3 by texts"
     assert any(said in note for note in rendered.notes)
-    assert {row[0] for row in rendered.table.rows} == {"paper", f"here, {said}"}
+    assert {row[0] for row in rendered.rows} == {"paper", f"here, {said}"}
 
 
 def test_figures_refuse_answers_of_people_and_of_an_extractor(tmp_path: Path) -> None:

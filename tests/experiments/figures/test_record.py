@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure as Canvas
 
 from ldm.evaluation.similarity import without_placeholders
-from ldm.experiments.figures.record import FIGURES, Figure, Table, find
+from ldm.experiments.figures.record import FIGURES, Figure, Rendered, find
 from ldm.miniature.grammar import vocabulary
 from ldm.util import UserError
 from ldm.words.placeholders import occurrences
@@ -64,7 +65,7 @@ def test_an_unknown_figure_is_one_line(name: str) -> None:
 
 def test_a_table_with_ragged_rows_is_refused() -> None:
     with pytest.raises(ValueError, match="2 values"):
-        Table(("a", "b"), [(1, 2), (3,)])
+        Rendered(Canvas(), ("a", "b"), [(1, 2), (3,)])
 
 
 def test_an_unknown_need_is_refused() -> None:

@@ -14,9 +14,9 @@ from ldm.cli.protocol import main
 from ldm.experiments.protocol import together
 from ldm.experiments.protocol.cells import Cell
 from ldm.experiments.protocol.command import read_plan
-from ldm.experiments.protocol.engines import LocalEngine
+from ldm.experiments.protocol.engines import LocalEngine, Task
 from ldm.experiments.protocol.folder import LOG, TIMES, WORD, Lock
-from ldm.experiments.protocol.run import Progress, cell_folder
+from ldm.experiments.protocol.run import Progress, Runner, cell_folder
 from ldm.resources import ROOT
 from ldm.words.files import read_words, write_words
 
@@ -34,7 +34,7 @@ def plan(*overrides: str) -> list[Cell]:
     return read_plan(SMOKE, overrides)[1]
 
 
-def names(found: Sequence[together.Group]) -> list[list[str]]:
+def names(found: Sequence[Task]) -> list[list[str]]:
     return [[cell.name for cell in group.cells] for group in found]
 
 
@@ -67,7 +67,8 @@ def learned(
     monkeypatch.setattr(together, "PROGRAM", (sys.executable, str(program)))
     found = together.groups(cells, output, 8)
     progress = Progress(len(cells), {}, 1)
-    together.run_groups(found, output, LocalEngine(1), progress, {"STATUS": str(status)})
+    told = {"STATUS": str(status)}
+    Runner(output, LocalEngine(1), progress, environment=told).run([], found)
     noted = output / "noted"
     return [json.loads(line) for line in noted.read_text().splitlines()] if noted.exists() else []
 

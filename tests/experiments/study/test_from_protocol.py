@@ -16,9 +16,9 @@ from PIL import Image
 from ldm.cli.user_study import main
 from ldm.experiments.figures.published import RANKS
 from ldm.experiments.protocol.cells import Cell, build_cells
-from ldm.experiments.protocol.folder import write_images
+from ldm.experiments.protocol.folder import Finished, write_images
 from ldm.experiments.protocol.spec import read_protocol
-from ldm.experiments.study.from_protocol import Table, read_table, write_manifest
+from ldm.experiments.study.from_protocol import read_table, write_manifest
 from ldm.experiments.study.questionnaire import Study, read_key, read_manifest
 from ldm.image_io import open_rgb
 from ldm.resources import ROOT
@@ -96,8 +96,8 @@ def build(
     return output
 
 
-def names(table: Table) -> list[str]:
-    return [item.cell.name for item in table.cells]
+def names(cells: Sequence[Finished]) -> list[str]:
+    return [item.cell.name for item in cells]
 
 
 def test_the_manifest_has_every_image_of_the_chosen_cells_as_it_was_drawn(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_concept_without_all_models_is_left_out_with_a_warning(
 ) -> None:
     output = build(tmp_path)
     shutil.rmtree(output / "cells" / "mug" / "three_words")
-    assert {item.cell.concept for item in read_table(output, MODELS).cells} == {"cat"}
+    assert {item.cell.concept for item in read_table(output, MODELS)} == {"cat"}
     (warning,) = caplog.messages
     assert warning == "mug is left out: no finished cell with images of three_words"
 
@@ -152,7 +152,7 @@ def test_a_concept_without_a_seed_asked_for_is_left_out_with_a_warning(
 ) -> None:
     output = build(tmp_path)
     (output / "cells" / "mug" / "ours" / "seed2" / "scores.json").unlink()  # not finished
-    assert {item.cell.concept for item in read_table(output, MODELS, [1, 2]).cells} == {"cat"}
+    assert {item.cell.concept for item in read_table(output, MODELS, [1, 2])} == {"cat"}
     assert caplog.messages == ["mug is left out: not every model has finished seed 2 of it"]
 
 
