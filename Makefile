@@ -37,7 +37,7 @@ lock:  ## write requirements.lock again from the version ranges of pyproject.tom
 
 # One worker for each core, with one thread: with more, the workers would compete for the cores.
 test: env  ## run the fast tests, which need no GPU and no 1.4B weights
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: env  ## run the slow tests, such as the whole demo
 	$(BIN)/python -m pytest -m "slow and not gpu and not weights"

@@ -98,8 +98,8 @@ def recognize(path: Path, config: DictConfig | None = None) -> Base:
         base = _recognize_file(path)
         return replace(base, what=f"{base.what}; {beside.name} is of another program, not used")
     text_family = family_of_config(config)
-    title = FAMILIES[text_family].title if text_family else "a model"
-    return Base(path, text_family, config, f"{title} with {beside.name} beside it")
+    kind = f"like {FAMILIES[text_family].title}, " if text_family else ""
+    return Base(path, text_family, config, f"a model {kind}with {beside.name} beside it")
 
 
 def family_of_config(config: DictConfig) -> str:

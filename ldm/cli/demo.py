@@ -42,7 +42,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     option(parser, "--seed", "seed of the training", 2)
     option(parser, "--samples", "images of each prompt", 8)
     option(parser, "--scored", "images of the word alone", 32)
-    option(parser, "--ddim_steps", "sampler steps", 50)
+    option(parser, "--ddim_steps", "steps of the sampler, DPM-Solver++", 20)
     option(parser, "--scale", "guidance scale", 3.0)
     group = parser.add_argument_group("other files")
     common.add_model(group, common.MINIATURE)

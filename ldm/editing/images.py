@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,11 +100,14 @@ def generate_from(
     decode: Callable[[Tensor], Iterable[Image.Image]],
     progress: bool,
 ) -> list[tuple[int, Image.Image]]:
-    """Generate `samples` images of a prompt from an image: each one's seed, and the image.
+    """Generate `samples` images of a prompt from an image of a size that the model generates.
+
+    Returns each one's seed, and the image.
 
     `start` takes the image's latents [b, c, h, w] and b seeds, and returns further arguments of
     `Sampler.sample`. `decode` takes latents [b, c, h, w] to images.
     """
+    sampling = replace(sampling, height=original.height, width=original.width)
     check_texts(model, sampling, [prompt])
     seeds = [sampling.seed + i for i in range(samples)]
     at_once = sampling.batch_size or fitting_batch(model)

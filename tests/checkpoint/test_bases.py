@@ -51,7 +51,7 @@ def test_a_configuration_beside_the_file_decides_first(tiny, tmp_path):
     base = recognize(tmp_path / "mine.safetensors")
     assert base.family == "ldm"
     assert base.config.model.params.unet_config.params.model_channels == 32
-    assert base.what == "the 1.4B latent diffusion model with mine.yaml beside it"
+    assert base.what == ("a model like the 1.4B latent diffusion model, with mine.yaml beside it")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from ldm.editing.blended import (
     masked_region,
     refined,
 )
+from ldm.editing.guided import from_image
 from ldm.editing.images import (
     encode,
     fitting_size,
@@ -87,6 +88,22 @@ def test_an_image_depends_on_its_seed_alone(model, original, mask):
     assert [made.seed for made in two] == [42, 43]
     assert background_error(two[1].image, second.image, Image.new("1", (64, 64))) <= 1
     assert background_error(two[0].image, second.image, Image.new("1", (64, 64))) > 10
+
+
+def test_the_text_encoder_is_told_the_size_of_the_given_image(model, monkeypatch):
+    """SDXL's condition has the image's size; here it is not the model's own square."""
+    told = []
+    encode = model.get_learned_conditioning
+
+    def spy(texts, size=None, **options):
+        told.append(size)
+        return encode(texts, **options)
+
+    monkeypatch.setattr(model, "get_learned_conditioning", spy)
+    wide, mask = Image.new("RGB", (64, 32)), Image.new("1", (64, 32), 1)
+    edit(model, wide, mask, "a red star", **FEW)
+    from_image(model, wide, "a red star", Sampling(steps=3))
+    assert set(told) == {(32, 64)}
 
 
 def test_the_latent_outside_the_mask_is_the_images_noised_to_each_step(

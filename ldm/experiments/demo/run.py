@@ -155,7 +155,12 @@ class Session:
                 words.append(f"{name}={path}")
             load_words(self.model, words)
             sampling = Sampling(
-                steps=self.options.ddim_steps, scale=self.options.scale, seed=42, batch_size=32
+                # In 20 steps it reaches the scores of 50 DDIM steps (docs/results.md).
+                sampler="dpmpp_2m",
+                steps=self.options.ddim_steps,
+                scale=self.options.scale,
+                seed=42,
+                batch_size=32,
             )
             found = generate(self.model, [prompt], sampling, samples_per_prompt=count)
         return [item.image for item in found]
