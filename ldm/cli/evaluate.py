@@ -151,7 +151,7 @@ def read_subject(
         own = "miniature" if scorer_beside(weights) else "paper"
         file = ROOT / "examples" / "prompts" / f"{own}{ending}.txt"
     listed = read_prompts(file) if file is not None else []
-    # The usual placeholder stands for the first word, if no word has that name.
+    # The usual placeholder stands for the first of the words, if none has that name.
     own = DEFAULT_PLACEHOLDER if DEFAULT_PLACEHOLDER in placeholders else placeholders[0]
     given = (options.image_prompt, *listed)
     image_prompt, *rest = (prompt.replace(DEFAULT_PLACEHOLDER, own) for prompt in given)

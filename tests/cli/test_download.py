@@ -118,6 +118,7 @@ def test_another_model_is_refused(web, tmp_path):
     assert "not the 1.4B model but latent diffusion" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_hub_serves_where_the_first_link_fails(tmp_path, monkeypatch):
     """From a local Hub cache, with the network off."""
     from tests.checkpoint.pipelines import SIZES, ldm, write_as_published

@@ -84,6 +84,7 @@ def test_half_precision_learns_nearly_the_same(learn: Learn) -> None:
     torch.testing.assert_close(full.word().norm(dim=-1), half.word().norm(dim=-1))
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(arguments: list[str], learn: Learn) -> None:
     one = learn("one", "data.params.batch_size=4", "--max_steps", "3", "--no-test")
     more = ["-n", "both", "--devices", "2", "--strategy", "ddp", "--max_steps", "3", "--no-test"]

@@ -167,14 +167,14 @@ def _cell(
         "placeholder": spec.placeholder,
         "prompts": list(spec.prompts),
         "image_prompt": spec.image_prompt,
-        "pictures": len(concept.images) if variant.source == "images" else spec.pictures,
+        "pictures": len(concept.images) if variant.source == "images" else spec.images,
         "sampler_steps": spec.sampler_steps,
         "scale": spec.scale,
         "resamples": spec.resamples,
         "seed": seed * NOISES_A_SEED,
     }
-    if spec.keep_pictures:
-        score["keep"] = spec.keep_pictures
+    if spec.keep_images:
+        score["keep"] = spec.keep_images
     places = {
         "root": str(ROOT),
         "checkpoint": str(spec.checkpoint),

@@ -103,12 +103,12 @@ class ProtocolSpec:
     seeds: tuple[int, ...]
     prompts: tuple[str, ...]
     image_prompt: str
-    pictures: int
+    images: int
     sampler_steps: int
     scale: float
     extractor: str
     resamples: int
-    keep_pictures: int
+    keep_images: int
     words_at_once: int
     reference: str
     estimate: Mapping[str, float]
@@ -190,6 +190,8 @@ def _build(values: dict[str, Any]) -> ProtocolSpec:
         "variants": variants,
         "seeds": seeds,
         "prompts": tuple(dict.fromkeys(prompts)),
+        "images": values.pop("pictures"),
+        "keep_images": values.pop("keep_pictures"),
         "sampler_steps": _whole("sampler_steps", values["sampler_steps"], 1, 1000),
         "scale": _number("scale", values["scale"]),
         "extractor": str(extractor.absolute()) if extractor.is_dir() else values["extractor"],
