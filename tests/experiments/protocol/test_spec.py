@@ -79,7 +79,7 @@ def test_the_papers_protocol_is_the_papers(tmp_path: Path) -> None:
     )
     check_training(spec)
     assert set(PAPER) <= {variant.name for variant in spec.variants}
-    asked = (spec.pictures, spec.sampler_steps, spec.scale, spec.extractor)
+    asked = (spec.images, spec.sampler_steps, spec.scale, spec.extractor)
     assert asked == (64, 50, 5.0, "openai/clip-vit-base-patch32")
     assert {v.steps for v in spec.variants} == {5000, 400}
 
