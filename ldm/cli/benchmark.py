@@ -26,7 +26,7 @@ from ldm.cli.common import (
 log = logging.getLogger(__name__)
 SECTIONS = ("miniature", "1.4B", "start", "growth", "runs")
 EXAMPLES = """examples:
-  python scripts/benchmark.py                          # everything: about 20 minutes on two cores
+  python scripts/benchmark.py                          # everything: about 40 minutes on two cores
   python scripts/benchmark.py --sections miniature --rounds 3
   python scripts/benchmark.py --sections 1.4B --device cuda --batch_size 4
 """
