@@ -159,9 +159,12 @@ def _joined(
     state: dict[str, Tensor], own: Mapping[str, Tensor], family: Family
 ) -> dict[str, Tensor]:
     """Add the entries of OpenCLIP that a file has under the names of `transformers`."""
+    parts = [part for part in family.parts if part.rule is open_clip]
+    if not parts:
+        return state
     there = {canonical(name) for name in state}
     entries = {n: entry for n, entry in family.entries(own).items() if canonical(n) not in there}
-    for part in (part for part in family.parts if part.rule is open_clip):
+    for part in parts:
         roots = {part.prefix, part.prefix.replace(".model.", ".transformer.")}
         theirs = {n.removeprefix(r): v for r in roots for n, v in state.items() if n.startswith(r)}
         for name, entry in entries.items():

@@ -89,7 +89,7 @@ def write(base: Base, entries: Mapping[str, Tensor], target: Path) -> None:
 
 def write_file(base: Base, entries: Mapping[str, Tensor], target: Path) -> None:
     """Write entries as one file, and beside it the configuration if the family's differs."""
-    if told := target.suffix == ".safetensors":
+    if says := target.suffix == ".safetensors":
         predicts = "v" if base.family == "sd2-v" else "epsilon"
         metadata = {"format": "pt", "modelspec.prediction_type": predicts}
         held = {name: value.contiguous() for name, value in entries.items()}
@@ -99,7 +99,7 @@ def write_file(base: Base, entries: Mapping[str, Tensor], target: Path) -> None:
         write_whole(target, lambda part: torch.save(content, part))
     shipped = component_configs(base.family, shipped_config(base.family))
     same = component_configs(base.family, base.config) == shipped
-    if not same or (base.family == "sd2-v" and not told):
+    if not same or (base.family == "sd2-v" and not says):
         beside = OmegaConf.create({"model": base.config.model})
         write_whole(target.with_suffix(".yaml"), OmegaConf.to_yaml(beside))
 

@@ -33,6 +33,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_component(folder: Path) -> dict[str, Tensor]:
     """Read the weights of a component under the folder's names; UserError if a file is missing."""
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder.parent} lacks the component {folder.name}/: download the whole folder"
+        )
     chosen = choose_weights(path.name for path in folder.iterdir())
     if not chosen:
         raise UserError(f"{folder} has no weights, such as {STEMS[0]}.safetensors: download them")

@@ -120,7 +120,7 @@ def read_changes(path: str | Path, weights: Mapping[str, Tensor]) -> Iterator[tu
             if weight is None or weight.shape != change.shape:
                 raise UserError(
                     f"{path}: its weight {theirs} {list(change.shape)} has no place in this "
-                    "model: give the configuration that it was tuned with"
+                    "model: give the base, or the configuration, that it was tuned with"
                 )
             yield pairs[theirs], change
 

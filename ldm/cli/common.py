@@ -77,7 +77,7 @@ def option(
     elif type(default) in (int, float):
         more["type"] = type(default)
     if type(default) in (int, float, str) and default != "" and not text.endswith(")"):
-        text += f" ({default})"
+        text += f" ({default:g})" if isinstance(default, float) else f" ({default})"
     group.add_argument(*flags, default=default, help=text, **more)
 
 

@@ -36,7 +36,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = common.Parser(prog="demo.py", description=__doc__)
     option(parser, "--concept", "what to learn", "teal-star")
     option(parser, "--second", "shipped word of the composition (a style or a thing)")
-    option(parser, "--variant", "variant, as in main.py (fast); '' for none", "fast")
+    option(parser, "--variant", "variant, as in main.py; '' for none (fast)", "fast")
     option(parser, "--steps", "optimizer steps", 100)
     option(parser, "--outdir", "(outputs/demo)", Path("outputs/demo"), type=Path)
     option(parser, "--seed", "seed of the training", 2)

@@ -50,7 +50,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("how to generate")
     common.add_options(group, steps=50, scale=5.0, seed=42, n_samples=4, batch_size=4)
     common.add_options(group, negative_prompt="", weighted_prompts=False, clip_skip=1)
-    option(group, "--dilate N", "for thin masks: begin N latent points wider, and shrink", 0)
+    option(
+        group,
+        "--dilate N",
+        "for thin masks: begin N latent points wider, and shrink over the steps",
+        0,
+    )
     text = (
         "paste: the image's own pixels outside the mask; decoder: a decoder tuned to each image "
         "(slower, no seam); none: as decoded"
@@ -73,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     common.check_least(options, 1, "n_samples")
     common.check_least(options, 0, "dilate")
     folder = common.check_output_folder(options.outdir)
+    common.find_model(options.model, options.config)
 
     from ldm.editing.blended import edit, latent_mask_of
     from ldm.editing.images import model_size, open_mask, resized

@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"--strength must lie in (0, 1], got {options.strength}")
     common.check_least(options, 1, "n_samples")
     folder = common.check_output_folder(options.outdir)
+    common.find_model(options.model, options.config)
 
     from ldm.editing.guided import from_image
     from ldm.image_io import open_rgb, pil_grid, safe_name, save_png

@@ -85,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     sampling = check(options)
     folder = common.check_output_folder(options.outdir)
+    common.find_model(options.model, options.config)
 
     from ldm.editing.images import model_size, resized
     from ldm.editing.inversion import invert_image, read_noise, reconstruction, write_noise

@@ -68,7 +68,7 @@ def parse(defaults: Defaults, arguments: Sequence[str] | None = None) -> argpars
         epilog=EXAMPLES.format(command=defaults.command),
     )
     group = parser.add_argument_group("what to generate")
-    option(group, "--prompt TEXT", "the text to generate (repeatable)", action="append")
+    option(group, "--prompt TEXT", "the text to generate images from (repeatable)", action="append")
     text = 'prompts, one a line; # begins a comment; "-" is the standard input'
     option(group, "--from-file FILE", text)
     common.add_options(group, negative_prompt="", weighted_prompts=False, clip_skip=1)

@@ -53,6 +53,12 @@ class MeanOfLate(StepCallback):
         self.steps = steps
         self.sums: list[Tensor] = []
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.sums = state_dict["sums"]
+
     @torch.no_grad()
     def on_step(self, trainer: Trainer, module: LightningModule, loss: Tensor, logs: bool) -> None:
         if trainer.global_step <= trainer.max_steps - self.steps:
@@ -90,6 +96,12 @@ class BestStep(StepCallback):
         at_least(1, every=every, batches=batches)
         self.every, self.batches = every, batches
         self.best: dict[str, tuple[float, Tensor]] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
 
     @torch.no_grad()
     def on_step(self, trainer: Trainer, module: LightningModule, loss: Tensor, logs: bool) -> None:

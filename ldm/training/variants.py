@@ -15,12 +15,13 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
+from typing import TYPE_CHECKING, Any
 
 from ldm.resources import ROOT
 from ldm.util import UserError, one_line
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 FOLDER = ROOT / "configs" / "variants"
 # Where a variant's images come from (paper, section 4): of these only the first is trained.
@@ -44,6 +45,8 @@ class Variant:
 
 
 def _load(path: Path, what: str) -> Any:
+    from omegaconf import OmegaConf  # not at the top, so that `--help` answers at once
+
     try:
         return OmegaConf.load(path)
     except FileNotFoundError as error:
@@ -57,6 +60,8 @@ def read_yaml(path: Path) -> DictConfig:
 
     Raises UserError if the file is missing or holds no mapping.
     """
+    from omegaconf import DictConfig
+
     config = _load(path, "the configuration")
     if not isinstance(config, DictConfig):
         raise UserError(f"{path} is not a configuration: expected a mapping with 'model', 'data'")
@@ -80,7 +85,7 @@ def find_variant(name: str, folder: Path = FOLDER) -> Variant:
         raise UserError(f"no variant {name!r}: there are {', '.join(near) or 'none'} in {folder}")
     path = folder / f"{name}.yaml"
     content = _load(path, "variant")
-    found = content.get("variant") if isinstance(content, DictConfig) else None
+    found = content.get("variant") if isinstance(content, Mapping) else None
     facts = check_variant(found, str(path))
     return Variant(name, path, facts["about"], facts["source"])
 

@@ -84,7 +84,8 @@ def _read_pickle(path: Path) -> Any:
                     f"{str(path)!r} refused: loading it could run code, it asks for "
                     f"{forbidden[1]!r}; ask its author for a .safetensors file"
                 ) from error
-            raise
+            # Torch's own text advises to load without its checks.
+            raise UserError(f"{str(path)!r} is not a readable embedding file") from error
 
 
 def _check_size(path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from ldm.checkpoint.folders import read_component
 from ldm.checkpoint.names import published_name, published_names
 from ldm.inference import (
     Sampling,
@@ -17,6 +18,7 @@ from ldm.inference import (
     sample_latents,
     seeded_noise,
 )
+from ldm.util import UserError
 from ldm.words.manager import EmbeddingManager
 from tests.checkpoint.pipelines import PIPELINES
 
@@ -164,3 +166,9 @@ def test_a_client_loads_the_published_names(folder, scripted):
     assert model.load_state_dict(state, strict=False) == ([], [])
     for name, value in model.state_dict().items():
         assert torch.equal(value, wanted[name]), name
+
+
+def test_a_component_that_is_not_there_is_one_line(tmp_path):
+    """As where a folder of Stable Diffusion 1 is read with the configuration of SDXL."""
+    with pytest.raises(UserError, match=r"lacks the component text_encoder_2/: download"):
+        read_component(tmp_path / "text_encoder_2")

@@ -199,6 +199,10 @@ BAD = {
     "text.pt": (lambda path: path.write_text("hello, I am no pickle\n"), "not a readable"),
     "empty.pt": (lambda path: path.write_bytes(b""), "not a readable"),
     "cut.pt": (damaged, "not a readable"),
+    "garbled.pt": (
+        lambda path: path.write_bytes(b"\x80\x02" + b"\xff" * 50),
+        "not a readable embedding file$",  # and no advice to load it without checks
+    ),
     "cut.safetensors": (damaged, "not a readable"),
     "text.safetensors": (lambda path: path.write_text("hello"), "not a readable"),
     "text.png": (lambda path: path.write_text("hello"), "not a readable"),

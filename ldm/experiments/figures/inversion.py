@@ -7,7 +7,7 @@ the text; with tuning, images collapse under strong guidance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from ldm.editing.inversion import invert_image, reconstruction, regenerate
 from ldm.experiments.figures.layout import Cell, Row, grid_figure
 from ldm.experiments.figures.pivotal import HOW
 from ldm.experiments.figures.record import Figure, Line, Rendered
+from ldm.experiments.figures.request import Request
 from ldm.experiments.figures.session import Session
 from ldm.experiments.figures.style import readable
 from ldm.inference import GeneratedImage, Sampling
@@ -41,14 +42,17 @@ def inversion(figure: Figure, session: Session) -> Rendered:
     steps = STEPS_EACH * session.request.steps
     noise = invert_image(session.model, original, line.prompts[0], Sampling(steps=steps, scale=1.0))
     best = reconstruction(session.model, original)
-    ways: dict[str, Callable[[float], Sequence[Image.Image]]] = {}
-    ways[BIPARTITE] = lambda scale: regenerate(session.model, noise, line.prompts, scale)
+    # The images of each prompt, for each scale.
+    ways: dict[str, Callable[[], list[list[Image.Image]]]] = {}
+    ways[BIPARTITE] = lambda: [
+        regenerate(session.model, noise, line.prompts, scale) for scale in SCALES
+    ]
     if session.request.pivotal is not None:
-        ways[PIVOTAL] = partial(_tuned, Session(session.request, is_tuned=True), line)
+        ways[PIVOTAL] = partial(_tuned, session.request, line)
     rows = [Row("", [Cell(original, "training image"), Cell(best, "autoencoder alone")])]
     numbers: list[tuple[Any, ...]] = []
     for way, generate in ways.items():
-        by_prompt = zip(*(generate(scale) for scale in SCALES), strict=True)
+        by_prompt = zip(*generate(), strict=True)
         for prompt, images in zip(line.prompts, by_prompt, strict=True):
             titles = [f"guidance {scale:g}" for scale in SCALES] if len(rows) == 1 else [""] * 4
             cells = [Cell(image, title) for image, title in zip(images, titles, strict=True)]
@@ -71,7 +75,10 @@ def inversion(figure: Figure, session: Session) -> Rendered:
     return Rendered(grid, COLUMNS, numbers, tuple(notes))
 
 
-def _tuned(tuned: Session, line: Line, scale: float) -> list[Image.Image]:
-    """Return an image of each prompt, from the tuned model and the seed's noise."""
-    found = tuned.generate(line.prompts, 1, concepts=line.concepts, scale=scale)
-    return [images[0].image for images in found]
+def _tuned(request: Request, line: Line) -> list[list[Image.Image]]:
+    """Return an image of each prompt for each scale, from the tuned model and the seed's noise."""
+    tuned, found = Session(request, is_tuned=True), []
+    for scale in SCALES:
+        made = tuned.generate(line.prompts, 1, concepts=line.concepts, scale=scale)
+        found.append([images[0].image for images in made])
+    return found
