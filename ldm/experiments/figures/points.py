@@ -123,17 +123,21 @@ def _side_by_side(
 ) -> Rendered:
     from matplotlib.figure import Figure as Canvas
 
-    canvas = Canvas(figsize=(15.0, 4.8), layout="constrained")
-    left, middle, right = canvas.subplots(1, 3)
-    styles = {name: marker(i) for i, name in enumerate(_names(theirs, ours))}
-    near = [point for point in ours if point.name not in FAR]
-    for axes, points in ((left, theirs), (middle, ours), (right, near)):
-        plot_points(axes, points, styles)
-    left.set_title("the paper (CLIP, 1.4B), no intervals published")
     scorer = "the miniature's CLIP" if is_miniature else "CLIP"
-    middle.set_title(f"here ({scorer}), 95% intervals")
-    right.set_title("the same, closer: without the two references")
-    _legend(canvas, (left, middle))
+    panels = {
+        "the paper (CLIP, 1.4B), no intervals published": theirs,
+        f"here ({scorer}), 95% intervals": ours,
+    }
+    near = [point for point in ours if point.name not in FAR]
+    if len(near) < len(ours):
+        panels["the same, closer: without the two references"] = near
+    canvas = Canvas(figsize=(5.0 * len(panels), 4.8), layout="constrained")
+    every = canvas.subplots(1, len(panels))
+    styles = {name: marker(i) for i, name in enumerate(_names(theirs, ours))}
+    for axes, (title, points) in zip(every, panels.items(), strict=True):
+        plot_points(axes, points, styles)
+        axes.set_title(title)
+    _legend(canvas, every[:2])
     canvas.suptitle(figure.heading, fontsize=11)
     rows = [_row("paper", p) for p in theirs] + [_row("here", p) for p in ours]
     notes = [
