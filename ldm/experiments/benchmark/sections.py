@@ -163,6 +163,12 @@ def _start_up(plan: Plan) -> Callable[[int], float]:
     return seconds
 
 
+def concepts(count: int = 1) -> tuple[str, ...]:
+    """Return the options that name the first concepts' images and their initializer words."""
+    folders = [str(ROOT / "examples/concepts" / name) for name in CONCEPTS][:count]
+    return ("--data_root", *folders, "--init_word", *list(CONCEPTS.values())[:count])
+
+
 def command(plan: Plan, arguments: Sequence[str]) -> dict[str, float]:
     """Run the command that learns words of the miniature; UserError gives its last line.
 
@@ -203,10 +209,7 @@ def runs(plan: Plan) -> Results:
         for name, (count, arguments) in RUNS.items():
             if number and arguments == PAPER:
                 continue  # it takes minutes, and its time varies little
-            folders = [str(ROOT / "examples/concepts" / folder) for folder in CONCEPTS][:count]
-            inits = list(CONCEPTS.values())[:count]
-            concepts = ("--data_root", *folders, "--init_word", *inits)
-            found[name].append(command(plan, (*arguments, *concepts, *short)))
+            found[name].append(command(plan, (*arguments, *concepts(count), *short)))
             log.info(f"{name}: {found[name][-1]}")
     facts["load_after"] = round(os.getloadavg()[0], 1)
     rows = []

@@ -20,9 +20,8 @@ from ldm.checkpoint.folder_config import shipped_config
 from ldm.checkpoint.loading import build_empty
 from ldm.checkpoint.names import SCHEDULE, published_name
 from ldm.experiments.benchmark.report import Results, machine
-from ldm.experiments.benchmark.sections import CONCEPTS, PAPER, Plan, command, do_turn
+from ldm.experiments.benchmark.sections import PAPER, Plan, command, concepts, do_turn
 from ldm.experiments.benchmark.sides import TOKENIZER
-from ldm.resources import ROOT
 from ldm.util import write_whole
 
 log = logging.getLogger(__name__)
@@ -104,7 +103,7 @@ def _first_step(plan: Plan) -> list[dict[str, str]]:
     try:
         reading = seconds_to_read(path)
         one = ("--max_steps", "1", "--limit_val_batches", "0", "data.params.batch_size=1")
-        found = command(replace(plan, model=path), (*arguments, *_concept(), *one))
+        found = command(replace(plan, model=path), (*arguments, *concepts(), *one))
         size = path.stat().st_size / 1e9
     finally:
         if not plan.quick:
@@ -131,11 +130,6 @@ def _first_step(plan: Plan) -> list[dict[str, str]]:
     ]
 
 
-def _concept() -> tuple[str, ...]:
-    name, word = next(iter(CONCEPTS.items()))
-    return ("--data_root", str(ROOT / "examples/concepts" / name), "--init_word", word)
-
-
 def _loop(plan: Plan) -> dict[str, str]:
     """Return a row for a step in a run against the step alone, which take turns."""
     steps = 3 if plan.quick else LOOP_STEPS
@@ -148,7 +142,7 @@ def _loop(plan: Plan) -> dict[str, str]:
         threads=threads,
         repeat=1 if plan.quick else LOOP_STEPS // 2,
     )
-    many = (*PAPER, *_concept(), "--max_steps", str(steps), "--limit_val_batches", "0")
+    many = (*PAPER, *concepts(), "--max_steps", str(steps), "--limit_val_batches", "0")
     whole, bare = [], []
     for _ in range(plan.rounds):
         bare.append(statistics.fmean(do_turn(turn, plan.quick)["wall"]))
